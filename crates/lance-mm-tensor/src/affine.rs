@@ -1,0 +1,205 @@
+//! Matrices in MLX's affine format: `scale · code + bias` per group of neighbouring values of a row.
+//!
+//! Format: MLX 0.32 `mx.quantize`; checked against its CPU backend bit by bit.
+
+mod pack;
+
+use half::{bf16, f16};
+
+use crate::dense::FloatType;
+use crate::error::{Error, Result};
+use crate::kernels::Rows;
+use crate::quantization::{Mode, Scheme};
+use crate::weights::Bytes;
+pub(crate) use pack::unpack_row;
+
+/// A `(R, K)` matrix of packed codes with one scale and one bias per group. Cloning shares the bytes.
+///
+/// Words, scales and biases stay as the file holds them; rows are unpacked when they are used. Its
+/// storage dtype (`U32` words) is never the type to compute in: values are f32.
+#[derive(Clone)]
+pub struct AffineWeight {
+    words: Bytes,
+    scales: Bytes,
+    biases: Bytes,
+    dtype: FloatType,
+    scheme: Scheme,
+    rows: usize,
+    cols: usize,
+}
+
+impl AffineWeight {
+    /// Puts a matrix together from what a file holds. `name` names it in errors.
+    ///
+    /// # Errors
+    /// A scale or bias that is not finite, with its row.
+    pub(crate) fn new(
+        name: &str,
+        parts: AffineParts,
+        scheme: Scheme,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Self> {
+        let AffineParts { words, scales, biases, dtype } = parts;
+        assert_eq!(scheme.mode(), Mode::Affine, "the loader chose by mode");
+        assert_eq!(words.len(), rows * scheme.words(cols) * 4, "shapes were checked");
+        assert_eq!(scales.len(), rows * (cols / scheme.group_size()) * dtype.size(), "shapes were checked");
+        assert_eq!(scales.len(), biases.len(), "shapes were checked");
+        let weight = Self { words, scales, biases, dtype, scheme, rows, cols };
+        for (part, bytes) in [("scales", &weight.scales), ("biases", &weight.biases)] {
+            if let Some(index) = first_non_finite(bytes, dtype) {
+                return Err(Error::File {
+                    file: format!("{name}.{part}"),
+                    message: format!("not finite in row {}", index / weight.groups()),
+                });
+            }
+        }
+        Ok(weight)
+    }
+
+    /// Quantizes f32 values, row by row, as `mx.quantize` does; scales and biases are kept in f32.
+    ///
+    /// # Errors
+    /// Columns that are not whole groups, an empty or ragged matrix, values or scales that are not finite.
+    pub fn quantize_f32(name: &str, values: &[f32], cols: usize, scheme: Scheme) -> Result<Self> {
+        Self::quantize(name, values, cols, scheme, FloatType::F32)
+    }
+
+    /// Quantizes values, row by row, as `mx.quantize` does with a source of type `dtype`: codes come from
+    /// unrounded f32 scales, scales and biases are rounded to `dtype` afterwards.
+    ///
+    /// # Errors
+    /// As [`quantize_f32`](Self::quantize_f32).
+    pub fn quantize(name: &str, values: &[f32], cols: usize, scheme: Scheme, dtype: FloatType) -> Result<Self> {
+        let group = scheme.group_size();
+        if scheme.mode() != Mode::Affine {
+            return Err(Error::setting(name, "the affine mode, the only one written", scheme.mode()));
+        }
+        if cols == 0 || !cols.is_multiple_of(group) {
+            return Err(Error::setting(name, format!("columns in groups of {group}"), format!("{cols} columns")));
+        }
+        if values.is_empty() || !values.len().is_multiple_of(cols) {
+            return Err(Error::setting(name, format!("rows of {cols}"), format!("{} values", values.len())));
+        }
+        let rows = values.len() / cols;
+        let mut parts = pack::Packed::with_capacity(rows, cols, scheme, dtype);
+        for (row, values) in values.chunks_exact(cols).enumerate() {
+            if values.iter().any(|v| !v.is_finite()) {
+                return Err(Error::File { file: name.into(), message: format!("not finite in row {row}") });
+            }
+            parts.push_row(values);
+        }
+        let parts = AffineParts {
+            words: Bytes::from_vec(parts.words),
+            scales: Bytes::from_vec(parts.scales),
+            biases: Bytes::from_vec(parts.biases),
+            dtype,
+        };
+        Self::new(name, parts, scheme, rows, cols)
+    }
+
+    /// Bits and group size.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// The type of scales and biases.
+    pub fn dtype(&self) -> FloatType {
+        self.dtype
+    }
+
+    /// Packed words, row by row: `(R, K · bits / 32)`.
+    pub fn words(&self) -> Vec<u32> {
+        self.words.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+    }
+
+    /// Scales widened to f32, `(R, K / group)`.
+    pub fn scales(&self) -> Vec<f32> {
+        self.widened(&self.scales)
+    }
+
+    /// Biases widened to f32, `(R, K / group)`.
+    pub fn biases(&self) -> Vec<f32> {
+        self.widened(&self.biases)
+    }
+
+    fn widened(&self, bytes: &[u8]) -> Vec<f32> {
+        let mut out = vec![0.0; bytes.len() / self.dtype.size()];
+        self.dtype.widen(bytes, &mut out);
+        out
+    }
+
+    fn groups(&self) -> usize {
+        self.cols / self.scheme.group_size()
+    }
+
+    /// One row as `scale · code + bias` in f32: what products and embeddings use.
+    ///
+    /// # Panics
+    /// When `row` or the length of `out` does not fit.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        self.with_row(row, out, |scale, bias, code| scale * code + bias);
+    }
+
+    /// One row as `mx.dequantize` gives it for scales of this type: product and sum each rounded to it.
+    ///
+    /// # Panics
+    /// When `row` or the length of `out` does not fit.
+    pub fn read_row_rounded(&self, row: usize, out: &mut [f32]) {
+        let round: fn(f32) -> f32 = match self.dtype {
+            FloatType::F32 => |v| v,
+            FloatType::F16 => |v| f16::from_f32(v).to_f32(),
+            FloatType::BF16 => |v| bf16::from_f32(v).to_f32(),
+        };
+        self.with_row(row, out, |scale, bias, code| round(round(scale * code) + bias));
+    }
+
+    fn with_row(&self, row: usize, out: &mut [f32], value: impl Fn(f32, f32, f32) -> f32) {
+        assert_eq!(out.len(), self.cols, "one output for each column");
+        let width = self.scheme.words(self.cols) * 4;
+        unpack_row(&self.words[row * width..(row + 1) * width], self.scheme.bits(), out);
+        for (g, group) in out.chunks_exact_mut(self.scheme.group_size()).enumerate() {
+            let at = row * self.groups() + g;
+            let scale = self.dtype.widen_one(&self.scales, at);
+            let bias = self.dtype.widen_one(&self.biases, at);
+            for v in group {
+                *v = value(scale, bias, *v);
+            }
+        }
+    }
+}
+
+/// The stored parts of an affine matrix.
+pub(crate) struct AffineParts {
+    pub(crate) words: Bytes,
+    pub(crate) scales: Bytes,
+    pub(crate) biases: Bytes,
+    pub(crate) dtype: FloatType,
+}
+
+impl Rows for AffineWeight {
+    fn n_rows(&self) -> usize {
+        self.rows
+    }
+
+    fn n_cols(&self) -> usize {
+        self.cols
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        self.read_row(row, out);
+    }
+}
+
+/// Index of the first value whose exponent bits are all set.
+fn first_non_finite(bytes: &[u8], dtype: FloatType) -> Option<usize> {
+    let half = |exponent: u16| bytes.as_chunks().0.iter().position(|b| u16::from_le_bytes(*b) & exponent == exponent);
+    match dtype {
+        FloatType::F32 => bytes.as_chunks().0.iter().position(|b| !f32::from_le_bytes(*b).is_finite()),
+        FloatType::F16 => half(0x7c00),
+        FloatType::BF16 => half(0x7f80),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! Codes to words and back, and the quantizer of one group.
+
+use half::{bf16, f16};
+
+use crate::dense::FloatType;
+use crate::quantization::Scheme;
+
+/// Unpacks one row of codes as f32. Codes lie one after another in the row's bits, lowest first, so eight
+/// codes of `bits` bits are exactly `bits` bytes, for every width.
+pub(crate) fn unpack_row(bytes: &[u8], bits: usize, out: &mut [f32]) {
+    assert_eq!(bytes.len() * 8, out.len() * bits, "a row is whole words");
+    match bits {
+        2 => unpack::<2>(bytes, out),
+        3 => unpack::<3>(bytes, out),
+        4 => unpack::<4>(bytes, out),
+        5 => unpack::<5>(bytes, out),
+        6 => unpack::<6>(bytes, out),
+        8 => unpack::<8>(bytes, out),
+        _ => unreachable!("Scheme holds legal widths only"),
+    }
+}
+
+fn unpack<const B: usize>(bytes: &[u8], out: &mut [f32]) {
+    let mask = (1u64 << B) - 1;
+    for (bytes, out) in bytes.as_chunks::<B>().0.iter().zip(out.as_chunks_mut::<8>().0) {
+        let mut word = [0; 8];
+        word[..B].copy_from_slice(bytes);
+        let word = u64::from_le_bytes(word);
+        for (i, o) in out.iter_mut().enumerate() {
+            *o = ((word >> (i * B)) & mask) as f32;
+        }
+    }
+}
+
+/// Words, scales and biases of the rows quantized so far, as the file stores them.
+pub(crate) struct Packed {
+    pub(crate) words: Vec<u8>,
+    pub(crate) scales: Vec<u8>,
+    pub(crate) biases: Vec<u8>,
+    scheme: Scheme,
+    dtype: FloatType,
+}
+
+impl Packed {
+    pub(crate) fn with_capacity(rows: usize, cols: usize, scheme: Scheme, dtype: FloatType) -> Self {
+        let groups = rows * (cols / scheme.group_size()) * dtype.size();
+        Self {
+            words: Vec::with_capacity(rows * scheme.words(cols) * 4),
+            scales: Vec::with_capacity(groups),
+            biases: Vec::with_capacity(groups),
+            scheme,
+            dtype,
+        }
+    }
+
+    /// Quantizes and appends one row of whole groups.
+    pub(crate) fn push_row(&mut self, row: &[f32]) {
+        let mut codes = vec![0; self.scheme.group_size()];
+        for group in row.chunks_exact(self.scheme.group_size()) {
+            let (scale, bias) = quantize_group(group, self.scheme.bits(), &mut codes);
+            push(&mut self.scales, scale, self.dtype);
+            push(&mut self.biases, bias, self.dtype);
+            self.push_codes(&codes);
+        }
+    }
+
+    /// Eight codes at a time fill whole bytes.
+    fn push_codes(&mut self, codes: &[u8]) {
+        let bits = self.scheme.bits();
+        for eight in codes.chunks_exact(8) {
+            let word = eight.iter().enumerate().fold(0u64, |word, (i, code)| word | u64::from(*code) << (i * bits));
+            self.words.extend_from_slice(&word.to_le_bytes()[..bits]);
+        }
+    }
+}
+
+fn push(out: &mut Vec<u8>, value: f32, dtype: FloatType) {
+    match dtype {
+        FloatType::F32 => out.extend_from_slice(&value.to_le_bytes()),
+        FloatType::F16 => out.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
+        FloatType::BF16 => out.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
+    }
+}
+
+/// Scale, bias and codes of one group, as MLX's CPU `mx.quantize` makes them: f32, one rounding an
+/// operation. The end of larger magnitude is kept exactly, the scale is stretched until zero is a code.
+fn quantize_group(values: &[f32], bits: usize, codes: &mut [u8]) -> (f32, f32) {
+    const EPS: f32 = 1e-7;
+    let n = ((1u32 << bits) - 1) as f32;
+    let lo = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let hi = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let negative = lo.abs() > hi.abs();
+    let step = ((hi - lo) / n).max(EPS);
+    let step = if negative { step } else { -step };
+    let edge = if negative { lo } else { hi };
+    let zero = (edge / step).round_ties_even();
+    let (scale, bias) = if zero != 0.0 { (edge / zero, edge) } else { (step, 0.0) };
+    for (code, value) in codes.iter_mut().zip(values) {
+        *code = ((value - bias) / scale).round_ties_even().clamp(0.0, n) as u8;
+    }
+    (scale, bias)
+}

@@ -1,0 +1,148 @@
+//! A dense weight matrix, left in the file in the type it is stored in.
+
+use half::f16;
+use safetensors::Dtype;
+
+use crate::kernels::Rows;
+use crate::weights::Bytes;
+
+/// Floating types a weight, scale or bias may be stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FloatType {
+    /// IEEE single.
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    BF16,
+}
+
+impl FloatType {
+    /// The floating type of a safetensors dtype, if it is one we read.
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F32 => Some(Self::F32),
+            Dtype::F16 => Some(Self::F16),
+            Dtype::BF16 => Some(Self::BF16),
+            _ => None,
+        }
+    }
+
+    /// Bytes of one value.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    /// Widens little-endian values; `bytes` holds exactly `out.len()` of them.
+    pub(crate) fn widen(self, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(bytes.len(), out.len() * self.size(), "one stored value for each output");
+        match self {
+            Self::F32 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *o = f32::from_le_bytes(*b);
+                }
+            }
+            Self::F16 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *o = f16::from_le_bytes(*b).to_f32();
+                }
+            }
+            Self::BF16 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *o = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+                }
+            }
+        }
+    }
+
+    /// One value widened.
+    pub(crate) fn widen_one(self, bytes: &[u8], index: usize) -> f32 {
+        let mut out = [0.0];
+        self.widen(&bytes[index * self.size()..(index + 1) * self.size()], &mut out);
+        out[0]
+    }
+}
+
+/// A `(R, K)` matrix of `F32`, `F16` or `BF16` values. Cloning shares the bytes.
+#[derive(Clone)]
+pub struct DenseWeight {
+    bytes: Bytes,
+    dtype: FloatType,
+    rows: usize,
+    cols: usize,
+}
+
+impl DenseWeight {
+    pub(crate) fn new(bytes: Bytes, dtype: FloatType, rows: usize, cols: usize) -> Self {
+        assert_eq!(bytes.len(), rows * cols * dtype.size(), "the header was checked against the shape");
+        Self { bytes, dtype, rows, cols }
+    }
+
+    /// A matrix of f32 values in memory, row by row.
+    ///
+    /// # Panics
+    /// When `values` is not a whole number of rows of `cols`.
+    pub fn from_f32(values: &[f32], cols: usize) -> Self {
+        assert!(cols > 0 && values.len().is_multiple_of(cols), "whole rows");
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Self::new(Bytes::from_vec(bytes), FloatType::F32, values.len() / cols, cols)
+    }
+
+    /// The type the values are stored in.
+    pub fn dtype(&self) -> FloatType {
+        self.dtype
+    }
+
+    /// One row widened to f32.
+    ///
+    /// # Panics
+    /// When `row` or the length of `out` does not fit.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        let width = self.cols * self.dtype.size();
+        self.dtype.widen(&self.bytes[row * width..(row + 1) * width], out);
+    }
+}
+
+impl Rows for DenseWeight {
+    fn n_rows(&self) -> usize {
+        self.rows
+    }
+
+    fn n_cols(&self) -> usize {
+        self.cols
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        self.read_row(row, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    #[test]
+    fn every_type_is_widened_exactly() {
+        let values = [0.0f32, -0.0, 1.5, -2.25, 65504.0, 6.1035156e-5];
+        let bytes: [Vec<u8>; 3] = [
+            values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+            values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        ];
+        for (dtype, bytes) in [FloatType::F32, FloatType::F16, FloatType::BF16].into_iter().zip(bytes) {
+            let weight = DenseWeight::new(Bytes::from_vec(bytes), dtype, 2, 3);
+            let mut row = [f32::NAN; 3];
+            weight.read_row(1, &mut row);
+            let expected: Vec<f32> = values[3..]
+                .iter()
+                .map(|v| if dtype == FloatType::BF16 { bf16::from_f32(*v).to_f32() } else { *v })
+                .collect();
+            assert_eq!(row.as_slice(), expected, "{dtype:?}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The error of this crate and of the crates that build networks on it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong with weights and operations on them.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A tensor operation that candle refused.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// A file that could not be opened or mapped.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// A file that is not what it should be.
+    #[error("{file}: {message}")]
+    File {
+        /// The file, or what stands for it in memory.
+        file: String,
+        /// Expected and found.
+        message: String,
+    },
+    /// Tensors that are missing, misshapen or damaged: all that were found, at once.
+    #[error("{0}")]
+    Weights(Problems),
+    /// A setting out of range: a configuration field, bits, group size, mode.
+    #[error("{name}: expected {expected}, found {found}")]
+    Setting {
+        /// The setting.
+        name: String,
+        /// What is legal.
+        expected: String,
+        /// What was there.
+        found: String,
+    },
+    /// An input of the wrong form: rows, positions, lengths.
+    #[error("{name}: expected {expected}, found {found}")]
+    Input {
+        /// The input.
+        name: &'static str,
+        /// What fits.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn setting(name: impl Into<String>, expected: impl fmt::Display, found: impl fmt::Display) -> Self {
+        Self::Setting { name: name.into(), expected: expected.to_string(), found: found.to_string() }
+    }
+
+    /// An input of the wrong form.
+    pub fn input(name: &'static str, expected: impl fmt::Display, found: impl fmt::Display) -> Self {
+        Self::Input { name, expected: expected.to_string(), found: found.to_string() }
+    }
+}
+
+/// One tensor that is not as the network needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Full name of the tensor.
+    pub tensor: String,
+    /// What is wrong, without the name: `missing`, `expected [2, 3], found [3, 2]`.
+    pub what: String,
+}
+
+/// The problems of one load, printed grouped (`layers.{0..35}.x.weight: missing (36)`), 20 groups at most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems {
+    /// The files that were read.
+    pub files: String,
+    /// Every problem, in the order found.
+    pub list: Vec<Problem>,
+}
+
+const MAX_GROUPS: usize = 20;
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut groups: Vec<(String, &str, Vec<usize>)> = Vec::new();
+        let mut index: BTreeMap<(String, &str), usize> = BTreeMap::new();
+        for problem in &self.list {
+            let (pattern, number) = split_number(&problem.tensor);
+            let at = *index.entry((pattern.clone(), &problem.what)).or_insert_with(|| {
+                groups.push((pattern, &problem.what, Vec::new()));
+                groups.len() - 1
+            });
+            groups[at].2.extend(number);
+        }
+        write!(f, "{}: {} problem", self.files, self.list.len())?;
+        if self.list.len() != 1 {
+            f.write_str("s")?;
+        }
+        for (i, (pattern, what, numbers)) in groups.iter().take(MAX_GROUPS).enumerate() {
+            f.write_str(if i == 0 { ": " } else { "; " })?;
+            match numbers.len() {
+                0 => write!(f, "{pattern}: {what}")?,
+                1 => write!(f, "{}: {what}", pattern.replacen("{}", &numbers[0].to_string(), 1))?,
+                n => write!(f, "{}: {what} ({n})", pattern.replacen("{}", &ranges(numbers), 1))?,
+            }
+        }
+        match groups.len().saturating_sub(MAX_GROUPS) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
+    }
+}
+
+/// `layers.12.mlp.up_proj` becomes `layers.{}.mlp.up_proj` and 12.
+fn split_number(name: &str) -> (String, Option<usize>) {
+    let mut number = None;
+    let parts: Vec<&str> = name
+        .split('.')
+        .map(|part| match part.parse() {
+            Ok(n) if number.is_none() => {
+                number = Some(n);
+                "{}"
+            }
+            _ => part,
+        })
+        .collect();
+    (parts.join("."), number)
+}
+
+/// `{0..3,7}` for 0, 1, 2, 3, 7.
+fn ranges(numbers: &[usize]) -> String {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let runs: Vec<String> = sorted
+        .chunk_by(|a, b| a + 1 == *b)
+        .map(|run| match run {
+            [one] => one.to_string(),
+            _ => format!("{}..{}", run[0], run[run.len() - 1]),
+        })
+        .collect();
+    format!("{{{}}}", runs.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(tensor: &str, what: &str) -> Problem {
+        Problem { tensor: tensor.into(), what: what.into() }
+    }
+
+    #[test]
+    fn problems_are_grouped_by_layer() {
+        let mut list: Vec<Problem> =
+            (0..36).map(|i| problem(&format!("layers.{i}.self_attn.q_norm.weight"), "missing")).collect();
+        list.push(problem("layers.3.mlp.down_proj.weight", "expected [2048, 11008], found [2048, 8192]"));
+        list.push(problem("norm.weight", "missing"));
+        let text = Problems { files: "model.safetensors".into(), list }.to_string();
+        assert_eq!(
+            text,
+            "model.safetensors: 38 problems: layers.{0..35}.self_attn.q_norm.weight: missing (36); \
+             layers.3.mlp.down_proj.weight: expected [2048, 11008], found [2048, 8192]; norm.weight: missing"
+        );
+    }
+
+    #[test]
+    fn at_most_twenty_groups_are_printed() {
+        let list = (0..30).map(|i| problem(&format!("t{i}"), "missing")).collect();
+        let text = Problems { files: "f".into(), list }.to_string();
+        assert!(text.ends_with("; t19: missing; and 10 more"), "{text}");
+    }
+
+    #[test]
+    fn runs_of_numbers() {
+        assert_eq!(ranges(&[5, 1, 2, 3]), "{1..3,5}");
+    }
+}

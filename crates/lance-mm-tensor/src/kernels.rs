@@ -1,0 +1,17 @@
+//! The only door to `unsafe` code: products of activations with weights that stay in their stored form.
+
+mod rows_cpu;
+
+pub(crate) use rows_cpu::matmul;
+
+/// A matrix whose rows can be read as f32, whatever form they are stored in.
+pub(crate) trait Rows: Send + Sync {
+    /// Rows `R`.
+    fn n_rows(&self) -> usize;
+
+    /// Columns `K`.
+    fn n_cols(&self) -> usize;
+
+    /// Writes row `row` into `out`, which has `n_cols` places.
+    fn read_row(&self, row: usize, out: &mut [f32]);
+}

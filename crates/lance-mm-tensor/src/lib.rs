@@ -1,0 +1,48 @@
+//! Operations of lance-mm on [candle](candle_core) tensors. This crate knows nothing of Lance: no checkpoint
+//! key, no token id.
+//!
+//! Start from [`Weights`], which maps safetensors files and hands out tensors by name and shape;
+//! [`Linear`], [`Embedding`] and [`RmsNorm`] load themselves from it and read a weight in the form the
+//! file holds: dense (`F32`, `F16`, `BF16`) or quantized in MLX's format ([`AffineWeight`]). [`Rotary`]
+//! makes multimodal rotary tables, [`attention`](attention()) runs blocks of queries against ranges of
+//! keys.
+//!
+//! Shapes in this documentation: `T` rows (tokens or patches), `S` keys, `H` heads, `G` key/value heads,
+//! `D` head width, `K` input features, `R` output features (rows of a weight).
+//!
+//! ```
+//! use candle_core::{Device, Tensor};
+//! use lance_mm_tensor::{AffineWeight, Linear, Scheme};
+//!
+//! // Quantize a (2, 32) matrix to 4 bits in groups of 32 and multiply with it.
+//! let w: Vec<f32> = (0..64).map(|i| (i as f32 * 0.37).sin()).collect();
+//! let linear = Linear::from(AffineWeight::quantize_f32("w", &w, 32, Scheme::affine(4, 32)?)?);
+//! let x = Tensor::ones((1, 32), candle_core::DType::F32, &Device::Cpu)?;
+//! assert_eq!(linear.forward(&x)?.dims(), [1, 2]);
+//! # Ok::<(), lance_mm_tensor::Error>(())
+//! ```
+
+mod affine;
+mod attention;
+mod dense;
+mod error;
+mod float_mode;
+mod kernels;
+mod linear;
+mod norm;
+mod quantization;
+mod rope;
+#[doc(hidden)]
+pub mod testing;
+mod weights;
+
+pub use affine::AffineWeight;
+pub use attention::{Block, attention};
+pub use dense::{DenseWeight, FloatType};
+pub use error::{Error, Problem, Problems, Result};
+pub use float_mode::FloatModeWeight;
+pub use linear::{Embedding, Linear, Weight};
+pub use norm::RmsNorm;
+pub use quantization::{Mode, Quantization, Scheme};
+pub use rope::{Rotary, RotaryTable};
+pub use weights::{TensorInfo, Weights};

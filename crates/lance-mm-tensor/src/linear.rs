@@ -1,0 +1,265 @@
+//! Linear layers and embeddings over weights of either form.
+
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
+use safetensors::Dtype;
+
+use crate::affine::{AffineParts, AffineWeight};
+use crate::dense::{DenseWeight, FloatType};
+use crate::error::{Error, Result};
+use crate::float_mode::FloatModeWeight;
+use crate::kernels::{Rows, matmul};
+use crate::quantization::{Mode, Scheme};
+use crate::weights::{Bytes, View, Weights};
+
+/// A weight matrix `(R, K)` in the form its file holds.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Weight {
+    /// `F32`, `F16` or `BF16` values.
+    Dense(DenseWeight),
+    /// MLX's affine format.
+    Affine(AffineWeight),
+    /// One of MLX's floating modes.
+    FloatMode(FloatModeWeight),
+}
+
+impl Weight {
+    /// Loads the matrix of the module at `weights`: dense when the file has no `scales` beside it.
+    ///
+    /// What is missing or contradictory is noted in `weights`; see [`Weights::check`].
+    ///
+    /// # Errors
+    /// Scales or biases that are not finite.
+    pub fn load(weights: &Weights, rows: usize, cols: usize) -> Result<Self> {
+        let weight = if weights.has("scales") {
+            Self::load_quantized(weights, rows, cols)?
+        } else {
+            if let Err(what) = weights.quantization().check_dense(weights.path()) {
+                weights.note("weight", what);
+            }
+            weights.dense("weight", &[rows, cols], rows, cols).map(Self::Dense)
+        };
+        Ok(weight.unwrap_or_else(|| Self::Dense(DenseWeight::from_f32(&[], 1))))
+    }
+
+    fn load_quantized(weights: &Weights, rows: usize, cols: usize) -> Result<Option<Self>> {
+        let last = |name: &str| weights.info(name).and_then(|t| t.shape.last().copied()).unwrap_or(0);
+        let has_biases = weights.has("biases");
+        let scheme =
+            match weights.quantization().scheme(weights.path(), cols, last("weight"), last("scales"), has_biases) {
+                Ok(scheme) => scheme,
+                Err(what) => {
+                    weights.note("weight", what);
+                    return Ok(None);
+                }
+            };
+        let words = weights.view("weight", &[rows, scheme.words(cols)]);
+        let groups = [rows, cols / scheme.group_size()];
+        let scales = weights.view("scales", &groups);
+        let (Some(words), Some(scales)) = (words, scales) else { return Ok(None) };
+        if words.dtype != Dtype::U32 {
+            weights.note("weight", format!("expected packed U32 words, found {:?}", words.dtype));
+            return Ok(None);
+        }
+        if scheme.mode() != Mode::Affine {
+            return Ok(Self::float_mode(weights, words.bytes, scales, scheme, rows, cols));
+        }
+        let Some(biases) = weights.view("biases", &groups) else { return Ok(None) };
+        let dtype = FloatType::of(scales.dtype).filter(|_| scales.dtype == biases.dtype);
+        let Some(dtype) = dtype else {
+            let found = format!("{:?} and {:?}", scales.dtype, biases.dtype);
+            weights.note("scales", format!("expected scales and biases both F32, F16 or BF16, found {found}"));
+            return Ok(None);
+        };
+        let parts = AffineParts { words: words.bytes, scales: scales.bytes, biases: biases.bytes, dtype };
+        let name = format!("{}: {}", weights.files(), weights.path());
+        AffineWeight::new(&name, parts, scheme, rows, cols).map(|w| Some(Self::Affine(w)))
+    }
+
+    fn float_mode(
+        weights: &Weights,
+        words: Bytes,
+        scales: View,
+        scheme: Scheme,
+        rows: usize,
+        cols: usize,
+    ) -> Option<Self> {
+        for (part, what) in [("biases", "biases"), ("global_scale", "a global scale")] {
+            if weights.has(part) {
+                weights.note(part, format!("expected no {what} in mode {}", scheme.mode()));
+                return None;
+            }
+        }
+        if scales.dtype != Dtype::U8 {
+            weights.note("scales", format!("expected U8, found {:?}", scales.dtype));
+            return None;
+        }
+        Some(Self::FloatMode(FloatModeWeight::new(words, scales.bytes, scheme, rows, cols)))
+    }
+
+    fn rows(&self) -> &dyn Rows {
+        match self {
+            Self::Dense(w) => w,
+            Self::Affine(w) => w,
+            Self::FloatMode(w) => w,
+        }
+    }
+
+    /// Rows `R`.
+    pub fn n_rows(&self) -> usize {
+        self.rows().n_rows()
+    }
+
+    /// Columns `K`.
+    pub fn n_cols(&self) -> usize {
+        self.rows().n_cols()
+    }
+
+    /// One row widened to f32.
+    ///
+    /// # Panics
+    /// When `row` or the length of `out` does not fit.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        self.rows().read_row(row, out);
+    }
+
+    /// `x · Wᵀ`: f32 `(.., K)` to f32 `(.., R)`.
+    ///
+    /// # Errors
+    /// `x` of another width or dtype, or on a device without a kernel for this weight.
+    pub fn matmul(&self, x: &Tensor) -> Result<Tensor> {
+        if x.dims().last() != Some(&self.n_cols()) || x.dtype() != DType::F32 {
+            let expected = format!("f32 rows of {}", self.n_cols());
+            return Err(Error::input("linear input", expected, format!("{:?} {:?}", x.dtype(), x.dims())));
+        }
+        Ok(x.contiguous()?.apply_op1_no_bwd(self)?)
+    }
+}
+
+/// A weight is itself the operation that is applied to activations.
+impl CustomOp1 for Weight {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Dense(_) => "dense-matmul",
+            Self::Affine(_) => "affine-matmul",
+            Self::FloatMode(_) => "float-mode-matmul",
+        }
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("{} wants contiguous rows", self.name())
+        };
+        let x = &storage.as_slice::<f32>()?[start..end];
+        let mut dims = layout.dims().to_vec();
+        let Some(last) = dims.last_mut() else { candle_core::bail!("{} wants rows", self.name()) };
+        *last = self.n_rows();
+        let n = dims[..dims.len() - 1].iter().product();
+        Ok((CpuStorage::F32(matmul(x, n, self.rows())), Shape::from(dims)))
+    }
+}
+
+/// `y = x · Wᵀ + b`.
+#[derive(Clone)]
+pub struct Linear {
+    weight: Weight,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// A layer of `weight` and, if given, an f32 bias `(R)`.
+    pub fn new(weight: Weight, bias: Option<Tensor>) -> Self {
+        Self { weight, bias }
+    }
+
+    /// Loads a layer without bias: `weight` `(n_out, n_in)`, dense or quantized as the file has it.
+    ///
+    /// # Errors
+    /// As [`Weight::load`].
+    pub fn load(weights: &Weights, n_in: usize, n_out: usize) -> Result<Self> {
+        if weights.has("bias") {
+            weights.note("bias", "expected none");
+        }
+        Ok(Self::new(Weight::load(weights, n_out, n_in)?, None))
+    }
+
+    /// Loads a layer with `bias` `(n_out)`.
+    ///
+    /// # Errors
+    /// As [`Weight::load`].
+    pub fn load_biased(weights: &Weights, n_in: usize, n_out: usize) -> Result<Self> {
+        let bias = weights.tensor("bias", &[n_out])?;
+        Ok(Self::new(Weight::load(weights, n_out, n_in)?, Some(bias)))
+    }
+
+    /// The weight.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+
+    /// f32 `(.., K)` to f32 `(.., R)`.
+    ///
+    /// # Errors
+    /// As [`Weight::matmul`].
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = self.weight.matmul(x)?;
+        match &self.bias {
+            Some(bias) => Ok(y.broadcast_add(bias)?),
+            None => Ok(y),
+        }
+    }
+}
+
+impl From<AffineWeight> for Linear {
+    fn from(weight: AffineWeight) -> Self {
+        Self::new(Weight::Affine(weight), None)
+    }
+}
+
+impl From<DenseWeight> for Linear {
+    fn from(weight: DenseWeight) -> Self {
+        Self::new(Weight::Dense(weight), None)
+    }
+}
+
+/// A table of which rows are looked up; only those are widened.
+#[derive(Clone)]
+pub struct Embedding {
+    weight: Weight,
+    device: candle_core::Device,
+}
+
+impl Embedding {
+    /// Loads a table `(n_rows, n_cols)`.
+    ///
+    /// # Errors
+    /// As [`Weight::load`].
+    pub fn load(weights: &Weights, n_rows: usize, n_cols: usize) -> Result<Self> {
+        Ok(Self { weight: Weight::load(weights, n_rows, n_cols)?, device: weights.device().clone() })
+    }
+
+    /// The table.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+
+    /// Rows `ids`, f32 `(T, K)`.
+    ///
+    /// # Errors
+    /// An id past the end of the table.
+    pub fn forward(&self, ids: &[u32]) -> Result<Tensor> {
+        let (rows, cols) = (self.weight.n_rows(), self.weight.n_cols());
+        let mut out = vec![0.0; ids.len() * cols];
+        for (id, out) in ids.iter().zip(out.chunks_exact_mut(cols)) {
+            let row = usize::try_from(*id).ok().filter(|id| *id < rows);
+            let Some(row) = row else {
+                return Err(Error::input("token id", format!("an id below {rows}"), id));
+            };
+            self.weight.read_row(row, out);
+        }
+        Ok(Tensor::from_vec(out, (ids.len(), cols), &self.device)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,131 @@
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::Device;
+use half::bf16;
+use safetensors::tensor::TensorView;
+
+use super::*;
+use crate::quantization::{Quantization, Scheme};
+use crate::testing::seeded;
+
+type Stored = (&'static str, Dtype, Vec<usize>, Vec<u8>);
+
+fn open(dir: &Path, tensors: &[Stored], config: serde_json::Value) -> Weights {
+    let views: Vec<(&str, TensorView<'_>)> =
+        tensors.iter().map(|(n, d, s, b)| (*n, TensorView::new(*d, s.clone(), b).unwrap())).collect();
+    let path = dir.join("m.safetensors");
+    safetensors::serialize_to_file(views, None::<HashMap<String, String>>, &path).unwrap();
+    Weights::open(&[path]).unwrap().with_quantization(Quantization::from_config(&config).unwrap())
+}
+
+fn bf16s(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()
+}
+
+/// A quantized module `m` of 4 rows and 64 columns as a file would hold it.
+fn packed() -> (AffineWeight, Vec<Stored>) {
+    let scheme = Scheme::affine(4, 32).unwrap();
+    let w = AffineWeight::quantize("w", &seeded(256, 3), 64, scheme, FloatType::BF16).unwrap();
+    let words = w.words().iter().flat_map(|v| v.to_le_bytes()).collect();
+    let stored = vec![
+        ("m.weight", Dtype::U32, vec![4, 8], words),
+        ("m.scales", Dtype::BF16, vec![4, 2], bf16s(&w.scales())),
+        ("m.biases", Dtype::BF16, vec![4, 2], bf16s(&w.biases())),
+    ];
+    (w, stored)
+}
+
+#[test]
+fn a_packed_module_gives_what_its_matrix_gives() {
+    let dir = tempfile::tempdir().unwrap();
+    let (w, mut stored) = packed();
+    stored.push(("m.bias", Dtype::BF16, vec![4], bf16s(&[1.0, -2.0, 0.5, 0.0])));
+    let weights = open(dir.path(), &stored, serde_json::json!({"quantization": {"bits": 4, "group_size": 32}}));
+    let linear = Linear::load_biased(&weights.pp("m"), 64, 4).unwrap();
+    weights.check().unwrap();
+    let x = Tensor::from_vec(seeded(128, 4), (2, 64), &Device::Cpu).unwrap();
+    let bias = Tensor::new(&[1.0f32, -2.0, 0.5, 0.0], &Device::Cpu).unwrap();
+    let expected = Linear::new(Weight::Affine(w), Some(bias)).forward(&x).unwrap();
+    assert_eq!(linear.forward(&x).unwrap().to_vec2::<f32>().unwrap(), expected.to_vec2::<f32>().unwrap());
+}
+
+#[test]
+fn an_embedding_reads_the_rows_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (w, stored) = packed();
+    let weights = open(dir.path(), &stored, serde_json::json!({}));
+    let table = Embedding::load(&weights.pp("m"), 4, 64).unwrap();
+    let rows = table.forward(&[2, 0, 2]).unwrap().to_vec2::<f32>().unwrap();
+    let mut expected = vec![0.0; 64];
+    w.read_row(2, &mut expected);
+    assert_eq!(rows[0], expected);
+    assert_eq!(rows[0], rows[2]);
+    let text = table.forward(&[4]).unwrap_err().to_string();
+    assert_eq!(text, "token id: expected an id below 4, found 4");
+}
+
+#[test]
+fn wrong_modules_are_reported_by_name() {
+    let quantization = serde_json::json!({"quantization": {"bits": 4, "group_size": 32}});
+    let (_, stored) = packed();
+    let cases: [(Vec<Stored>, serde_json::Value, &str); 6] = [
+        (stored[..2].to_vec(), quantization.clone(), "m.biases: missing"),
+        (stored.clone(), serde_json::json!({"quantization": {"bits": 4, "group_size": 32, "a.b": true, "m.x": false}}), ""),
+        (
+            stored.clone(),
+            serde_json::json!({"quantization": {"bits": 4, "group_size": 32, "m": {"bits": 8}}}),
+            "m.weight: config says 8 bits in groups of 32, file has 4 bits in groups of 32",
+        ),
+        (
+            vec![("m.weight", Dtype::BF16, vec![4, 64], bf16s(&[0.0; 256]))],
+            serde_json::json!({"quantization": {"bits": 4, "group_size": 32, "m": {"bits": 4}}}),
+            "m.weight: config says quantized, file has no scales",
+        ),
+        (
+            vec![stored[0].clone(), stored[1].clone(), ("m.biases", Dtype::F32, vec![4, 2], vec![0; 32])],
+            quantization.clone(),
+            "found BF16 and F32",
+        ),
+        (
+            vec![("m.weight", Dtype::BF16, vec![4, 8], vec![0; 64]), stored[1].clone(), stored[2].clone()],
+            quantization,
+            "expected packed U32 words, found BF16",
+        ),
+    ];
+    for (stored, config, expected) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let weights = open(dir.path(), &stored, config);
+        Linear::load(&weights.pp("m"), 64, 4).unwrap();
+        match weights.check() {
+            Ok(()) => assert_eq!(expected, ""),
+            Err(e) => assert!(!expected.is_empty() && e.to_string().contains(expected), "{e}"),
+        }
+    }
+}
+
+#[test]
+fn a_scale_that_is_not_finite_names_its_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, mut stored) = packed();
+    stored[1].3 = bf16s(&[1.0, 1.0, 1.0, 1.0, 1.0, f32::NAN, 1.0, 1.0]);
+    let weights = open(dir.path(), &stored, serde_json::json!({}));
+    let text = Linear::load(&weights.pp("m"), 64, 4).err().unwrap().to_string();
+    assert!(text.contains("m.scales: not finite in row 2"), "{text}");
+}
+
+#[test]
+fn an_input_of_the_wrong_width_or_type_is_refused() {
+    let linear = Linear::from(DenseWeight::from_f32(&[1.0; 6], 3));
+    let wide = Tensor::zeros((1, 4), DType::F32, &Device::Cpu).unwrap();
+    assert!(linear.forward(&wide).unwrap_err().to_string().contains("f32 rows of 3, found F32 [1, 4]"));
+    let half = Tensor::zeros((1, 3), DType::F16, &Device::Cpu).unwrap();
+    assert!(linear.forward(&half).is_err());
+}
+
+#[test]
+fn rows_that_are_not_contiguous_are_multiplied_right() {
+    let linear = Linear::from(DenseWeight::from_f32(&[1.0, 10.0], 2));
+    let x = Tensor::new(&[[1.0f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap().t().unwrap();
+    assert_eq!(linear.forward(&x).unwrap().to_vec2::<f32>().unwrap(), [[31.0], [42.0]]);
+}

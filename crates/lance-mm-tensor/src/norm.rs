@@ -1,0 +1,71 @@
+//! Root-mean-square normalisation.
+
+use candle_core::Tensor;
+
+use crate::error::Result;
+use crate::weights::Weights;
+
+/// `w · x / sqrt(mean(x²) + eps)` over the last axis, in f32 whatever the weight is stored in
+/// (Zhang and Sennrich 2019, "Root Mean Square Layer Normalization").
+#[derive(Clone)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// A norm with an f32 `weight` `(K)`.
+    pub fn new(weight: Tensor, eps: f32) -> Self {
+        Self { weight, eps }
+    }
+
+    /// Loads `weight` `(width)`, widened to f32.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`]; a quantized norm is noted as wrong.
+    pub fn load(weights: &Weights, width: usize, eps: f32) -> Result<Self> {
+        if weights.has("scales") {
+            weights.note("scales", "expected a norm that is not quantized");
+        }
+        Ok(Self::new(weights.tensor("weight", &[width])?, eps))
+    }
+
+    /// f32 `(.., K)` to f32 of the same shape.
+    ///
+    /// # Errors
+    /// A last axis of another width.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(candle_nn::ops::rms_norm(&x.contiguous()?, &self.weight, self.eps)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::testing::{assert_close, seeded};
+
+    fn naive(x: &[f32], w: &[f32], eps: f64) -> Vec<f32> {
+        x.chunks_exact(w.len())
+            .flat_map(|row| {
+                let mean = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / row.len() as f64;
+                let scale = 1.0 / (mean + eps).sqrt();
+                row.iter().zip(w).map(move |(v, w)| (f64::from(*v) * scale * f64::from(*w)) as f32)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn rows_equal_the_f64_reference() {
+        // A row so small that eps decides, and a row of zeros.
+        for (width, factor) in [(1, 1.0), (5, 1.0), (128, 1e-4), (2048, 3.0), (8, 0.0)] {
+            let x: Vec<f32> = seeded(3 * width, 1).iter().map(|v| v * factor).collect();
+            let w = seeded(width, 2);
+            let norm = RmsNorm::new(Tensor::new(w.as_slice(), &Device::Cpu).unwrap(), 1e-6);
+            let y = norm.forward(&Tensor::from_slice(&x, (3, width), &Device::Cpu).unwrap()).unwrap();
+            let y = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_close(&format!("width {width}"), &y, &naive(&x, &w, 1e-6), 2e-6);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Rotary position tables: multimodal (three axes in contiguous sections) and from given angles.
+
+use candle_core::{Device, Tensor};
+
+use crate::error::{Error, Result};
+
+/// Frequencies of a multimodal rotary embedding: channel pair `j` of a head turns by
+/// `position[axis(j)] · theta^(-2j/D)`, the axes taking contiguous sections of the pairs
+/// (Qwen2-VL, arXiv:2409.12191, section 2.1).
+#[derive(Clone, Debug)]
+pub struct Rotary {
+    frequencies: Vec<f32>,
+    axes: Vec<usize>,
+}
+
+impl Rotary {
+    /// Frequencies for heads of width `head_dim` with `sections` pairs for the axes t, h, w.
+    ///
+    /// # Errors
+    /// Sections that do not add up to half the head width.
+    pub fn new(head_dim: usize, theta: f64, sections: [usize; 3]) -> Result<Self> {
+        let half = head_dim / 2;
+        if !head_dim.is_multiple_of(2) || sections.iter().sum::<usize>() != half {
+            let expected = format!("sections that add up to half of {head_dim}");
+            return Err(Error::setting("mrope_section", expected, format!("{sections:?}")));
+        }
+        let axes = sections.iter().enumerate().flat_map(|(axis, n)| std::iter::repeat_n(axis, *n)).collect();
+        Ok(Self { frequencies: frequencies(head_dim, theta), axes })
+    }
+
+    /// `theta^(-2j/D)` for `j` below `D/2`.
+    pub fn frequencies(&self) -> &[f32] {
+        &self.frequencies
+    }
+
+    /// The table for rows at `positions` (t, h, w; one value a row each). Positions are whole numbers and
+    /// the product with the frequency is made in f32: bf16 could not tell 999 from 1002.
+    ///
+    /// # Errors
+    /// Axes of different length.
+    pub fn table(&self, positions: &[Vec<u32>; 3], device: &Device) -> Result<RotaryTable> {
+        let n = positions[0].len();
+        if positions.iter().any(|axis| axis.len() != n) {
+            let found = format!("{:?}", positions.each_ref().map(Vec::len));
+            return Err(Error::input("positions", "three axes of one length", found));
+        }
+        let mut angles = Vec::with_capacity(n * self.axes.len());
+        for row in 0..n {
+            angles.extend(self.axes.iter().zip(&self.frequencies).map(|(axis, f)| positions[*axis][row] as f32 * f));
+        }
+        RotaryTable::from_angles(&angles, self.axes.len(), device)
+    }
+}
+
+/// `theta^(-2j/dim)` for `j` below `dim/2`, rounded once from f64.
+pub(crate) fn frequencies(dim: usize, theta: f64) -> Vec<f32> {
+    (0..dim / 2).map(|j| theta.powf(-2.0 * j as f64 / dim as f64) as f32).collect()
+}
+
+/// Cosines and sines of the angles of some rows, f32 `(T, D/2)`; made once a pass, shared by all layers.
+#[derive(Clone)]
+pub struct RotaryTable {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl RotaryTable {
+    /// A table from angles in radians, row by row, `half` (= `D/2`) a row.
+    ///
+    /// # Errors
+    /// What candle refuses.
+    pub fn from_angles(angles: &[f32], half: usize, device: &Device) -> Result<Self> {
+        let shape = (angles.len() / half.max(1), half);
+        let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
+        let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
+        Ok(Self { cos: Tensor::from_vec(cos, shape, device)?, sin: Tensor::from_vec(sin, shape, device)? })
+    }
+
+    /// Cosines `(T, D/2)`.
+    pub fn cos(&self) -> &Tensor {
+        &self.cos
+    }
+
+    /// Sines `(T, D/2)`.
+    pub fn sin(&self) -> &Tensor {
+        &self.sin
+    }
+
+    /// Turns f32 heads `(T, H, D)`: channel `j` with `j + D/2`.
+    ///
+    /// # Errors
+    /// A shape that does not fit the table.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let x = x.unsqueeze(0)?.contiguous()?;
+        Ok(candle_nn::rotary_emb::rope_thd(&x, &self.cos, &self.sin)?.squeeze(0)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, seeded};
+
+    /// Angles in f64 and the pairing of halves, one head channel at a time.
+    fn naive(x: &[f32], heads: usize, positions: &[Vec<u32>; 3], sections: [usize; 3], theta: f64) -> Vec<f32> {
+        let half = sections.iter().sum::<usize>();
+        let mut out = x.to_vec();
+        for (row, head) in x.chunks_exact(2 * half).enumerate() {
+            for j in 0..half {
+                let axis = if j < sections[0] { 0 } else if j < sections[0] + sections[1] { 1 } else { 2 };
+                let angle = f64::from(positions[axis][row / heads]) * theta.powf(-(j as f64) / half as f64);
+                let (a, b) = (f64::from(head[j]), f64::from(head[j + half]));
+                out[row * 2 * half + j] = (a * angle.cos() - b * angle.sin()) as f32;
+                out[row * 2 * half + j + half] = (b * angle.cos() + a * angle.sin()) as f32;
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn heads_turn_as_the_reference_says() {
+        for (heads, sections) in [(1, [1, 1, 1]), (4, [2, 3, 3]), (2, [16, 24, 24])] {
+            let d = 2 * sections.iter().sum::<usize>();
+            let positions = [vec![0, 1, 7, 999], vec![0, 2, 900, 1002], vec![3, 4, 5, 1000]];
+            let x = seeded(4 * heads * d, 9);
+            let rotary = Rotary::new(d, 1e6, sections).unwrap();
+            let table = rotary.table(&positions, &Device::Cpu).unwrap();
+            let y = table.apply(&Tensor::from_slice(&x, (4, heads, d), &Device::Cpu).unwrap()).unwrap();
+            let y = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_close("rotated", &y, &naive(&x, heads, &positions, sections, 1e6), 2e-4);
+        }
+    }
+
+    #[test]
+    fn neighbours_near_a_thousand_stay_apart() {
+        let table = Rotary::new(4, 1e6, [1, 1, 0]).unwrap();
+        let angle = |p: u32| {
+            let t = table.table(&[vec![p], vec![p], vec![p]], &Device::Cpu).unwrap();
+            t.sin().flatten_all().unwrap().to_vec1::<f32>().unwrap()[0]
+        };
+        assert!((angle(999) - angle(1002)).abs() > 0.1);
+    }
+
+    #[test]
+    fn sections_must_fill_half_the_head() {
+        let text = Rotary::new(16, 1e6, [2, 3, 4]).unwrap_err().to_string();
+        assert!(text.contains("mrope_section: expected sections that add up to half of 16, found [2, 3, 4]"), "{text}");
+        assert!(Rotary::new(6, 1e6, [1, 1, 1]).unwrap().table(&[vec![1], vec![], vec![1]], &Device::Cpu).is_err());
+    }
+}

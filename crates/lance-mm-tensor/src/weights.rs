@@ -1,0 +1,222 @@
+//! Weights of a checkpoint: mapped safetensors files and a path into their names.
+
+mod store;
+
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{Device, Tensor};
+use safetensors::Dtype;
+
+use crate::dense::{DenseWeight, FloatType};
+use crate::error::{Error, Problem, Problems, Result};
+use crate::quantization::Quantization;
+pub(crate) use store::Bytes;
+use store::Store;
+pub use store::TensorInfo;
+
+/// The tensors of one or several safetensors files, with a prefix for names.
+///
+/// Files are mapped, not read: opening a checkpoint costs its headers, and only the pages of tensors that
+/// are used become resident. A missing or misshapen tensor does not stop loading at once. It is noted, a
+/// placeholder stands in for it, and [`check`](Self::check), which every `load` of a whole network calls
+/// before it returns, reports all of them together.
+#[derive(Clone)]
+pub struct Weights {
+    inner: Arc<Inner>,
+    prefix: String,
+}
+
+struct Inner {
+    store: Store,
+    quantization: Quantization,
+    device: Device,
+    used: Mutex<HashSet<String>>,
+    problems: Mutex<Vec<Problem>>,
+}
+
+/// The bytes of one tensor where they lie in the file.
+pub(crate) struct View {
+    pub(crate) bytes: Bytes,
+    pub(crate) dtype: Dtype,
+}
+
+impl Weights {
+    /// Maps safetensors files; a name may occur in one of them only.
+    ///
+    /// # Errors
+    /// Files that cannot be opened, are cut short, hold no safetensors header or repeat a name.
+    pub fn open<P: AsRef<Path>>(files: &[P]) -> Result<Self> {
+        Store::open(files).map(Self::new)
+    }
+
+    /// Maps `dir/stem.safetensors`, or the shards that `dir/stem.safetensors.index.json` lists.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); neither file present; a shard that lacks a promised tensor.
+    pub fn open_in(dir: &Path, stem: &str) -> Result<Self> {
+        Store::open_in(dir, stem).map(Self::new)
+    }
+
+    /// Reads a safetensors file that lies in memory; `name` stands for it in errors.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_static(name: &str, bytes: &'static [u8]) -> Result<Self> {
+        Store::from_bytes(name, Bytes::from_static(bytes)).map(Self::new)
+    }
+
+    fn new(store: Store) -> Self {
+        let inner = Inner {
+            store,
+            quantization: Quantization::default(),
+            device: Device::Cpu,
+            used: Mutex::default(),
+            problems: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner), prefix: String::new() }
+    }
+
+    /// The same files read under these quantization settings (`quantization` of `config.json`).
+    pub fn with_quantization(self, quantization: Quantization) -> Self {
+        let inner = Inner {
+            store: self.inner.store.clone(),
+            quantization,
+            device: self.inner.device.clone(),
+            used: Mutex::default(),
+            problems: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner), prefix: self.prefix }
+    }
+
+    /// The weights below `part`: `weights.pp("layers").pp(3)`.
+    pub fn pp(&self, part: impl Display) -> Self {
+        let prefix = format!("{}{part}.", self.prefix);
+        Self { inner: self.inner.clone(), prefix }
+    }
+
+    /// The path of this part, without the final dot; empty at the top.
+    pub fn path(&self) -> &str {
+        self.prefix.strip_suffix('.').unwrap_or(&self.prefix)
+    }
+
+    /// The files, for messages.
+    pub fn files(&self) -> String {
+        self.inner.store.describe()
+    }
+
+    /// The files' paths; empty for weights in memory.
+    pub fn file_paths(&self) -> Vec<PathBuf> {
+        self.inner.store.paths()
+    }
+
+    /// The device on which small tensors (norms, biases) are made.
+    pub fn device(&self) -> &Device {
+        &self.inner.device
+    }
+
+    pub(crate) fn quantization(&self) -> &Quantization {
+        &self.inner.quantization
+    }
+
+    /// Whether a tensor of this name is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.inner.store.get(&self.full(name)).is_some()
+    }
+
+    /// Shape and dtype of a tensor, if it is there.
+    pub fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.inner.store.info(&self.full(name))
+    }
+
+    /// Every tensor of the files: name, dtype, shape, in the order of the files. Ignores the prefix.
+    pub fn tensors(&self) -> Vec<TensorInfo> {
+        self.inner.store.all()
+    }
+
+    /// A tensor's bytes, checked for shape. `None` when it is missing or of another shape, which is noted.
+    pub(crate) fn view(&self, name: &str, shape: &[usize]) -> Option<View> {
+        let full = self.full(name);
+        let Some(entry) = self.inner.store.get(&full) else {
+            self.note(name, format!("missing, expected {shape:?}"));
+            return None;
+        };
+        if entry.shape != shape {
+            self.note(name, format!("expected {shape:?}, found {:?}", entry.shape));
+            lock(&self.inner.used).insert(full);
+            return None;
+        }
+        lock(&self.inner.used).insert(full);
+        Some(View { bytes: self.inner.store.bytes(entry), dtype: entry.dtype })
+    }
+
+    /// A dense matrix `(rows, cols)`, left in the file. `None` after noting what is wrong.
+    pub(crate) fn dense(&self, name: &str, shape: &[usize], rows: usize, cols: usize) -> Option<DenseWeight> {
+        let view = self.view(name, shape)?;
+        match FloatType::of(view.dtype) {
+            Some(dtype) => Some(DenseWeight::new(view.bytes, dtype, rows, cols)),
+            None => {
+                self.note(name, format!("expected F32, F16 or BF16, found {:?}", view.dtype));
+                None
+            }
+        }
+    }
+
+    /// A small tensor (norm weight, bias) widened to f32 on the device. A placeholder without memory of
+    /// its own after noting what is wrong.
+    ///
+    /// # Errors
+    /// Only what candle refuses; see [`check`](Self::check) for the rest.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let n = shape.iter().product();
+        let Some(dense) = self.dense(name, shape, 1, n) else {
+            return Ok(Tensor::zeros((1,), candle_core::DType::F32, self.device())?.broadcast_as(shape)?);
+        };
+        let mut values = vec![0.0; n];
+        dense.read_row(0, &mut values);
+        Ok(Tensor::from_vec(values, shape, self.device())?)
+    }
+
+    /// Notes something wrong with the tensor `name`, for [`check`](Self::check) to report.
+    pub fn note(&self, name: &str, what: impl Into<String>) {
+        lock(&self.inner.problems).push(Problem { tensor: self.full(name), what: what.into() });
+    }
+
+    /// Reports everything that was noted since the files were opened.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] with all problems.
+    pub fn check(&self) -> Result<()> {
+        let problems = lock(&self.inner.problems);
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Weights(Problems { files: self.files(), list: problems.clone() }))
+    }
+
+    /// Counts tensors as used that a caller knows and does not read: `leave(|name| ...)`.
+    pub fn leave(&self, known: impl Fn(&str) -> bool) {
+        let mut used = lock(&self.inner.used);
+        used.extend(self.inner.store.all().into_iter().map(|t| t.name).filter(|name| known(name)));
+    }
+
+    /// Tensors of the files that nobody has read or left.
+    pub fn unused(&self) -> Vec<String> {
+        let used = lock(&self.inner.used);
+        self.inner.store.all().into_iter().map(|t| t.name).filter(|name| !used.contains(name)).collect()
+    }
+
+    fn full(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+}
+
+/// A panic while a list was pushed to leaves the list usable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

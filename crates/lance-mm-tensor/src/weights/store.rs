@@ -1,0 +1,241 @@
+//! The files themselves: mapping, header checks, and where each tensor's bytes lie.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::{Deref, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::error::{Error, Result};
+
+/// Bytes of a tensor: a range of a mapped file, of static data or of a vector. Cloning shares them.
+#[derive(Clone)]
+pub(crate) struct Bytes {
+    source: Arc<Source>,
+    range: Range<usize>,
+}
+
+enum Source {
+    Map(Mmap),
+    Static(&'static [u8]),
+    Owned(Vec<u8>),
+}
+
+impl Bytes {
+    pub(crate) fn from_static(bytes: &'static [u8]) -> Self {
+        Self { source: Arc::new(Source::Static(bytes)), range: 0..bytes.len() }
+    }
+
+    pub(crate) fn from_vec(bytes: Vec<u8>) -> Self {
+        Self { range: 0..bytes.len(), source: Arc::new(Source::Owned(bytes)) }
+    }
+
+    fn slice(&self, range: Range<usize>) -> Self {
+        let start = self.range.start + range.start;
+        assert!(range.start <= range.end && start + range.len() <= self.range.end, "a slice within its bytes");
+        Self { source: self.source.clone(), range: start..start + range.len() }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let all: &[u8] = match &*self.source {
+            Source::Map(map) => map,
+            Source::Static(bytes) => bytes,
+            Source::Owned(bytes) => bytes,
+        };
+        &all[self.range.clone()]
+    }
+}
+
+/// Name, dtype and shape of a tensor in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Full name.
+    pub name: String,
+    /// Element type as stored.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Bytes in the file.
+    pub bytes: usize,
+}
+
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    file: usize,
+    range: Range<usize>,
+}
+
+#[derive(Clone)]
+struct MappedFile {
+    name: String,
+    path: Option<PathBuf>,
+    bytes: Bytes,
+}
+
+#[derive(Clone)]
+pub(crate) struct Store {
+    files: Vec<MappedFile>,
+    names: Vec<String>,
+    entries: HashMap<String, Entry>,
+}
+
+impl Store {
+    pub(crate) fn open<P: AsRef<Path>>(paths: &[P]) -> Result<Self> {
+        let mut store = Self { files: Vec::new(), names: Vec::new(), entries: HashMap::new() };
+        for path in paths {
+            let path = path.as_ref();
+            store.add(path.display().to_string(), Some(path.to_owned()), map(path)?)?;
+        }
+        Ok(store)
+    }
+
+    pub(crate) fn open_in(dir: &Path, stem: &str) -> Result<Self> {
+        let single = dir.join(format!("{stem}.safetensors"));
+        let index = dir.join(format!("{stem}.safetensors.index.json"));
+        if single.exists() {
+            return Self::open(&[single]);
+        }
+        if !index.exists() {
+            return Err(Error::File {
+                file: dir.display().to_string(),
+                message: format!("expected {stem}.safetensors or {stem}.safetensors.index.json, found neither"),
+            });
+        }
+        Self::open_index(dir, &index)
+    }
+
+    fn open_index(dir: &Path, index: &Path) -> Result<Self> {
+        let bad = |message: String| Error::File { file: index.display().to_string(), message };
+        let text = std::fs::read(index).map_err(|source| Error::Io { path: index.to_owned(), source })?;
+        let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| bad(format!("not JSON: {e}")))?;
+        let map = json["weight_map"].as_object().ok_or_else(|| bad("no object `weight_map`".into()))?;
+        let mut shards: Vec<&str> = map.values().filter_map(|v| v.as_str()).collect();
+        shards.sort_unstable();
+        shards.dedup();
+        if let Some(shard) = shards.iter().find(|s| Path::new(s).components().count() != 1 || s.contains("..")) {
+            return Err(bad(format!("expected shard names beside the index, found {shard:?}")));
+        }
+        let paths: Vec<PathBuf> = shards.iter().map(|shard| dir.join(shard)).collect();
+        let store = Self::open(&paths)?;
+        for (name, shard) in map {
+            let found = store.entries.get(name).map(|e| &paths[e.file]);
+            if found.and_then(|p| p.file_name()).and_then(|f| f.to_str()) != shard.as_str() {
+                return Err(bad(format!("promises {name} in {shard}, which does not hold it")));
+            }
+        }
+        Ok(store)
+    }
+
+    pub(crate) fn from_bytes(name: &str, bytes: Bytes) -> Result<Self> {
+        let mut store = Self::open::<PathBuf>(&[])?;
+        store.add(name.to_owned(), None, bytes)?;
+        Ok(store)
+    }
+
+    fn add(&mut self, name: String, path: Option<PathBuf>, bytes: Bytes) -> Result<()> {
+        let bad = |message: String| Error::File { file: name.clone(), message };
+        check_length(&bytes).map_err(bad)?;
+        let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
+        let data = header + 8;
+        let file = self.files.len();
+        for tensor in metadata.offset_keys() {
+            let info = metadata.info(&tensor).expect("the name came from this header");
+            let range = data + info.data_offsets.0..data + info.data_offsets.1;
+            let entry = Entry { dtype: info.dtype, shape: info.shape.clone(), file, range };
+            if let Some(first) = self.entries.insert(tensor.clone(), entry) {
+                return Err(bad(format!("repeats {tensor}, which is in {} too", self.files[first.file].name)));
+            }
+            self.names.push(tensor);
+        }
+        self.files.push(MappedFile { name, path, bytes });
+        Ok(())
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(name)
+    }
+
+    pub(crate) fn bytes(&self, entry: &Entry) -> Bytes {
+        self.files[entry.file].bytes.slice(entry.range.clone())
+    }
+
+    pub(crate) fn info(&self, name: &str) -> Option<TensorInfo> {
+        let entry = self.get(name)?;
+        Some(TensorInfo {
+            name: name.to_owned(),
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+            bytes: entry.range.len(),
+        })
+    }
+
+    pub(crate) fn all(&self) -> Vec<TensorInfo> {
+        self.names.iter().filter_map(|name| self.info(name)).collect()
+    }
+
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        self.files.iter().filter_map(|f| f.path.clone()).collect()
+    }
+
+    pub(crate) fn describe(&self) -> String {
+        match self.files.as_slice() {
+            [] => "no file".into(),
+            [one] => one.name.clone(),
+            [first, rest @ ..] => format!("{} and {} more", first.name, rest.len()),
+        }
+    }
+}
+
+/// Maps a file for reading.
+#[expect(unsafe_code, reason = "the one memory map of the workspace")]
+fn map(path: &Path) -> Result<Bytes> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    let meta = file.metadata().map_err(io)?;
+    if !meta.is_file() {
+        return Err(Error::File { file: path.display().to_string(), message: "expected a file, found a folder".into() });
+    }
+    if meta.len() == 0 {
+        return Err(Error::File { file: path.display().to_string(), message: "the file is empty".into() });
+    }
+    // SAFETY: the map is read-only and private to this process, and every access goes through a bounds
+    // checked slice of it. What remains is another process that cuts or rewrites the file meanwhile:
+    // values may then change or the process may be ended by a signal, as with any program that maps
+    // weights; checkpoints are replaced by rename, never rewritten in place.
+    let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+    let len = map.len();
+    Ok(Bytes { source: Arc::new(Source::Map(map)), range: 0..len })
+}
+
+/// Compares the length that the header promises with the one there is, for a message with both numbers.
+fn check_length(bytes: &[u8]) -> std::result::Result<(), String> {
+    let len = bytes.len();
+    if len < 1024 && bytes.starts_with(b"version https://git-lfs") {
+        return Err("expected weights, found a Git LFS pointer: run `git lfs pull`".into());
+    }
+    let Some(header) = bytes.first_chunk::<8>().map(|n| u64::from_le_bytes(*n)) else {
+        return Err(format!("expected a safetensors header, found {len} bytes"));
+    };
+    let Some(json) = usize::try_from(header).ok().and_then(|n| n.checked_add(8)).and_then(|end| bytes.get(8..end))
+    else {
+        return Err(format!("truncated or not safetensors: expected a header of {header} bytes, found {len} bytes"));
+    };
+    let Ok(serde_json::Value::Object(tensors)) = serde_json::from_slice(json) else {
+        return Err("not safetensors: the header is not a JSON object".into());
+    };
+    let end = tensors.values().filter_map(|t| t["data_offsets"][1].as_u64()).max().unwrap_or(0);
+    let expected = end.saturating_add(header).saturating_add(8);
+    if expected > len as u64 {
+        return Err(format!("truncated: expected {expected} bytes, found {len}"));
+    }
+    Ok(())
+}
