@@ -1,1 +1,72 @@
-//! .
+//! The networks of Lance. No files, pixels, tokens or prompts: weights come from a
+//! [`Weights`](lance_mm_tensor::Weights), inputs are tensors and lists of numbers.
+//!
+//! [`Vit`] turns patches of pictures into rows for the language model. [`Sequence`] lays segments of text
+//! and pictures out as rows with positions, attention blocks and experts: whole numbers only, no tensors.
+//! [`Llm`] runs such a sequence over a [`Cache`]. Architecture: ByteDance's Lance (arXiv:2605.18678), a
+//! mixture of transformers in the shape of Qwen2.5-VL.
+//!
+//! ```no_run
+//! use lance_mm_models::{Config, Cursor, Experts, Grid, Llm, Segment, Sequence, Vit};
+//! use lance_mm_tensor::Weights;
+//! # use candle_core::{DType, Device, Tensor};
+//! let config = Config::from_json(&std::fs::read("Lance-3B-bf16/config.json")?)?;
+//! let weights = Weights::open_in("Lance-3B-bf16".as_ref(), "model")?;
+//! let llm = Llm::load(&config, &weights, Experts::Und)?;
+//! let vit = Vit::load(&config.vision, &Weights::open_in("Lance-3B-bf16".as_ref(), "vit")?)?;
+//!
+//! let patches = Tensor::zeros((48 * 48, 1176), DType::F32, &Device::Cpu)?;
+//! let grid = Grid { t: 1, h: 48, w: 48 };
+//! let features = vit.forward(&patches, &[grid])?;
+//! let segments = [Segment::Text(vec![1, 2, 3]), Segment::Vit(grid.merged(2)), Segment::Text(vec![4])];
+//! let sequence = Sequence::new(&segments, &config.layout(), Cursor::default());
+//! let mut cache = llm.cache();
+//! let hidden = llm.prefill(&llm.embed(&sequence, &[features])?, &sequence, &mut cache)?;
+//! let logits = llm.logits(&hidden)?; // (1, vocabulary)
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod config;
+mod llm;
+mod sequence;
+mod vit;
+
+use std::fmt;
+
+use candle_core::Tensor;
+use lance_mm_tensor::{Error, Problem, Problems, Result, Weights};
+
+pub use config::{Config, SpecialIds, VitConfig};
+pub use llm::{Cache, Experts, Llm};
+pub use sequence::{Cursor, Expert, Grid, Layout, Mode, Segment, Sequence, Span};
+pub use vit::{Vit, VitLayout};
+
+/// Something that looks at named intermediates of a pass: names are checkpoint paths
+/// (`layers.0.self_attn.q_proj`), tensors cover all rows. Used to compare with references and to gather
+/// statistics.
+pub type Probe<'a> = dyn FnMut(fmt::Arguments<'_>, &Tensor) -> Result<()> + 'a;
+
+#[cfg(test)]
+mod testing;
+
+/// A probe that looks at nothing.
+pub(crate) fn no_probe(_: fmt::Arguments<'_>, _: &Tensor) -> Result<()> {
+    Ok(())
+}
+
+/// Ends the loading of a part: reports what is missing or misshapen, then tensors under the part's own
+/// prefixes that nothing has read: a forgotten tensor is a wrong model.
+fn finish(weights: &Weights, prefixes: &[&str]) -> Result<()> {
+    weights.check()?;
+    let list: Vec<Problem> = weights
+        .unused()
+        .into_iter()
+        .filter(|name| !name.ends_with("rotary_emb.inv_freq"))
+        .filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
+        .map(|tensor| Problem { tensor, what: "no part of the model that config.json describes".into(), missing: None })
+        .collect();
+    match list.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Weights(Problems { files: weights.files(), list })),
+    }
+}

@@ -71,8 +71,10 @@ impl Error {
 pub struct Problem {
     /// Full name of the tensor.
     pub tensor: String,
-    /// What is wrong, without the name: `missing`, `expected [2, 3], found [3, 2]`.
+    /// What is wrong, without the name: `missing, expected [2]`, `expected [2, 3], found [3, 2]`.
     pub what: String,
+    /// The shape that was wanted, when the tensor is not there at all.
+    pub missing: Option<Vec<usize>>,
 }
 
 /// The problems of one load, printed grouped (`layers.{0..35}.x.weight: missing (36)`), 20 groups at most.
@@ -153,7 +155,7 @@ mod tests {
     use super::*;
 
     fn problem(tensor: &str, what: &str) -> Problem {
-        Problem { tensor: tensor.into(), what: what.into() }
+        Problem { tensor: tensor.into(), what: what.into(), missing: None }
     }
 
     #[test]

@@ -140,7 +140,8 @@ impl Weights {
     pub(crate) fn view(&self, name: &str, shape: &[usize]) -> Option<View> {
         let full = self.full(name);
         let Some(entry) = self.inner.store.get(&full) else {
-            self.note(name, format!("missing, expected {shape:?}"));
+            let what = format!("missing, expected {shape:?}");
+            lock(&self.inner.problems).push(Problem { tensor: full, what, missing: Some(shape.to_vec()) });
             return None;
         };
         if entry.shape != shape {
@@ -164,6 +165,17 @@ impl Weights {
         }
     }
 
+    /// A dense tensor of any rank left in the file, read as a matrix of `shape[0]` rows.
+    ///
+    /// What is wrong with it is noted; see [`check`](Self::check).
+    ///
+    /// # Panics
+    /// When `shape` is empty.
+    pub fn matrix(&self, name: &str, shape: &[usize]) -> DenseWeight {
+        let (rows, cols) = (shape[0], shape[1..].iter().product());
+        self.dense(name, shape, rows, cols).unwrap_or_else(|| DenseWeight::from_f32(&[], 1))
+    }
+
     /// A small tensor (norm weight, bias) widened to f32 on the device. A placeholder without memory of
     /// its own after noting what is wrong.
     ///
@@ -181,7 +193,7 @@ impl Weights {
 
     /// Notes something wrong with the tensor `name`, for [`check`](Self::check) to report.
     pub fn note(&self, name: &str, what: impl Into<String>) {
-        lock(&self.inner.problems).push(Problem { tensor: self.full(name), what: what.into() });
+        lock(&self.inner.problems).push(Problem { tensor: self.full(name), what: what.into(), missing: None });
     }
 
     /// Reports everything that was noted since the files were opened.

@@ -1,0 +1,387 @@
+//! `config.json`, read strictly: what the networks need, checked once.
+
+use lance_mm_tensor::{Error, Result};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::sequence::Layout;
+
+/// The language model and, inside it, the vision transformer, as `config.json` describes them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key/value heads.
+    pub num_key_value_heads: usize,
+    /// Width of the gated MLP.
+    pub intermediate_size: usize,
+    /// Rows of the embedding table and the output head; more than the tokenizer knows.
+    pub vocab_size: usize,
+    /// Added to the mean square in every norm.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Channel pairs of a head that turn with t, h and w.
+    pub mrope_section: [usize; 3],
+    /// Rows a sequence may have, prompt and answer together.
+    pub max_position_embeddings: usize,
+    /// Whether the output head is the embedding table when the file holds no `lm_head`.
+    pub tie_word_embeddings: bool,
+    /// Token ids with a meaning for the layout of a prompt.
+    pub special_ids: SpecialIds,
+    /// The vision transformer.
+    pub vision: VitConfig,
+    /// Whether the checkpoint says that it holds the UND expert only (`lance_mm.experts`).
+    pub und_only: bool,
+}
+
+/// Token ids that `config.json` states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpecialIds {
+    /// `<|vision_start|>`.
+    pub vision_start: u32,
+    /// `<|vision_end|>`.
+    pub vision_end: u32,
+    /// `<|video_pad|>`, the id of every visual token, of images too.
+    pub video: u32,
+}
+
+/// The vision transformer (`vision_config`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct VitConfig {
+    /// Blocks.
+    pub depth: usize,
+    /// Width.
+    pub hidden_size: usize,
+    /// Heads.
+    pub num_heads: usize,
+    /// Width of the gated MLP.
+    pub intermediate_size: usize,
+    /// Width of a merged output row: the language model's `hidden_size`.
+    pub out_hidden_size: usize,
+    /// Pixels a patch is high and wide.
+    pub patch_size: usize,
+    /// Frames a patch is deep.
+    pub temporal_patch_size: usize,
+    /// Patches a merge group is high and wide.
+    pub spatial_merge_size: usize,
+    /// Pixels a window is high and wide.
+    pub window_size: usize,
+    /// Blocks that attend to a whole frame instead of windows.
+    pub fullatt_block_indexes: Vec<usize>,
+    /// Colour channels.
+    pub in_channels: usize,
+    /// Position steps per second of video, one second a frame pair.
+    pub tokens_per_second: usize,
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    intermediate_size: usize,
+    vocab_size: usize,
+    rms_norm_eps: f64,
+    rope_theta: Option<f64>,
+    #[serde(alias = "rope_parameters")]
+    rope_scaling: RawRope,
+    max_position_embeddings: usize,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    vision_start_token_id: u32,
+    vision_end_token_id: u32,
+    video_token_id: u32,
+    vision_config: RawVit,
+    #[serde(default)]
+    lance_mm: RawLanceMm,
+}
+
+#[derive(Deserialize)]
+struct RawRope {
+    #[serde(alias = "rope_type")]
+    r#type: Option<String>,
+    mrope_section: [usize; 3],
+    rope_theta: Option<f64>,
+}
+
+#[derive(Default, Deserialize)]
+struct RawLanceMm {
+    experts: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct RawVit {
+    depth: usize,
+    hidden_size: usize,
+    num_heads: usize,
+    intermediate_size: usize,
+    out_hidden_size: usize,
+    patch_size: usize,
+    temporal_patch_size: usize,
+    spatial_merge_size: usize,
+    window_size: usize,
+    fullatt_block_indexes: Vec<usize>,
+    #[serde(alias = "in_chans", default = "three")]
+    in_channels: usize,
+    tokens_per_second: usize,
+}
+
+fn three() -> usize {
+    3
+}
+
+/// Bound of every size in a configuration: products of three stay far from overflow.
+const MAX_SIZE: usize = 1 << 20;
+/// Bound of the number of layers and blocks.
+const MAX_LAYERS: usize = 1 << 10;
+
+impl Config {
+    /// Reads and checks `config.json`. Fields it does not know are ignored.
+    ///
+    /// # Errors
+    /// No JSON, a missing field, a size of zero or beyond all reason, heads that do not divide, sections
+    /// that do not fill half a head.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        let raw: Raw = serde_json::from_slice(json)
+            .map_err(|e| Error::File { file: "config.json".into(), message: e.to_string() })?;
+        let rope_theta = raw.rope_theta.or(raw.rope_scaling.rope_theta);
+        let config = Self {
+            hidden_size: raw.hidden_size,
+            num_hidden_layers: raw.num_hidden_layers,
+            num_attention_heads: raw.num_attention_heads,
+            num_key_value_heads: raw.num_key_value_heads,
+            intermediate_size: raw.intermediate_size,
+            vocab_size: raw.vocab_size,
+            rms_norm_eps: raw.rms_norm_eps,
+            rope_theta: rope_theta.ok_or_else(|| setting("rope_theta", "a number", "none"))?,
+            mrope_section: raw.rope_scaling.mrope_section,
+            max_position_embeddings: raw.max_position_embeddings,
+            tie_word_embeddings: raw.tie_word_embeddings,
+            special_ids: SpecialIds {
+                vision_start: raw.vision_start_token_id,
+                vision_end: raw.vision_end_token_id,
+                video: raw.video_token_id,
+            },
+            vision: raw.vision_config.checked()?,
+            und_only: raw.lance_mm.experts.is_some_and(|experts| experts == ["und"]),
+        };
+        if let Some(kind) = raw.rope_scaling.r#type.filter(|kind| kind != "mrope" && kind != "default") {
+            return Err(setting("rope_scaling.type", "mrope", kind));
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        size("hidden_size", self.hidden_size, MAX_SIZE)?;
+        size("num_hidden_layers", self.num_hidden_layers, MAX_LAYERS)?;
+        size("num_attention_heads", self.num_attention_heads, MAX_SIZE)?;
+        size("num_key_value_heads", self.num_key_value_heads, MAX_SIZE)?;
+        size("intermediate_size", self.intermediate_size, MAX_SIZE)?;
+        size("vocab_size", self.vocab_size, MAX_SIZE)?;
+        size("max_position_embeddings", self.max_position_embeddings, 1 << 24)?;
+        positive("rms_norm_eps", self.rms_norm_eps)?;
+        positive("rope_theta", self.rope_theta)?;
+        divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)?;
+        divides("num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads)?;
+        let half: Option<usize> = self.mrope_section.iter().try_fold(0usize, |sum, n| sum.checked_add(*n));
+        if half.and_then(|n| n.checked_mul(2)) != Some(self.head_dim()) {
+            let expected = format!("three numbers that add up to half of the head width {}", self.head_dim());
+            return Err(setting("rope_scaling.mrope_section", expected, format!("{:?}", self.mrope_section)));
+        }
+        if self.vision.out_hidden_size != self.hidden_size {
+            let found = self.vision.out_hidden_size;
+            return Err(setting("vision_config.out_hidden_size", format!("hidden_size {}", self.hidden_size), found));
+        }
+        let ids = self.special_ids;
+        for (name, id) in [
+            ("vision_start_token_id", ids.vision_start),
+            ("vision_end_token_id", ids.vision_end),
+            ("video_token_id", ids.video),
+        ] {
+            if id as usize >= self.vocab_size {
+                return Err(setting(name, format!("an id below vocab_size {}", self.vocab_size), id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Width of a head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+
+    /// What the layout of a sequence needs to know.
+    pub fn layout(&self) -> Layout {
+        Layout { special_ids: self.special_ids, t_step: self.vision.tokens_per_second as u32 }
+    }
+
+    /// A top-level value of `config.json` that is no part of this struct: `extra(json, "lance_nano")`.
+    ///
+    /// # Errors
+    /// No JSON.
+    pub fn extra(json: &[u8], key: &str) -> Result<Option<Value>> {
+        let mut value: Value = serde_json::from_slice(json)
+            .map_err(|e| Error::File { file: "config.json".into(), message: e.to_string() })?;
+        Ok(value.get_mut(key).map(Value::take))
+    }
+}
+
+impl RawVit {
+    fn checked(self) -> Result<VitConfig> {
+        size("vision_config.depth", self.depth, MAX_LAYERS)?;
+        for (name, value) in [
+            ("vision_config.hidden_size", self.hidden_size),
+            ("vision_config.num_heads", self.num_heads),
+            ("vision_config.intermediate_size", self.intermediate_size),
+            ("vision_config.out_hidden_size", self.out_hidden_size),
+            ("vision_config.window_size", self.window_size),
+            ("vision_config.tokens_per_second", self.tokens_per_second),
+        ] {
+            size(name, value, MAX_SIZE)?;
+        }
+        for (name, value, expected) in [
+            ("vision_config.patch_size", self.patch_size, 14),
+            ("vision_config.temporal_patch_size", self.temporal_patch_size, 2),
+            ("vision_config.spatial_merge_size", self.spatial_merge_size, 2),
+            ("vision_config.in_channels", self.in_channels, 3),
+        ] {
+            // The preparation of pictures is written for these; no Lance or Qwen2.5-VL checkpoint differs.
+            if value != expected {
+                return Err(setting(name, expected, value));
+            }
+        }
+        divides("vision_config.hidden_size", self.hidden_size, "4 · num_heads", 4 * self.num_heads)?;
+        divides("vision_config.window_size", self.window_size, "patch_size · spatial_merge_size", 28)?;
+        if let Some(index) = self.fullatt_block_indexes.iter().find(|i| **i >= self.depth) {
+            let expected = format!("indexes below depth {}", self.depth);
+            return Err(setting("vision_config.fullatt_block_indexes", expected, index));
+        }
+        Ok(VitConfig {
+            depth: self.depth,
+            hidden_size: self.hidden_size,
+            num_heads: self.num_heads,
+            intermediate_size: self.intermediate_size,
+            out_hidden_size: self.out_hidden_size,
+            patch_size: self.patch_size,
+            temporal_patch_size: self.temporal_patch_size,
+            spatial_merge_size: self.spatial_merge_size,
+            window_size: self.window_size,
+            fullatt_block_indexes: self.fullatt_block_indexes,
+            in_channels: self.in_channels,
+            tokens_per_second: self.tokens_per_second,
+        })
+    }
+}
+
+impl VitConfig {
+    /// Values of a patch: channels, frames, rows, columns.
+    pub fn patch_width(&self) -> usize {
+        self.in_channels * self.temporal_patch_size * self.patch_size * self.patch_size
+    }
+
+    /// Merge groups a window is high and wide.
+    pub fn window_groups(&self) -> usize {
+        self.window_size / (self.patch_size * self.spatial_merge_size)
+    }
+}
+
+fn setting(name: &str, expected: impl ToString, found: impl ToString) -> Error {
+    Error::Setting { name: format!("config.json: {name}"), expected: expected.to_string(), found: found.to_string() }
+}
+
+fn size(name: &str, value: usize, max: usize) -> Result<()> {
+    match (1..=max).contains(&value) {
+        true => Ok(()),
+        false => Err(setting(name, format!("a number from 1 to {max}"), value)),
+    }
+}
+
+fn positive(name: &str, value: f64) -> Result<()> {
+    match value > 0.0 && value.is_finite() {
+        true => Ok(()),
+        false => Err(setting(name, "a positive number", value)),
+    }
+}
+
+fn divides(name: &str, value: usize, by_name: &str, by: usize) -> Result<()> {
+    match value.is_multiple_of(by) {
+        true => Ok(()),
+        false => Err(setting(name, format!("a multiple of {by_name} {by}"), value)),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A small legal configuration.
+    pub(crate) fn toy() -> Value {
+        json!({
+            "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "intermediate_size": 48, "vocab_size": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+            "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+            "max_position_embeddings": 1000, "vision_start_token_id": 60, "vision_end_token_id": 61,
+            "video_token_id": 62,
+            "vision_config": {
+                "depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 20, "out_hidden_size": 32,
+                "patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2, "window_size": 112,
+                "fullatt_block_indexes": [1], "in_chans": 3, "tokens_per_second": 2
+            }
+        })
+    }
+
+    fn read(value: &Value) -> Result<Config> {
+        Config::from_json(value.to_string().as_bytes())
+    }
+
+    #[test]
+    fn a_legal_configuration_is_read() {
+        let config = read(&toy()).unwrap();
+        assert_eq!((config.head_dim(), config.vision.patch_width(), config.vision.window_groups()), (8, 1176, 4));
+        assert!(!config.und_only);
+        let mut newer = toy();
+        newer["rope_parameters"] = newer["rope_scaling"].take();
+        newer.as_object_mut().unwrap().remove("rope_scaling");
+        newer["lance_mm"] = json!({"experts": ["und"]});
+        assert!(read(&newer).unwrap().und_only);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let cases = [
+            ("/hidden_size", json!(0), "hidden_size: expected a number from 1 to 1048576, found 0"),
+            ("/hidden_size", json!(33), "hidden_size: expected a multiple of num_attention_heads 4, found 33"),
+            ("/num_key_value_heads", json!(3), "a multiple of num_key_value_heads 3, found 4"),
+            ("/num_hidden_layers", json!(1u64 << 40), "num_hidden_layers: expected a number from 1 to 1024"),
+            ("/rope_scaling/mrope_section", json!([1, 1, 3]), "half of the head width 8, found [1, 1, 3]"),
+            ("/rope_scaling/mrope_section", json!([usize::MAX, 1, 3]), "half of the head width 8"),
+            ("/rope_scaling/type", json!("yarn"), "rope_scaling.type: expected mrope, found yarn"),
+            ("/rms_norm_eps", json!(-1.0), "rms_norm_eps: expected a positive number"),
+            ("/vision_config/out_hidden_size", json!(16), "expected hidden_size 32, found 16"),
+            ("/vision_config/patch_size", json!(16), "patch_size: expected 14, found 16"),
+            ("/vision_config/fullatt_block_indexes", json!([2]), "indexes below depth 2, found 2"),
+            ("/vision_config/num_heads", json!(3), "a multiple of 4 · num_heads 12"),
+            ("/video_token_id", json!(64), "an id below vocab_size 64, found 64"),
+            ("/vocab_size", json!("many"), "invalid type: string"),
+        ];
+        for (pointer, value, expected) in cases {
+            let mut config = toy();
+            *config.pointer_mut(pointer).unwrap() = value;
+            let text = read(&config).unwrap_err().to_string();
+            assert!(text.contains(expected) && text.contains("config.json"), "{text}");
+        }
+        let mut config = toy();
+        config.as_object_mut().unwrap().remove("hidden_size");
+        assert!(read(&config).unwrap_err().to_string().contains("missing field `hidden_size`"));
+        assert!(Config::from_json(b"not json").is_err());
+    }
+}

@@ -1,0 +1,253 @@
+//! The language model: a decoder in which every layer has two sets of weights, UND and GEN. Each row runs
+//! on one of them; attention mixes all rows.
+//!
+//! Reference: bytedance/Lance, `qwen2_navit.py`, inference path.
+
+mod attention;
+mod cache;
+mod layer;
+
+use candle_core::Tensor;
+use lance_mm_tensor::{Embedding, Error, Linear, Result, RmsNorm, Rotary, Weights};
+
+use crate::config::Config;
+use crate::sequence::{Cursor, Expert, Layout, Segment, Sequence, Span};
+use crate::{Probe, finish, no_probe};
+pub use cache::Cache;
+use layer::Layer;
+
+/// Which sets of weights to load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Experts {
+    /// UND only: all that questions need. GEN weights in the file stay untouched.
+    Und,
+    /// Both.
+    Both,
+}
+
+/// One value for each expert that is loaded.
+#[derive(Clone)]
+struct PerExpert<T> {
+    und: T,
+    gen_: Option<T>,
+}
+
+impl<T> PerExpert<T> {
+    fn load(experts: Experts, load: impl Fn(Expert) -> Result<T>) -> Result<Self> {
+        let gen_ = match experts {
+            Experts::Und => None,
+            Experts::Both => Some(load(Expert::Gen)?),
+        };
+        Ok(Self { und: load(Expert::Und)?, gen_ })
+    }
+
+    fn get(&self, expert: Expert) -> Result<&T> {
+        match expert {
+            Expert::Und => Ok(&self.und),
+            Expert::Gen => self.gen_.as_ref().ok_or_else(|| {
+                Error::input("expert", "rows of the UND expert, the only one loaded", "rows of the GEN expert")
+            }),
+        }
+    }
+
+    /// Runs each span of rows through its own expert's value: `(T, ..)` to `(T, ..)`.
+    fn by_span(
+        &self,
+        x: &Tensor,
+        spans: &[Span],
+        mut run: impl FnMut(&T, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        if let [span] = spans {
+            return run(self.get(span.expert)?, x);
+        }
+        let mut parts = Vec::with_capacity(spans.len());
+        for span in spans {
+            parts.push(run(self.get(span.expert)?, &x.narrow(0, span.rows.start, span.rows.len())?.contiguous()?)?);
+        }
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+}
+
+/// What the names of an expert's tensors end in.
+fn suffix(expert: Expert) -> &'static str {
+    match expert {
+        Expert::Und => "",
+        Expert::Gen => "_moe_gen",
+    }
+}
+
+/// The language model.
+#[derive(Clone)]
+pub struct Llm {
+    config: Config,
+    embed_tokens: Embedding,
+    layers: Vec<Layer>,
+    norm: PerExpert<RmsNorm>,
+    lm_head: Linear,
+    rotary: Rotary,
+}
+
+impl Llm {
+    /// Loads the model from `weights`: the file `model.safetensors` of the published layout, dense or
+    /// quantized. With [`Experts::Und`] the GEN expert and the latent layers are left where they are.
+    ///
+    /// # Errors
+    /// All missing, misshapen or unknown tensors at once.
+    pub fn load(config: &Config, weights: &Weights, experts: Experts) -> Result<Self> {
+        let (d, vocab) = (config.hidden_size, config.vocab_size);
+        let layers = weights.pp("layers");
+        let embed_tokens = Embedding::load(&weights.pp("embed_tokens"), vocab, d)?;
+        let lm_head = weights.pp("lm_head");
+        let tied = config.tie_word_embeddings && !lm_head.has("weight");
+        let llm = Self {
+            layers: (0..config.num_hidden_layers)
+                .map(|i| Layer::load(config, &layers.pp(i), experts))
+                .collect::<Result<_>>()?,
+            norm: PerExpert::load(experts, |expert| {
+                let name = format!("norm{}", suffix(expert));
+                RmsNorm::load(&weights.pp(name), d, config.rms_norm_eps as f32)
+            })?,
+            lm_head: match tied {
+                true => Linear::new(embed_tokens.weight().clone(), None),
+                false => Linear::load(&lm_head, d, vocab)?,
+            },
+            rotary: Rotary::new(config.head_dim(), config.rope_theta, config.mrope_section)?,
+            embed_tokens,
+            config: config.clone(),
+        };
+        weights.leave(|name| is_latent(name) || (experts == Experts::Und && name.contains("_moe_gen")));
+        finish(weights, &["layers.", "embed_tokens.", "norm", "lm_head."])?;
+        Ok(llm)
+    }
+
+    /// What the model was built from.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Frequencies of the rotary tables.
+    pub fn rotary(&self) -> &Rotary {
+        &self.rotary
+    }
+
+    /// An empty cache for this model.
+    pub fn cache(&self) -> Cache {
+        Cache::new(&self.config)
+    }
+
+    /// Input rows f32 `(T, D)` of a sequence: embeddings of its ids, and `features`, one f32 `(n, D)` for
+    /// each visual block, in order, instead of embeddings at visual rows.
+    ///
+    /// # Errors
+    /// Features that do not match the blocks, ids past the table.
+    pub fn embed(&self, sequence: &Sequence, features: &[Tensor]) -> Result<Tensor> {
+        let blocks = sequence.visual();
+        if features.len() != blocks.len() {
+            return Err(Error::input("features", format!("{} blocks", blocks.len()), features.len()));
+        }
+        let mut parts = Vec::new();
+        let mut next = 0;
+        for (rows, features) in blocks.iter().zip(features) {
+            let expected = (rows.len(), self.config.hidden_size);
+            if features.dims2().ok() != Some(expected) {
+                return Err(Error::input("features", format!("{expected:?}"), format!("{:?}", features.dims())));
+            }
+            parts.push(self.embed_tokens.forward(&sequence.ids()[next..rows.start])?);
+            parts.push(features.clone());
+            next = rows.end;
+        }
+        parts.push(self.embed_tokens.forward(&sequence.ids()[next..])?);
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// Runs rows `x` f32 `(T, D)` of a sequence through all layers, appending to the cache: the residual
+    /// stream after the last layer, f32 `(T, D)`, before the final norm.
+    ///
+    /// # Errors
+    /// A sequence that does not begin where the cache ends, no rows, rows of another shape. After an error
+    /// the cache is as it was.
+    pub fn forward(&self, x: &Tensor, sequence: &Sequence, cache: &mut Cache) -> Result<Tensor> {
+        self.forward_probed(x, sequence, cache, &mut no_probe)
+    }
+
+    /// As [`forward`](Self::forward), showing `layers.{i}.input_layernorm`, `.self_attn.q_proj`, `.q_norm`,
+    /// `.k_norm` (heads `(T, H, D)`, not yet turned), `.self_attn`, `.mlp` and `layers.{i}` to `probe`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and what the probe returns.
+    pub fn forward_probed(
+        &self,
+        x: &Tensor,
+        sequence: &Sequence,
+        cache: &mut Cache,
+        probe: &mut Probe<'_>,
+    ) -> Result<Tensor> {
+        let start = cache.len();
+        let expected = (sequence.len(), self.config.hidden_size);
+        if sequence.is_empty() || x.dims2().ok() != Some(expected) {
+            return Err(Error::input("rows", format!("{expected:?}, at least one"), format!("{:?}", x.dims())));
+        }
+        if sequence.start().rows != start {
+            return Err(Error::input("sequence", format!("a start at the cache's end {start}"), sequence.start().rows));
+        }
+        let result = self.layers(x, sequence, cache, probe);
+        if result.is_err() {
+            cache.truncate(start);
+        }
+        result
+    }
+
+    fn layers(&self, x: &Tensor, sequence: &Sequence, cache: &mut Cache, probe: &mut Probe<'_>) -> Result<Tensor> {
+        let table = self.rotary.table(sequence.positions(), x.device())?;
+        let mut x = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, sequence, &table, cache, i, probe)?;
+        }
+        Ok(x)
+    }
+
+    /// The final norm of rows of a sequence, each with its expert's weights: f32 `(T, D)`.
+    ///
+    /// # Errors
+    /// Rows of another number than the sequence has.
+    pub fn norm(&self, hidden: &Tensor, sequence: &Sequence) -> Result<Tensor> {
+        self.norm.by_span(hidden, sequence.spans(), |norm, x| norm.forward(x))
+    }
+
+    /// Runs a sequence whose last row is of the UND expert and returns that row after the final norm, f32
+    /// `(1, D)`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn prefill(&self, x: &Tensor, sequence: &Sequence, cache: &mut Cache) -> Result<Tensor> {
+        let hidden = self.forward(x, sequence, cache)?;
+        self.norm.und.forward(&hidden.narrow(0, sequence.len() - 1, 1)?)
+    }
+
+    /// Runs one token at `start`: its row after the final norm, f32 `(1, D)`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn step(&self, id: u32, start: Cursor, cache: &mut Cache) -> Result<Tensor> {
+        let layout = Layout { special_ids: self.config.special_ids, t_step: 1 };
+        let sequence = Sequence::new(&[Segment::Text(vec![id])], &layout, start);
+        self.prefill(&self.embed(&sequence, &[])?, &sequence, cache)
+    }
+
+    /// Logits f32 `(n, vocabulary)` of rows f32 `(n, D)` after the final norm. Rows of the table past the
+    /// tokenizer's vocabulary belong to no token.
+    ///
+    /// # Errors
+    /// Rows of another width.
+    pub fn logits(&self, normed: &Tensor) -> Result<Tensor> {
+        self.lm_head.forward(normed)
+    }
+}
+
+/// Tensors that only generation reads.
+fn is_latent(name: &str) -> bool {
+    ["vae_in_proj.", "llm2vae.", "time_embedder.", "latent_pos_embed."].iter().any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! Self-attention of a layer: projections and norms by expert, one attention over all rows.
+
+use candle_core::Tensor;
+use lance_mm_tensor::{Linear, Result, RmsNorm, RotaryTable, Weights, attention};
+
+use super::cache::Cache;
+use super::{Experts, PerExpert, suffix};
+use crate::Probe;
+use crate::config::Config;
+use crate::sequence::{Expert, Sequence};
+
+#[derive(Clone)]
+pub(super) struct Attention {
+    parts: PerExpert<Projections>,
+    n_heads: usize,
+    n_kv_heads: usize,
+    head_dim: usize,
+}
+
+#[derive(Clone)]
+struct Projections {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    q_norm: RmsNorm,
+    k_norm: RmsNorm,
+}
+
+impl Projections {
+    fn load(config: &Config, weights: &Weights, expert: Expert) -> Result<Self> {
+        let part = |name: &str| weights.pp(format!("{name}{}", suffix(expert)));
+        let (d, head) = (config.hidden_size, config.head_dim());
+        let kv = config.num_key_value_heads * head;
+        let eps = config.rms_norm_eps as f32;
+        Ok(Self {
+            q_proj: Linear::load_biased(&part("q_proj"), d, d)?,
+            k_proj: Linear::load_biased(&part("k_proj"), d, kv)?,
+            v_proj: Linear::load_biased(&part("v_proj"), d, kv)?,
+            o_proj: Linear::load(&part("o_proj"), d, d)?,
+            q_norm: RmsNorm::load(&part("q_norm"), head, eps)?,
+            k_norm: RmsNorm::load(&part("k_norm"), head, eps)?,
+        })
+    }
+}
+
+impl Attention {
+    pub(super) fn load(config: &Config, weights: &Weights, experts: Experts) -> Result<Self> {
+        Ok(Self {
+            parts: PerExpert::load(experts, |expert| Projections::load(config, weights, expert))?,
+            n_heads: config.num_attention_heads,
+            n_kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim(),
+        })
+    }
+
+    /// `(T, D)` to `(T, D)`; keys and values of the rows go into layer `index` of the cache.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        sequence: &Sequence,
+        table: &RotaryTable,
+        cache: &mut Cache,
+        index: usize,
+        probe: &mut Probe<'_>,
+    ) -> Result<Tensor> {
+        let t = x.dim(0)?;
+        let spans = sequence.spans();
+        let q = self.parts.by_span(x, spans, |p, x| p.q_proj.forward(x))?;
+        probe(format_args!("layers.{index}.self_attn.q_proj"), &q)?;
+        let k = self.parts.by_span(x, spans, |p, x| p.k_proj.forward(x))?;
+        let v = self.parts.by_span(x, spans, |p, x| p.v_proj.forward(x))?;
+        // (T, H·D) -> (T, H, D); the norms go over each head's channels.
+        let q = q.reshape((t, self.n_heads, self.head_dim))?;
+        let k = k.reshape((t, self.n_kv_heads, self.head_dim))?;
+        let v = v.reshape((t, self.n_kv_heads, self.head_dim))?;
+        let q = self.parts.by_span(&q, spans, |p, x| p.q_norm.forward(x))?;
+        let k = self.parts.by_span(&k, spans, |p, x| p.k_norm.forward(x))?;
+        probe(format_args!("layers.{index}.self_attn.q_norm"), &q)?;
+        probe(format_args!("layers.{index}.self_attn.k_norm"), &k)?;
+        // (T, H, D) -> (H, T, D)
+        let heads_first = |x: Tensor| -> Result<Tensor> { Ok(x.transpose(0, 1)?.contiguous()?) };
+        let q = heads_first(table.apply(&q)?)?;
+        let (k, v) = cache.append(index, &heads_first(table.apply(&k)?)?, &heads_first(v)?)?;
+        let o = attention(&q, &k, &v, sequence.blocks())?;
+        self.parts.by_span(&o, spans, |p, x| p.o_proj.forward(x))
+    }
+}

@@ -1,0 +1,126 @@
+//! Keys and values of the rows seen so far.
+
+use candle_core::{DType, Tensor};
+use lance_mm_tensor::{Error, Result};
+
+use crate::config::Config;
+
+/// Rows by which a cache grows.
+const CHUNK: usize = 256;
+
+/// Keys (after norm and rotation) and values of every layer, f32 `(G, rows, D)` each. Grows in chunks, so a
+/// step does not copy what is there.
+pub struct Cache {
+    layers: Vec<Option<LayerCache>>,
+    rows: Vec<usize>,
+    shape: (usize, usize),
+}
+
+struct LayerCache {
+    k: Tensor,
+    v: Tensor,
+}
+
+impl Cache {
+    pub(super) fn new(config: &Config) -> Self {
+        let n = config.num_hidden_layers;
+        Self {
+            layers: (0..n).map(|_| None).collect(),
+            rows: vec![0; n],
+            shape: (config.num_key_value_heads, config.head_dim()),
+        }
+    }
+
+    /// Rows in the cache.
+    pub fn len(&self) -> usize {
+        self.rows.first().copied().unwrap_or(0)
+    }
+
+    /// Whether the cache has no rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().flatten().map(|l| (l.k.elem_count() + l.v.elem_count()) * 4).sum()
+    }
+
+    /// Forgets rows past `len`; memory is kept for the next ones.
+    pub fn truncate(&mut self, len: usize) {
+        for rows in &mut self.rows {
+            *rows = (*rows).min(len);
+        }
+    }
+
+    /// Keys of a layer, f32 `(G, rows, D)`; `None` while the layer has none.
+    ///
+    /// # Errors
+    /// What candle refuses.
+    pub fn keys(&self, layer: usize) -> Result<Option<Tensor>> {
+        self.rows_of(layer, |l| &l.k)
+    }
+
+    /// Values of a layer, f32 `(G, rows, D)`; `None` while the layer has none.
+    ///
+    /// # Errors
+    /// What candle refuses.
+    pub fn values(&self, layer: usize) -> Result<Option<Tensor>> {
+        self.rows_of(layer, |l| &l.v)
+    }
+
+    fn rows_of(&self, layer: usize, of: impl Fn(&LayerCache) -> &Tensor) -> Result<Option<Tensor>> {
+        match self.layers.get(layer).and_then(Option::as_ref) {
+            Some(l) if self.rows[layer] > 0 => Ok(Some(of(l).narrow(1, 0, self.rows[layer])?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// A copy that goes on independently.
+    ///
+    /// # Errors
+    /// What candle refuses.
+    pub fn fork(&self) -> Result<Self> {
+        let copy = |layer: &Option<LayerCache>| -> Result<Option<LayerCache>> {
+            layer.as_ref().map(|l| Ok(LayerCache { k: l.k.copy()?, v: l.v.copy()? })).transpose()
+        };
+        Ok(Self {
+            layers: self.layers.iter().map(copy).collect::<Result<_>>()?,
+            rows: self.rows.clone(),
+            shape: self.shape,
+        })
+    }
+
+    /// Appends rows `(G, T, D)` to a layer and returns all of its keys and values.
+    pub(super) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (g, t, d) = k.dims3()?;
+        if (g, d) != self.shape || k.dims() != v.dims() {
+            let expected = format!("{} heads of {}", self.shape.0, self.shape.1);
+            return Err(Error::input("cache rows", expected, format!("{:?}, {:?}", k.dims(), v.dims())));
+        }
+        let rows = self.rows[layer];
+        let capacity = self.layers[layer].as_ref().map_or(0, |l| l.k.dims()[1]);
+        if rows + t > capacity {
+            let grown = (rows + t).next_multiple_of(CHUNK);
+            let grow = |old: Option<&Tensor>| -> Result<Tensor> {
+                let new = Tensor::zeros((g, grown, d), DType::F32, k.device())?;
+                if let Some(old) = old.filter(|_| rows > 0) {
+                    new.slice_set(&old.narrow(1, 0, rows)?.contiguous()?, 1, 0)?;
+                }
+                Ok(new)
+            };
+            let old = self.layers[layer].take();
+            let (k, v) = (grow(old.as_ref().map(|l| &l.k))?, grow(old.as_ref().map(|l| &l.v))?);
+            self.layers[layer] = Some(LayerCache { k, v });
+        }
+        if let Some(l) = &self.layers[layer] {
+            l.k.slice_set(&k.contiguous()?, 1, rows)?;
+            l.v.slice_set(&v.contiguous()?, 1, rows)?;
+        }
+        self.rows[layer] = rows + t;
+        let of = |part: Result<Option<Tensor>>| {
+            part?.ok_or_else(|| Error::input("cache rows", "at least one", "none"))
+        };
+        Ok((of(self.keys(layer))?, of(self.values(layer))?))
+    }
+}

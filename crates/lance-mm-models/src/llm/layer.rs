@@ -1,0 +1,84 @@
+//! One layer: attention and a gated MLP, each with the weights of the row's expert.
+
+use candle_core::Tensor;
+use lance_mm_tensor::{Linear, Result, RmsNorm, RotaryTable, Weights};
+
+use super::attention::Attention;
+use super::cache::Cache;
+use super::{Experts, PerExpert, suffix};
+use crate::Probe;
+use crate::config::Config;
+use crate::sequence::{Expert, Sequence};
+
+#[derive(Clone)]
+pub(super) struct Layer {
+    input_layernorm: PerExpert<RmsNorm>,
+    self_attn: Attention,
+    post_attention_layernorm: PerExpert<RmsNorm>,
+    mlp: PerExpert<Mlp>,
+}
+
+impl Layer {
+    pub(super) fn load(config: &Config, weights: &Weights, experts: Experts) -> Result<Self> {
+        let norm = |name: &'static str| {
+            PerExpert::load(experts, move |expert| {
+                let weights = weights.pp(format!("{name}{}", suffix(expert)));
+                RmsNorm::load(&weights, config.hidden_size, config.rms_norm_eps as f32)
+            })
+        };
+        Ok(Self {
+            input_layernorm: norm("input_layernorm")?,
+            self_attn: Attention::load(config, &weights.pp("self_attn"), experts)?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: PerExpert::load(experts, |expert| Mlp::load(config, weights, expert))?,
+        })
+    }
+
+    /// `(T, D)` to `(T, D)`.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        sequence: &Sequence,
+        table: &RotaryTable,
+        cache: &mut Cache,
+        index: usize,
+        probe: &mut Probe<'_>,
+    ) -> Result<Tensor> {
+        let spans = sequence.spans();
+        let a = self.input_layernorm.by_span(x, spans, |norm, x| norm.forward(x))?;
+        probe(format_args!("layers.{index}.input_layernorm"), &a)?;
+        let a = self.self_attn.forward(&a, sequence, table, cache, index, probe)?;
+        probe(format_args!("layers.{index}.self_attn"), &a)?;
+        let x = (x + a)?;
+        let m = self.post_attention_layernorm.by_span(&x, spans, |norm, x| norm.forward(x))?;
+        let m = self.mlp.by_span(&m, spans, Mlp::forward)?;
+        probe(format_args!("layers.{index}.mlp"), &m)?;
+        let x = (x + m)?;
+        probe(format_args!("layers.{index}"), &x)?;
+        Ok(x)
+    }
+}
+
+#[derive(Clone)]
+struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+impl Mlp {
+    fn load(config: &Config, weights: &Weights, expert: Expert) -> Result<Self> {
+        let weights = weights.pp(format!("mlp{}", suffix(expert)));
+        let (d, f) = (config.hidden_size, config.intermediate_size);
+        Ok(Self {
+            gate_proj: Linear::load(&weights.pp("gate_proj"), d, f)?,
+            up_proj: Linear::load(&weights.pp("up_proj"), d, f)?,
+            down_proj: Linear::load(&weights.pp("down_proj"), f, d)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let gate = self.gate_proj.forward(x)?.silu()?;
+        self.down_proj.forward(&(gate * self.up_proj.forward(x)?)?)
+    }
+}

@@ -1,0 +1,200 @@
+use candle_core::{DType, Device};
+use lance_mm_tensor::testing::{assert_close, seeded};
+
+use super::*;
+use crate::sequence::Grid;
+use crate::testing::{config, llm_tensors, weights};
+
+fn llm(experts: Experts) -> Llm {
+    let config = config();
+    Llm::load(&config, &weights(&llm_tensors(&config)), experts).unwrap()
+}
+
+fn flat(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn features(n: usize, seed: u64) -> Tensor {
+    Tensor::from_vec(seeded(n * 32, seed), (n, 32), &Device::Cpu).unwrap()
+}
+
+/// Text, a picture, text, another picture, text.
+fn prompt() -> (Vec<Segment>, Vec<Tensor>) {
+    let segments = vec![
+        Segment::Text(vec![1, 2, 3]),
+        Segment::Vit(Grid { t: 1, h: 2, w: 2 }),
+        Segment::Text(vec![4]),
+        Segment::Vit(Grid { t: 2, h: 1, w: 2 }),
+        Segment::Text(vec![5, 6, 7, 8]),
+    ];
+    (segments, vec![features(4, 1), features(4, 2)])
+}
+
+/// Runs segments from where the cache ends; the last row after the final norm.
+fn run(llm: &Llm, segments: &[Segment], features: &[Tensor], start: Cursor, cache: &mut Cache) -> (Tensor, Cursor) {
+    let sequence = Sequence::new(segments, &llm.config().layout(), start);
+    let x = llm.embed(&sequence, features).unwrap();
+    (llm.prefill(&x, &sequence, cache).unwrap(), sequence.end())
+}
+
+#[test]
+fn one_pass_equals_two_equals_token_by_token() {
+    let llm = llm(Experts::Und);
+    let (segments, features) = prompt();
+    let mut cache = llm.cache();
+    let (expected, end) = run(&llm, &segments, &features, Cursor::default(), &mut cache);
+    let expected = flat(&llm.logits(&expected).unwrap());
+
+    for cut in 1..segments.len() {
+        let before = segments[..cut].iter().filter(|s| matches!(s, Segment::Vit(_))).count();
+        let mut cache = llm.cache();
+        let (_, at) = run(&llm, &segments[..cut], &features[..before], Cursor::default(), &mut cache);
+        let (last, stop) = run(&llm, &segments[cut..], &features[before..], at, &mut cache);
+        assert_eq!(stop, end);
+        assert_close(&format!("cut {cut}"), &flat(&llm.logits(&last).unwrap()), &expected, 2e-5);
+    }
+
+    let mut cache = llm.cache();
+    let (_, mut at) = run(&llm, &segments[..4], &features, Cursor::default(), &mut cache);
+    let mut last = None;
+    for id in [5, 6, 7, 8] {
+        last = Some(llm.step(id, at, &mut cache).unwrap());
+        at = Cursor { rows: at.rows + 1, position: at.position + 1 };
+    }
+    assert_close("steps", &flat(&llm.logits(&last.unwrap()).unwrap()), &expected, 2e-5);
+}
+
+#[test]
+fn a_fork_and_a_truncated_cache_go_on_as_the_original() {
+    let llm = llm(Experts::Und);
+    let (segments, features) = prompt();
+    let mut cache = llm.cache();
+    let (_, at) = run(&llm, &segments[..4], &features, Cursor::default(), &mut cache);
+    let question = [Segment::Text(vec![9, 10])];
+    let mut fork = cache.fork().unwrap();
+    let (expected, _) = run(&llm, &question, &[], at, &mut fork);
+    // Another question first, then forgotten.
+    run(&llm, &[Segment::Text(vec![11; 300])], &[], at, &mut cache);
+    cache.truncate(at.rows);
+    let (found, _) = run(&llm, &question, &[], at, &mut cache);
+    assert_eq!(flat(&found), flat(&expected));
+}
+
+#[test]
+fn other_sequences_do_not_matter() {
+    let llm = llm(Experts::Und);
+    let (segments, features) = prompt();
+    let alone = run(&llm, &segments, &features, Cursor::default(), &mut llm.cache()).0;
+    for other in [vec![Segment::Text(vec![1])], vec![Segment::Text(vec![50; 40])]] {
+        let mut first = llm.cache();
+        run(&llm, &other, &[], Cursor::default(), &mut first);
+        let mut second = llm.cache();
+        let found = run(&llm, &segments, &features, Cursor::default(), &mut second).0;
+        assert_eq!(flat(&found), flat(&alone));
+    }
+}
+
+#[test]
+fn a_later_row_of_the_block_reaches_an_earlier_one() {
+    let llm = llm(Experts::Und);
+    let (segments, mut features) = prompt();
+    let layout = llm.config().layout();
+    let rows = |sequence: Sequence, features: &[Tensor]| {
+        let x = llm.embed(&sequence, features).unwrap();
+        flat(&llm.forward(&x, &sequence, &mut llm.cache()).unwrap())
+    };
+    let sequence = Sequence::new(&segments, &layout, Cursor::default());
+    let (full, causal) = (rows(sequence.clone(), &features), rows(sequence.clone().causal(), &features));
+    // Change the last feature row of the first picture (row 7); its first row (row 4) sees that only in full mode.
+    let mut changed = seeded(4 * 32, 1);
+    changed[3 * 32..].fill(3.0);
+    features[0] = Tensor::from_vec(changed, (4, 32), &Device::Cpu).unwrap();
+    let row = |x: &[f32]| x[4 * 32..5 * 32].to_vec();
+    assert_ne!(row(&rows(sequence.clone(), &features)), row(&full));
+    assert_eq!(row(&rows(sequence.causal(), &features)), row(&causal));
+}
+
+#[test]
+fn each_row_runs_on_its_own_expert() {
+    let config = config();
+    let (both, und) = (llm(Experts::Both), llm(Experts::Und));
+    let segments = [Segment::Text(vec![1, 2]), Segment::Noise(Grid { t: 1, h: 1, w: 3 })];
+    let sequence = Sequence::new(&segments, &config.layout(), Cursor::default());
+    let x = both.embed(&sequence, &[features(3, 5)]).unwrap();
+    let hidden = both.forward(&x, &sequence, &mut both.cache()).unwrap();
+
+    // With GEN weights equal to UND's, the same rows as a vision block give the same.
+    let mut tensors = llm_tensors(&config);
+    let by_name: std::collections::HashMap<String, Vec<f32>> =
+        tensors.iter().map(|(name, _, values)| (name.clone(), values.clone())).collect();
+    for (name, _, values) in &mut tensors {
+        values.clone_from(&by_name[&name.replace("_moe_gen", "")]);
+    }
+    let twins = Llm::load(&config, &weights(&tensors), Experts::Both).unwrap();
+    let vision = Sequence::new(
+        &[Segment::Text(vec![1, 2]), Segment::Vit(Grid { t: 1, h: 1, w: 3 })],
+        &config.layout(),
+        Cursor::default(),
+    );
+    let same = flat(&und.forward(&x, &vision, &mut und.cache()).unwrap());
+    assert_close("twins", &flat(&twins.forward(&x, &sequence, &mut twins.cache()).unwrap()), &same, 2e-5);
+    let difference = lance_mm_tensor::testing::max_error(&flat(&hidden), &same);
+    assert!(difference > 0.1, "the GEN expert has weights of its own: {difference}");
+
+    let text = und.forward(&x, &sequence, &mut und.cache()).unwrap_err().to_string();
+    assert!(text.contains("rows of the GEN expert"), "{text}");
+}
+
+#[test]
+fn rows_that_do_not_fit_are_refused_and_leave_the_cache() {
+    let llm = llm(Experts::Und);
+    let layout = llm.config().layout();
+    let mut cache = llm.cache();
+    let sequence = Sequence::new(&[Segment::Text(vec![1, 2])], &layout, Cursor::default());
+    let x = llm.embed(&sequence, &[]).unwrap();
+    llm.forward(&x, &sequence, &mut cache).unwrap();
+    let again = llm.forward(&x, &sequence, &mut cache).unwrap_err().to_string();
+    assert!(again.contains("a start at the cache's end 2, found 0"), "{again}");
+    let empty = Sequence::new(&[], &layout, sequence.end());
+    assert!(llm.forward(&x, &empty, &mut cache).is_err());
+    let wide = Tensor::zeros((2, 33), DType::F32, &Device::Cpu).unwrap();
+    let next = Sequence::new(&[Segment::Text(vec![1, 2])], &layout, sequence.end());
+    assert!(llm.forward(&wide, &next, &mut cache).is_err());
+    let failed = llm.forward_probed(&x, &next, &mut cache, &mut |name, _| match name.to_string().as_str() {
+        "layers.1.self_attn" => Err(Error::input("probe", "nothing", "a fault")),
+        _ => Ok(()),
+    });
+    assert!(failed.is_err());
+    assert_eq!(cache.len(), 2);
+    assert!(llm.embed(&sequence, &[features(1, 1)]).is_err());
+}
+
+#[test]
+fn wrong_checkpoints_are_named_in_one_message() {
+    let config = config();
+    let mut tensors = llm_tensors(&config);
+    tensors.retain(|(name, _, _)| !name.ends_with("self_attn.q_norm.weight"));
+    tensors.push(("layers.2.mlp.up_proj.weight".into(), vec![48, 32], vec![0.0; 48 * 32]));
+    tensors.push(("notes".into(), vec![1], vec![0.0]));
+    let text = Llm::load(&config, &weights(&tensors), Experts::Und).err().unwrap().to_string();
+    assert!(text.contains("layers.{0..1}.self_attn.q_norm.weight: missing, expected [8] (2)"), "{text}");
+    let mut tensors = llm_tensors(&config);
+    tensors.push(("layers.2.mlp.up_proj.weight".into(), vec![48, 32], vec![0.0; 48 * 32]));
+    let text = Llm::load(&config, &weights(&tensors), Experts::Und).err().unwrap().to_string();
+    assert!(text.contains("layers.2.mlp.up_proj.weight: no part of the model"), "{text}");
+}
+
+#[test]
+fn a_tied_head_is_the_embedding_table() {
+    let mut config = config();
+    let mut tensors = llm_tensors(&config);
+    tensors.retain(|(name, _, _)| name != "lm_head.weight");
+    let text = Llm::load(&config, &weights(&tensors), Experts::Und).err().unwrap().to_string();
+    assert!(text.contains("lm_head.weight: missing"), "{text}");
+    config.tie_word_embeddings = true;
+    let tied = Llm::load(&config, &weights(&tensors), Experts::Und).unwrap();
+    let x = features(1, 3);
+    let table = tied.embed(&Sequence::new(&[Segment::Text((0..64).collect())], &config.layout(), Cursor::default()), &[]);
+    let expected = x.matmul(&table.unwrap().t().unwrap()).unwrap();
+    assert_close("tied", &flat(&tied.logits(&x).unwrap()), &flat(&expected), 1e-5);
+}

@@ -1,0 +1,50 @@
+//! Checkpoints with random weights for the tests of this crate.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use lance_mm_tensor::testing::seeded;
+use lance_mm_tensor::{Error, Weights};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+use crate::{Config, Experts, Llm, Vit};
+
+pub(crate) type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+
+pub(crate) fn config() -> Config {
+    Config::from_json(crate::config::tests::toy().to_string().as_bytes()).unwrap()
+}
+
+/// Seeded values for every tensor that `load` asks for: what it misses in an empty file.
+fn tensors<T>(load: impl Fn(&Weights) -> Result<T, Error>) -> Tensors {
+    let empty = Weights::open::<PathBuf>(&[]).unwrap();
+    let Err(Error::Weights(problems)) = load(&empty) else { panic!("an empty file holds no model") };
+    let with_values = |(i, problem): (usize, lance_mm_tensor::Problem)| {
+        let shape = problem.missing.expect("only missing tensors in an empty file");
+        let n: usize = shape.iter().product();
+        let scale = if shape.len() == 1 { 1.0 } else { 2.0 / (n as f32 / shape[0] as f32).sqrt() };
+        (problem.tensor, shape, seeded(n, i as u64).iter().map(|v| v * scale).collect())
+    };
+    problems.list.into_iter().enumerate().map(with_values).collect()
+}
+
+pub(crate) fn llm_tensors(config: &Config) -> Tensors {
+    tensors(|weights| Llm::load(config, weights, Experts::Both))
+}
+
+pub(crate) fn vit_tensors(config: &Config) -> Tensors {
+    tensors(|weights| Vit::load(&config.vision, weights))
+}
+
+/// Weights as if read from a file with these tensors.
+pub(crate) fn weights(tensors: &Tensors) -> Weights {
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let views = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|((name, shape, _), bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
+    let file = safetensors::serialize(views, None::<HashMap<String, String>>).unwrap();
+    Weights::from_static("test", file.leak()).unwrap()
+}

@@ -1,0 +1,71 @@
+//! One block of the vision transformer.
+
+use candle_core::Tensor;
+use lance_mm_tensor::{Block, Linear, Result, RmsNorm, RotaryTable, Weights, attention};
+
+use super::EPS;
+use crate::Probe;
+use crate::config::VitConfig;
+
+#[derive(Clone)]
+pub(super) struct VitBlock {
+    norm1: RmsNorm,
+    qkv: Linear,
+    proj: Linear,
+    norm2: RmsNorm,
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+    num_heads: usize,
+}
+
+impl VitBlock {
+    pub(super) fn load(config: &VitConfig, weights: &Weights) -> Result<Self> {
+        let (d, f) = (config.hidden_size, config.intermediate_size);
+        let (attn, mlp) = (weights.pp("attn"), weights.pp("mlp"));
+        Ok(Self {
+            norm1: RmsNorm::load(&weights.pp("norm1"), d, EPS)?,
+            qkv: Linear::load_biased(&attn.pp("qkv"), d, 3 * d)?,
+            proj: Linear::load_biased(&attn.pp("proj"), d, d)?,
+            norm2: RmsNorm::load(&weights.pp("norm2"), d, EPS)?,
+            gate_proj: Linear::load_biased(&mlp.pp("gate_proj"), d, f)?,
+            up_proj: Linear::load_biased(&mlp.pp("up_proj"), d, f)?,
+            down_proj: Linear::load_biased(&mlp.pp("down_proj"), f, d)?,
+            num_heads: config.num_heads,
+        })
+    }
+
+    /// `(N, D)` in window order to the same.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        table: &RotaryTable,
+        blocks: &[Block],
+        index: usize,
+        probe: &mut Probe<'_>,
+    ) -> Result<Tensor> {
+        let a = self.norm1.forward(x)?;
+        probe(format_args!("blocks.{index}.norm1"), &a)?;
+        let a = self.attention(&a, table, blocks)?;
+        probe(format_args!("blocks.{index}.attn"), &a)?;
+        let x = (x + a)?;
+        let m = self.norm2.forward(&x)?;
+        let gate = self.gate_proj.forward(&m)?.silu()?;
+        let m = self.down_proj.forward(&(gate * self.up_proj.forward(&m)?)?)?;
+        probe(format_args!("blocks.{index}.mlp"), &m)?;
+        let x = (x + m)?;
+        probe(format_args!("blocks.{index}"), &x)?;
+        Ok(x)
+    }
+
+    fn attention(&self, x: &Tensor, table: &RotaryTable, blocks: &[Block]) -> Result<Tensor> {
+        let (n, d) = x.dims2()?;
+        // (N, 3·D) -> (N, 3, H, D/H); rows of the weight are q of all heads, then k, then v.
+        let qkv = self.qkv.forward(x)?.reshape((n, 3, self.num_heads, d / self.num_heads))?;
+        let part = |i: usize| qkv.narrow(1, i, 1)?.squeeze(1);
+        let q = table.apply(&part(0)?)?.transpose(0, 1)?.contiguous()?;
+        let k = table.apply(&part(1)?)?.transpose(0, 1)?.contiguous()?;
+        let v = part(2)?.transpose(0, 1)?.contiguous()?;
+        self.proj.forward(&attention(&q, &k, &v, blocks)?)
+    }
+}
