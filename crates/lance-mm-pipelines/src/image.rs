@@ -1,0 +1,45 @@
+//! Pictures on their way in: from a file to the rows the ViT reads.
+//!
+//! [`load`] turns a file into RGB, [`resize`] brings it to a size the model was trained on, [`patches`] cuts
+//! it into normalised rows. All of it is integer arithmetic up to the last table look-up, so the rows equal
+//! upstream's bit for bit (JPEG decoders may differ by a few levels).
+//!
+//! ```
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # use lance_mm_pipelines::image;
+//! // A picture that is in memory already needs no file.
+//! let picture = image::from_raw(300, 400, vec![127; 300 * 400 * 3])?;
+//! let picture = image::resize(&picture, image::Resize::resolution("image_768res")?)?;
+//! assert_eq!((picture.height(), picture.width()), (560, 756));
+//!
+//! let rows = image::patches(&[picture])?;
+//! assert_eq!((rows.t, rows.h, rows.w), (1, 40, 54));
+//! assert_eq!(rows.values.len(), 40 * 54 * image::PATCH_VALUES);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Sizes are written height first, as in the model's tables; only [`RgbImage`] itself has the width first.
+
+pub(crate) mod gif;
+
+mod encoded;
+mod geometry;
+mod jpeg;
+mod load;
+mod patches;
+mod resample;
+mod resize;
+mod rgb;
+
+pub use ::image::RgbImage;
+
+pub use geometry::{Crop, bucket, buckets, crop, native_size};
+pub use load::{LoadOptions, decode, from_raw, load};
+pub use patches::{PATCH_VALUES, PatchRows, patches};
+pub use resample::resample;
+pub(crate) use resize::check_frames;
+pub use resize::{Resize, resize, resize_frames};
+
+/// Sides of a prepared picture are multiples of this: a 2 x 2 group of patches of 14 pixels, one token.
+pub(crate) const FACTOR: u32 = 28;

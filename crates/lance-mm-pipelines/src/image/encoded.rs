@@ -1,0 +1,118 @@
+//! Encoded pictures whose format is known: what may be decoded, and how it is called in errors.
+
+use std::error::Error as _;
+use std::io::Cursor;
+
+use ::image::{ColorType, ImageError, ImageFormat, ImageReader, Limits};
+
+use super::{LoadOptions, jpeg, rgb};
+use crate::error::{Error, Result};
+
+/// Bytes of a known format, and what to call them in errors.
+pub(super) struct Encoded<'a> {
+    pub(super) bytes: &'a [u8],
+    name: &'a str,
+    pub(super) format: ImageFormat,
+    options: &'a LoadOptions,
+}
+
+impl<'a> Encoded<'a> {
+    /// Recognises the format by content.
+    pub(super) fn detect(bytes: &'a [u8], name: &'a str, options: &'a LoadOptions) -> Result<Self> {
+        const EXPECTED: &str = "expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM";
+        let error = |message: String| Error::Image { name: name.to_owned(), message };
+        if bytes.is_empty() {
+            return Err(error(format!("no data, {EXPECTED}")));
+        }
+        let format =
+            ::image::guess_format(bytes).map_err(|_| error(format!("no known image format, {EXPECTED}")))?;
+        let file = Encoded { bytes, name, format, options };
+        if !format.reading_enabled() {
+            return Err(error(format!("unsupported format {}, {EXPECTED}", file.format_name())));
+        }
+        Ok(file)
+    }
+
+    /// A reader under the limits of the options.
+    pub(super) fn reader(&self) -> ImageReader<Cursor<&'a [u8]>> {
+        let mut reader = ImageReader::with_format(Cursor::new(self.bytes), self.format);
+        reader.limits(self.limits());
+        reader
+    }
+
+    /// Memory for a decoder: the largest pixel is 8 bytes, and decoders need some room of their own.
+    pub(super) fn limits(&self) -> Limits {
+        let mut limits = Limits::default();
+        limits.max_alloc = Some(self.options.max_pixels.saturating_mul(8).saturating_add(64 << 20));
+        limits
+    }
+
+    /// Refuses a picture without pixels or with more than may be decoded.
+    pub(super) fn check_size(&self, width: u32, height: u32) -> Result<()> {
+        let format = self.format_name();
+        match u64::from(width) * u64::from(height) {
+            0 => Err(self.error(format!("{format} without pixels ({width}x{height})"))),
+            n if n > self.options.max_pixels => Err(self.error(format!(
+                "{format} of {width}x{height} is {n} pixels, expected at most {}",
+                self.options.max_pixels
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses truncation that the decoder would fill with gray.
+    pub(super) fn check_end(&self) -> Result<()> {
+        if self.format == ImageFormat::Jpeg && !jpeg::is_complete(self.bytes) {
+            return Err(self.error("truncated JPEG, no end marker".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Bytes of all pixels as the decoder writes them.
+    pub(super) fn buffer_len(&self, width: u32, height: u32, color: ColorType) -> Result<usize> {
+        let pixels = u64::from(width) * u64::from(height);
+        pixels
+            .checked_mul(u64::from(color.bytes_per_pixel()))
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .ok_or_else(|| {
+                self.error(format!("{} of {width}x{height} exceeds the memory", self.format_name()))
+            })
+    }
+
+    /// What transparency of this picture means.
+    ///
+    /// A PNG of colour type RGB has no alpha of its own: what the decoder reports is a colour key.
+    pub(super) fn alpha(&self) -> rgb::Alpha {
+        const COLOR_TYPE: usize = 25;
+        const RGB: u8 = 2;
+        if self.format == ImageFormat::Png && self.bytes.get(COLOR_TYPE) == Some(&RGB) {
+            rgb::Alpha::Ignore
+        } else {
+            rgb::Alpha::OnWhite
+        }
+    }
+
+    /// The format as people write it.
+    pub(super) fn format_name(&self) -> String {
+        match self.format {
+            ImageFormat::WebP => "WebP".to_owned(),
+            other => format!("{other:?}").to_uppercase(),
+        }
+    }
+
+    /// An error of this picture.
+    pub(super) fn error(&self, message: String) -> Error {
+        Error::Image { name: self.name.to_owned(), message }
+    }
+
+    /// What a decoder complains about.
+    pub(super) fn decoding(&self, error: &ImageError) -> Error {
+        let format = self.format_name();
+        let detail = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        self.error(match error {
+            ImageError::Unsupported(_) => format!("unsupported {format}: {detail}"),
+            ImageError::Limits(_) => format!("{format} needs too much memory: {detail}"),
+            _ => format!("damaged or truncated {format}: {detail}"),
+        })
+    }
+}

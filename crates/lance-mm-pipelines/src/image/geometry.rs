@@ -1,0 +1,238 @@
+//! Which part of a picture is used, and at which size.
+//!
+//! Upstream trains on six aspect ratios. A picture goes to the bucket nearest to its own ratio and loses what
+//! does not fit at the sides. [`native_size`] is the way without a crop.
+
+use super::FACTOR;
+use crate::error::{Error, Result};
+
+/// Sides of a bucket are multiples of this. (The ViT needs 28 and crops once more.)
+const STRIDE: f64 = 16.0;
+
+/// Width and height of the ratios, in the order that decides ties.
+const RATIOS: [(f64, f64); 6] = [(21.0, 9.0), (16.0, 9.0), (4.0, 3.0), (1.0, 1.0), (3.0, 4.0), (9.0, 16.0)];
+
+/// Longest side over shortest side that [`native_size`] accepts.
+const MAX_RATIO: f64 = 200.0;
+
+/// Most pixels [`native_size`] may be asked for: 16 384 tokens, the limit of the published processor.
+const MAX_NATIVE_PIXELS: u64 = 12_845_056;
+
+/// A rectangle of a picture, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crop {
+    /// Rows above the rectangle.
+    pub top: u32,
+    /// Columns left of the rectangle.
+    pub left: u32,
+    /// Rows of the rectangle.
+    pub height: u32,
+    /// Columns of the rectangle.
+    pub width: u32,
+}
+
+impl Crop {
+    /// The rectangle of `height` x `width` in the middle of a picture of `of` (height, width) pixels.
+    ///
+    /// An odd rest leaves the smaller half above and to the left. The rectangle must fit.
+    pub(crate) fn centred((height, width): (u32, u32), of: (u32, u32)) -> Self {
+        Crop { top: (of.0 - height) / 2, left: (of.1 - width) / 2, height, width }
+    }
+}
+
+/// The six sizes (height, width) of a base size, for 21:9, 16:9, 4:3, 1:1, 3:4 and 9:16.
+///
+/// Sides are multiples of 16 and the area is about `base * base`. The same rule makes the buckets of the ViT
+/// and of the VAE, which differ in the base only.
+pub fn buckets(base: u32) -> Vec<(u32, u32)> {
+    RATIOS.iter().map(|&(w, h)| bucket_of_ratio(f64::from(base), w / h)).collect()
+}
+
+/// The better of two roundings: width first or height first. Nearer ratio wins, then nearer area.
+fn bucket_of_ratio(base: f64, ratio: f64) -> (u32, u32) {
+    let round = |x: f64| STRIDE * (x / STRIDE).round_ties_even();
+    let area = base * base;
+
+    let wide = round((area * ratio).sqrt());
+    let by_width = (round(wide / ratio), wide);
+    let high = round((area / ratio).sqrt());
+    let by_height = (high, round(high * ratio));
+
+    let errors = |(h, w): (f64, f64)| ((w / h - ratio).abs(), (w * h - area).abs());
+    let (h, w) = if errors(by_height) < errors(by_width) { by_height } else { by_width };
+    (h as u32, w as u32)
+}
+
+/// The bucket (height, width) of `base` whose ratio is nearest to that of a picture, the first on a tie.
+pub fn bucket(height: u32, width: u32, base: u32) -> (u32, u32) {
+    let ratio = f64::from(width) / f64::from(height);
+    let distance = |&(h, w): &(u32, u32)| (ratio - f64::from(w) / f64::from(h)).abs();
+    let sizes = buckets(base);
+    sizes[1..].iter().fold(sizes[0], |best, size| if distance(size) < distance(&best) { *size } else { best })
+}
+
+/// The part of a `height` x `width` picture that is resized to `bucket` (height, width).
+///
+/// It has the bucket's ratio as nearly as whole pixels allow and lies in the middle. Where the ratios nearly
+/// agree, upstream moves it by about a pixel at random; here it stays in the middle.
+pub fn crop(height: u32, width: u32, bucket: (u32, u32)) -> Crop {
+    let (h, w) = (f64::from(height), f64::from(width));
+    let ratio = f64::from(bucket.1) / f64::from(bucket.0);
+
+    // A crop of the picture's own area fits only when the ratios agree up to rounding.
+    let same_area = ((w * h / ratio).sqrt().round_ties_even(), (w * h * ratio).sqrt().round_ties_even());
+    let fits = |(ch, cw): (f64, f64)| 0.0 < cw && cw <= w && 0.0 < ch && ch <= h;
+    let (ch, cw) = if fits(same_area) {
+        same_area
+    } else if w / h < ratio {
+        ((w / ratio).round_ties_even(), w)
+    } else if w / h > ratio {
+        (h, (h * ratio).round_ties_even())
+    } else {
+        (h, w)
+    };
+    Crop::centred((ch as u32, cw as u32), (height, width))
+}
+
+/// The size (height, width) of a whole picture whose sides are multiples of 28, near its own size.
+///
+/// The area is brought between `min_pixels` and `max_pixels`, the ratio kept as nearly as 28 allows. (A side
+/// never gets shorter than 28, so a very long strip may end above `max_pixels`.)
+///
+/// # Errors
+///
+/// A side of zero, a ratio above 200, or bounds other than `min_pixels <= max_pixels` with `max_pixels` from
+/// 784 (one token) to 12 845 056 (16 384 tokens).
+pub fn native_size(height: u32, width: u32, min_pixels: u64, max_pixels: u64) -> Result<(u32, u32)> {
+    check_bounds(min_pixels, max_pixels)?;
+    check_ratio(height, width)?;
+    let factor = f64::from(FACTOR);
+    let (h, w) = (f64::from(height), f64::from(width));
+    let (min, max) = (min_pixels as f64, max_pixels as f64);
+
+    let nearest = |side: f64| factor * (side / factor).round_ties_even();
+    let area = nearest(h) * nearest(w);
+    let (h, w) = if area > max {
+        let by = (h * w / max).sqrt();
+        // Two divisions, as the published processor does: where the exact quotient is whole, one division
+        // by the product may round to the other side.
+        let shrunk = |side: f64| factor.max(factor * (side / by / factor).floor());
+        (shrunk(h), shrunk(w))
+    } else if area < min {
+        let by = (min / (h * w)).sqrt();
+        let grown = |side: f64| factor * (side * by / factor).ceil();
+        (grown(h), grown(w))
+    } else {
+        (nearest(h), nearest(w))
+    };
+    Ok((h as u32, w as u32))
+}
+
+fn check_bounds(min_pixels: u64, max_pixels: u64) -> Result<()> {
+    let one_token = u64::from(FACTOR * FACTOR);
+    if (one_token..=MAX_NATIVE_PIXELS).contains(&max_pixels) && min_pixels <= max_pixels {
+        return Ok(());
+    }
+    Err(Error::Option {
+        name: "pixels",
+        expected: format!("least <= most, most from {one_token} to {MAX_NATIVE_PIXELS}"),
+        found: format!("{min_pixels} to {max_pixels}"),
+    })
+}
+
+fn check_ratio(height: u32, width: u32) -> Result<()> {
+    let (short, long) = (height.min(width), height.max(width));
+    if short > 0 && f64::from(long) / f64::from(short) <= MAX_RATIO {
+        return Ok(());
+    }
+    Err(Error::Image {
+        name: format!("picture of {width}x{height} pixels"),
+        message: format!("expected sides above 0 and a ratio of at most {MAX_RATIO}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_upstreams() {
+        let cases: [(u32, [(u32, u32); 6]); 3] = [
+            (672, [(432, 1008), (512, 912), (576, 768), (672, 672), (768, 576), (912, 512)]),
+            (616, [(400, 928), (464, 832), (528, 704), (608, 608), (704, 528), (832, 464)]),
+            (112, [(80, 192), (80, 144), (96, 128), (112, 112), (128, 96), (144, 80)]),
+        ];
+        for (base, expected) in cases {
+            assert_eq!(buckets(base), expected, "base {base}");
+        }
+    }
+
+    #[test]
+    fn crop_is_centred_and_has_the_ratio_of_the_bucket() {
+        struct Case {
+            source: (u32, u32),
+            base: u32,
+            bucket: (u32, u32),
+            crop: [u32; 4],
+        }
+        let case = |source, base, bucket, crop| Case { source, base, bucket, crop };
+        let cases = [
+            case((1, 1), 56, (64, 64), [0, 0, 1, 1]),
+            case((1, 40), 56, (32, 80), [0, 19, 1, 2]),
+            case((40, 1), 56, (80, 48), [19, 0, 2, 1]),
+            case((90, 3), 84, (112, 64), [42, 0, 5, 3]),
+            case((29, 31), 84, (80, 80), [0, 1, 29, 29]),
+            case((120, 70), 84, (112, 64), [0, 0, 120, 69]),
+            // The branch in which upstream is random: the ratios agree up to a pixel.
+            case((54, 96), 84, (64, 112), [0, 0, 54, 95]),
+            case((720, 1280), 672, (512, 912), [0, 0, 719, 1280]),
+            case((1080, 1920), 672, (512, 912), [1, 0, 1078, 1920]),
+            case((1500, 500), 672, (912, 512), [304, 0, 891, 500]),
+        ];
+        for Case { source: (h, w), base, bucket: expected, crop: [top, left, height, width] } in cases {
+            let found = bucket(h, w, base);
+            assert_eq!(found, expected, "{h}x{w}");
+            assert_eq!(crop(h, w, found), Crop { top, left, height, width }, "{h}x{w}");
+        }
+    }
+
+    #[test]
+    fn crop_stays_inside_for_extreme_sizes() {
+        for (h, w) in [(1, u32::MAX), (u32::MAX, 1), (2, 3), (65535, 65535), (1, 1)] {
+            let crop = crop(h, w, bucket(h, w, 672));
+            assert!(crop.height >= 1 && crop.width >= 1, "{h}x{w}: {crop:?}");
+            assert!(crop.top + crop.height <= h && crop.left + crop.width <= w, "{h}x{w}: {crop:?}");
+        }
+    }
+
+    #[test]
+    fn native_sizes() {
+        let cases = [
+            ((1, 1), (56, 56)),
+            ((1, 100), (28, 560)),
+            ((27, 28), (56, 84)),
+            ((42, 42), (56, 56)),
+            ((70, 98), (56, 112)), // 2.5 and 3.5 tokens, both to even
+            ((1080, 1920), (1092, 1932)),
+            ((3585, 3584), (3584, 3584)),
+            ((8000, 8000), (3584, 3584)),
+            ((2000, 10), (812, 28)),
+        ];
+        for ((h, w), expected) in cases {
+            assert_eq!(native_size(h, w, 3136, MAX_NATIVE_PIXELS).unwrap(), expected, "{h}x{w}");
+        }
+        assert_eq!(native_size(3000, 4000, 3136, 1_003_520).unwrap(), (840, 1148));
+    }
+
+    #[test]
+    fn native_size_refuses() {
+        for (h, w) in [(2001, 10), (0, 5), (5, 0)] {
+            let error = native_size(h, w, 3136, 1_003_520).unwrap_err();
+            assert!(error.to_string().contains(&format!("{w}x{h}")), "{error}");
+        }
+        for (min, max) in [(5000, 4000), (0, 783), (0, MAX_NATIVE_PIXELS + 1)] {
+            let error = native_size(100, 100, min, max).unwrap_err();
+            assert!(matches!(error, Error::Option { name: "pixels", .. }), "{error}");
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! Files and bytes to RGB.
+
+use std::path::Path;
+
+use ::image::metadata::Orientation;
+use ::image::{DynamicImage, ImageDecoder, RgbImage};
+
+use super::encoded::Encoded;
+use super::rgb;
+use crate::error::{Error, Result};
+
+/// What a loader does beyond decoding, and what it refuses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Turn the picture as its EXIF data says. Upstream does not: the model sees a phone photo that was taken
+    /// upright as it lies in the file, often on its side.
+    pub auto_orient: bool,
+    /// Most pixels that are decoded: of one picture, or of all frames of a clip together. The header is
+    /// checked before any memory is taken.
+    pub max_pixels: u64,
+}
+
+impl Default for LoadOptions {
+    /// No turning, as upstream; 179 million pixels, the limit of Pillow.
+    fn default() -> Self {
+        LoadOptions { auto_orient: false, max_pixels: 179_000_000 }
+    }
+}
+
+/// Reads a PNG, JPEG, GIF, WebP, BMP, TIFF or PNM file, see [`decode`].
+///
+/// # Errors
+///
+/// A file that cannot be read, or what [`decode`] refuses.
+pub fn load(path: &Path, options: &LoadOptions) -> Result<RgbImage> {
+    let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    decode(&bytes, &path.display().to_string(), options)
+}
+
+/// Decodes a picture to RGB of 8 bits; `name` is what an error calls it ("standard input", a path).
+///
+/// The format is recognised by content. Transparency becomes white, except that the alpha of gray pictures
+/// and a PNG colour key are ignored; of 16 bits the high byte is kept; of an animation the first frame.
+/// Colour profiles are ignored.
+///
+/// # Errors
+///
+/// Empty, unknown, damaged or truncated data, a picture without pixels or with more than
+/// [`max_pixels`](LoadOptions::max_pixels), or samples that are neither 8 nor 16 bit integers.
+pub fn decode(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<RgbImage> {
+    let file = Encoded::detect(bytes, name, options)?;
+    let mut decoder = file.reader().into_decoder().map_err(|e| file.decoding(&e))?;
+    let (width, height) = decoder.dimensions();
+    file.check_size(width, height)?;
+    file.check_end()?;
+
+    let color = decoder.color_type();
+    if !rgb::is_supported(color) {
+        return Err(file.error(format!("{} with unsupported colour type {color:?}", file.format_name())));
+    }
+    // Damaged EXIF data is no reason to refuse the picture.
+    let orientation = if options.auto_orient {
+        decoder.orientation().unwrap_or(Orientation::NoTransforms)
+    } else {
+        Orientation::NoTransforms
+    };
+    let mut samples = vec![0; file.buffer_len(width, height, color)?];
+    decoder.read_image(&mut samples).map_err(|e| file.decoding(&e))?;
+
+    let pixels = rgb::from_samples(samples, color, file.alpha());
+    let image = RgbImage::from_raw(width, height, pixels).expect("one pixel per pixel of the source");
+    Ok(turned(image, orientation))
+}
+
+/// A picture from its pixels: rows from the top, red, green, blue.
+///
+/// # Errors
+///
+/// Sides of zero, or a number of bytes other than `height * width * 3`.
+pub fn from_raw(height: u32, width: u32, pixels: Vec<u8>) -> Result<RgbImage> {
+    let name = || format!("raw picture of {width}x{height} pixels");
+    let expected = (u64::from(height) * u64::from(width)).saturating_mul(3);
+    if expected == 0 {
+        return Err(Error::Image { name: name(), message: "expected sides above 0".to_owned() });
+    }
+    let found = pixels.len();
+    match RgbImage::from_raw(width, height, pixels) {
+        Some(image) if found as u64 == expected => Ok(image),
+        _ => Err(Error::Image {
+            name: name(),
+            message: format!("expected {expected} bytes of RGB, found {found}"),
+        }),
+    }
+}
+
+fn turned(image: RgbImage, orientation: Orientation) -> RgbImage {
+    if orientation == Orientation::NoTransforms {
+        return image;
+    }
+    let mut image = DynamicImage::ImageRgb8(image);
+    image.apply_orientation(orientation);
+    image.into_rgb8()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use ::image::codecs::webp::WebPEncoder;
+    use ::image::{ImageFormat, Rgba, RgbaImage};
+
+    use super::*;
+
+    fn small() -> RgbImage {
+        RgbImage::from_fn(13, 9, |x, y| ::image::Rgb([(x * 19) as u8, (y * 28) as u8, ((x ^ y) * 16) as u8]))
+    }
+
+    fn encode(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.into().write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    /// A PNG chunk with its checksum.
+    fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+        let body = [&kind[..], data].concat();
+        let crc = !body.iter().fold(!0u32, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |c, _| (c >> 1) ^ (0xedb8_8320 & (c & 1).wrapping_neg()))
+        });
+        [&(data.len() as u32).to_be_bytes()[..], &body, &crc.to_be_bytes()].concat()
+    }
+
+    /// A PNG with a chunk added after its header.
+    fn with_chunk(png: &[u8], kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+        const HEADER: usize = 33;
+        [&png[..HEADER], &chunk(kind, data), &png[HEADER..]].concat()
+    }
+
+    /// A PNG that has a header only.
+    fn png_of_size(width: u32, height: u32) -> Vec<u8> {
+        let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
+        [&b"\x89PNG\r\n\x1a\n"[..], &chunk(b"IHDR", &header), &chunk(b"IDAT", &[])].concat()
+    }
+
+    fn decode_default(bytes: &[u8]) -> Result<RgbImage> {
+        decode(bytes, "x", &LoadOptions::default())
+    }
+
+    fn message(bytes: &[u8]) -> String {
+        decode_default(bytes).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn lossless_formats_give_the_same_pixels() {
+        use ImageFormat::{Bmp, Png, Pnm, Tiff, WebP};
+        for format in [Bmp, Png, Pnm, Tiff, WebP] {
+            assert_eq!(decode_default(&encode(small(), format)).unwrap(), small(), "{format:?}");
+        }
+        let wide = DynamicImage::from(small()).into_rgb16();
+        assert_eq!(decode_default(&encode(wide, Png)).unwrap(), small());
+    }
+
+    #[test]
+    fn transparency_becomes_white() {
+        let image = RgbaImage::from_fn(5, 4, |x, _| Rgba([10, 20, 30, [0, 255][x as usize % 2]]));
+        for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif] {
+            let found = decode_default(&encode(image.clone(), format)).unwrap();
+            assert_eq!(found.get_pixel(0, 1).0, [255; 3], "{format:?}");
+            assert_eq!(found.get_pixel(1, 1).0, [10, 20, 30], "{format:?}");
+        }
+    }
+
+    #[test]
+    fn colour_key_is_ignored() {
+        let png = encode(RgbImage::from_pixel(3, 2, ::image::Rgb([7, 8, 9])), ImageFormat::Png);
+        let keyed = with_chunk(&png, b"tRNS", &[0, 7, 0, 8, 0, 9]);
+        assert_eq!(decode_default(&keyed).unwrap().get_pixel(0, 0).0, [7, 8, 9]);
+    }
+
+    #[test]
+    fn exif_orientation_on_demand() {
+        // Rows of a 3x2 picture a b c / d e f after turning, by orientation.
+        let turned =
+            ["abc/def", "cba/fed", "fed/cba", "def/abc", "ad/be/cf", "da/eb/fc", "fc/eb/da", "cf/be/ad"];
+        let image = RgbImage::from_fn(3, 2, |x, y| ::image::Rgb([b'a' + (x + 3 * y) as u8; 3]));
+        let letters = |image: &RgbImage| {
+            image
+                .rows()
+                .map(|row| row.map(|p| char::from(p.0[0])).collect())
+                .collect::<Vec<String>>()
+                .join("/")
+        };
+        let png = encode(image, ImageFormat::Png);
+        for (orientation, expected) in (1..).zip(turned) {
+            let exif =
+                [&b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0"[..], &[orientation, 0, 0, 0], &[0; 4]];
+            let file = with_chunk(&png, b"eXIf", &exif.concat());
+            let options = LoadOptions { auto_orient: true, ..LoadOptions::default() };
+            assert_eq!(
+                letters(&decode(&file, "x", &options).unwrap()),
+                expected,
+                "orientation {orientation}"
+            );
+            assert_eq!(letters(&decode_default(&file).unwrap()), turned[0]);
+        }
+        let broken = with_chunk(&png, b"eXIf", b"nonsense");
+        let options = LoadOptions { auto_orient: true, ..LoadOptions::default() };
+        assert_eq!(letters(&decode(&broken, "x", &options).unwrap()), turned[0]);
+    }
+
+    #[test]
+    fn size_is_checked_before_anything_is_decoded() {
+        assert_eq!(
+            message(&png_of_size(60_000, 60_000)),
+            "x: PNG of 60000x60000 is 3600000000 pixels, expected at most 179000000"
+        );
+        let options = LoadOptions { max_pixels: 116, ..LoadOptions::default() };
+        for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Gif, ImageFormat::Tiff] {
+            let bytes = encode(small(), format);
+            let error = decode(&bytes, "x", &options).unwrap_err().to_string();
+            assert!(error.ends_with("of 13x9 is 117 pixels, expected at most 116"), "{error}");
+            assert!(decode(&bytes, "x", &LoadOptions { max_pixels: 117, ..options }).is_ok(), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_picture_is_named() {
+        let expected = "expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM";
+        assert_eq!(message(b""), format!("x: no data, {expected}"));
+        assert_eq!(message(b"just some text"), format!("x: no known image format, {expected}"));
+        assert_eq!(message(b"\0\0\x01\0icon"), format!("x: unsupported format ICO, {expected}"));
+        assert!(message(&png_of_size(0, 5)).contains("PNG"), "{}", message(&png_of_size(0, 5)));
+        assert!(message(b"P6 0 5 255\n").contains("PNM"), "{}", message(b"P6 0 5 255\n"));
+        assert!(message(&png_of_size(3, 3)).starts_with("x: damaged or truncated PNG"));
+
+        let dir = std::env::temp_dir();
+        assert!(matches!(load(&dir, &LoadOptions::default()), Err(Error::Io { path, .. }) if path == dir));
+    }
+
+    #[test]
+    fn a_truncated_file_never_passes_for_a_whole_one() {
+        use ImageFormat::{Bmp, Gif, Jpeg, Png, Pnm, Tiff, WebP};
+        for format in [Bmp, Gif, Jpeg, Png, Pnm, Tiff, WebP] {
+            let bytes = encode(small(), format);
+            let whole = decode_default(&bytes).unwrap();
+            assert!(decode_default(&bytes[..bytes.len() / 2]).is_err(), "{format:?}");
+            for n in 0..bytes.len() {
+                // The last bytes may be no part of the picture.
+                let image = decode_default(&bytes[..n]);
+                assert!(image.is_err() || image.is_ok_and(|i| i == whole), "{format:?}, {n} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn damage_never_panics() {
+        use ImageFormat::{Bmp, Gif, Jpeg, Png, Pnm, Tiff};
+        let options = LoadOptions { max_pixels: 100_000, ..LoadOptions::default() };
+        let mut files = [Bmp, Gif, Jpeg, Png, Pnm, Tiff].map(|format| encode(small(), format)).to_vec();
+        let mut webp = Vec::new();
+        small().write_with_encoder(WebPEncoder::new_lossless(&mut webp)).unwrap();
+        files.push(webp);
+        for file in files {
+            for i in 0..file.len() {
+                for damage in [0, 0x7f, 0xff, !file[i]] {
+                    let mut file = file.clone();
+                    file[i] = damage;
+                    let _ = decode(&file, "x", &options);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn raw_pixels() {
+        let image = from_raw(2, 1, vec![1, 2, 3, 4, 5, 6]).unwrap();
+        assert_eq!((image.height(), image.width(), image.get_pixel(0, 1).0), (2, 1, [4, 5, 6]));
+        let error = from_raw(2, 1, vec![0; 8]).unwrap_err().to_string();
+        assert_eq!(error, "raw picture of 1x2 pixels: expected 6 bytes of RGB, found 8");
+        assert!(from_raw(0, 1, vec![]).is_err());
+        assert!(from_raw(u32::MAX, u32::MAX, vec![]).is_err());
+    }
+}

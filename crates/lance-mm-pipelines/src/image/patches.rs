@@ -1,0 +1,165 @@
+//! Pixels to the normalised rows of the ViT's patch embedding.
+
+use ::image::RgbImage;
+use rayon::prelude::*;
+
+use super::FACTOR;
+use super::resize::check_frames;
+use crate::error::{Error, Result};
+
+/// Side of a patch in pixels.
+const PATCH: usize = 14;
+
+/// Patches per side of the group that becomes one token.
+const MERGE: usize = 2;
+
+/// Values of one patch: 3 channels, 2 frames, 14 x 14 pixels.
+pub const PATCH_VALUES: usize = 3 * 2 * PATCH * PATCH;
+
+/// CLIP's means and deviations of red, green and blue.
+const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+#[allow(clippy::excessive_precision, reason = "the digits upstream writes, which are easier to find")]
+const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+
+/// A picture or a video as the ViT reads it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PatchRows {
+    /// `t * h * w` rows of [`PATCH_VALUES`] normalised values, in merge-group order: by time, then groups of
+    /// 2 x 2 patches row by row, then the four of a group row by row. Within a row: channel, frame of the
+    /// pair, y, x.
+    pub values: Vec<f32>,
+    /// Frame pairs.
+    pub t: usize,
+    /// Patches from top to bottom, an even number.
+    pub h: usize,
+    /// Patches from left to right, an even number.
+    pub w: usize,
+}
+
+/// Cuts frames into patches.
+///
+/// A single frame is a picture and is doubled. Of an odd number of frames the last is repeated.
+///
+/// # Errors
+///
+/// No frames, frames of different sizes, or sides that are not multiples of 28.
+pub fn patches(frames: &[RgbImage]) -> Result<PatchRows> {
+    let (width, height) = check_frames(frames)?.dimensions();
+    if width == 0 || height == 0 || width % FACTOR != 0 || height % FACTOR != 0 {
+        return Err(Error::Image {
+            name: format!("frame of {width}x{height} pixels"),
+            message: format!("expected sides that are multiples of {FACTOR}"),
+        });
+    }
+    let (t, h, w) = (frames.len().div_ceil(2), height as usize / PATCH, width as usize / PATCH);
+    let table = normalised();
+    let mut values = vec![0.0; t * h * w * PATCH_VALUES];
+    values.par_chunks_exact_mut(PATCH_VALUES).enumerate().for_each(|(i, row)| {
+        let (pair, y, x) = place(i, h, w);
+        let pair = [&frames[2 * pair], &frames[(2 * pair + 1).min(frames.len() - 1)]];
+        fill(row, pair, y * PATCH, x * PATCH, &table);
+    });
+    Ok(PatchRows { values, t, h, w })
+}
+
+/// What a level of each channel becomes: (level / 255 - mean) / std, in f32 and in this order.
+fn normalised() -> [[f32; 256]; 3] {
+    std::array::from_fn(|c| std::array::from_fn(|level| (level as f32 / 255.0 - MEAN[c]) / STD[c]))
+}
+
+/// Frame pair, patch row and patch column of the `i`-th row in merge-group order.
+fn place(i: usize, h: usize, w: usize) -> (usize, usize, usize) {
+    let (group, inner) = (i / (MERGE * MERGE), i % (MERGE * MERGE));
+    let (groups_h, groups_w) = (h / MERGE, w / MERGE);
+    let y = group / groups_w % groups_h * MERGE + inner / MERGE;
+    let x = group % groups_w * MERGE + inner % MERGE;
+    (group / (groups_h * groups_w), y, x)
+}
+
+/// The patch whose first pixel is (`top`, `left`).
+fn fill(row: &mut [f32], pair: [&RgbImage; 2], top: usize, left: usize, table: &[[f32; 256]; 3]) {
+    let lines = row.chunks_exact_mut(PATCH).enumerate();
+    for (i, line) in lines {
+        let (channel, frame, y) = (i / (2 * PATCH), i / PATCH % 2, i % PATCH);
+        let width = pair[frame].width() as usize;
+        let pixels = &pair[frame].as_raw()[((top + y) * width + left) * 3..][..PATCH * 3];
+        for (value, pixel) in line.iter_mut().zip(pixels.chunks_exact(3)) {
+            *value = table[channel][usize::from(pixel[channel])];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every pixel tells where it is.
+    fn frame(number: u8, height: u32, width: u32) -> RgbImage {
+        RgbImage::from_fn(width, height, |x, y| ::image::Rgb([x as u8, y as u8, number]))
+    }
+
+    /// Undoes the normalisation.
+    fn level(value: f32, channel: usize) -> u8 {
+        ((value * STD[channel] + MEAN[channel]) * 255.0).round() as u8
+    }
+
+    #[test]
+    fn rows_are_in_merge_group_order() {
+        let rows = patches(&[frame(3, 56, 84), frame(4, 56, 84)]).unwrap();
+        assert_eq!((rows.t, rows.h, rows.w), (1, 4, 6));
+        // (y, x) of the first pixel of each row, in patches.
+        let found: Vec<_> = rows
+            .values
+            .chunks(PATCH_VALUES)
+            .map(|row| (level(row[2 * 14 * 14], 1) / 14, level(row[0], 0) / 14))
+            .collect();
+        assert_eq!(found[..8], [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3)]);
+        assert_eq!(found[12..16], [(2, 0), (2, 1), (3, 0), (3, 1)]);
+        assert_eq!(found[23], (3, 5));
+    }
+
+    #[test]
+    fn values_are_channel_frame_y_x() {
+        let rows = patches(&[frame(3, 28, 28), frame(200, 28, 28)]).unwrap();
+        let row = &rows.values[3 * PATCH_VALUES..];
+        for (i, value) in row.iter().enumerate() {
+            let (channel, frame, y, x) = (i / 392, i / 196 % 2, i / 14 % 14, i % 14);
+            let expected = [14 + x as u8, 14 + y as u8, [3, 200][frame]][channel];
+            assert_eq!(level(*value, channel), expected, "value {i}");
+        }
+    }
+
+    #[test]
+    fn a_picture_is_doubled_and_an_odd_last_frame_repeated() {
+        let rows = |n: u8| patches(&(0..n).map(|i| frame(i, 28, 56)).collect::<Vec<_>>()).unwrap();
+        let last_pair = |rows: &PatchRows| {
+            let row = &rows.values[rows.values.len() - PATCH_VALUES..];
+            [level(row[4 * 196], 2), level(row[5 * 196], 2)]
+        };
+        assert_eq!((rows(1).t, last_pair(&rows(1))), (1, [0, 0]));
+        assert_eq!((rows(4).t, last_pair(&rows(4))), (2, [2, 3]));
+        assert_eq!((rows(5).t, last_pair(&rows(5))), (3, [4, 4]));
+    }
+
+    #[test]
+    fn normalisation() {
+        let table = normalised();
+        // Upstream's extremes, from its tensors.
+        let expected =
+            [(0, -1.792_262_6, 1.930_336_2), (1, -1.752_097, 2.074_884), (2, -1.480_219_7, 2.145_897)];
+        for (channel, black, white) in expected {
+            assert!((table[channel][0] - black).abs() < 1e-6, "{}", table[channel][0]);
+            assert!((table[channel][255] - white).abs() < 1e-6, "{}", table[channel][255]);
+        }
+    }
+
+    #[test]
+    fn refuses() {
+        assert!(patches(&[]).is_err());
+        assert!(patches(&[frame(0, 28, 28), frame(0, 28, 56)]).is_err());
+        for (h, w) in [(28, 30), (14, 28), (0, 28)] {
+            let error = patches(&[frame(0, h, w)]).unwrap_err().to_string();
+            assert_eq!(error, format!("frame of {w}x{h} pixels: expected sides that are multiples of 28"));
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Moving pictures: which frames the model sees, and where frames come from.
+//!
+//! The model sees 12 frames per second of a clip, at most 69, spread over all of it. [`Clip::sampled`] picks
+//! them; [`resize_frames`](crate::image::resize_frames) and [`patches`](crate::image::patches) do the rest.
+//! Video files are not decoded here: an animated GIF or a folder of stills is, and frames in memory are as
+//! good.
+
+use std::cmp::Ordering;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::image::{LoadOptions, RgbImage, check_frames, gif, load};
+
+/// Frames per second the model was trained on.
+pub const SAMPLED_FPS: f64 = 12.0;
+
+/// Frames per second to assume of a video that does not say.
+pub const UNKNOWN_FPS: f64 = 24.0;
+
+/// Seconds that count for the number of sampled frames. (They are taken from the whole video all the same.)
+const MAX_SECONDS: f64 = 6.0;
+
+/// Numbers of the frames the model sees of a video of `n_frames`, in order: 1, 5, 9 .. 69 of them.
+///
+/// `fps` is rounded to a whole number first, as upstream does. A number may occur twice when the video has
+/// fewer than 12 frames per second.
+///
+/// # Errors
+///
+/// A rate that does not round to at least 1, or a video shorter than half of a sampled frame.
+pub fn sample_indices(n_frames: usize, fps: f64) -> Result<Vec<usize>> {
+    let rate = fps.round_ties_even();
+    if !(rate.is_finite() && rate >= 1.0) {
+        return Err(Error::Option {
+            name: "fps",
+            expected: "a rate that rounds to at least 1".to_owned(),
+            found: fps.to_string(),
+        });
+    }
+    let seconds = (n_frames as f64 / rate).min(MAX_SECONDS);
+    let wanted = (seconds * SAMPLED_FPS).round_ties_even() as usize;
+    // One frame begins the first group of the VAE, every further group has four.
+    let n = if wanted.is_multiple_of(4) { wanted.saturating_sub(3) } else { wanted / 4 * 4 + 1 };
+    if n == 0 {
+        let message = format!("too short, {n_frames} frames at {rate} frames per second");
+        return Err(Error::Video(message));
+    }
+    Ok(spread(n, n_frames - 1))
+}
+
+/// `n` whole numbers from 0 to `last`, evenly spaced and rounded down.
+fn spread(n: usize, last: usize) -> Vec<usize> {
+    if n == 1 {
+        return vec![0];
+    }
+    // As numpy's linspace computes them; it sets the last exactly, where the product may fall short.
+    let step = last as f64 / (n - 1) as f64;
+    (0..n - 1).map(|i| (i as f64 * step) as usize).chain([last]).collect()
+}
+
+/// Frames of one size and their rate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Clip {
+    /// The frames in order.
+    pub frames: Vec<RgbImage>,
+    /// Frames per second.
+    pub fps: f64,
+}
+
+impl Clip {
+    /// A clip from frames in memory; [`UNKNOWN_FPS`] if the rate is not known.
+    ///
+    /// # Errors
+    ///
+    /// No frames, or frames of different sizes.
+    pub fn from_frames(frames: Vec<RgbImage>, fps: f64) -> Result<Self> {
+        check_frames(&frames)?;
+        Ok(Clip { frames, fps })
+    }
+
+    /// All frames of a GIF as a viewer shows them, on white; the rate is that of the average delay.
+    ///
+    /// Delays of 10 ms and less count as 100 ms, as in browsers. `name` is what an error calls the file.
+    ///
+    /// # Errors
+    ///
+    /// Anything but a whole GIF, or more than [`LoadOptions::max_pixels`] pixels in all frames together.
+    pub fn from_gif(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<Self> {
+        let frames = gif::frames(bytes, name, options)?;
+        let duration: Duration = frames.iter().map(|frame| frame.delay).sum();
+        let fps = frames.len() as f64 / duration.as_secs_f64();
+        Clip::from_frames(frames.into_iter().map(|frame| frame.image).collect(), fps)
+    }
+
+    /// The pictures of a folder, in the order of the numbers in their names (`2.png` before `10.png`), shown
+    /// at `fps` frames per second.
+    ///
+    /// Only the frames the model will see are read, so a long clip needs no more memory than a short one.
+    /// The result holds those, at [`SAMPLED_FPS`], and [`sampled`](Clip::sampled) returns them all. Hidden
+    /// files and folders are left out.
+    ///
+    /// # Errors
+    ///
+    /// A folder or a file that cannot be read, a file that is no picture, pictures of different sizes, more
+    /// than [`LoadOptions::max_pixels`] pixels in all, or what [`sample_indices`] refuses.
+    pub fn from_dir(dir: &Path, fps: f64, options: &LoadOptions) -> Result<Self> {
+        let files = files_in_order(dir)?;
+        if files.is_empty() {
+            return Err(Error::Video(format!("no pictures in {}", dir.display())));
+        }
+        let indices = sample_indices(files.len(), fps)?;
+        let mut frames = Vec::with_capacity(indices.len());
+        for i in &indices {
+            let frame = load(&files[*i], options)?;
+            check_total(dir, indices.len(), &frame, options)?;
+            frames.push(frame);
+        }
+        Clip::from_frames(frames, SAMPLED_FPS)
+    }
+
+    /// The frames the model sees.
+    ///
+    /// # Errors
+    ///
+    /// What [`sample_indices`] refuses.
+    pub fn sampled(&self) -> Result<Vec<&RgbImage>> {
+        let indices = sample_indices(self.frames.len(), self.fps)?;
+        Ok(indices.into_iter().map(|i| &self.frames[i]).collect())
+    }
+}
+
+/// Whether the bytes are a GIF of more than one frame, which [`Clip::from_gif`] reads. Nothing is decoded.
+pub fn is_animated(bytes: &[u8]) -> bool {
+    gif::is_animated(bytes)
+}
+
+/// Refuses when `n` frames like this one are more than may be decoded.
+fn check_total(dir: &Path, n: usize, frame: &RgbImage, options: &LoadOptions) -> Result<()> {
+    let (width, height) = frame.dimensions();
+    let total = u64::from(width) * u64::from(height) * n as u64;
+    if total <= options.max_pixels {
+        return Ok(());
+    }
+    let message = format!(
+        "{n} sampled frames of {width}x{height} are {total} pixels, expected at most {}",
+        options.max_pixels
+    );
+    Err(Error::Image { name: dir.display().to_string(), message })
+}
+
+/// The visible files of a folder, sorted by name with numbers by value.
+fn files_in_order(dir: &Path) -> Result<Vec<PathBuf>> {
+    let error = |source| Error::Io { path: dir.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_file() && !name.starts_with('.') {
+            files.push((name, path));
+        }
+    }
+    files.sort_by(|a, b| natural(&a.0, &b.0).then_with(|| a.cmp(b)));
+    Ok(files.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Compares names so that runs of digits count as numbers, of any length.
+fn natural(mut a: &str, mut b: &str) -> Ordering {
+    while !a.is_empty() && !b.is_empty() {
+        let ((run_a, rest_a), (run_b, rest_b)) = (first_run(a), first_run(b));
+        let order = match (number(run_a), number(run_b)) {
+            (Some(x), Some(y)) => x.cmp(&y),
+            _ => run_a.cmp(run_b),
+        };
+        if order.is_ne() {
+            return order;
+        }
+        (a, b) = (rest_a, rest_b);
+    }
+    a.len().cmp(&b.len())
+}
+
+/// Splits off the leading digits, or everything before the first digit.
+fn first_run(text: &str) -> (&str, &str) {
+    let digits = text.starts_with(|c: char| c.is_ascii_digit());
+    let end = text.find(|c: char| c.is_ascii_digit() != digits).unwrap_or(text.len());
+    text.split_at(end)
+}
+
+/// A run of digits in a form that orders by value: more digits, then larger digits.
+fn number(run: &str) -> Option<(usize, &str)> {
+    let digits = run.trim_start_matches('0');
+    run.starts_with(|c: char| c.is_ascii_digit()).then_some((digits.len(), digits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_are_upstreams() {
+        let cases: [(usize, f64, &[usize]); 5] = [
+            (20, 24.0, &[0, 2, 4, 7, 9, 11, 14, 16, 19]),
+            (25, 25.0, &[0, 3, 6, 9, 12, 15, 18, 21, 24]),
+            (10, 12.0, &[0, 1, 2, 3, 4, 5, 6, 7, 9]),
+            (60, 29.97, &[0, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35, 38, 41, 44, 47, 50, 53, 56, 59]),
+            (2, 24.0, &[0]),
+        ];
+        for (n_frames, fps, expected) in cases {
+            assert_eq!(sample_indices(n_frames, fps).unwrap(), expected, "{n_frames} at {fps}");
+        }
+    }
+
+    #[test]
+    fn indices_count_one_and_fours_up_to_69_and_span_the_video() {
+        for n_frames in 2..400 {
+            for fps in [0.6, 1.0, 12.0, 23.976, 24.0] {
+                let indices = sample_indices(n_frames, fps).unwrap();
+                assert!(indices.len() % 4 == 1 && indices.len() <= 69, "{n_frames} at {fps}");
+                assert!(indices.is_sorted() && indices[0] == 0, "{n_frames} at {fps}");
+                assert!(indices.len() == 1 || indices.last() == Some(&(n_frames - 1)), "{n_frames} at {fps}");
+            }
+        }
+        assert_eq!(sample_indices(usize::MAX, 24.0).unwrap().len(), 69);
+    }
+
+    #[test]
+    fn sampled_frames_at_their_own_rate_are_all_sampled() {
+        for n in (1..=69).step_by(4) {
+            assert_eq!(sample_indices(n, SAMPLED_FPS).unwrap(), (0..n).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn short_videos_and_bad_rates_are_refused() {
+        for (n_frames, fps) in [(0, 24.0), (1, 24.0), (2, 60.0), (10, 1e9)] {
+            let error = sample_indices(n_frames, fps).unwrap_err();
+            assert!(matches!(&error, Error::Video(m) if m.starts_with("too short")), "{error}");
+        }
+        for fps in [0.0, 0.5, -24.0, f64::NAN, f64::INFINITY] {
+            let error = sample_indices(100, fps).unwrap_err();
+            assert!(matches!(error, Error::Option { name: "fps", .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn clip_samples_its_frames() {
+        let frames: Vec<_> = (0..20).map(|i| RgbImage::from_pixel(2, 2, ::image::Rgb([i; 3]))).collect();
+        let clip = Clip::from_frames(frames, 24.0).unwrap();
+        let levels: Vec<u8> = clip.sampled().unwrap().iter().map(|frame| frame.as_raw()[0]).collect();
+        assert_eq!(levels, [0, 2, 4, 7, 9, 11, 14, 16, 19]);
+
+        assert!(Clip::from_frames(vec![], 24.0).is_err());
+        assert!(Clip::from_frames(vec![RgbImage::new(2, 2), RgbImage::new(2, 3)], 24.0).is_err());
+    }
+
+    #[test]
+    fn folder_reads_the_sampled_frames_in_number_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        std::fs::create_dir(dir.join("folder.png")).unwrap();
+        std::fs::write(dir.join(".hidden"), "no picture").unwrap();
+        for i in 0..20 {
+            let image = RgbImage::from_pixel(3, 2, ::image::Rgb([i; 3]));
+            image.save(dir.join(format!("frame{i}.png"))).unwrap();
+        }
+        let clip = Clip::from_dir(dir, 24.0, &LoadOptions::default()).unwrap();
+        let levels: Vec<u8> = clip.sampled().unwrap().iter().map(|frame| frame.as_raw()[0]).collect();
+        assert_eq!(levels, [0, 2, 4, 7, 9, 11, 14, 16, 19]);
+        assert_eq!(clip.frames.len(), 9);
+
+        let options = LoadOptions { max_pixels: 53, ..LoadOptions::default() };
+        let error = Clip::from_dir(dir, 24.0, &options).unwrap_err().to_string();
+        assert!(error.ends_with("9 sampled frames of 3x2 are 54 pixels, expected at most 53"), "{error}");
+
+        std::fs::write(dir.join("frame7.png"), "no picture").unwrap();
+        let error = Clip::from_dir(dir, 24.0, &LoadOptions::default()).unwrap_err().to_string();
+        assert!(error.contains("frame7.png: no known image format"), "{error}");
+
+        let error = Clip::from_dir(&dir.join("missing"), 24.0, &LoadOptions::default());
+        assert!(matches!(error, Err(Error::Io { .. })));
+    }
+
+    #[test]
+    fn names_are_ordered_by_their_numbers() {
+        let ordered = [
+            "2.png",
+            "010.png",
+            "11.png",
+            "a",
+            "a1",
+            "a2b1",
+            "a2b10",
+            "a10",
+            "b",
+            "b99999999999999999999999",
+        ];
+        for (i, a) in ordered.iter().enumerate() {
+            for (j, b) in ordered.iter().enumerate() {
+                assert_eq!(natural(a, b), i.cmp(&j), "{a} and {b}");
+            }
+        }
+        assert_eq!(natural("01", "1"), Ordering::Equal);
+    }
+}
