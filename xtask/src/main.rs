@@ -1,1 +1,41 @@
-fn main(){}
+//! Commands for developers of lance-mm: `cargo xtask --help`.
+#![allow(clippy::print_stdout, reason = "a command line program")]
+
+mod split;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Commands for developers of lance-mm.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Copy a checkpoint in the MLX layout, keeping the UND expert and the vision transformer only.
+    Split {
+        /// Checkpoint folder.
+        src: PathBuf,
+        /// Folder to write.
+        dst: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Split { src, dst } => split::run(&src, &dst),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
