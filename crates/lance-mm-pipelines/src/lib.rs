@@ -1,11 +1,25 @@
-//! Tasks of Lance.
+//! Tasks of Lance, from pixels and text to answers.
+//!
+//! Start from [`Understanding`]: load a checkpoint, [`generate`](Understanding::generate) an answer about a
+//! picture, or take the steps one by one: [`image`] and [`video`] prepare pixels, [`Tokenizer`] and
+//! [`prompt`] text, [`Understanding::answer`] streams, [`Look`] asks many questions about one picture,
+//! [`Chat`] goes on over several turns.
 
+mod decode;
 mod error;
 pub mod image;
+mod lance;
+pub mod prompt;
 mod sampling;
+#[cfg(test)]
+mod testing;
 mod tokenizer;
+mod understand;
 pub mod video;
 
+pub use decode::{Decoding, Finish, Sink};
 pub use error::{Error, Result};
+pub use lance::{Checkpoint, Files};
 pub use sampling::{Sampler, Sampling};
 pub use tokenizer::{Scan, StopStrings, TextStream, Tokenizer};
+pub use understand::{Answer, BlockAttention, Chat, Look, Options, Part, Understanding, Visual};

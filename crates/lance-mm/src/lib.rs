@@ -1,1 +1,31 @@
-//! .
+//! Lance, ByteDance's unified multimodal model (arXiv:2605.18678), in Rust on candle. Nothing to do with
+//! LanceDB.
+//!
+//! This crate only puts the layers together; each can be used alone:
+//!
+//! | module | crate | what |
+//! |---|---|---|
+//! | the root | `lance-mm-pipelines` | tasks: start from [`Understanding`] |
+//! | [`models`] | `lance-mm-models` | the networks |
+//! | [`tensor`] | `lance-mm-tensor` | weights, quantized matrices, attention |
+//!
+//! ```
+//! use lance_mm::{Options, Understanding, image};
+//! # use lance_mm::{Checkpoint, Files};
+//! # let files = Files { name: "nano", config: lance_mm_nano::CONFIG, generation_config: lance_mm_nano::GENERATION_CONFIG,
+//! #     tokenizer: lance_mm_nano::TOKENIZER, model: lance_mm_nano::MODEL, vit: lance_mm_nano::VIT };
+//! # let folder = Checkpoint::in_memory(&files)?;
+//! # let bytes = lance_mm_nano::DEMOS[2].png;
+//! # stringify! {
+//! let lance = Understanding::from_pretrained("Lance-3B-AWQ-INT4")?;
+//! # };
+//! # let lance = Understanding::new(folder)?;
+//! let picture = image::decode(bytes, "plate.png", &image::LoadOptions::default())?;
+//! let answer = lance.generate(&picture, "What is the license plate number of the car?", &Options::default())?;
+//! assert_eq!(answer.text, "BX62 BFY");
+//! # Ok::<(), lance_mm::Error>(())
+//! ```
+
+pub use lance_mm_models as models;
+pub use lance_mm_pipelines::*;
+pub use lance_mm_tensor as tensor;

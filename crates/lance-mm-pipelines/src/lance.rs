@@ -1,0 +1,193 @@
+//! A checkpoint: its configuration, weights and tokenizer, from a folder or from memory.
+
+use std::path::Path;
+
+use lance_mm_models::Config;
+use lance_mm_tensor::{Quantization, Weights};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::image::Resize;
+use crate::prompt::Medium;
+use crate::tokenizer::Tokenizer;
+
+/// The parts of a checkpoint, mapped but not yet built into networks.
+pub struct Checkpoint {
+    pub(crate) config: Config,
+    pub(crate) model: Weights,
+    pub(crate) vit: Option<Weights>,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) stop_ids: Vec<u32>,
+    pub(crate) name: String,
+    base: Option<u32>,
+}
+
+/// The files of a checkpoint that lies in memory, as [`Checkpoint::in_memory`] takes them.
+#[derive(Clone, Copy)]
+pub struct Files {
+    /// What to call it in errors.
+    pub name: &'static str,
+    /// `config.json`.
+    pub config: &'static [u8],
+    /// `generation_config.json`.
+    pub generation_config: &'static [u8],
+    /// `tokenizer.json`.
+    pub tokenizer: &'static [u8],
+    /// `model.safetensors`.
+    pub model: &'static [u8],
+    /// `vit.safetensors`.
+    pub vit: &'static [u8],
+}
+
+impl Checkpoint {
+    /// Maps a folder in the published MLX layout: `config.json`, `model.safetensors` (or shards),
+    /// `vit.safetensors`, the tokenizer's files, `generation_config.json` if there is one.
+    ///
+    /// # Errors
+    /// A folder without the files, of another layout, or whose files contradict each other.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let config = read(&dir.join("config.json"))?;
+        let generation = dir.join("generation_config.json");
+        let generation = if generation.exists() { Some(read(&generation)?) } else { None };
+        let vit = if dir.join("vit.safetensors").exists() { Some(Weights::open_in(dir, "vit")?) } else { None };
+        let tokenizer = Tokenizer::from_dir(dir)?;
+        Self::assemble(&dir.display().to_string(), &config, generation.as_deref(), tokenizer, Weights::open_in(dir, "model")?, vit)
+    }
+
+    /// A checkpoint whose files lie in memory.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn in_memory(files: &Files) -> Result<Self> {
+        let of = |file: &str| format!("{}/{file}", files.name);
+        Self::assemble(
+            files.name,
+            files.config,
+            Some(files.generation_config),
+            Tokenizer::from_json(files.tokenizer, &of("tokenizer.json"))?,
+            Weights::from_static(&of("model.safetensors"), files.model)?,
+            Some(Weights::from_static(&of("vit.safetensors"), files.vit)?),
+        )
+    }
+
+    fn assemble(
+        name: &str,
+        config_json: &[u8],
+        generation: Option<&[u8]>,
+        tokenizer: Tokenizer,
+        model: Weights,
+        vit: Option<Weights>,
+    ) -> Result<Self> {
+        let config = Config::from_json(config_json)?;
+        let value: Value = serde_json::from_slice(config_json)
+            .map_err(|e| Error::Checkpoint { name: name.into(), message: format!("config.json: {e}") })?;
+        let quantization = Quantization::from_config(&value)?;
+        check_ids(&config, &tokenizer)?;
+        Ok(Self {
+            model: model.with_quantization(quantization.clone()),
+            vit: vit.map(|vit| vit.with_quantization(quantization)),
+            stop_ids: stop_ids(name, generation, &tokenizer)?,
+            base: base_size(name, &value)?,
+            name: name.to_owned(),
+            tokenizer,
+            config,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The tensors of `model.safetensors`.
+    pub fn model(&self) -> &Weights {
+        &self.model
+    }
+
+    /// The tensors of `vit.safetensors`, if it is there.
+    pub fn vit(&self) -> Option<&Weights> {
+        self.vit.as_ref()
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// How pictures or frames are sized when the caller does not say: as upstream does for the published
+    /// models (`image_768res`, `video_480p`), or the size a small model was trained at.
+    pub(crate) fn default_resize(&self, medium: Medium) -> Resize {
+        let base = match medium {
+            Medium::Video => 616,
+            Medium::Image | Medium::Text => 672,
+        };
+        Resize::Bucket { base: self.base.unwrap_or(base) }
+    }
+}
+
+/// Ids that both the configuration and the tokenizer state must agree.
+fn check_ids(config: &Config, tokenizer: &Tokenizer) -> Result<()> {
+    let ids = config.special_ids;
+    for (field, stated, token) in [
+        ("vision_start_token_id", ids.vision_start, "<|vision_start|>"),
+        ("vision_end_token_id", ids.vision_end, "<|vision_end|>"),
+        ("video_token_id", ids.video, "<|video_pad|>"),
+    ] {
+        let id = tokenizer.id(token)?;
+        if id != stated {
+            let message = format!("{token} is {id}, but config.json says {field} {stated}");
+            return Err(Error::Tokenizer { name: tokenizer.name().into(), message });
+        }
+    }
+    if tokenizer.vocab_limit() as usize > config.vocab_size {
+        let message = format!("{} tokens, but config.json says vocab_size {}", tokenizer.vocab_limit(), config.vocab_size);
+        return Err(Error::Tokenizer { name: tokenizer.name().into(), message });
+    }
+    Ok(())
+}
+
+/// Tokens that end an answer: `eos_token_id` of `generation_config.json` together with `<|im_end|>`, else
+/// that and `<|endoftext|>`.
+fn stop_ids(name: &str, generation: Option<&[u8]>, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let bad = |message: String| Error::Checkpoint { name: name.into(), message: format!("generation_config.json: {message}") };
+    let mut ids = vec![tokenizer.id("<|im_end|>")?];
+    let value: Value = match generation {
+        None => Value::Null,
+        Some(json) => serde_json::from_slice(json).map_err(|e| bad(e.to_string()))?,
+    };
+    let id = |v: &Value| {
+        let id = v.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| *id < tokenizer.vocab_limit());
+        id.ok_or_else(|| bad(format!("eos_token_id: expected ids below {}, found {v}", tokenizer.vocab_limit())))
+    };
+    match value.get("eos_token_id") {
+        None | Some(Value::Null) => ids.push(tokenizer.id("<|endoftext|>")?),
+        Some(Value::Array(list)) => {
+            for v in list {
+                ids.push(id(v)?);
+            }
+        }
+        Some(v) => ids.push(id(v)?),
+    }
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// `lance_nano.vit_resolution`: the base size of checkpoints that were trained at another than the
+/// published ones.
+fn base_size(name: &str, config: &Value) -> Result<Option<u32>> {
+    let Some(value) = config.pointer("/lance_nano/vit_resolution") else { return Ok(None) };
+    let base = value.as_u64().and_then(|v| u32::try_from(v).ok()).filter(|v| (28..=4096).contains(v));
+    match base {
+        Some(base) => Ok(Some(base)),
+        None => Err(Error::Checkpoint {
+            name: name.into(),
+            message: format!("config.json: lance_nano.vit_resolution: expected 28 to 4096, found {value}"),
+        }),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+}

@@ -1,0 +1,352 @@
+//! Questions about pictures, videos and text.
+
+mod chat;
+mod look;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use lance_mm_models::{Cache, Config, Cursor, Experts, Grid, Llm, Segment, Sequence, Vit};
+
+use crate::decode::{Decoder, Decoding, Finish, Sink};
+use crate::error::{Error, Result};
+use crate::image::{self, Resize, RgbImage};
+use crate::lance::Checkpoint;
+use crate::prompt::{self, Content, Medium, Turn};
+use crate::tokenizer::Tokenizer;
+use crate::video::Clip;
+pub use chat::Chat;
+pub use look::Look;
+
+/// Lance's understanding side: the UND expert and the vision transformer.
+///
+/// ```no_run
+/// use lance_mm_pipelines::{Options, Understanding, image};
+///
+/// let lance = Understanding::from_pretrained("Lance-3B-AWQ-INT4")?;
+/// let picture = image::load("photo.jpg".as_ref(), &image::LoadOptions::default())?;
+/// let answer = lance.generate(&picture, "What is in this image?", &Options::default())?;
+/// println!("{}", answer.text);
+/// # Ok::<(), lance_mm_pipelines::Error>(())
+/// ```
+pub struct Understanding {
+    checkpoint: Checkpoint,
+    llm: Llm,
+    vit: Option<Vit>,
+}
+
+/// How a question is put and answered. The default is upstream's published setting.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Options {
+    /// The system message; by default the one for what is shown ([`prompt::instruction`]).
+    pub instruction: Option<String>,
+    /// Length, sampling, stop strings.
+    pub decoding: Decoding,
+    /// How pictures and frames are sized; by default upstream's buckets.
+    pub resize: Option<Resize>,
+    /// How the rows of a picture see each other.
+    pub block_attention: BlockAttention,
+}
+
+/// How the rows of a picture or video see each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BlockAttention {
+    /// All see all, as the model was trained.
+    #[default]
+    Full,
+    /// Each sees the ones before it, as lance-mlx computes: only to reproduce its published answers.
+    Causal,
+}
+
+/// A part of what is asked.
+#[derive(Clone, Copy)]
+pub enum Part<'a> {
+    /// Text, verbatim.
+    Text(&'a str),
+    /// An encoded picture or video.
+    Visual(&'a Visual),
+}
+
+/// A picture or video as rows for the language model. Encoding is the costly part of a question: keep it
+/// to ask again. Cloning shares the rows.
+#[derive(Clone)]
+pub struct Visual {
+    features: Tensor,
+    grid: Grid,
+    medium: Medium,
+    time: Duration,
+}
+
+impl Visual {
+    /// Tokens in time, rows and columns.
+    pub fn grid(&self) -> Grid {
+        self.grid
+    }
+
+    /// Rows f32 `(tokens, hidden_size)`.
+    pub fn features(&self) -> &Tensor {
+        &self.features
+    }
+
+    /// Picture or video.
+    pub fn medium(&self) -> Medium {
+        self.medium
+    }
+
+    /// Time it took to encode.
+    pub fn time(&self) -> Duration {
+        self.time
+    }
+}
+
+/// An answer and how it came about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The answer, without special tokens and white space at its ends.
+    pub text: String,
+    /// Generated ids, the stop token included.
+    pub ids: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Rows of the prompt in the cache when generation began.
+    pub prompt_tokens: usize,
+    /// Seed of the choices; `None` when greedy.
+    pub seed: Option<u64>,
+    /// Time from the prompt's ids to its last row.
+    pub prefill_time: Duration,
+    /// Time of the generated tokens.
+    pub decode_time: Duration,
+}
+
+impl Understanding {
+    /// Loads a folder in the published MLX layout, bf16 or quantized. Weights are mapped, and only those of
+    /// the UND expert and the vision transformer are ever touched.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the folder's files.
+    pub fn from_pretrained(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::new(Checkpoint::open(dir)?)
+    }
+
+    /// Builds the networks of a checkpoint.
+    ///
+    /// # Errors
+    /// All tensors that are missing, misshapen or unknown.
+    pub fn new(checkpoint: Checkpoint) -> Result<Self> {
+        let llm = Llm::load(&checkpoint.config, &checkpoint.model, Experts::Und)?;
+        let vit = match &checkpoint.vit {
+            Some(weights) => Some(Vit::load(&checkpoint.config.vision, weights)?),
+            None => None,
+        };
+        Ok(Self { checkpoint, llm, vit })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.checkpoint.config
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.checkpoint.tokenizer
+    }
+
+    /// The language model.
+    pub fn llm(&self) -> &Llm {
+        &self.llm
+    }
+
+    /// The vision transformer.
+    ///
+    /// # Errors
+    /// A checkpoint without `vit.safetensors`.
+    pub fn vit(&self) -> Result<&Vit> {
+        self.vit.as_ref().ok_or_else(|| Error::Checkpoint {
+            name: self.checkpoint.name.clone(),
+            message: "expected vit.safetensors, which pictures need, found none".into(),
+        })
+    }
+
+    /// Answers a question about a picture. An empty question asks for a description.
+    ///
+    /// # Errors
+    /// A question that holds a special token, options out of range, a picture that cannot be sized.
+    pub fn generate(&self, picture: &RgbImage, question: &str, options: &Options) -> Result<Answer> {
+        let visual = self.encode_image(picture, options.resize)?;
+        self.answer(&[Part::Visual(&visual), Part::Text(question)], options, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// Answers a question about a video. An empty question asks for a description.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate); a video that is too short.
+    pub fn generate_video(&self, clip: &Clip, question: &str, options: &Options) -> Result<Answer> {
+        let visual = self.encode_video(clip, options.resize)?;
+        self.answer(&[Part::Visual(&visual), Part::Text(question)], options, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// Runs the vision transformer over a picture.
+    ///
+    /// # Errors
+    /// No vision transformer, a picture that cannot be sized.
+    pub fn encode_image(&self, picture: &RgbImage, resize: Option<Resize>) -> Result<Visual> {
+        let resize = resize.unwrap_or_else(|| self.checkpoint.default_resize(Medium::Image));
+        self.encode(&[image::resize(picture, resize)?], Medium::Image)
+    }
+
+    /// Runs the vision transformer over sampled frames of a video.
+    ///
+    /// # Errors
+    /// No vision transformer, a video that is too short, frames that cannot be sized.
+    pub fn encode_video(&self, clip: &Clip, resize: Option<Resize>) -> Result<Visual> {
+        let resize = resize.unwrap_or_else(|| self.checkpoint.default_resize(Medium::Video));
+        self.encode(&image::resize_frames(&clip.sampled()?, resize)?, Medium::Video)
+    }
+
+    fn encode(&self, frames: &[RgbImage], medium: Medium) -> Result<Visual> {
+        let vit = self.vit()?;
+        let start = Instant::now();
+        let patches = image::patches(frames)?;
+        let grid = Grid { t: patches.t, h: patches.h, w: patches.w };
+        let rows = Tensor::from_vec(patches.values, (grid.count(), vit.config().patch_width()), &Device::Cpu)?;
+        let features = vit.forward(&rows, &[grid])?;
+        let grid = grid.merged(vit.config().spatial_merge_size);
+        Ok(Visual { features, grid, medium, time: start.elapsed() })
+    }
+
+    /// Answers what `parts` ask, in their order, handing the text to `sink` as it comes into being. The
+    /// pieces joined are the answer before white space at its ends is cut off.
+    ///
+    /// # Errors
+    /// Nothing to answer, text that holds a special token, options out of range.
+    pub fn answer(&self, parts: &[Part<'_>], options: &Options, sink: &mut Sink<'_>) -> Result<Answer> {
+        let medium = medium(parts);
+        if medium == Medium::Text && !has_text(parts) {
+            return Err(Error::Prompt("expected a question or a picture, found neither".into()));
+        }
+        let contents = parts.iter().map(|part| match part {
+            Part::Text(text) => Content::Text(text),
+            Part::Visual(visual) => Content::Visual(visual.grid),
+        });
+        let instruction = options.instruction.clone().unwrap_or_else(|| prompt::instruction(medium, has_text(parts)));
+        let segments = prompt::conversation(self.tokenizer(), &instruction, &[Turn::User(contents.collect())])?;
+        let mut run = Run::new(self, options);
+        run.check(&segments, Some(&options.decoding))?;
+        let normed = run.prefill(&segments, &features(parts))?;
+        run.decode(normed, &options.decoding, sink)
+    }
+
+    /// Prepares a prompt up to the last of `visuals`, for any number of independent questions.
+    ///
+    /// # Errors
+    /// No visuals, an instruction that holds a special token.
+    pub fn look(&self, visuals: &[Visual], options: &Options) -> Result<Look<'_>> {
+        Look::new(self, visuals, options)
+    }
+
+    /// Begins a conversation whose turns see the ones before.
+    ///
+    /// The model was not trained on more than one turn: later answers may drift.
+    ///
+    /// # Errors
+    /// An instruction that holds a special token.
+    pub fn chat(&self, options: &Options) -> Result<Chat<'_>> {
+        Chat::new(self, options)
+    }
+
+    fn decoder(&self) -> Decoder<'_> {
+        Decoder { llm: &self.llm, tokenizer: &self.checkpoint.tokenizer, stop_ids: &self.checkpoint.stop_ids }
+    }
+}
+
+/// A cache and the place in it.
+struct Run<'a> {
+    lance: &'a Understanding,
+    cache: Cache,
+    at: Cursor,
+    attention: BlockAttention,
+    prefill_time: Duration,
+}
+
+impl<'a> Run<'a> {
+    fn new(lance: &'a Understanding, options: &Options) -> Self {
+        Self {
+            lance,
+            cache: lance.llm.cache(),
+            at: Cursor::default(),
+            attention: options.block_attention,
+            prefill_time: Duration::ZERO,
+        }
+    }
+
+    /// Refuses a prompt that is too long, and decoding options out of range, before they cost anything.
+    fn check(&self, segments: &[Segment], decoding: Option<&Decoding>) -> Result<()> {
+        let rows = |segment: &Segment| match segment {
+            Segment::Text(ids) => ids.len(),
+            Segment::Vit(grid) | Segment::Clean(grid) | Segment::Noise(grid) => grid.count() + 2,
+        };
+        let total = self.at.rows + segments.iter().map(rows).sum::<usize>();
+        let max = self.lance.config().max_position_embeddings;
+        if total >= max {
+            return Err(Error::Prompt(format!("expected less than {max} tokens, found {total}")));
+        }
+        decoding.map_or(Ok(()), |decoding| self.lance.decoder().check(decoding, total))
+    }
+
+    /// Runs segments from where the cache ends; the last row after the final norm.
+    fn prefill(&mut self, segments: &[Segment], features: &[Tensor]) -> Result<Tensor> {
+        let start = Instant::now();
+        let llm = &self.lance.llm;
+        let mut sequence = Sequence::new(segments, &llm.config().layout(), self.at);
+        if self.attention == BlockAttention::Causal {
+            sequence = sequence.causal();
+        }
+        let normed = llm.prefill(&llm.embed(&sequence, features)?, &sequence, &mut self.cache)?;
+        self.at = sequence.end();
+        self.prefill_time = start.elapsed();
+        Ok(normed)
+    }
+
+    /// Generates; the cache then ends before the last generated id.
+    fn decode(&mut self, normed: Tensor, options: &Decoding, sink: &mut Sink<'_>) -> Result<Answer> {
+        let prompt_tokens = self.at.rows;
+        let decoded = self.lance.decoder().run(normed, self.at, &mut self.cache, options, sink)?;
+        let fed = self.cache.len() - prompt_tokens;
+        self.at = Cursor { rows: self.cache.len(), position: self.at.position + fed as u32 };
+        Ok(Answer {
+            text: decoded.text.trim().to_owned(),
+            ids: decoded.ids,
+            finish: decoded.finish,
+            prompt_tokens,
+            seed: decoded.seed,
+            prefill_time: self.prefill_time,
+            decode_time: decoded.time,
+        })
+    }
+}
+
+fn features(parts: &[Part<'_>]) -> Vec<Tensor> {
+    let of = |part: &Part<'_>| match part {
+        Part::Text(_) => None,
+        Part::Visual(visual) => Some(visual.features.clone()),
+    };
+    parts.iter().filter_map(of).collect()
+}
+
+fn medium(parts: &[Part<'_>]) -> Medium {
+    let of = |part: &Part<'_>| match part {
+        Part::Text(_) => Medium::Text,
+        Part::Visual(visual) => visual.medium,
+    };
+    let media: Vec<Medium> = parts.iter().map(of).collect();
+    [Medium::Video, Medium::Image].into_iter().find(|medium| media.contains(medium)).unwrap_or(Medium::Text)
+}
+
+fn has_text(parts: &[Part<'_>]) -> bool {
+    parts.iter().any(|part| matches!(part, Part::Text(text) if !text.is_empty()))
+}
+
+#[cfg(test)]
+mod tests;

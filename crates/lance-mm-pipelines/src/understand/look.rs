@@ -1,0 +1,61 @@
+//! Many independent questions about the same pictures.
+
+use std::time::Duration;
+
+use lance_mm_models::Cursor;
+
+use super::{Answer, Options, Part, Run, Understanding, Visual, features, medium};
+use crate::decode::Sink;
+use crate::error::{Error, Result};
+use crate::prompt::{self, Medium, Prompt};
+
+/// Pictures that have been read into the cache, ready for questions. Every question is answered as if it
+/// were the only one, at the cost of its own tokens.
+pub struct Look<'a> {
+    run: Run<'a>,
+    end: Cursor,
+    time: Duration,
+}
+
+impl<'a> Look<'a> {
+    pub(super) fn new(lance: &'a Understanding, visuals: &[Visual], options: &Options) -> Result<Self> {
+        let parts: Vec<Part<'_>> = visuals.iter().map(Part::Visual).collect();
+        let medium = medium(&parts);
+        if medium == Medium::Text {
+            return Err(Error::Prompt("expected a picture to look at, found none".into()));
+        }
+        let instruction = options.instruction.clone().unwrap_or_else(|| prompt::instruction(medium, true));
+        let mut prompt = Prompt::new(lance.tokenizer());
+        prompt.system(&instruction)?;
+        prompt.open_user()?;
+        for visual in visuals {
+            prompt.visual(visual.grid);
+        }
+        let segments = prompt.take()?;
+        let mut run = Run::new(lance, options);
+        run.check(&segments, None)?;
+        run.prefill(&segments, &features(&parts))?;
+        Ok(Self { end: run.at, time: run.prefill_time, run })
+    }
+
+    /// Time it took to read the pictures into the cache, their encoding not counted.
+    pub fn time(&self) -> Duration {
+        self.time
+    }
+
+    /// Answers a question about the pictures. Of `options`, only the decoding counts here.
+    ///
+    /// # Errors
+    /// As [`Understanding::answer`].
+    pub fn ask(&mut self, question: &str, options: &Options, sink: &mut Sink<'_>) -> Result<Answer> {
+        let mut prompt = Prompt::new(self.run.lance.tokenizer());
+        prompt.question(question)?;
+        prompt.close_user()?;
+        let segments = prompt.take()?;
+        self.run.check(&segments, Some(&options.decoding))?;
+        let answer = self.run.prefill(&segments, &[]).and_then(|normed| self.run.decode(normed, &options.decoding, sink));
+        self.run.cache.truncate(self.end.rows);
+        self.run.at = self.end;
+        answer
+    }
+}
