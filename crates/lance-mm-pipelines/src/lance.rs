@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::image::Resize;
+use crate::layout;
 use crate::prompt::Medium;
 use crate::tokenizer::Tokenizer;
 
@@ -47,12 +48,14 @@ impl Checkpoint {
     /// A folder without the files, of another layout, or whose files contradict each other.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let config = read(&dir.join("config.json"))?;
-        let generation = dir.join("generation_config.json");
-        let generation = if generation.exists() { Some(read(&generation)?) } else { None };
-        let vit = if dir.join("vit.safetensors").exists() { Some(Weights::open_in(dir, "vit")?) } else { None };
+        let files = layout::find(dir)?;
+        let config = files.read_config()?;
+        let model = files.require_model()?.open()?;
+        require_loadable(&dir.display().to_string(), &config, &model)?;
+        let generation = files.generation_config.as_deref().map(read).transpose()?;
+        let vit = files.vit.as_ref().map(layout::Part::open).transpose()?;
         let tokenizer = Tokenizer::from_dir(dir)?;
-        Self::assemble(&dir.display().to_string(), &config, generation.as_deref(), tokenizer, Weights::open_in(dir, "model")?, vit)
+        Self::assemble(&dir.display().to_string(), &config, generation.as_deref(), tokenizer, model, vit)
     }
 
     /// A checkpoint whose files lie in memory.
@@ -124,6 +127,14 @@ impl Checkpoint {
         };
         Resize::Bucket { base: self.base.unwrap_or(base) }
     }
+}
+
+/// Refuses every layout but the one that is read at run time, by name.
+fn require_loadable(name: &str, config: &[u8], model: &Weights) -> Result<()> {
+    let config: Option<Value> = serde_json::from_slice(config).ok();
+    layout::recognise(config.as_ref(), &model.tensors())
+        .map_err(|message| Error::Checkpoint { name: name.into(), message })?
+        .require_loadable(name)
 }
 
 /// Ids that both the configuration and the tokenizer state must agree.

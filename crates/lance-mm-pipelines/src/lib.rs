@@ -8,7 +8,9 @@
 mod decode;
 mod error;
 pub mod image;
+pub mod inspect;
 mod lance;
+pub mod layout;
 pub mod prompt;
 mod sampling;
 #[cfg(test)]

@@ -189,7 +189,10 @@ impl Quantization {
     /// The scheme of a module that the file holds quantized: `words` columns of packed words and `groups`
     /// columns of scales for `cols` values a row; `has_biases` tells affine from floating modes where the
     /// configuration is silent.
-    pub(crate) fn scheme(
+    ///
+    /// # Errors
+    /// What is contradictory, without the module's name.
+    pub fn scheme(
         &self,
         path: &str,
         cols: usize,
@@ -223,8 +226,9 @@ impl Quantization {
 
 /// Bits and group size that the shapes of a packed matrix imply.
 fn stored_scheme(cols: usize, words: usize, groups: usize) -> Option<(usize, usize)> {
-    let whole = groups > 0 && words > 0 && cols.is_multiple_of(groups) && (words * 32).is_multiple_of(cols);
-    whole.then(|| (words * 32 / cols, cols / groups))
+    let bits = words.checked_mul(32)?;
+    let whole = groups > 0 && words > 0 && cols.is_multiple_of(groups) && bits.is_multiple_of(cols);
+    whole.then(|| (bits / cols, cols / groups))
 }
 
 #[derive(Clone, Copy)]

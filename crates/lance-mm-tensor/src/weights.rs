@@ -136,6 +136,13 @@ impl Weights {
         self.inner.store.all()
     }
 
+    /// Shows a tensor's bytes, as they lie in the file, to `read`; `None` if it is not there. The tensor does
+    /// not count as used.
+    pub fn with_bytes<T>(&self, name: &str, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let store = &self.inner.store;
+        store.get(&self.full(name)).map(|entry| read(&store.bytes(entry)))
+    }
+
     /// A tensor's bytes, checked for shape. `None` when it is missing or of another shape, which is noted.
     pub(crate) fn view(&self, name: &str, shape: &[usize]) -> Option<View> {
         let full = self.full(name);

@@ -1,0 +1,163 @@
+//! What is wrong with the parts of a checkpoint, asked of the code that would load them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lance_mm_models::{Config, Experts, Llm, Vit};
+use lance_mm_tensor::{Error as TensorError, Weights};
+
+use super::report::{FileEntry, SpecialId, TokenizerSummary};
+use crate::error::{Error, Result};
+use crate::layout::{Part, visible};
+use crate::tokenizer::Tokenizer;
+
+/// Problems and notes, each once.
+#[derive(Default)]
+pub(super) struct Findings {
+    pub(super) problems: Vec<String>,
+    pub(super) notes: Vec<String>,
+}
+
+impl Findings {
+    pub(super) fn problem(&mut self, text: impl ToString) {
+        push(&mut self.problems, text.to_string());
+    }
+
+    pub(super) fn note(&mut self, text: impl ToString) {
+        push(&mut self.notes, text.to_string());
+    }
+}
+
+fn push(list: &mut Vec<String>, text: String) {
+    if !list.contains(&text) {
+        list.push(text);
+    }
+}
+
+/// The visible files of a folder with their sizes.
+pub(super) fn list_files(dir: &Path, findings: &mut Findings) -> Result<Vec<FileEntry>> {
+    let names = visible(dir).map_err(|source| Error::Io { path: dir.to_owned(), source })?;
+    Ok(names.into_iter().filter_map(|name| file_entry(dir, name, findings)).collect())
+}
+
+/// A file's size; links that lead nowhere and pointers without their file are problems.
+pub(super) fn file_entry(dir: &Path, name: String, findings: &mut Findings) -> Option<FileEntry> {
+    let path = dir.join(&name);
+    let meta = match fs::metadata(&path) {
+        Ok(meta) => meta,
+        Err(e) => {
+            findings.problem(format!("{}: {e}", path.display()));
+            return None;
+        }
+    };
+    if is_lfs_pointer(&path, meta.len()) {
+        let message = "expected the file itself, found a Git LFS pointer: run `git lfs pull`";
+        findings.problem(format!("{}: {message}", path.display()));
+    }
+    meta.is_file().then_some(FileEntry { name, bytes: meta.len() })
+}
+
+fn is_lfs_pointer(path: &Path, len: u64) -> bool {
+    len < 1024
+        && path.is_file()
+        && fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"version https://git-lfs"))
+}
+
+/// Maps a part's weights; of shards that do not make a whole, those that can be read.
+pub(super) fn open(part: &Part, findings: &mut Findings) -> Option<Weights> {
+    let error = match part.open() {
+        Ok(weights) => return Some(weights),
+        Err(error) => error,
+    };
+    if !fs::metadata(&part.path).is_ok_and(|meta| is_lfs_pointer(&part.path, meta.len())) {
+        findings.problem(&error);
+    }
+    if !part.sharded {
+        return None;
+    }
+    let mut whole = Vec::new();
+    for path in shards(part) {
+        match Weights::open(&[&path]) {
+            Ok(_) => whole.push(path),
+            Err(e) => findings.problem(e),
+        }
+    }
+    Weights::open(&whole).ok().filter(|_| !whole.is_empty())
+}
+
+/// The shards an index lists that are there, by name.
+pub(super) fn shards(part: &Part) -> Vec<PathBuf> {
+    let json = fs::read(&part.path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    let json: serde_json::Value = json.unwrap_or_default();
+    let names = json["weight_map"].as_object().into_iter().flat_map(|map| map.values());
+    let mut names: Vec<&str> =
+        names.filter_map(|v| v.as_str()).filter(|name| !name.contains(['/', '\\'])).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.iter().map(|name| part.path.with_file_name(name)).filter(|path| path.is_file()).collect()
+}
+
+/// Loads the language model and keeps what is wrong with it.
+pub(super) fn llm(config: &Config, weights: &Weights, experts: Experts, findings: &mut Findings) {
+    report(Llm::load(config, weights, experts).map(drop), weights, findings);
+}
+
+/// Loads the vision transformer and keeps what is wrong with it.
+pub(super) fn vit(config: &Config, weights: &Weights, findings: &mut Findings) {
+    report(Vit::load(&config.vision, weights).map(drop), weights, findings);
+}
+
+fn report(result: lance_mm_tensor::Result<()>, weights: &Weights, findings: &mut Findings) {
+    let Err(error) = result else { return };
+    findings.problem(&error);
+    // Loading ends at once at a value that is not finite; what was noted before then is still there.
+    if !matches!(error, TensorError::Weights(_))
+        && let Err(error) = weights.check()
+    {
+        findings.problem(error);
+    }
+}
+
+/// Reads the tokenizer and compares its ids with the configuration's.
+pub(super) fn tokenizer(
+    dir: &Path,
+    config: Option<&Config>,
+    findings: &mut Findings,
+) -> Option<TokenizerSummary> {
+    let tokenizer = match Tokenizer::from_dir(dir) {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => {
+            findings.problem(error);
+            return None;
+        }
+    };
+    let id = |token: &str| tokenizer.id(token).ok();
+    for token in ["<|im_start|>", "<|im_end|>"] {
+        if id(token).is_none() {
+            findings.problem(format!("{}: expected the token {token}, found none", tokenizer.name()));
+        }
+    }
+    let vocabulary = tokenizer.vocab_limit();
+    if let Some(config) = config.filter(|config| config.vocab_size < vocabulary as usize) {
+        let rows = config.vocab_size;
+        let name = tokenizer.name();
+        findings.problem(format!("{name}: expected ids below vocab_size {rows}, found {}", vocabulary - 1));
+    }
+    let special_ids = config.map(|config| special_ids(config, id)).unwrap_or_default();
+    for special in special_ids.iter().filter(|s| s.tokenizer != Some(s.config)) {
+        let found = special.tokenizer.map_or("none".to_owned(), |id| id.to_string());
+        let name = tokenizer.name();
+        findings.problem(format!(
+            "{name}: {}: expected the id {} of config.json, found {found}",
+            special.token, special.config
+        ));
+    }
+    Some(TokenizerSummary { name: tokenizer.name().to_owned(), vocabulary, special_ids })
+}
+
+fn special_ids(config: &Config, id: impl Fn(&str) -> Option<u32>) -> Vec<SpecialId> {
+    let ids = config.special_ids;
+    [("<|vision_start|>", ids.vision_start), ("<|vision_end|>", ids.vision_end), ("<|video_pad|>", ids.video)]
+        .map(|(token, config)| SpecialId { token: token.to_owned(), tokenizer: id(token), config })
+        .into()
+}
