@@ -1,6 +1,8 @@
 //! Commands for developers of lance-mm: `cargo xtask --help`.
 #![allow(clippy::print_stdout, reason = "a command line program")]
 
+mod folder;
+mod random;
 mod split;
 
 use std::path::PathBuf;
@@ -25,11 +27,14 @@ enum Command {
         /// Folder to write.
         dst: PathBuf,
     },
+    /// Write a checkpoint with random weights in the MLX layout.
+    Random(random::Random),
 }
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Split { src, dst } => split::run(&src, &dst),
+        Command::Random(random) => random.run(),
     };
     match result {
         Ok(code) => code,

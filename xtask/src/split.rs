@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
@@ -14,17 +14,7 @@ const COPIED: [&str; 6] =
     ["vit.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "generation_config.json"];
 
 pub(crate) fn run(src: &Path, dst: &Path) -> Result<ExitCode> {
-    if dst.exists() {
-        bail!("{}: expected a folder that does not exist yet", dst.display());
-    }
-    let name = dst.file_name().context("the folder to write has no name")?.to_string_lossy().into_owned();
-    let temporary = dst.with_file_name(format!(".{name}.partial"));
-    if temporary.exists() {
-        fs::remove_dir_all(&temporary)?;
-    }
-    fs::create_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
-    let kept = write(src, &temporary)?;
-    fs::rename(&temporary, dst).with_context(|| dst.display().to_string())?;
+    let kept = crate::folder::write(dst, |dir| write(src, dir))?;
     println!("{}: {kept} tensors of the UND expert", dst.display());
     Ok(ExitCode::SUCCESS)
 }

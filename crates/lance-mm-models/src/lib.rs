@@ -49,6 +49,29 @@ pub type Probe<'a> = dyn FnMut(fmt::Arguments<'_>, &Tensor) -> Result<()> + 'a;
 #[cfg(test)]
 mod testing;
 
+/// Names and shapes of the tensors that `load` reads: what it misses in an empty file. For tools that write
+/// checkpoints.
+///
+/// # Errors
+/// What `load` returns but for missing tensors.
+///
+/// ```
+/// # use lance_mm_models::{Config, Experts, Llm, required};
+/// # fn names(config: &Config) -> lance_mm_tensor::Result<Vec<(String, Vec<usize>)>> {
+/// required(|weights| Llm::load(config, weights, Experts::Und).map(drop))
+/// # }
+/// ```
+pub fn required(load: impl Fn(&Weights) -> Result<()>) -> Result<Vec<(String, Vec<usize>)>> {
+    let empty = Weights::open::<std::path::PathBuf>(&[])?;
+    match load(&empty) {
+        Ok(()) => Ok(Vec::new()),
+        Err(Error::Weights(problems)) => {
+            Ok(problems.list.into_iter().filter_map(|p| Some((p.tensor, p.missing?))).collect())
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// A probe that looks at nothing.
 pub(crate) fn no_probe(_: fmt::Arguments<'_>, _: &Tensor) -> Result<()> {
     Ok(())

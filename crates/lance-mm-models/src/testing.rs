@@ -1,7 +1,6 @@
 //! Checkpoints with random weights for the tests of this crate.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 
 use lance_mm_tensor::testing::seeded;
 use lance_mm_tensor::{Error, Weights};
@@ -16,25 +15,22 @@ pub(crate) fn config() -> Config {
     Config::from_json(crate::config::tests::toy().to_string().as_bytes()).unwrap()
 }
 
-/// Seeded values for every tensor that `load` asks for: what it misses in an empty file.
-fn tensors<T>(load: impl Fn(&Weights) -> Result<T, Error>) -> Tensors {
-    let empty = Weights::open::<PathBuf>(&[]).unwrap();
-    let Err(Error::Weights(problems)) = load(&empty) else { panic!("an empty file holds no model") };
-    let with_values = |(i, problem): (usize, lance_mm_tensor::Problem)| {
-        let shape = problem.missing.expect("only missing tensors in an empty file");
+/// Seeded values for every tensor that `load` asks for.
+fn tensors(load: impl Fn(&Weights) -> Result<(), Error>) -> Tensors {
+    let with_values = |(i, (name, shape)): (usize, (String, Vec<usize>))| {
         let n: usize = shape.iter().product();
         let scale = if shape.len() == 1 { 1.0 } else { 2.0 / (n as f32 / shape[0] as f32).sqrt() };
-        (problem.tensor, shape, seeded(n, i as u64).iter().map(|v| v * scale).collect())
+        (name, shape, seeded(n, i as u64).iter().map(|v| v * scale).collect())
     };
-    problems.list.into_iter().enumerate().map(with_values).collect()
+    crate::required(load).unwrap().into_iter().enumerate().map(with_values).collect()
 }
 
 pub(crate) fn llm_tensors(config: &Config) -> Tensors {
-    tensors(|weights| Llm::load(config, weights, Experts::Both))
+    tensors(|weights| Llm::load(config, weights, Experts::Both).map(drop))
 }
 
 pub(crate) fn vit_tensors(config: &Config) -> Tensors {
-    tensors(|weights| Vit::load(&config.vision, weights))
+    tensors(|weights| Vit::load(&config.vision, weights).map(drop))
 }
 
 /// Weights as if read from a file with these tensors.

@@ -1,0 +1,242 @@
+//! `cargo xtask random DST`: a checkpoint of any size with random weights, to measure with.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use lance_mm::models::{Config, Experts, Llm, Vit, required};
+use serde_json::{Map, Value, json};
+
+/// Write a checkpoint with random weights in the MLX layout.
+#[derive(Args)]
+pub(crate) struct Random {
+    /// Folder to write.
+    dst: PathBuf,
+    /// `real` (Lance-3B), `nano`, or a config.json.
+    #[arg(long, default_value = "nano")]
+    size: String,
+    /// Form of the large matrices.
+    #[arg(long, value_enum, default_value = "bf16")]
+    format: Format,
+    /// Seed of the values.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Leave the GEN expert out.
+    #[arg(long)]
+    und_only: bool,
+    /// Folder whose tokenizer files are copied.
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Norms in F32, the rest in BF16, as published.
+    Bf16,
+    /// Linears, embedding and head in 4 bits, groups of 128 (or the largest that divides), as published.
+    Int4,
+}
+
+impl Random {
+    pub(crate) fn run(&self) -> Result<ExitCode> {
+        let mut json = self.config()?;
+        if self.und_only {
+            json["lance_mm"]["experts"] = json!(["und"]);
+        }
+        let config = Config::from_json(json.to_string().as_bytes())?;
+        let experts = if self.und_only { Experts::Und } else { Experts::Both };
+        let llm = required(|weights| Llm::load(&config, weights, experts).map(drop))?;
+        let vit = required(|weights| Vit::load(&config.vision, weights).map(drop))?;
+        crate::folder::write(&self.dst, |dir| {
+            if self.format == Format::Int4 {
+                let quantization = json!({"group_size": 128, "bits": 4, "mode": "affine"});
+                json["quantization"] = quantization.clone();
+                json["quantization_config"] = quantization;
+            }
+            fs::write(dir.join("config.json"), serde_json::to_string_pretty(&json)? + "\n")?;
+            let stored: Vec<Stored> = llm.iter().flat_map(|(name, shape)| self.stored(name, shape)).collect();
+            write_file(&dir.join("model.safetensors"), &stored, self.seed)?;
+            let stored: Vec<Stored> =
+                vit.iter().map(|(name, shape)| Stored::new(name.clone(), Kind::Bf16, shape.clone())).collect();
+            write_file(&dir.join("vit.safetensors"), &stored, self.seed ^ 1)?;
+            self.copy_tokenizer(dir)
+        })?;
+        println!("{}: {} tensors", self.dst.display(), llm.len() + vit.len());
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn config(&self) -> Result<Value> {
+        match self.size.as_str() {
+            "real" => Ok(real_config()),
+            "nano" => Ok(serde_json::from_slice(lance_mm_nano::CONFIG)?),
+            path => {
+                let text = fs::read(path).with_context(|| format!("--size {path}: neither real, nano nor a config.json"))?;
+                serde_json::from_slice(&text).with_context(|| path.to_owned())
+            }
+        }
+    }
+
+    /// The tensors that hold one matrix or vector.
+    fn stored(&self, name: &str, shape: &[usize]) -> Vec<Stored> {
+        let norm = name.contains("norm");
+        let &[rows, cols] = shape else {
+            return vec![Stored::new(name.to_owned(), if norm { Kind::F32 } else { Kind::Bf16 }, shape.to_vec())];
+        };
+        let group = [128, 64, 32].into_iter().find(|g| cols.is_multiple_of(*g));
+        let (Format::Int4, Some(group), Some(module)) = (self.format, group, name.strip_suffix(".weight")) else {
+            return vec![Stored::new(name.to_owned(), Kind::Bf16, shape.to_vec())];
+        };
+        let groups = vec![rows, cols / group];
+        vec![
+            Stored::new(name.to_owned(), Kind::Words, vec![rows, cols / 8]),
+            Stored::new(format!("{module}.scales"), Kind::Scale(cols), groups.clone()),
+            Stored::new(format!("{module}.biases"), Kind::Bias(cols), groups),
+        ]
+    }
+
+    fn copy_tokenizer(&self, dir: &Path) -> Result<()> {
+        match (&self.tokenizer, self.size.as_str()) {
+            (Some(from), _) => {
+                let path = from.join("tokenizer.json");
+                fs::copy(&path, dir.join("tokenizer.json")).with_context(|| path.display().to_string())?;
+            }
+            (None, "nano") => fs::write(dir.join("tokenizer.json"), lance_mm_nano::TOKENIZER)?,
+            (None, _) => bail!("--tokenizer DIR: expected a folder with the tokenizer.json of this vocabulary"),
+        }
+        Ok(())
+    }
+}
+
+struct Stored {
+    name: String,
+    kind: Kind,
+    shape: Vec<usize>,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    F32,
+    Bf16,
+    Words,
+    /// For rows of this many columns.
+    Scale(usize),
+    /// Minus 7.5 scales, so that values centre on zero.
+    Bias(usize),
+}
+
+impl Stored {
+    fn new(name: String, kind: Kind, shape: Vec<usize>) -> Self {
+        Self { name, kind, shape }
+    }
+
+    fn dtype(&self) -> &'static str {
+        match self.kind {
+            Kind::F32 => "F32",
+            Kind::Words => "U32",
+            _ => "BF16",
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    fn bytes(&self) -> usize {
+        self.count() * if matches!(self.kind, Kind::F32 | Kind::Words) { 4 } else { 2 }
+    }
+
+    /// Values of the size that keeps a deep network's activations near one.
+    fn fill(&self, seed: u64, out: &mut Vec<u8>) {
+        out.clear();
+        let fan_in = self.shape[1..].iter().product::<usize>().max(1) as f32;
+        let mut state = Mix(seed);
+        let spread = 1.7 / fan_in.sqrt();
+        for _ in 0..self.count() {
+            match self.kind {
+                Kind::F32 => out.extend((1.0 + 0.1 * state.unit()).to_le_bytes()),
+                Kind::Bf16 if self.name.contains("norm") || self.name.contains("ln_q") => {
+                    out.extend(bf16(1.0 + 0.1 * state.unit()));
+                }
+                Kind::Bf16 if self.shape.len() == 1 => out.extend(bf16(0.1 * state.unit())),
+                Kind::Bf16 => out.extend(bf16(spread * state.unit())),
+                Kind::Words => out.extend((state.next() as u32).to_le_bytes()),
+                Kind::Scale(cols) => out.extend(bf16(scale(cols))),
+                Kind::Bias(cols) => out.extend(bf16(-7.5 * scale(cols))),
+            }
+        }
+    }
+}
+
+/// Step of sixteen even levels whose spread is that of the dense weights.
+fn scale(cols: usize) -> f32 {
+    1.7 / (cols as f32).sqrt() / 7.5
+}
+
+fn bf16(value: f32) -> [u8; 2] {
+    let [_, _, low, high] = value.to_le_bytes();
+    [low, high]
+}
+
+/// splitmix64.
+struct Mix(u64);
+
+impl Mix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+/// Writes tensor by tensor: memory is that of the largest one.
+fn write_file(path: &Path, stored: &[Stored], seed: u64) -> Result<()> {
+    let mut header = Map::new();
+    let mut at = 0;
+    for tensor in stored {
+        let end = at + tensor.bytes();
+        let entry = json!({"dtype": tensor.dtype(), "shape": tensor.shape, "data_offsets": [at, end]});
+        header.insert(tensor.name.clone(), entry);
+        at = end;
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut file = BufWriter::new(File::create(path).with_context(|| path.display().to_string())?);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(&header)?;
+    let mut bytes = Vec::new();
+    for (i, tensor) in stored.iter().enumerate() {
+        tensor.fill(seed.wrapping_mul(1_000_003).wrapping_add(i as u64), &mut bytes);
+        file.write_all(&bytes)?;
+    }
+    file.flush()?;
+    Ok(())
+}
+
+/// The published configuration of Lance-3B.
+fn real_config() -> Value {
+    json!({
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
+        "intermediate_size": 11008, "vocab_size": 151936, "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "max_position_embeddings": 128_000, "tie_word_embeddings": false, "hidden_act": "silu",
+        "bos_token_id": 151643, "eos_token_id": 151645, "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653, "vision_token_id": 151654, "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_config": {
+            "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "in_chans": 3,
+            "out_hidden_size": 2048, "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14,
+            "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2,
+            "temporal_patch_size": 2
+        }
+    })
+}
