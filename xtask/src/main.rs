@@ -1,6 +1,7 @@
 //! Commands for developers of lance-mm: `cargo xtask --help`.
 #![allow(clippy::print_stdout, reason = "a command line program")]
 
+mod check;
 mod folder;
 mod random;
 mod split;
@@ -27,6 +28,12 @@ enum Command {
         /// Folder to write.
         dst: PathBuf,
     },
+    /// Run what CI runs: tests, formatting, clippy and docs, warnings denied.
+    Check {
+        /// Leave the tests out.
+        #[arg(long)]
+        no_tests: bool,
+    },
     /// Write a checkpoint with random weights in the MLX layout.
     Random(random::Random),
 }
@@ -34,6 +41,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Split { src, dst } => split::run(&src, &dst),
+        Command::Check { no_tests } => check::run(no_tests),
         Command::Random(random) => random.run(),
     };
     match result {

@@ -59,8 +59,10 @@ impl Random {
             fs::write(dir.join("config.json"), serde_json::to_string_pretty(&json)? + "\n")?;
             let stored: Vec<Stored> = llm.iter().flat_map(|(name, shape)| self.stored(name, shape)).collect();
             write_file(&dir.join("model.safetensors"), &stored, self.seed)?;
-            let stored: Vec<Stored> =
-                vit.iter().map(|(name, shape)| Stored::new(name.clone(), Kind::Bf16, shape.clone())).collect();
+            let stored: Vec<Stored> = vit
+                .iter()
+                .map(|(name, shape)| Stored::new(name.clone(), Kind::Bf16, shape.clone()))
+                .collect();
             write_file(&dir.join("vit.safetensors"), &stored, self.seed ^ 1)?;
             self.copy_tokenizer(dir)
         })?;
@@ -73,7 +75,8 @@ impl Random {
             "real" => Ok(real_config()),
             "nano" => Ok(serde_json::from_slice(lance_mm_nano::CONFIG)?),
             path => {
-                let text = fs::read(path).with_context(|| format!("--size {path}: neither real, nano nor a config.json"))?;
+                let text = fs::read(path)
+                    .with_context(|| format!("--size {path}: neither real, nano nor a config.json"))?;
                 serde_json::from_slice(&text).with_context(|| path.to_owned())
             }
         }
@@ -83,10 +86,15 @@ impl Random {
     fn stored(&self, name: &str, shape: &[usize]) -> Vec<Stored> {
         let norm = name.contains("norm");
         let &[rows, cols] = shape else {
-            return vec![Stored::new(name.to_owned(), if norm { Kind::F32 } else { Kind::Bf16 }, shape.to_vec())];
+            return vec![Stored::new(
+                name.to_owned(),
+                if norm { Kind::F32 } else { Kind::Bf16 },
+                shape.to_vec(),
+            )];
         };
         let group = [128, 64, 32].into_iter().find(|g| cols.is_multiple_of(*g));
-        let (Format::Int4, Some(group), Some(module)) = (self.format, group, name.strip_suffix(".weight")) else {
+        let (Format::Int4, Some(group), Some(module)) = (self.format, group, name.strip_suffix(".weight"))
+        else {
             return vec![Stored::new(name.to_owned(), Kind::Bf16, shape.to_vec())];
         };
         let groups = vec![rows, cols / group];
@@ -104,7 +112,9 @@ impl Random {
                 fs::copy(&path, dir.join("tokenizer.json")).with_context(|| path.display().to_string())?;
             }
             (None, "nano") => fs::write(dir.join("tokenizer.json"), lance_mm_nano::TOKENIZER)?,
-            (None, _) => bail!("--tokenizer DIR: expected a folder with the tokenizer.json of this vocabulary"),
+            (None, _) => {
+                bail!("--tokenizer DIR: expected a folder with the tokenizer.json of this vocabulary")
+            }
         }
         Ok(())
     }

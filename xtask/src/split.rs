@@ -10,8 +10,14 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 /// Files that are copied as they are, when present.
-const COPIED: [&str; 6] =
-    ["vit.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "generation_config.json"];
+const COPIED: [&str; 6] = [
+    "vit.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+];
 
 pub(crate) fn run(src: &Path, dst: &Path) -> Result<ExitCode> {
     let kept = crate::folder::write(dst, |dir| write(src, dir))?;

@@ -26,6 +26,11 @@ fn main() -> Result<()> {
         row = llm.step(id, at, &mut cache)?;
         at = Cursor { rows: at.rows + 1, position: at.position + 1 };
     }
-    println!("{ids:?} after {} ids; the cache holds {} rows, {} bytes", sequence.len(), cache.len(), cache.bytes());
+    println!(
+        "{ids:?} after {} ids; the cache holds {} rows, {} bytes",
+        sequence.len(),
+        cache.len(),
+        cache.bytes()
+    );
     Ok(())
 }

@@ -189,7 +189,12 @@ impl Config {
         positive("rms_norm_eps", self.rms_norm_eps)?;
         positive("rope_theta", self.rope_theta)?;
         divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)?;
-        divides("num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads)?;
+        divides(
+            "num_attention_heads",
+            self.num_attention_heads,
+            "num_key_value_heads",
+            self.num_key_value_heads,
+        )?;
         let half: Option<usize> = self.mrope_section.iter().try_fold(0usize, |sum, n| sum.checked_add(*n));
         if half.and_then(|n| n.checked_mul(2)) != Some(self.head_dim()) {
             let expected = format!("three numbers that add up to half of the head width {}", self.head_dim());
@@ -197,7 +202,11 @@ impl Config {
         }
         if self.vision.out_hidden_size != self.hidden_size {
             let found = self.vision.out_hidden_size;
-            return Err(setting("vision_config.out_hidden_size", format!("hidden_size {}", self.hidden_size), found));
+            return Err(setting(
+                "vision_config.out_hidden_size",
+                format!("hidden_size {}", self.hidden_size),
+                found,
+            ));
         }
         let ids = self.special_ids;
         for (name, id) in [
@@ -293,7 +302,11 @@ impl VitConfig {
 }
 
 fn setting(name: &str, expected: impl ToString, found: impl ToString) -> Error {
-    Error::Setting { name: format!("config.json: {name}"), expected: expected.to_string(), found: found.to_string() }
+    Error::Setting {
+        name: format!("config.json: {name}"),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    }
 }
 
 fn size(name: &str, value: usize, max: usize) -> Result<()> {
@@ -346,7 +359,10 @@ pub(crate) mod tests {
     #[test]
     fn a_legal_configuration_is_read() {
         let config = read(&toy()).unwrap();
-        assert_eq!((config.head_dim(), config.vision.patch_width(), config.vision.window_groups()), (8, 1176, 4));
+        assert_eq!(
+            (config.head_dim(), config.vision.patch_width(), config.vision.window_groups()),
+            (8, 1176, 4)
+        );
         assert!(!config.und_only);
         let mut newer = toy();
         newer["rope_parameters"] = newer["rope_scaling"].take();
@@ -359,7 +375,11 @@ pub(crate) mod tests {
     fn what_is_wrong_is_named() {
         let cases = [
             ("/hidden_size", json!(0), "hidden_size: expected a number from 1 to 1048576, found 0"),
-            ("/hidden_size", json!(33), "hidden_size: expected a multiple of num_attention_heads 4, found 33"),
+            (
+                "/hidden_size",
+                json!(33),
+                "hidden_size: expected a multiple of num_attention_heads 4, found 33",
+            ),
             ("/num_key_value_heads", json!(3), "a multiple of num_key_value_heads 3, found 4"),
             ("/num_hidden_layers", json!(1u64 << 40), "num_hidden_layers: expected a number from 1 to 1024"),
             ("/rope_scaling/mrope_section", json!([1, 1, 3]), "half of the head width 8, found [1, 1, 3]"),

@@ -86,7 +86,11 @@ fn finish(weights: &Weights, prefixes: &[&str]) -> Result<()> {
         .into_iter()
         .filter(|name| !name.ends_with("rotary_emb.inv_freq"))
         .filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
-        .map(|tensor| Problem { tensor, what: "no part of the model that config.json describes".into(), missing: None })
+        .map(|tensor| Problem {
+            tensor,
+            what: "no part of the model that config.json describes".into(),
+            missing: None,
+        })
         .collect();
     match list.is_empty() {
         true => Ok(()),

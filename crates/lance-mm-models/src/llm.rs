@@ -45,7 +45,11 @@ impl<T> PerExpert<T> {
         match expert {
             Expert::Und => Ok(&self.und),
             Expert::Gen => self.gen_.as_ref().ok_or_else(|| {
-                Error::input("expert", "rows of the UND expert, the only one loaded", "rows of the GEN expert")
+                Error::input(
+                    "expert",
+                    "rows of the UND expert, the only one loaded",
+                    "rows of the GEN expert",
+                )
             }),
         }
     }
@@ -62,7 +66,10 @@ impl<T> PerExpert<T> {
         }
         let mut parts = Vec::with_capacity(spans.len());
         for span in spans {
-            parts.push(run(self.get(span.expert)?, &x.narrow(0, span.rows.start, span.rows.len())?.contiguous()?)?);
+            parts.push(run(
+                self.get(span.expert)?,
+                &x.narrow(0, span.rows.start, span.rows.len())?.contiguous()?,
+            )?);
         }
         Ok(Tensor::cat(&parts, 0)?)
     }
@@ -150,7 +157,11 @@ impl Llm {
         for (rows, features) in blocks.iter().zip(features) {
             let expected = (rows.len(), self.config.hidden_size);
             if features.dims2().ok() != Some(expected) {
-                return Err(Error::input("features", format!("{expected:?}"), format!("{:?}", features.dims())));
+                return Err(Error::input(
+                    "features",
+                    format!("{expected:?}"),
+                    format!("{:?}", features.dims()),
+                ));
             }
             parts.push(self.embed_tokens.forward(&sequence.ids()[next..rows.start])?);
             parts.push(features.clone());
@@ -185,10 +196,18 @@ impl Llm {
         let start = cache.len();
         let expected = (sequence.len(), self.config.hidden_size);
         if sequence.is_empty() || x.dims2().ok() != Some(expected) {
-            return Err(Error::input("rows", format!("{expected:?}, at least one"), format!("{:?}", x.dims())));
+            return Err(Error::input(
+                "rows",
+                format!("{expected:?}, at least one"),
+                format!("{:?}", x.dims()),
+            ));
         }
         if sequence.start().rows != start {
-            return Err(Error::input("sequence", format!("a start at the cache's end {start}"), sequence.start().rows));
+            return Err(Error::input(
+                "sequence",
+                format!("a start at the cache's end {start}"),
+                sequence.start().rows,
+            ));
         }
         let result = self.layers(x, sequence, cache, probe);
         if result.is_err() {
@@ -197,7 +216,13 @@ impl Llm {
         result
     }
 
-    fn layers(&self, x: &Tensor, sequence: &Sequence, cache: &mut Cache, probe: &mut Probe<'_>) -> Result<Tensor> {
+    fn layers(
+        &self,
+        x: &Tensor,
+        sequence: &Sequence,
+        cache: &mut Cache,
+        probe: &mut Probe<'_>,
+    ) -> Result<Tensor> {
         let table = self.rotary.table(sequence.positions(), x.device())?;
         let mut x = x.clone();
         for (i, layer) in self.layers.iter().enumerate() {
@@ -246,7 +271,9 @@ impl Llm {
 
 /// Tensors that only generation reads.
 fn is_latent(name: &str) -> bool {
-    ["vae_in_proj.", "llm2vae.", "time_embedder.", "latent_pos_embed."].iter().any(|prefix| name.starts_with(prefix))
+    ["vae_in_proj.", "llm2vae.", "time_embedder.", "latent_pos_embed."]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
 }
 
 #[cfg(test)]

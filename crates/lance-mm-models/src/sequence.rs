@@ -163,7 +163,11 @@ impl Sequence {
             }
         }
         self.visual.push(first..self.len());
-        let steps = [layout.t_step as usize * grid.t.saturating_sub(1), grid.h.saturating_sub(1), grid.w.saturating_sub(1)];
+        let steps = [
+            layout.t_step as usize * grid.t.saturating_sub(1),
+            grid.h.saturating_sub(1),
+            grid.w.saturating_sub(1),
+        ];
         let end = base + steps.into_iter().max().unwrap_or(0) as u32 + 1;
         self.push(ids.vision_end, [end; 3], Expert::Und);
         self.next_position = end + 1;
@@ -265,7 +269,8 @@ mod tests {
     #[test]
     fn a_picture_between_texts() {
         let grid = Grid { t: 1, h: 2, w: 3 };
-        let s = lay(&[Segment::Text(vec![1, 2]), Segment::Vit(grid), Segment::Text(vec![3])], Cursor::default());
+        let s =
+            lay(&[Segment::Text(vec![1, 2]), Segment::Vit(grid), Segment::Text(vec![3])], Cursor::default());
         assert_eq!(s.ids(), [1, 2, 7, 9, 9, 9, 9, 9, 9, 8, 3]);
         assert_eq!(s.positions()[0], [0, 1, 2, 3, 3, 3, 3, 3, 3, 6, 7]);
         assert_eq!(s.positions()[1], [0, 1, 2, 3, 3, 3, 4, 4, 4, 6, 7]);

@@ -115,12 +115,20 @@ impl Vit {
         let m = self.config.spatial_merge_size;
         for grid in grids {
             if grid.count() == 0 || !grid.h.is_multiple_of(m) || !grid.w.is_multiple_of(m) {
-                return Err(Error::input("patch grid", format!("t, h, w above 0, h and w multiples of {m}"), grid));
+                return Err(Error::input(
+                    "patch grid",
+                    format!("t, h, w above 0, h and w multiples of {m}"),
+                    grid,
+                ));
             }
         }
         let expected = (grids.iter().map(Grid::count).sum::<usize>(), self.config.patch_width());
         if grids.is_empty() || patches.dims2().ok() != Some(expected) {
-            return Err(Error::input("patches", format!("{expected:?} for the grids"), format!("{:?}", patches.dims())));
+            return Err(Error::input(
+                "patches",
+                format!("{expected:?} for the grids"),
+                format!("{:?}", patches.dims()),
+            ));
         }
         Ok(())
     }

@@ -18,7 +18,12 @@ fn main() -> Result<()> {
     for (rows, mode) in sequence.segments() {
         let ids = &sequence.ids()[rows.clone()];
         let at = |row: usize| sequence.positions().each_ref().map(|axis| axis[row]);
-        println!("rows {rows:?} {mode:?}, positions {:?} to {:?}: {:?}", at(rows.start), at(rows.end - 1), tokenizer.decode(ids, false));
+        println!(
+            "rows {rows:?} {mode:?}, positions {:?} to {:?}: {:?}",
+            at(rows.start),
+            at(rows.end - 1),
+            tokenizer.decode(ids, false)
+        );
     }
     Ok(())
 }

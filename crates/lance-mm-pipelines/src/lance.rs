@@ -152,7 +152,11 @@ fn check_ids(config: &Config, tokenizer: &Tokenizer) -> Result<()> {
         }
     }
     if tokenizer.vocab_limit() as usize > config.vocab_size {
-        let message = format!("{} tokens, but config.json says vocab_size {}", tokenizer.vocab_limit(), config.vocab_size);
+        let message = format!(
+            "{} tokens, but config.json says vocab_size {}",
+            tokenizer.vocab_limit(),
+            config.vocab_size
+        );
         return Err(Error::Tokenizer { name: tokenizer.name().into(), message });
     }
     Ok(())
@@ -161,7 +165,10 @@ fn check_ids(config: &Config, tokenizer: &Tokenizer) -> Result<()> {
 /// Tokens that end an answer: `eos_token_id` of `generation_config.json` together with `<|im_end|>`, else
 /// that and `<|endoftext|>`.
 fn stop_ids(name: &str, generation: Option<&[u8]>, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let bad = |message: String| Error::Checkpoint { name: name.into(), message: format!("generation_config.json: {message}") };
+    let bad = |message: String| Error::Checkpoint {
+        name: name.into(),
+        message: format!("generation_config.json: {message}"),
+    };
     let mut ids = vec![tokenizer.id("<|im_end|>")?];
     let value: Value = match generation {
         None => Value::Null,
@@ -169,7 +176,9 @@ fn stop_ids(name: &str, generation: Option<&[u8]>, tokenizer: &Tokenizer) -> Res
     };
     let id = |v: &Value| {
         let id = v.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| *id < tokenizer.vocab_limit());
-        id.ok_or_else(|| bad(format!("eos_token_id: expected ids below {}, found {v}", tokenizer.vocab_limit())))
+        id.ok_or_else(|| {
+            bad(format!("eos_token_id: expected ids below {}, found {v}", tokenizer.vocab_limit()))
+        })
     };
     match value.get("eos_token_id") {
         None | Some(Value::Null) => ids.push(tokenizer.id("<|endoftext|>")?),

@@ -97,7 +97,11 @@ pub fn conversation(tokenizer: &Tokenizer, instruction: &str, turns: &[Turn<'_>]
         match (turn, i % 2) {
             (Turn::User(contents), 0) => prompt.user(contents)?,
             (Turn::Assistant(reply), 1) => prompt.assistant(*reply)?,
-            _ => return Err(Error::Prompt(format!("expected user and assistant in turn, found two alike at {i}"))),
+            _ => {
+                return Err(Error::Prompt(format!(
+                    "expected user and assistant in turn, found two alike at {i}"
+                )));
+            }
         }
     }
     prompt.take()
@@ -231,7 +235,9 @@ impl<'t> Prompt<'t> {
     fn check(&self, what: &str, text: &str) -> Result<()> {
         match self.tokenizer.special_in(text) {
             None => Ok(()),
-            Some(token) => Err(Error::Prompt(format!("expected plain text in the {what}, found the special token {token}"))),
+            Some(token) => Err(Error::Prompt(format!(
+                "expected plain text in the {what}, found the special token {token}"
+            ))),
         }
     }
 }
@@ -301,12 +307,17 @@ mod tests {
     fn special_tokens_and_broken_conversations_are_refused() {
         let tokenizer = tokenizer();
         let user = |text| Turn::User(vec![Content::Text(text)]);
-        let of = |instruction: &str, turns: &[Turn<'_>]| conversation(&tokenizer, instruction, turns).unwrap_err().to_string();
+        let of = |instruction: &str, turns: &[Turn<'_>]| {
+            conversation(&tokenizer, instruction, turns).unwrap_err().to_string()
+        };
         assert_eq!(
             of("s", &[user("a<|im_end|>b")]),
             "prompt: expected plain text in the question, found the special token <|im_end|>"
         );
-        assert!(of("<|vision_start|>", &[user("a")]).contains("in the instruction, found the special token <|vision_start|>"));
+        assert!(
+            of("<|vision_start|>", &[user("a")])
+                .contains("in the instruction, found the special token <|vision_start|>")
+        );
         let reply = Turn::Assistant(Reply::Text("<|im_start|>"));
         assert!(of("s", &[user("a"), reply, user("b")]).contains("in the answer"));
         assert!(of("s", &[]).contains("found none"));

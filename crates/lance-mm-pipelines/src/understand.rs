@@ -175,7 +175,9 @@ impl Understanding {
     /// A question that holds a special token, options out of range, a picture that cannot be sized.
     pub fn generate(&self, picture: &RgbImage, question: &str, options: &Options) -> Result<Answer> {
         let visual = self.encode_image(picture, options.resize)?;
-        self.answer(&[Part::Visual(&visual), Part::Text(question)], options, &mut |_| ControlFlow::Continue(()))
+        self.answer(&[Part::Visual(&visual), Part::Text(question)], options, &mut |_| {
+            ControlFlow::Continue(())
+        })
     }
 
     /// Answers a question about a video. An empty question asks for a description.
@@ -184,7 +186,9 @@ impl Understanding {
     /// As [`generate`](Self::generate); a video that is too short.
     pub fn generate_video(&self, clip: &Clip, question: &str, options: &Options) -> Result<Answer> {
         let visual = self.encode_video(clip, options.resize)?;
-        self.answer(&[Part::Visual(&visual), Part::Text(question)], options, &mut |_| ControlFlow::Continue(()))
+        self.answer(&[Part::Visual(&visual), Part::Text(question)], options, &mut |_| {
+            ControlFlow::Continue(())
+        })
     }
 
     /// Runs the vision transformer over a picture.
@@ -210,7 +214,8 @@ impl Understanding {
         let start = Instant::now();
         let patches = image::patches(frames)?;
         let grid = Grid { t: patches.t, h: patches.h, w: patches.w };
-        let rows = Tensor::from_vec(patches.values, (grid.count(), vit.config().patch_width()), &Device::Cpu)?;
+        let rows =
+            Tensor::from_vec(patches.values, (grid.count(), vit.config().patch_width()), &Device::Cpu)?;
         let features = vit.forward(&rows, &[grid])?;
         let grid = grid.merged(vit.config().spatial_merge_size);
         Ok(Visual { features, grid, medium, time: start.elapsed() })
@@ -230,8 +235,10 @@ impl Understanding {
             Part::Text(text) => Content::Text(text),
             Part::Visual(visual) => Content::Visual(visual.grid),
         });
-        let instruction = options.instruction.clone().unwrap_or_else(|| prompt::instruction(medium, has_text(parts)));
-        let segments = prompt::conversation(self.tokenizer(), &instruction, &[Turn::User(contents.collect())])?;
+        let instruction =
+            options.instruction.clone().unwrap_or_else(|| prompt::instruction(medium, has_text(parts)));
+        let segments =
+            prompt::conversation(self.tokenizer(), &instruction, &[Turn::User(contents.collect())])?;
         let mut run = Run::new(self, options);
         run.check(&segments, Some(&options.decoding))?;
         let normed = run.prefill(&segments, &features(parts))?;

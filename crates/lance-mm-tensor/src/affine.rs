@@ -70,13 +70,23 @@ impl AffineWeight {
     ///
     /// # Errors
     /// As [`quantize_f32`](Self::quantize_f32).
-    pub fn quantize(name: &str, values: &[f32], cols: usize, scheme: Scheme, dtype: FloatType) -> Result<Self> {
+    pub fn quantize(
+        name: &str,
+        values: &[f32],
+        cols: usize,
+        scheme: Scheme,
+        dtype: FloatType,
+    ) -> Result<Self> {
         let group = scheme.group_size();
         if scheme.mode() != Mode::Affine {
             return Err(Error::setting(name, "the affine mode, the only one written", scheme.mode()));
         }
         if cols == 0 || !cols.is_multiple_of(group) {
-            return Err(Error::setting(name, format!("columns in groups of {group}"), format!("{cols} columns")));
+            return Err(Error::setting(
+                name,
+                format!("columns in groups of {group}"),
+                format!("{cols} columns"),
+            ));
         }
         if values.is_empty() || !values.len().is_multiple_of(cols) {
             return Err(Error::setting(name, format!("rows of {cols}"), format!("{} values", values.len())));
@@ -193,7 +203,9 @@ impl Rows for AffineWeight {
 
 /// Index of the first value whose exponent bits are all set.
 fn first_non_finite(bytes: &[u8], dtype: FloatType) -> Option<usize> {
-    let half = |exponent: u16| bytes.as_chunks().0.iter().position(|b| u16::from_le_bytes(*b) & exponent == exponent);
+    let half = |exponent: u16| {
+        bytes.as_chunks().0.iter().position(|b| u16::from_le_bytes(*b) & exponent == exponent)
+    };
     match dtype {
         FloatType::F32 => bytes.as_chunks().0.iter().position(|b| !f32::from_le_bytes(*b).is_finite()),
         FloatType::F16 => half(0x7c00),

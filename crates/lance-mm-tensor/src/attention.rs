@@ -52,7 +52,11 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Result
     let (h, t, d) = q.dims3()?;
     let (g, s, _) = k.dims3()?;
     if g == 0 || !h.is_multiple_of(g) || k.dims() != v.dims() {
-        return Err(Error::input("heads", format!("q {:?} over k and v of fewer heads", q.dims()), format!("{:?}", k.dims())));
+        return Err(Error::input(
+            "heads",
+            format!("q {:?} over k and v of fewer heads", q.dims()),
+            format!("{:?}", k.dims()),
+        ));
     }
     check(blocks, t, s)?;
     let q = (q * (1.0 / (d as f64).sqrt()))?;
@@ -71,7 +75,14 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Result
 
 /// Queries `rows` of one block: `(H, r, D)`. The heads of a group are folded into rows, so k and v are
 /// read once a group and never repeated.
-fn slice(q: &Tensor, k: &Tensor, v: &Tensor, block: &Block, rows: Range<usize>, fold: usize) -> Result<Tensor> {
+fn slice(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    block: &Block,
+    rows: Range<usize>,
+    fold: usize,
+) -> Result<Tensor> {
     let (h, _, d) = q.dims3()?;
     let r = rows.len();
     let keys = block.visible(rows.end - 1);
@@ -115,7 +126,14 @@ mod tests {
     use crate::testing::{assert_close, seeded};
 
     /// One query at a time in f64.
-    fn naive(q: &[f32], k: &[f32], v: &[f32], (h, t, d): (usize, usize, usize), g: usize, blocks: &[Block]) -> Vec<f32> {
+    fn naive(
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        (h, t, d): (usize, usize, usize),
+        g: usize,
+        blocks: &[Block],
+    ) -> Vec<f32> {
         let s = k.len() / (g * d);
         let mut out = vec![f32::NAN; t * h * d];
         for block in blocks {
@@ -125,13 +143,18 @@ mod tests {
                     let of = |x: &[f32], j: usize| x[((head / (h / g)) * s + j) * d..][..d].to_vec();
                     let scores: Vec<f64> = block
                         .visible(row)
-                        .map(|j| q.iter().zip(of(k, j)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum::<f64>())
+                        .map(|j| {
+                            q.iter().zip(of(k, j)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum::<f64>()
+                        })
                         .map(|s| (s / (d as f64).sqrt()).exp())
                         .collect();
                     let sum: f64 = scores.iter().sum();
                     for c in 0..d {
-                        let value: f64 =
-                            block.visible(row).zip(&scores).map(|(j, s)| f64::from(of(v, j)[c]) * s / sum).sum();
+                        let value: f64 = block
+                            .visible(row)
+                            .zip(&scores)
+                            .map(|(j, s)| f64::from(of(v, j)[c]) * s / sum)
+                            .sum();
                         out[row * h * d + head * d + c] = value as f32;
                     }
                 }
@@ -146,7 +169,14 @@ mod tests {
             (1, 1, 1, 1, 4, vec![Block::causal(0..1, 0..1)]),
             (4, 2, 5, 5, 8, vec![Block::causal(0..5, 0..5)]),
             (4, 2, 3, 9, 16, vec![Block::causal(0..3, 0..9)]),
-            (2, 1, 6, 6, 4, vec![Block::causal(0..2, 0..2), Block::full(2..5, 0..5), Block::causal(5..6, 0..6)]),
+            (
+                2,
+                1,
+                6,
+                6,
+                4,
+                vec![Block::causal(0..2, 0..2), Block::full(2..5, 0..5), Block::causal(5..6, 0..6)],
+            ),
             (3, 3, 7, 7, 20, vec![Block::full(0..4, 0..4), Block::full(4..7, 4..7)]),
             (16, 2, 1, 33, 128, vec![Block::full(0..1, 0..33)]),
         ];

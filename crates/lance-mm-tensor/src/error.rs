@@ -56,7 +56,11 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn setting(name: impl Into<String>, expected: impl fmt::Display, found: impl fmt::Display) -> Self {
+    pub(crate) fn setting(
+        name: impl Into<String>,
+        expected: impl fmt::Display,
+        found: impl fmt::Display,
+    ) -> Self {
         Self::Setting { name: name.into(), expected: expected.to_string(), found: found.to_string() }
     }
 

@@ -92,7 +92,11 @@ mod tests {
 
     #[test]
     fn one_row_of_each_mode() {
-        let cases = [(Mode::MxFp4, 4, 32, 128u8, 2.0), (Mode::MxFp8, 8, 32, 126, 0.5), (Mode::NvFp4, 4, 16, 0x40, 2.0)];
+        let cases = [
+            (Mode::MxFp4, 4, 32, 128u8, 2.0),
+            (Mode::MxFp8, 8, 32, 126, 0.5),
+            (Mode::NvFp4, 4, 16, 0x40, 2.0),
+        ];
         for (mode, bits, group, scale, factor) in cases {
             let one = if bits == 4 { 0x22 } else { 0x38 };
             let words = Bytes::from_vec(vec![one; 32 * bits / 8]);

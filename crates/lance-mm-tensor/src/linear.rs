@@ -45,14 +45,19 @@ impl Weight {
     fn load_quantized(weights: &Weights, rows: usize, cols: usize) -> Result<Option<Self>> {
         let last = |name: &str| weights.info(name).and_then(|t| t.shape.last().copied()).unwrap_or(0);
         let has_biases = weights.has("biases");
-        let scheme =
-            match weights.quantization().scheme(weights.path(), cols, last("weight"), last("scales"), has_biases) {
-                Ok(scheme) => scheme,
-                Err(what) => {
-                    weights.note("weight", what);
-                    return Ok(None);
-                }
-            };
+        let scheme = match weights.quantization().scheme(
+            weights.path(),
+            cols,
+            last("weight"),
+            last("scales"),
+            has_biases,
+        ) {
+            Ok(scheme) => scheme,
+            Err(what) => {
+                weights.note("weight", what);
+                return Ok(None);
+            }
+        };
         let words = weights.view("weight", &[rows, scheme.words(cols)]);
         let groups = [rows, cols / scheme.group_size()];
         let scales = weights.view("scales", &groups);
@@ -68,7 +73,8 @@ impl Weight {
         let dtype = FloatType::of(scales.dtype).filter(|_| scales.dtype == biases.dtype);
         let Some(dtype) = dtype else {
             let found = format!("{:?} and {:?}", scales.dtype, biases.dtype);
-            weights.note("scales", format!("expected scales and biases both F32, F16 or BF16, found {found}"));
+            weights
+                .note("scales", format!("expected scales and biases both F32, F16 or BF16, found {found}"));
             return Ok(None);
         };
         let parts = AffineParts { words: words.bytes, scales: scales.bytes, biases: biases.bytes, dtype };

@@ -218,7 +218,9 @@ impl Quantization {
                 found.map_or(shapes, |(b, g)| format!("{b} bits in groups of {g}"))
             )),
             (_, Some((bits, group))) if has_biases => Scheme::affine(bits, group).map_err(|e| e.to_string()),
-            (_, Some((bits, group))) => Err(format!("{bits} bits in groups of {group} without biases or a stated mode")),
+            (_, Some((bits, group))) => {
+                Err(format!("{bits} bits in groups of {group} without biases or a stated mode"))
+            }
             (_, None) => Err(format!("expected whole words and groups, found {shapes}")),
         }
     }
@@ -256,7 +258,8 @@ impl Fields {
     }
 
     fn scheme(self, name: &str, over: Self) -> Result<Scheme> {
-        let missing = |key: &str| Error::setting(format!("{name}.{key}"), "a number here or at the top level", "none");
+        let missing =
+            |key: &str| Error::setting(format!("{name}.{key}"), "a number here or at the top level", "none");
         Scheme::new(
             self.bits.or(over.bits).ok_or_else(|| missing("bits"))?,
             self.group_size.or(over.group_size).ok_or_else(|| missing("group_size"))?,
@@ -316,9 +319,14 @@ mod tests {
 
     #[test]
     fn contradictions_are_errors() {
-        let q = parse(json!({"quantization": {"bits": 4, "group_size": 32, "a.b": {"bits": 8}, "c.d": false}})).unwrap();
+        let q =
+            parse(json!({"quantization": {"bits": 4, "group_size": 32, "a.b": {"bits": 8}, "c.d": false}}))
+                .unwrap();
         let text = q.scheme("a.b", 64, 8, 2, true).unwrap_err();
-        assert!(text.contains("config says 8 bits in groups of 32, file has 4 bits in groups of 32"), "{text}");
+        assert!(
+            text.contains("config says 8 bits in groups of 32, file has 4 bits in groups of 32"),
+            "{text}"
+        );
         assert!(q.scheme("c.d", 64, 8, 2, true).unwrap_err().contains("config says not quantized"));
         assert!(q.check_dense("a.b").unwrap_err().contains("file has no scales"));
         assert!(q.scheme("x", 64, 7, 2, true).unwrap_err().contains("found 7 words and 2 groups"));

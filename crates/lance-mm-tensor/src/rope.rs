@@ -46,7 +46,9 @@ impl Rotary {
         }
         let mut angles = Vec::with_capacity(n * self.axes.len());
         for row in 0..n {
-            angles.extend(self.axes.iter().zip(&self.frequencies).map(|(axis, f)| positions[*axis][row] as f32 * f));
+            angles.extend(
+                self.axes.iter().zip(&self.frequencies).map(|(axis, f)| positions[*axis][row] as f32 * f),
+            );
         }
         RotaryTable::from_angles(&angles, self.axes.len(), device)
     }
@@ -102,12 +104,24 @@ mod tests {
     use crate::testing::{assert_close, seeded};
 
     /// Angles in f64 and the pairing of halves, one head channel at a time.
-    fn naive(x: &[f32], heads: usize, positions: &[Vec<u32>; 3], sections: [usize; 3], theta: f64) -> Vec<f32> {
+    fn naive(
+        x: &[f32],
+        heads: usize,
+        positions: &[Vec<u32>; 3],
+        sections: [usize; 3],
+        theta: f64,
+    ) -> Vec<f32> {
         let half = sections.iter().sum::<usize>();
         let mut out = x.to_vec();
         for (row, head) in x.chunks_exact(2 * half).enumerate() {
             for j in 0..half {
-                let axis = if j < sections[0] { 0 } else if j < sections[0] + sections[1] { 1 } else { 2 };
+                let axis = if j < sections[0] {
+                    0
+                } else if j < sections[0] + sections[1] {
+                    1
+                } else {
+                    2
+                };
                 let angle = f64::from(positions[axis][row / heads]) * theta.powf(-(j as f64) / half as f64);
                 let (a, b) = (f64::from(head[j]), f64::from(head[j + half]));
                 out[row * 2 * half + j] = (a * angle.cos() - b * angle.sin()) as f32;
@@ -144,7 +158,12 @@ mod tests {
     #[test]
     fn sections_must_fill_half_the_head() {
         let text = Rotary::new(16, 1e6, [2, 3, 4]).unwrap_err().to_string();
-        assert!(text.contains("mrope_section: expected sections that add up to half of 16, found [2, 3, 4]"), "{text}");
-        assert!(Rotary::new(6, 1e6, [1, 1, 1]).unwrap().table(&[vec![1], vec![], vec![1]], &Device::Cpu).is_err());
+        assert!(
+            text.contains("mrope_section: expected sections that add up to half of 16, found [2, 3, 4]"),
+            "{text}"
+        );
+        assert!(
+            Rotary::new(6, 1e6, [1, 1, 1]).unwrap().table(&[vec![1], vec![], vec![1]], &Device::Cpu).is_err()
+        );
     }
 }

@@ -200,7 +200,11 @@ impl Weights {
 
     /// Notes something wrong with the tensor `name`, for [`check`](Self::check) to report.
     pub fn note(&self, name: &str, what: impl Into<String>) {
-        lock(&self.inner.problems).push(Problem { tensor: self.full(name), what: what.into(), missing: None });
+        lock(&self.inner.problems).push(Problem {
+            tensor: self.full(name),
+            what: what.into(),
+            missing: None,
+        });
     }
 
     /// Reports everything that was noted since the files were opened.

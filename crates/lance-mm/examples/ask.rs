@@ -27,7 +27,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!();
     eprintln!(
         "{} tokens of prompt: vision {:.2?}, prefill {:.2?}; {} tokens in {:.2?}",
-        answer.prompt_tokens, visual.time(), answer.prefill_time, answer.ids.len(), answer.decode_time
+        answer.prompt_tokens,
+        visual.time(),
+        answer.prefill_time,
+        answer.ids.len(),
+        answer.decode_time
     );
     Ok(())
 }

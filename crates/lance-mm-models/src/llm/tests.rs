@@ -31,7 +31,13 @@ fn prompt() -> (Vec<Segment>, Vec<Tensor>) {
 }
 
 /// Runs segments from where the cache ends; the last row after the final norm.
-fn run(llm: &Llm, segments: &[Segment], features: &[Tensor], start: Cursor, cache: &mut Cache) -> (Tensor, Cursor) {
+fn run(
+    llm: &Llm,
+    segments: &[Segment],
+    features: &[Tensor],
+    start: Cursor,
+    cache: &mut Cache,
+) -> (Tensor, Cursor) {
     let sequence = Sequence::new(segments, &llm.config().layout(), start);
     let x = llm.embed(&sequence, features).unwrap();
     (llm.prefill(&x, &sequence, cache).unwrap(), sequence.end())
@@ -138,7 +144,7 @@ fn each_row_runs_on_its_own_expert() {
     );
     let same = flat(&und.forward(&x, &vision, &mut und.cache()).unwrap());
     assert_close("twins", &flat(&twins.forward(&x, &sequence, &mut twins.cache()).unwrap()), &same, 2e-5);
-    let difference = lance_mm_tensor::testing::max_error(&flat(&hidden), &same);
+    let (difference, _) = lance_mm_tensor::testing::max_error(&flat(&hidden), &same);
     assert!(difference > 0.1, "the GEN expert has weights of its own: {difference}");
 
     let text = und.forward(&x, &sequence, &mut und.cache()).unwrap_err().to_string();
@@ -194,7 +200,8 @@ fn a_tied_head_is_the_embedding_table() {
     config.tie_word_embeddings = true;
     let tied = Llm::load(&config, &weights(&tensors), Experts::Und).unwrap();
     let x = features(1, 3);
-    let table = tied.embed(&Sequence::new(&[Segment::Text((0..64).collect())], &config.layout(), Cursor::default()), &[]);
+    let table = tied
+        .embed(&Sequence::new(&[Segment::Text((0..64).collect())], &config.layout(), Cursor::default()), &[]);
     let expected = x.matmul(&table.unwrap().t().unwrap()).unwrap();
     assert_close("tied", &flat(&tied.logits(&x).unwrap()), &flat(&expected), 1e-5);
 }

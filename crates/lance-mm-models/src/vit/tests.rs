@@ -40,7 +40,9 @@ fn pictures_and_frame_pairs_do_not_see_each_other() {
     let x = patches(48 + 20 + 20, 1);
     let together = flat(&vit.forward(&x, &grids).unwrap());
     let mut apart = Vec::new();
-    for (start, n, g) in [(0, 24, grid(1, 4, 6)), (24, 24, grid(1, 4, 6)), (48, 20, grids[1]), (68, 20, grids[2])] {
+    for (start, n, g) in
+        [(0, 24, grid(1, 4, 6)), (24, 24, grid(1, 4, 6)), (48, 20, grids[1]), (68, 20, grids[2])]
+    {
         apart.extend(flat(&vit.forward(&x.narrow(0, start, n).unwrap(), &[g]).unwrap()));
     }
     assert_close("apart", &together, &apart, 2e-5);
@@ -81,7 +83,8 @@ fn a_patch_weight_with_channels_last_is_the_same_network() {
 fn patches_must_fit_their_grids() {
     let vit = vit();
     let x = patches(8, 1);
-    for grids in [vec![], vec![grid(1, 2, 2)], vec![grid(1, 1, 8)], vec![grid(0, 2, 4)], vec![grid(1, 8, 1)]] {
+    for grids in [vec![], vec![grid(1, 2, 2)], vec![grid(1, 1, 8)], vec![grid(0, 2, 4)], vec![grid(1, 8, 1)]]
+    {
         assert!(vit.forward(&x, &grids).is_err(), "{grids:?}");
     }
     let narrow = x.narrow(1, 0, 1000).unwrap();

@@ -30,15 +30,24 @@ impl VitLayout {
     pub fn new(config: &VitConfig, grids: &[Grid]) -> Self {
         let unit = config.spatial_merge_size * config.spatial_merge_size;
         let side = config.window_groups();
-        let mut layout =
-            Self { window_index: Vec::new(), cu_window_seqlens: vec![0], cu_seqlens: vec![0], rotary_angles: Vec::new() };
+        let mut layout = Self {
+            window_index: Vec::new(),
+            cu_window_seqlens: vec![0],
+            cu_seqlens: vec![0],
+            rotary_angles: Vec::new(),
+        };
         for grid in grids {
             let groups = grid.merged(config.spatial_merge_size);
             for _ in 0..grid.t {
                 let offset = layout.window_index.len() as u32;
                 for top in (0..groups.h).step_by(side) {
                     for left in (0..groups.w).step_by(side) {
-                        layout.push_window(offset, groups.w, top..(top + side).min(groups.h), left..(left + side).min(groups.w));
+                        layout.push_window(
+                            offset,
+                            groups.w,
+                            top..(top + side).min(groups.h),
+                            left..(left + side).min(groups.w),
+                        );
                         layout.cu_window_seqlens.push(layout.window_index.len() * unit);
                     }
                 }
@@ -49,7 +58,13 @@ impl VitLayout {
         layout
     }
 
-    fn push_window(&mut self, offset: u32, width: usize, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>) {
+    fn push_window(
+        &mut self,
+        offset: u32,
+        width: usize,
+        rows: std::ops::Range<usize>,
+        cols: std::ops::Range<usize>,
+    ) {
         for r in rows {
             self.window_index.extend(cols.clone().map(|c| offset + (r * width + c) as u32));
         }

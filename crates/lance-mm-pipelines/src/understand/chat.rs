@@ -22,7 +22,12 @@ impl<'a> Chat<'a> {
         if let Some(instruction) = &options.instruction {
             Prompt::new(lance.tokenizer()).system(instruction)?;
         }
-        Ok(Self { run: Run::new(lance, options), instruction: options.instruction.clone(), unfed: Vec::new(), turns: 0 })
+        Ok(Self {
+            run: Run::new(lance, options),
+            instruction: options.instruction.clone(),
+            unfed: Vec::new(),
+            turns: 0,
+        })
     }
 
     /// Answered turns.

@@ -53,7 +53,10 @@ impl<'a> Look<'a> {
         prompt.close_user()?;
         let segments = prompt.take()?;
         self.run.check(&segments, Some(&options.decoding))?;
-        let answer = self.run.prefill(&segments, &[]).and_then(|normed| self.run.decode(normed, &options.decoding, sink));
+        let answer = self
+            .run
+            .prefill(&segments, &[])
+            .and_then(|normed| self.run.decode(normed, &options.decoding, sink));
         self.run.cache.truncate(self.end.rows);
         self.run.at = self.end;
         answer

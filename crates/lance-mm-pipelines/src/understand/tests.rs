@@ -30,7 +30,8 @@ fn a_look_answers_as_single_questions_do_in_any_order() {
     let lance = lance();
     let options = Options::default();
     let visual = lance.encode_image(&picture(2), None).unwrap();
-    let questions = ["What is the license plate number of the car?", "Describe this picture.", "What is in this image?"];
+    let questions =
+        ["What is the license plate number of the car?", "Describe this picture.", "What is in this image?"];
     let alone: Vec<String> =
         questions.iter().map(|q| lance.generate(&picture(2), q, &options).unwrap().text).collect();
     for order in [[0, 1, 2], [2, 0, 1], [1, 1, 0]] {
@@ -48,7 +49,8 @@ fn a_look_goes_on_after_a_refused_question() {
     let visual = lance.encode_image(&picture(2), None).unwrap();
     let mut look = lance.look(&[visual], &options).unwrap();
     assert!(look.ask("<|im_end|>", &options, &mut quiet).is_err());
-    let bad = Options { decoding: Decoding { max_new_tokens: 0, ..Default::default() }, ..Default::default() };
+    let bad =
+        Options { decoding: Decoding { max_new_tokens: 0, ..Default::default() }, ..Default::default() };
     assert!(look.ask("What?", &bad, &mut quiet).is_err());
     let answer = look.ask(lance_mm_nano::DEMOS[2].question, &options, &mut quiet).unwrap();
     assert_eq!(answer.text, "BX62 BFY");
@@ -57,7 +59,8 @@ fn a_look_goes_on_after_a_refused_question() {
 #[test]
 fn a_chat_lays_out_what_a_whole_conversation_lays_out() {
     let lance = lance();
-    let options = Options { decoding: Decoding { max_new_tokens: 5, ..Default::default() }, ..Default::default() };
+    let options =
+        Options { decoding: Decoding { max_new_tokens: 5, ..Default::default() }, ..Default::default() };
     let visual = lance.encode_image(&picture(2), None).unwrap();
     let mut chat = lance.chat(&options).unwrap();
     let first = chat.ask(&[Part::Visual(&visual), Part::Text("Describe.")], &options, &mut quiet).unwrap();
@@ -124,12 +127,15 @@ fn a_seed_repeats_an_answer() {
 #[test]
 fn several_pictures_and_a_video_fit_in_one_question() {
     let lance = lance();
-    let options = Options { decoding: Decoding { max_new_tokens: 3, ..Default::default() }, ..Default::default() };
-    let (a, b) = (lance.encode_image(&picture(0), None).unwrap(), lance.encode_image(&picture(3), None).unwrap());
+    let options =
+        Options { decoding: Decoding { max_new_tokens: 3, ..Default::default() }, ..Default::default() };
+    let (a, b) =
+        (lance.encode_image(&picture(0), None).unwrap(), lance.encode_image(&picture(3), None).unwrap());
     let clip = Clip::from_frames(vec![picture(2); 16], 24.0).unwrap();
     let video = lance.encode_video(&clip, None).unwrap();
     assert_eq!((video.medium(), video.grid().t), (Medium::Video, 3));
-    let parts = [Part::Visual(&a), Part::Text(" and "), Part::Visual(&b), Part::Visual(&video), Part::Text("?")];
+    let parts =
+        [Part::Visual(&a), Part::Text(" and "), Part::Visual(&b), Part::Visual(&video), Part::Text("?")];
     let answer = lance.answer(&parts, &options, &mut quiet).unwrap();
     let visual = [&a, &b, &video].iter().map(|v| v.grid().count() + 2).sum::<usize>();
     assert!(answer.prompt_tokens > visual && answer.ids.len() <= 3);
@@ -139,7 +145,9 @@ fn several_pictures_and_a_video_fit_in_one_question() {
 #[test]
 fn other_pictures_answered_before_do_not_matter() {
     let lance = lance();
-    let ask = |i: usize| lance.generate(&picture(i), lance_mm_nano::DEMOS[i].question, &Options::default()).unwrap().ids;
+    let ask = |i: usize| {
+        lance.generate(&picture(i), lance_mm_nano::DEMOS[i].question, &Options::default()).unwrap().ids
+    };
     let forward: Vec<_> = (0..6).map(ask).collect();
     let backward: Vec<_> = (0..6).rev().map(ask).collect();
     assert!(forward.iter().eq(backward.iter().rev()));
@@ -149,19 +157,27 @@ fn other_pictures_answered_before_do_not_matter() {
 fn what_cannot_be_asked_is_refused_in_words() {
     let lance = lance();
     let visual = lance.encode_image(&picture(0), None).unwrap();
-    let ask = |parts: &[Part<'_>], options: &Options| lance.answer(parts, options, &mut quiet).unwrap_err().to_string();
+    let ask = |parts: &[Part<'_>], options: &Options| {
+        lance.answer(parts, options, &mut quiet).unwrap_err().to_string()
+    };
     let default = Options::default();
     assert_eq!(ask(&[Part::Text("")], &default), "prompt: expected a question or a picture, found neither");
     assert_eq!(ask(&[], &default), "prompt: expected a question or a picture, found neither");
     let special = ask(&[Part::Visual(&visual), Part::Text("<|vision_start|>")], &default);
-    assert_eq!(special, "prompt: expected plain text in the question, found the special token <|vision_start|>");
+    assert_eq!(
+        special,
+        "prompt: expected plain text in the question, found the special token <|vision_start|>"
+    );
     let with = |decoding| Options { decoding, ..Default::default() };
     let long = ask(&[Part::Text("a")], &with(Decoding { max_new_tokens: usize::MAX, ..Default::default() }));
     assert!(long.contains("option max_new_tokens: expected at most 128000 tokens in all"), "{long}");
     let stop = ask(&[Part::Text("a")], &with(Decoding { stop: vec![String::new()], ..Default::default() }));
     assert!(stop.contains("option stop"), "{stop}");
     let hot = crate::Sampling { temperature: -1.0, ..Default::default() };
-    assert!(ask(&[Part::Text("a")], &with(Decoding { sampling: hot, ..Default::default() })).contains("option temperature"));
+    assert!(
+        ask(&[Part::Text("a")], &with(Decoding { sampling: hot, ..Default::default() }))
+            .contains("option temperature")
+    );
     let tall = RgbImage::new(1, 300);
     let native = Options { resize: Some(Resize::native()), ..Default::default() };
     assert!(lance.generate(&tall, "a", &native).is_err());

@@ -68,7 +68,8 @@ impl Packed {
     fn push_codes(&mut self, codes: &[u8]) {
         let bits = self.scheme.bits();
         for eight in codes.chunks_exact(8) {
-            let word = eight.iter().enumerate().fold(0u64, |word, (i, code)| word | u64::from(*code) << (i * bits));
+            let word =
+                eight.iter().enumerate().fold(0u64, |word, (i, code)| word | u64::from(*code) << (i * bits));
             self.words.extend_from_slice(&word.to_le_bytes()[..bits]);
         }
     }

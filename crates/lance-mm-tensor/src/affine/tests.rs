@@ -24,7 +24,11 @@ fn rows_equal_the_naive_reading_for_every_scheme() {
                     w.read_row(row, &mut out);
                     for k in 0..cols {
                         let g = row * (cols / group) + k / group;
-                        assert_eq!(out[k], scales[g] * codes[k] + biases[g], "{bits} {group} {dtype:?} {row} {k}");
+                        assert_eq!(
+                            out[k],
+                            scales[g] * codes[k] + biases[g],
+                            "{bits} {group} {dtype:?} {row} {k}"
+                        );
                     }
                 }
             }

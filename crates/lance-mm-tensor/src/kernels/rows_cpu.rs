@@ -63,7 +63,10 @@ fn product(x: &[f32], n: usize, w: &dyn Rows, first: usize, out: &mut [f32]) {
     for (r, row) in panel.chunks_exact_mut(k).enumerate() {
         w.read_row(first + r, row);
     }
-    assert!(out.len() == m * n && panel.len() == m * k && x.len() == n * k, "the extents given to gemm below");
+    assert!(
+        out.len() == m * n && panel.len() == m * k && x.len() == n * k,
+        "the extents given to gemm below"
+    );
     // SAFETY: out (m, n), panel (m, k) and x (n, k, read as its transpose) are row-major slices of exactly
     // these extents, asserted above; out is borrowed mutably, so it overlaps neither.
     unsafe {
@@ -161,9 +164,9 @@ mod tests {
             let values = seeded(rows * k, 2);
             let w: Box<dyn Rows> = match bits {
                 None => Box::new(DenseWeight::from_f32(&values, k)),
-                Some(b) => {
-                    Box::new(AffineWeight::quantize_f32("w", &values, k, Scheme::affine(b, 32).unwrap()).unwrap())
-                }
+                Some(b) => Box::new(
+                    AffineWeight::quantize_f32("w", &values, k, Scheme::affine(b, 32).unwrap()).unwrap(),
+                ),
             };
             let (expected, size) = naive(&x, n, w.as_ref());
             for (i, y) in matmul(&x, n, w.as_ref()).into_iter().enumerate() {

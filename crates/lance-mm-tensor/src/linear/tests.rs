@@ -41,7 +41,8 @@ fn a_packed_module_gives_what_its_matrix_gives() {
     let dir = tempfile::tempdir().unwrap();
     let (w, mut stored) = packed();
     stored.push(("m.bias", Dtype::BF16, vec![4], bf16s(&[1.0, -2.0, 0.5, 0.0])));
-    let weights = open(dir.path(), &stored, serde_json::json!({"quantization": {"bits": 4, "group_size": 32}}));
+    let weights =
+        open(dir.path(), &stored, serde_json::json!({"quantization": {"bits": 4, "group_size": 32}}));
     let linear = Linear::load_biased(&weights.pp("m"), 64, 4).unwrap();
     weights.check().unwrap();
     let x = Tensor::from_vec(seeded(128, 4), (2, 64), &Device::Cpu).unwrap();
@@ -71,7 +72,11 @@ fn wrong_modules_are_reported_by_name() {
     let (_, stored) = packed();
     let cases: [(Vec<Stored>, serde_json::Value, &str); 6] = [
         (stored[..2].to_vec(), quantization.clone(), "m.biases: missing"),
-        (stored.clone(), serde_json::json!({"quantization": {"bits": 4, "group_size": 32, "a.b": true, "m.x": false}}), ""),
+        (
+            stored.clone(),
+            serde_json::json!({"quantization": {"bits": 4, "group_size": 32, "a.b": true, "m.x": false}}),
+            "",
+        ),
         (
             stored.clone(),
             serde_json::json!({"quantization": {"bits": 4, "group_size": 32, "m": {"bits": 8}}}),

@@ -35,7 +35,10 @@ impl Bytes {
 
     fn slice(&self, range: Range<usize>) -> Self {
         let start = self.range.start + range.start;
-        assert!(range.start <= range.end && start + range.len() <= self.range.end, "a slice within its bytes");
+        assert!(
+            range.start <= range.end && start + range.len() <= self.range.end,
+            "a slice within its bytes"
+        );
         Self { source: self.source.clone(), range: start..start + range.len() }
     }
 }
@@ -107,7 +110,9 @@ impl Store {
         if !index.exists() {
             return Err(Error::File {
                 file: dir.display().to_string(),
-                message: format!("expected {stem}.safetensors or {stem}.safetensors.index.json, found neither"),
+                message: format!(
+                    "expected {stem}.safetensors or {stem}.safetensors.index.json, found neither"
+                ),
             });
         }
         Self::open_index(dir, &index)
@@ -116,12 +121,15 @@ impl Store {
     fn open_index(dir: &Path, index: &Path) -> Result<Self> {
         let bad = |message: String| Error::File { file: index.display().to_string(), message };
         let text = std::fs::read(index).map_err(|source| Error::Io { path: index.to_owned(), source })?;
-        let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| bad(format!("not JSON: {e}")))?;
+        let json: serde_json::Value =
+            serde_json::from_slice(&text).map_err(|e| bad(format!("not JSON: {e}")))?;
         let map = json["weight_map"].as_object().ok_or_else(|| bad("no object `weight_map`".into()))?;
         let mut shards: Vec<&str> = map.values().filter_map(|v| v.as_str()).collect();
         shards.sort_unstable();
         shards.dedup();
-        if let Some(shard) = shards.iter().find(|s| Path::new(s).components().count() != 1 || s.contains("..")) {
+        if let Some(shard) =
+            shards.iter().find(|s| Path::new(s).components().count() != 1 || s.contains(".."))
+        {
             return Err(bad(format!("expected shard names beside the index, found {shard:?}")));
         }
         let paths: Vec<PathBuf> = shards.iter().map(|shard| dir.join(shard)).collect();
@@ -152,7 +160,10 @@ impl Store {
             let range = data + info.data_offsets.0..data + info.data_offsets.1;
             let entry = Entry { dtype: info.dtype, shape: info.shape.clone(), file, range };
             if let Some(first) = self.entries.insert(tensor.clone(), entry) {
-                return Err(bad(format!("repeats {tensor}, which is in {} too", self.files[first.file].name)));
+                return Err(bad(format!(
+                    "repeats {tensor}, which is in {} too",
+                    self.files[first.file].name
+                )));
             }
             self.names.push(tensor);
         }
@@ -202,7 +213,10 @@ fn map(path: &Path) -> Result<Bytes> {
     let file = File::open(path).map_err(io)?;
     let meta = file.metadata().map_err(io)?;
     if !meta.is_file() {
-        return Err(Error::File { file: path.display().to_string(), message: "expected a file, found a folder".into() });
+        return Err(Error::File {
+            file: path.display().to_string(),
+            message: "expected a file, found a folder".into(),
+        });
     }
     if meta.len() == 0 {
         return Err(Error::File { file: path.display().to_string(), message: "the file is empty".into() });
@@ -225,9 +239,12 @@ fn check_length(bytes: &[u8]) -> std::result::Result<(), String> {
     let Some(header) = bytes.first_chunk::<8>().map(|n| u64::from_le_bytes(*n)) else {
         return Err(format!("expected a safetensors header, found {len} bytes"));
     };
-    let Some(json) = usize::try_from(header).ok().and_then(|n| n.checked_add(8)).and_then(|end| bytes.get(8..end))
+    let Some(json) =
+        usize::try_from(header).ok().and_then(|n| n.checked_add(8)).and_then(|end| bytes.get(8..end))
     else {
-        return Err(format!("truncated or not safetensors: expected a header of {header} bytes, found {len} bytes"));
+        return Err(format!(
+            "truncated or not safetensors: expected a header of {header} bytes, found {len} bytes"
+        ));
     };
     let Ok(serde_json::Value::Object(tensors)) = serde_json::from_slice(json) else {
         return Err("not safetensors: the header is not a JSON object".into());

@@ -23,7 +23,8 @@ fn message(result: Result<Weights>) -> String {
 #[test]
 fn a_tensor_is_read_by_path_and_shape() {
     let dir = tempfile::tempdir().unwrap();
-    let path = file(dir.path(), "m.safetensors", &[("a.norm.weight", Dtype::F32, vec![3], f32s(&[1.0, 2.0, 3.0]))]);
+    let path =
+        file(dir.path(), "m.safetensors", &[("a.norm.weight", Dtype::F32, vec![3], f32s(&[1.0, 2.0, 3.0]))]);
     let weights = Weights::open(&[path]).unwrap();
     let t = weights.pp("a").pp("norm").tensor("weight", &[3]).unwrap();
     assert_eq!(t.to_vec1::<f32>().unwrap(), [1.0, 2.0, 3.0]);
@@ -68,7 +69,11 @@ fn damaged_files_are_named_with_numbers() {
     let huge = [&u64::MAX.to_le_bytes()[..], b"{}"].concat();
     let cases: [(&str, Vec<u8>, String); 6] = [
         ("empty", Vec::new(), "the file is empty".into()),
-        ("short", bytes[..bytes.len() - 5].to_vec(), format!("expected {} bytes, found {}", bytes.len(), bytes.len() - 5)),
+        (
+            "short",
+            bytes[..bytes.len() - 5].to_vec(),
+            format!("expected {} bytes, found {}", bytes.len(), bytes.len() - 5),
+        ),
         ("header", bytes[..20].to_vec(), "expected a header of".into()),
         ("text", b"this is no checkpoint at all".to_vec(), "truncated or not safetensors".into()),
         ("lfs", lfs, "Git LFS pointer".into()),

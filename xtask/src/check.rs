@@ -1,0 +1,43 @@
+//! `cargo xtask check`: what CI runs.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+
+struct Step {
+    name: &'static str,
+    args: &'static [&'static str],
+    env: Option<(&'static str, &'static str)>,
+}
+
+const TESTS: Step = Step { name: "tests", args: &["test", "--workspace"], env: None };
+
+const REST: [Step; 3] = [
+    Step { name: "formatting", args: &["fmt", "--all", "--check"], env: None },
+    Step {
+        name: "clippy",
+        args: &["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"],
+        env: None,
+    },
+    Step {
+        name: "docs",
+        args: &["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"],
+        env: Some(("RUSTDOCFLAGS", "--deny warnings")),
+    },
+];
+
+/// Runs every step, also after one that failed, and says which did.
+pub(crate) fn run(no_tests: bool) -> Result<ExitCode> {
+    let steps = (!no_tests).then_some(&TESTS).into_iter().chain(&REST);
+    let mut failed = Vec::new();
+    for step in steps {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.args(step.args).envs(step.env);
+        let status = command.status().with_context(|| format!("cannot run cargo for {}", step.name))?;
+        println!("{}: {}", step.name, if status.success() { "ok" } else { "FAILED" });
+        if !status.success() {
+            failed.push(step.name);
+        }
+    }
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
