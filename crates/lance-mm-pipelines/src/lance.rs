@@ -82,10 +82,14 @@ impl Checkpoint {
         model: Weights,
         vit: Option<Weights>,
     ) -> Result<Self> {
-        let config = Config::from_json(config_json)?;
+        let named = |error: lance_mm_tensor::Error| Error::Checkpoint {
+            name: name.into(),
+            message: error.to_string(),
+        };
+        let config = Config::from_json(config_json).map_err(named)?;
         let value: Value = serde_json::from_slice(config_json)
             .map_err(|e| Error::Checkpoint { name: name.into(), message: format!("config.json: {e}") })?;
-        let quantization = Quantization::from_config(&value)?;
+        let quantization = Quantization::from_config(&value).map_err(named)?;
         check_ids(&config, &tokenizer)?;
         Ok(Self {
             model: model.with_quantization(quantization.clone()),
