@@ -1,1 +1,63 @@
-fn main() {}
+//! The program `lance-mm`: questions about pictures, answered by Lance.
+//!
+//! It parses arguments, calls the library, shows progress and prints; each command is a module. Text for
+//! other programs goes to standard output, everything said to a person to standard error. The exit code is
+//! 0, or 1 after an error, or 2 when the arguments make no sense.
+
+mod args;
+mod ask;
+mod chat;
+mod completions;
+mod hub;
+mod inspect;
+mod model;
+mod output;
+mod picture;
+mod pull;
+mod stream;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  lance-mm ask chart.png \"Which bar is the highest?\"
+  lance-mm pull mlx-community/Lance-3B-AWQ-INT4
+  lance-mm ask --model mlx-community/Lance-3B-AWQ-INT4 photo.jpg \"What is in this image?\"
+  lance-mm chat photo.jpg
+  lance-mm inspect ./Lance-3B-AWQ-INT4
+
+Without --model, a bundled nano model answers. It was trained on simple drawn pictures (charts,
+plates, amounts, shapes) and knows nothing else.";
+
+/// Ask questions about pictures, videos and text with Lance, ByteDance's multimodal model.
+#[derive(Parser)]
+#[command(name = "lance-mm", version, after_help = EXAMPLES, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Ask(ask::Args),
+    Chat(chat::Args),
+    Inspect(inspect::Args),
+    Pull(pull::Args),
+    Completions(completions::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::try_parse() {
+        Err(error) => Err(error.into()),
+        Ok(Cli { command }) => match &command {
+            Command::Ask(args) => ask::run(args),
+            Command::Chat(args) => chat::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Pull(args) => pull::run(args),
+            Command::Completions(args) => completions::run(args),
+        },
+    };
+    output::exit_code(result)
+}

@@ -1,0 +1,160 @@
+//! `lance-mm ask`: one question, one answer.
+
+mod report;
+
+use std::ffi::OsString;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use lance_mm::{Answer, Options, Part, Visual};
+
+use crate::args::{AnswerArgs, ModelArgs, PictureArgs};
+use crate::model::{self, Model};
+use crate::output::{self, Hints};
+use crate::picture::{self, Input};
+use crate::stream::Stream;
+use report::{Report, Shown};
+
+const USAGE: &str = "\
+lance-mm ask [OPTIONS] <IMAGE>... <QUESTION>
+       lance-mm ask [OPTIONS] --caption <IMAGE>...
+       lance-mm ask [OPTIONS] --text <QUESTION>";
+
+const EXAMPLES: &str = "\
+Examples:
+  lance-mm ask chart.png \"Which bar is the highest?\"
+  lance-mm ask --resize native invoice.png \"What is the total?\"
+  lance-mm ask before.png after.png \"What has changed?\"
+  lance-mm ask --video clip.gif \"What happens?\"
+  lance-mm ask --caption photo.jpg
+  lance-mm ask --text \"What is the capital of France?\"
+  curl -s https://example.org/cat.jpg | lance-mm ask - \"What animal is this?\"
+  lance-mm ask --json plate.png \"What is the license plate number?\" | jq -r .answer
+
+The bundled nano model, which answers without --model, knows simple drawn pictures only.";
+
+/// Ask a question about an image, several images, a video, or about nothing but text.
+#[derive(clap::Args)]
+#[command(override_usage = USAGE, after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Image files (`-` is standard input), then the question. PNG, JPEG, GIF, WebP, BMP, TIFF and PNM are read.
+    #[arg(value_name = "IMAGE... QUESTION", required = true, num_args = 1.., value_hint = clap::ValueHint::FilePath)]
+    inputs: Vec<OsString>,
+    /// Describe what is shown instead of answering a question.
+    #[arg(short, long, visible_alias = "describe", conflicts_with = "text")]
+    caption: bool,
+    /// The question is about no image.
+    #[arg(long)]
+    text: bool,
+    /// Print one JSON object: the answer, tokens, times, why it ended.
+    #[arg(long)]
+    json: bool,
+    /// Say on standard error how long each step took.
+    #[arg(long)]
+    stats: bool,
+    /// No hints on standard error.
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    pictures: PictureArgs,
+    #[command(flatten)]
+    answer: AnswerArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let start = Instant::now();
+    let hints = Hints::new(args.quiet || args.json);
+    let (paths, question) = args.inputs()?;
+    if std::path::Path::new(&question).is_file() {
+        hints.note(&format!("note: {question:?} is taken as the question, though a file has that name"));
+    }
+    let options = args.answer.options(&args.pictures, hints)?;
+    let inputs = picture::read_all(paths, &args.pictures, hints)?;
+    let model = model::load(args.model.model.as_deref(), hints)?;
+    let visuals = encode(&model, &inputs, &options, hints)?;
+
+    let answer = if args.json {
+        ask(&model, &visuals, &question, &options, hints, &mut |_| ControlFlow::Continue(()))?
+    } else {
+        let mut stream = Stream::stdout(false);
+        let answer = ask(&model, &visuals, &question, &options, hints, &mut |piece| stream.push(piece))?;
+        stream.finish()?;
+        answer
+    };
+    let shown = inputs.iter().zip(&visuals).map(|(input, visual)| Shown::new(&input.name, visual)).collect();
+    let report = Report::new(&model, &question, shown, &answer, start.elapsed());
+    if args.json {
+        output::print(&(serde_json::to_string(&report)? + "\n"))?;
+    }
+    if args.stats {
+        output::say(&output::paint("2", &report.stats()));
+    }
+    Ok(())
+}
+
+impl Args {
+    /// The images, and the question or "" for a description.
+    fn inputs(&self) -> Result<(&[OsString], String)> {
+        if self.caption {
+            return Ok((&self.inputs, String::new()));
+        }
+        let Some((question, paths)) = self.inputs.split_last() else {
+            return Err(output::usage("ask", "an image and a question are required"));
+        };
+        if self.text && !paths.is_empty() {
+            return Err(output::usage("ask", "--text takes one question and no image"));
+        }
+        if !self.text && paths.is_empty() {
+            let found = question.to_string_lossy();
+            let message = format!(
+                "an image and a question are required, found only '{found}' \
+                 (--caption describes an image, --text asks without one)"
+            );
+            return Err(output::usage("ask", &message));
+        }
+        if paths.iter().filter(|path| *path == "-").count() > 1 {
+            return Err(output::usage("ask", "standard input can be only one of the images"));
+        }
+        let Some(question) = question.to_str() else { bail!("the question is not UTF-8") };
+        if question.trim().is_empty() {
+            let instead = if self.text { "" } else { " (--caption asks for a description)" };
+            bail!("the question is empty: expected text{instead}");
+        }
+        Ok((paths, question.to_owned()))
+    }
+}
+
+fn encode(model: &Model, inputs: &[Input], options: &Options, hints: Hints) -> Result<Vec<Visual>> {
+    let encode = |(i, input): (usize, &Input)| {
+        let _busy = hints.busy(&match inputs.len() {
+            1 => format!("looking at {}", input.name),
+            n => format!("looking at {} ({} of {n})", input.name, i + 1),
+        });
+        input.encode(&model.lance, options)
+    };
+    inputs.iter().enumerate().map(encode).collect()
+}
+
+/// Asks, with a sign of life until the first piece of the answer.
+fn ask(
+    model: &Model,
+    visuals: &[Visual],
+    question: &str,
+    options: &Options,
+    hints: Hints,
+    sink: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Answer> {
+    let mut parts: Vec<Part<'_>> = visuals.iter().map(Part::Visual).collect();
+    if !question.is_empty() {
+        parts.push(Part::Text(question));
+    }
+    let mut busy = Some(hints.busy("thinking"));
+    let answer = model.lance.answer(&parts, options, &mut |piece| {
+        busy.take();
+        sink(piece)
+    });
+    Ok(answer?)
+}

@@ -1,0 +1,189 @@
+//! `lance-mm chat`: question after question about the same images, which are read once.
+
+mod session;
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use lance_mm::Options;
+
+use crate::args::{AnswerArgs, ModelArgs, PictureArgs};
+use crate::model::{self, Model};
+use crate::output::{self, Hints, StdoutClosed, complain, plural};
+use crate::picture;
+use crate::stream::Stream;
+use session::Session;
+
+const EXAMPLES: &str = "\
+Examples:
+  lance-mm chat photo.jpg
+  lance-mm chat --model mlx-community/Lance-3B-AWQ-INT4 --resize native invoice.png
+  printf 'What is the total?\\nWho sent it?\\n' | lance-mm chat invoice.png
+
+Commands: /image PATH shows another image, /reset forgets the questions so far (with --history),
+/help, /quit. When standard input is no terminal, each line is a question, each answer a line.";
+
+const HELP: &str = "\
+/image PATH  show another image
+/reset       forget the questions so far (with --history)
+/help        this help
+/quit        leave (so does Ctrl-D)";
+
+/// Ask question after question about the same image, which is read only once.
+///
+/// Every question is answered as `ask` would answer it alone, unless --history is given.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Image files.
+    #[arg(value_name = "IMAGE", required = true, value_hint = clap::ValueHint::FilePath)]
+    images: Vec<OsString>,
+    /// Let every question see the questions and answers before it. The model was not trained on more than
+    /// one turn: later answers may drift.
+    #[arg(long)]
+    history: bool,
+    /// No hints on standard error.
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    pictures: PictureArgs,
+    #[command(flatten)]
+    answer: AnswerArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let hints = Hints::new(args.quiet);
+    if args.images.iter().any(|path| path == "-") {
+        return Err(output::usage("chat", "standard input is for questions here, an image file is required"));
+    }
+    let options = args.answer.options(&args.pictures, hints)?;
+    let inputs = picture::read_all(&args.images, &args.pictures, hints)?;
+    let model = model::load(args.model.model.as_deref(), hints)?;
+    let session = {
+        let _busy = hints.busy("looking at the image");
+        Session::new(&model.lance, &inputs, &options, args.history)?
+    };
+    let interactive = io::stdin().is_terminal();
+    if interactive {
+        hints.note("ask about the image; /help lists commands");
+    }
+    Loop { args, hints, options, model: &model, session, interactive, failed: 0 }.run()
+}
+
+/// The conversation between the prompt and the model.
+struct Loop<'a> {
+    args: &'a Args,
+    hints: Hints,
+    options: Options,
+    model: &'a Model,
+    session: Session<'a>,
+    interactive: bool,
+    /// Lines that led to an error.
+    failed: usize,
+}
+
+enum Next {
+    Line,
+    End,
+}
+
+impl Loop<'_> {
+    fn run(mut self) -> Result<()> {
+        let mut input = io::stdin().lock();
+        let mut line = Vec::new();
+        loop {
+            if self.interactive {
+                let _ = write!(io::stderr().lock(), "{} ", output::paint("1", ">"));
+            }
+            line.clear();
+            match input.read_until(b'\n', &mut line) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => bail!("standard input: {error}"),
+            }
+            match self.line(&line) {
+                Ok(Next::Line) => {}
+                Ok(Next::End) => return self.end(),
+                Err(error) if error.is::<StdoutClosed>() => return Err(error),
+                Err(error) => {
+                    complain(&error);
+                    self.failed += 1;
+                }
+            }
+        }
+        if self.interactive {
+            output::say("");
+        }
+        self.end()
+    }
+
+    /// A person has seen the errors; a script is told by the exit code.
+    fn end(&self) -> Result<()> {
+        match self.failed {
+            0 => Ok(()),
+            _ if self.interactive => Ok(()),
+            n => bail!("{} could not be answered", plural(n, "line")),
+        }
+    }
+
+    fn line(&mut self, line: &[u8]) -> Result<Next> {
+        let Ok(line) = std::str::from_utf8(line) else {
+            self.no_answer()?;
+            bail!("the question is not UTF-8");
+        };
+        match line.trim() {
+            "" => {}
+            "/quit" | "/exit" => return Ok(Next::End),
+            "/help" => output::say(HELP),
+            "/reset" => {
+                self.session.reset(&self.options)?;
+                self.hints.note(if self.args.history {
+                    "starting over"
+                } else {
+                    "every question stands alone already"
+                });
+            }
+            command if command.starts_with('/') => self.command(command)?,
+            question => self.ask(question)?,
+        }
+        Ok(Next::Line)
+    }
+
+    fn command(&mut self, command: &str) -> Result<()> {
+        let Some(path) = command.strip_prefix("/image ").map(str::trim) else {
+            bail!("unknown command {command}: expected /image PATH, /reset, /help or /quit");
+        };
+        let input = picture::read(Path::new(path).as_os_str(), &self.args.pictures, self.hints)?;
+        let busy = self.hints.busy("looking at the image");
+        self.session = Session::new(&self.model.lance, &[input], &self.options, self.args.history)?;
+        drop(busy);
+        self.hints.note(&format!("now looking at {path}"));
+        Ok(())
+    }
+
+    fn ask(&mut self, question: &str) -> Result<()> {
+        let mut stream = Stream::stdout(!self.interactive);
+        let mut busy = Some(self.hints.busy("thinking"));
+        let answer = self.session.ask(question, &self.options, &mut |piece| {
+            busy.take();
+            stream.push(piece)
+        });
+        drop(busy);
+        match answer {
+            Ok(_) => stream.finish(),
+            Err(error) => {
+                self.no_answer()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Keeps the lines of answers beside those of questions.
+    fn no_answer(&self) -> Result<()> {
+        if self.interactive { Ok(()) } else { output::print("\n") }
+    }
+}

@@ -1,0 +1,75 @@
+//! `--model`: the bundled model, a folder, or a repository in the hub's cache.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use lance_mm::{Checkpoint, Files, Understanding};
+
+use crate::hub::RepoName;
+use crate::output::Hints;
+
+/// The published model that questions are best put to.
+pub(crate) const RECOMMENDED: &str = "mlx-community/Lance-3B-AWQ-INT4";
+
+const NANO: &str = "nano";
+
+/// A model that is ready to answer.
+pub(crate) struct Model {
+    /// What to call it.
+    pub(crate) name: String,
+    pub(crate) lance: Understanding,
+    /// Time it took to load.
+    pub(crate) time: Duration,
+}
+
+/// Loads what `--model` names.
+pub(crate) fn load(model: Option<&str>, hints: Hints) -> Result<Model> {
+    let model = model.unwrap_or(NANO);
+    let bundled = model == NANO && !Path::new(model).exists();
+    if bundled {
+        hints.note(&format!(
+            "model: bundled nano (knows simple drawn pictures only; --model {RECOMMENDED} for the real one)"
+        ));
+    }
+    let _busy = hints.busy("loading the model");
+    let start = Instant::now();
+    let (name, checkpoint) = if bundled {
+        ("bundled nano".to_owned(), Checkpoint::in_memory(&nano())?)
+    } else {
+        (model.to_owned(), Checkpoint::open(folder(model)?)?)
+    };
+    let lance = Understanding::new(checkpoint)?;
+    Ok(Model { name, lance, time: start.elapsed() })
+}
+
+/// The folder of a checkpoint that is not the bundled one.
+pub(crate) fn folder(model: &str) -> Result<PathBuf> {
+    let path = Path::new(model);
+    if path.exists() {
+        return Ok(path.to_owned());
+    }
+    let Some(repo) = RepoName::parse(model) else {
+        bail!("model {model:?}: expected a checkpoint folder or org/name, found nothing at this path");
+    };
+    let Some(folder) = repo.cached()? else {
+        bail!("model {model}: no such folder, and not in the hub's cache; run: lance-mm pull {repo}");
+    };
+    let has_weights =
+        ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| folder.join(name).exists());
+    if !has_weights {
+        bail!("model {model}: only a part of it is in the hub's cache; run: lance-mm pull {repo}");
+    }
+    Ok(folder)
+}
+
+fn nano() -> Files {
+    Files {
+        name: NANO,
+        config: lance_mm_nano::CONFIG,
+        generation_config: lance_mm_nano::GENERATION_CONFIG,
+        tokenizer: lance_mm_nano::TOKENIZER,
+        model: lance_mm_nano::MODEL,
+        vit: lance_mm_nano::VIT,
+    }
+}

@@ -1,0 +1,73 @@
+//! Pictures and videos from files, folders and standard input.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
+use std::path::Path;
+
+use anyhow::{Result, anyhow, bail};
+use lance_mm::image::{self, RgbImage};
+use lance_mm::video::{Clip, UNKNOWN_FPS, is_animated};
+use lance_mm::{Options, Understanding, Visual};
+
+use crate::args::PictureArgs;
+use crate::output::Hints;
+
+/// What an argument led to.
+pub(crate) struct Input {
+    pub(crate) name: String,
+    pixels: Pixels,
+}
+
+enum Pixels {
+    Image(RgbImage),
+    Video(Clip),
+}
+
+impl Input {
+    /// Runs the vision transformer.
+    pub(crate) fn encode(&self, lance: &Understanding, options: &Options) -> Result<Visual> {
+        let visual = match &self.pixels {
+            Pixels::Image(image) => lance.encode_image(image, options.resize),
+            Pixels::Video(clip) => lance.encode_video(clip, options.resize),
+        };
+        Ok(visual?)
+    }
+}
+
+/// Reads every argument; `-` is standard input.
+pub(crate) fn read_all(paths: &[OsString], args: &PictureArgs, hints: Hints) -> Result<Vec<Input>> {
+    paths.iter().map(|path| read(path, args, hints)).collect()
+}
+
+/// Reads one argument.
+pub(crate) fn read(path: &OsStr, args: &PictureArgs, hints: Hints) -> Result<Input> {
+    let path = Path::new(path);
+    let stdin = path == Path::new("-");
+    let name = if stdin { "standard input".to_owned() } else { path.display().to_string() };
+    let options = args.load_options();
+    if !stdin && path.is_dir() {
+        if !args.video {
+            bail!("{name}: expected an image file, found a folder (--video takes its pictures as frames)");
+        }
+        let clip = Clip::from_dir(path, args.fps.unwrap_or(UNKNOWN_FPS), &options)?;
+        return Ok(Input { name, pixels: Pixels::Video(clip) });
+    }
+    let bytes = if stdin { read_stdin() } else { std::fs::read(path) };
+    let bytes = bytes.map_err(|error| anyhow!("{name}: {error}"))?;
+    if args.video {
+        let mut clip = Clip::from_gif(&bytes, &name, &options)?;
+        clip.fps = args.fps.unwrap_or(clip.fps);
+        return Ok(Input { name, pixels: Pixels::Video(clip) });
+    }
+    let picture = image::decode(&bytes, &name, &options)?;
+    if is_animated(&bytes) {
+        hints.note(&format!("note: {name} is animated: its first frame is used (--video shows all of it)"));
+    }
+    Ok(Input { name, pixels: Pixels::Image(picture) })
+}
+
+fn read_stdin() -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    io::stdin().lock().read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,134 @@
+//! Which files of a repository are fetched.
+
+/// The tokenizer in one file.
+pub(super) const TOKENIZER_JSON: &str = "tokenizer.json";
+/// The tokenizer in three.
+const TOKENIZER_PARTS: [&str; 3] = ["vocab.json", "merges.txt", "tokenizer_config.json"];
+
+/// Files to fetch, in order.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) files: Vec<String>,
+    pub(super) has_tokenizer: bool,
+    pub(super) has_vit: bool,
+}
+
+impl Plan {
+    /// Chooses among the files at the top of a repository. The model's weights come last: where they are,
+    /// everything is.
+    ///
+    /// # Errors
+    /// No configuration or no model: what was found instead.
+    pub(super) fn new(names: &[String], all: bool) -> Result<Self, String> {
+        let has = |name: &str| names.iter().any(|found| found == name);
+        let mut files: Vec<String> = Vec::new();
+        files.extend(
+            ["config.json", "generation_config.json"]
+                .iter()
+                .filter(|name| has(name))
+                .map(|name| (*name).to_owned()),
+        );
+        let (config, mut has_tokenizer) = (has("config.json"), has(TOKENIZER_JSON));
+        if has_tokenizer {
+            files.push(TOKENIZER_JSON.to_owned());
+        } else if TOKENIZER_PARTS[..2].iter().all(|name| has(name)) {
+            has_tokenizer = true;
+            files.extend(TOKENIZER_PARTS.iter().filter(|name| has(name)).map(|name| (*name).to_owned()));
+        }
+        let (vit, model) = (weights(names, "vit"), weights(names, "model"));
+        if !config || model.is_empty() {
+            return Err(listed(names));
+        }
+        let has_vit = !vit.is_empty();
+        files.extend(vit);
+        if all {
+            let chosen = |name: &String| files.contains(name) || model.contains(name);
+            let wanted = |name: &&String| {
+                !name.contains('/')
+                    && (name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json"))
+            };
+            let others: Vec<String> =
+                names.iter().filter(wanted).filter(|name| !chosen(name)).cloned().collect();
+            files.extend(others);
+        }
+        files.extend(model);
+        Ok(Self { files, has_tokenizer, has_vit })
+    }
+}
+
+/// The single file, or the shards and their index, which comes last.
+fn weights(names: &[String], stem: &str) -> Vec<String> {
+    let single = format!("{stem}.safetensors");
+    if names.contains(&single) {
+        return vec![single];
+    }
+    let index = format!("{stem}.safetensors.index.json");
+    if !names.contains(&index) {
+        return Vec::new();
+    }
+    let prefix = format!("{stem}-");
+    let is_shard =
+        |name: &&String| name.starts_with(&prefix) && name.ends_with(".safetensors") && !name.contains('/');
+    names.iter().filter(is_shard).cloned().chain([index]).collect()
+}
+
+fn listed(names: &[String]) -> String {
+    match names {
+        [] => "no files".to_owned(),
+        _ if names.len() <= 4 => names.join(", "),
+        _ => format!("{} and {} more files", names[..4].join(", "), names.len() - 4),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(names: &[&str], all: bool) -> Result<Plan, String> {
+        Plan::new(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), all)
+    }
+
+    #[test]
+    fn what_questions_need_with_the_model_last() {
+        let names = [
+            "README.md",
+            "model.safetensors",
+            "vae.safetensors",
+            "config.json",
+            "vit.safetensors",
+            "tokenizer.json",
+            "vocab.json",
+        ];
+        let found = plan(&names, false).unwrap();
+        assert_eq!(found.files, ["config.json", "tokenizer.json", "vit.safetensors", "model.safetensors"]);
+        assert!(found.has_tokenizer && found.has_vit);
+        let found = plan(&names, true).unwrap();
+        assert_eq!(found.files[3..], ["vae.safetensors", "model.safetensors"]);
+    }
+
+    #[test]
+    fn shards_and_tokenizer_parts() {
+        let names = [
+            "config.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "other/model-1.safetensors",
+            "vocab.json",
+            "merges.txt",
+        ];
+        let found = plan(&names, true).unwrap();
+        assert_eq!(found.files, ["config.json", "vocab.json", "merges.txt", names[1], names[2], names[3]]);
+        assert!(found.has_tokenizer && !found.has_vit);
+        assert!(!plan(&["config.json", "model.safetensors", "vocab.json"], false).unwrap().has_tokenizer);
+    }
+
+    #[test]
+    fn other_repositories_are_told() {
+        assert_eq!(plan(&[], false).unwrap_err(), "no files");
+        let names = ["a", "b", "Lance_3B/model.safetensors", "Lance_3B/llm_config.json", "e"];
+        let found = plan(&names, false).unwrap_err();
+        assert_eq!(found, "a, b, Lance_3B/model.safetensors, Lance_3B/llm_config.json and 1 more files");
+        assert!(plan(&["config.json"], true).is_err() && plan(&["model.safetensors"], true).is_err());
+    }
+}

@@ -1,0 +1,192 @@
+//! `lance-mm ask`.
+
+use std::fs;
+use std::io::Read;
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::support::{Files, command, lance_mm, run, with_input};
+
+const PLATE: &str = "What is the license plate number of the car?";
+const NOTE: &str = "model: bundled nano (knows simple drawn pictures only; \
+                    --model mlx-community/Lance-3B-AWQ-INT4 for the real one)\n";
+
+#[test]
+fn the_demo_questions_are_answered() {
+    let files = Files::demos();
+    for (i, demo) in lance_mm_nano::DEMOS.iter().enumerate() {
+        let run = lance_mm(["ask", &files.demo(i), demo.question]);
+        assert_eq!((run.code, run.stdout, run.stderr.as_str()), (0, format!("{}\n", demo.answer), NOTE));
+    }
+}
+
+#[test]
+fn json_tells_how_the_answer_came_about() {
+    let files = Files::demos();
+    let plate = files.demo(2);
+    let found = lance_mm(["ask", "--json", &plate, PLATE]);
+    assert_eq!((found.code, found.stderr.as_str(), found.stdout.lines().count()), (0, "", 1));
+    let json: Value = serde_json::from_str(&found.stdout).unwrap();
+    assert_eq!(json["answer"], "BX62 BFY");
+    assert_eq!(json["finish_reason"], "stop");
+    assert_eq!(json["model"], "bundled nano");
+    assert_eq!(json["question"], PLATE);
+    assert_eq!(json["seed"], Value::Null);
+    assert_eq!(json["completion_tokens"], json["ids"].as_array().unwrap().len());
+    let image = &json["images"][0];
+    assert_eq!((&image["source"], &image["kind"]), (&Value::from(plate.as_str()), &Value::from("image")));
+    let grid: Vec<u64> = image["grid"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+    assert_eq!(image["tokens"], grid.iter().product::<u64>());
+    assert!(json["prompt_tokens"].as_u64() > image["tokens"].as_u64());
+    let times = json["times"].as_object().unwrap();
+    for name in ["load", "encode", "prefill", "decode", "total", "tokens_per_second"] {
+        assert!(times[name].as_f64().unwrap() > 0.0, "{name}");
+    }
+    let sum: f64 =
+        ["load", "encode", "prefill", "decode"].iter().map(|name| times[*name].as_f64().unwrap()).sum();
+    assert!(sum <= times["total"].as_f64().unwrap());
+
+    let seeded = lance_mm(["ask", "--json", "--temperature", "2", "--text", "Hello", "-n", "4"]);
+    let json: Value = serde_json::from_str(&seeded.stdout).unwrap();
+    let seed = json["seed"].as_u64().unwrap().to_string();
+    let again = lance_mm(["ask", "--json", "-t", "2", "--text", "Hello", "-n", "4", "--seed", &seed]);
+    let again: Value = serde_json::from_str(&again.stdout).unwrap();
+    assert_eq!((&json["ids"], &json["seed"]), (&again["ids"], &again["seed"]));
+}
+
+#[test]
+fn standard_input_can_be_the_image() {
+    let demo = lance_mm_nano::DEMOS[3];
+    let run = with_input(["ask", "-q", "-", demo.question], demo.png);
+    assert_eq!((run.code, run.stdout, run.stderr.as_str()), (0, format!("{}\n", demo.answer), ""));
+    let none = lance_mm(["ask", "-", demo.question]);
+    assert_eq!(none.error(), "standard input: no data, expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM");
+}
+
+#[test]
+fn a_description_a_text_and_several_images() {
+    let files = Files::demos();
+    for flag in ["--caption", "--describe", "-c"] {
+        let run = lance_mm(["ask", flag, "--json", &files.demo(5)]);
+        let json: Value = serde_json::from_str(&run.stdout).unwrap();
+        assert!(json.get("question").is_none() && json["answer"].as_str().unwrap().contains("solar eclipse"));
+    }
+    let text = lance_mm(["ask", "--text", "--json", "Hello", "-n", "2"]);
+    let json: Value = serde_json::from_str(&text.stdout).unwrap();
+    assert_eq!((text.code, json["images"].as_array().unwrap().len()), (0, 0));
+    let two = lance_mm(["ask", &files.demo(0), &files.demo(2), "What?", "-n", "2", "--json"]);
+    let json: Value = serde_json::from_str(&two.stdout).unwrap();
+    assert_eq!(json["images"].as_array().unwrap().len(), 2);
+    assert_eq!(json["finish_reason"], "length");
+}
+
+#[test]
+fn options_reach_the_model() {
+    let files = Files::demos();
+    let (landmark, question) = (files.demo(4), lance_mm_nano::DEMOS[4].question);
+    let stopped = lance_mm(["ask", &landmark, question, "--stop", "Rome", "--stop", "Colosseum"]);
+    assert_eq!(stopped.stdout, "The image shows the\n");
+    let short = lance_mm(["ask", &landmark, question, "--max-new-tokens", "3", "--stats"]);
+    assert_eq!(short.code, 0);
+    assert!(
+        short.stderr.contains("answer of 3 tokens") && short.stderr.contains("ended by length"),
+        "{}",
+        short.stderr
+    );
+    let grid = |args: &[&str]| {
+        let run = lance_mm(["ask", "--json", "-n", "1", &landmark, question].iter().chain(args));
+        let json: Value = serde_json::from_str(&run.stdout).unwrap();
+        json["images"][0]["tokens"].as_u64().unwrap()
+    };
+    let sizes = [grid(&[]), grid(&["--resize", "native"]), grid(&["--resize", "image_512res"])];
+    assert_eq!(sizes, [16, 64, 256]);
+    let note = lance_mm(["ask", &landmark, question, "--top-p", "0.5"]);
+    assert!(note.stderr.starts_with("note: --top-p, --top-k and --seed have no effect"), "{}", note.stderr);
+    let file = lance_mm(["ask", "-n", "1", &landmark, &landmark]);
+    assert!(file.code == 0 && file.stderr.contains("is taken as the question"), "{}", file.stderr);
+    let instruction = lance_mm(["ask", "--json", "-n", "1", "--instruction", "Hi", &landmark, question]);
+    let json: Value = serde_json::from_str(&instruction.stdout).unwrap();
+    let usual = lance_mm(["ask", "--json", "-n", "1", &landmark, question]);
+    let usual: Value = serde_json::from_str(&usual.stdout).unwrap();
+    assert!(json["prompt_tokens"].as_u64() < usual["prompt_tokens"].as_u64());
+}
+
+#[test]
+fn videos_are_folders_and_animations() {
+    let files = Files::demos();
+    fs::create_dir(files.path("frames")).unwrap();
+    for i in 0..10 {
+        files.write(&format!("frames/{i}.png"), lance_mm_nano::DEMOS[2].png);
+    }
+    let frames = files.arg("frames");
+    let run = lance_mm(["ask", "--video", "--json", "-n", "2", &frames, "What happens?"]);
+    let json: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(
+        (&json["images"][0]["kind"], &json["images"][0]["grid"][0]),
+        (&Value::from("video"), &Value::from(3))
+    );
+    let slow = lance_mm(["ask", "--video", "--fps", "12", "--json", "-n", "2", &frames, "What happens?"]);
+    let json: Value = serde_json::from_str(&slow.stdout).unwrap();
+    assert_eq!(json["images"][0]["grid"][0], 5);
+    let hint = lance_mm(["ask", &frames, "What happens?"]);
+    assert!(hint.error().contains("found a folder (--video takes its pictures as frames)"));
+    let zero = lance_mm(["ask", "--video", "--fps", "0", &frames, "What happens?"]);
+    assert_eq!(zero.error(), "--fps: expected a rate that rounds to at least 1, found 0");
+
+    let gif = files.write("two.gif", &animation());
+    let still = lance_mm(["ask", "-n", "1", &gif, "What?"]);
+    assert_eq!(still.code, 0);
+    assert!(
+        still.stderr.contains("two.gif is animated: its first frame is used (--video"),
+        "{}",
+        still.stderr
+    );
+    let moving = lance_mm(["ask", "-n", "1", "--video", "--json", &gif, "What?"]);
+    let json: Value = serde_json::from_str(&moving.stdout).unwrap();
+    assert_eq!((moving.code, &json["images"][0]["kind"]), (0, &Value::from("video")));
+}
+
+/// A GIF of two frames of one black pixel, for half a second each.
+fn animation() -> Vec<u8> {
+    let frame: &[u8] = b"\x21\xf9\x04\0\x32\0\0\0\x2c\0\0\0\0\x01\0\x01\0\0\x02\x02\x44\x01\0";
+    let head: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff";
+    [head, frame, frame, b"\x3b"].concat()
+}
+
+#[test]
+fn a_folder_is_a_model() {
+    let files = Files::nano();
+    let (nano, plate) = (files.arg("nano"), files.demo(2));
+    let by_option = lance_mm(["ask", "--model", &nano, &plate, PLATE]);
+    assert_eq!((by_option.stdout.as_str(), by_option.stderr.as_str()), ("BX62 BFY\n", ""));
+    let by_variable = run(command().args(["ask", &plate, PLATE]).env("LANCE_MM_MODEL", &nano));
+    assert_eq!((by_variable.stdout.as_str(), by_variable.stderr.as_str()), ("BX62 BFY\n", ""));
+    let bundled = run(command().args(["ask", "-m", "nano", &plate, PLATE]).env("LANCE_MM_MODEL", &nano));
+    assert_eq!((bundled.stdout.as_str(), bundled.stderr.as_str()), ("BX62 BFY\n", NOTE));
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_program_quietly() {
+    let files = Files::demos();
+    let args = [
+        vec!["ask".into(), "-q".into(), files.demo(4), "What is in this image?".into()],
+        vec!["--help".into()],
+    ];
+    for args in args {
+        let mut child = command().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let mut stderr = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""));
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_an_error() {
+    let files = Files::demos();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let run = run(command().args(["ask", "-q", &files.demo(2), PLATE]).stdout(full));
+    assert!(run.error().starts_with("standard output: "));
+}

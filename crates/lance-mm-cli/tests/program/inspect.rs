@@ -1,0 +1,60 @@
+//! `lance-mm inspect`.
+
+use serde_json::Value;
+
+use crate::support::{Files, lance_mm};
+
+#[test]
+fn a_checkpoint_is_shown_in_a_table() {
+    let files = Files::nano();
+    let run = lance_mm(["inspect", &files.arg("nano")]);
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""));
+    for expected in [
+        "MLX layout, dense",
+        "4 layers of width 256",
+        "UND layers",
+        "vision transformer",
+        "16.01",
+        "1000 tokens",
+    ] {
+        assert!(run.stdout.contains(expected), "{expected}: {}", run.stdout);
+    }
+    assert!(!run.stdout.contains('\x1b') && run.stdout.lines().all(|line| line.trim_end() == line));
+    let file = lance_mm(["inspect", &files.arg("nano/vit.safetensors")]);
+    assert!(file.code == 0 && file.stdout.contains("1 403 264"), "{}", file.stdout);
+}
+
+#[test]
+fn json_is_the_librarys_report() {
+    let files = Files::nano();
+    let run = lance_mm(["inspect", "--json", "--deep", &files.arg("nano")]);
+    let json: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(
+        (run.code, &json["layout"], &json["problems"]),
+        (0, &Value::from("mlx"), &Value::Array(Vec::new()))
+    );
+    let parts = json["components"].as_array().unwrap();
+    assert!(parts.iter().all(|part| part["fingerprint"].as_str().is_some_and(|text| text.len() == 16)));
+}
+
+#[test]
+fn problems_are_listed_and_told_by_the_code() {
+    let files = Files::nano();
+    let nano = files.arg("nano");
+    files.write("nano/model.safetensors", &lance_mm_nano::MODEL[..1_000_000]);
+    let run = lance_mm(["inspect", &nano]);
+    assert!(
+        run.error().starts_with(&format!("{nano}: ")) && run.error().contains("problem"),
+        "{}",
+        run.stderr
+    );
+    assert!(
+        run.stdout.contains("\nproblems\n") && run.stdout.contains("model.safetensors"),
+        "{}",
+        run.stdout
+    );
+    for (path, expected) in [("gone", "gone"), ("foo/bar", "run: lance-mm pull foo/bar")] {
+        let run = lance_mm(["inspect", path]);
+        assert!(run.stdout.is_empty() && run.error().contains(expected), "{}", run.stderr);
+    }
+}
