@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "a command line program")]
 
 mod check;
+mod fixtures;
 mod folder;
 mod random;
 mod split;
@@ -34,6 +35,11 @@ enum Command {
         #[arg(long)]
         no_tests: bool,
     },
+    /// Work with folders of reference cases.
+    Fixtures {
+        #[command(subcommand)]
+        command: fixtures::Command,
+    },
     /// Write a checkpoint with random weights in the MLX layout.
     Random(random::Random),
 }
@@ -42,6 +48,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Split { src, dst } => split::run(&src, &dst),
         Command::Check { no_tests } => check::run(no_tests),
+        Command::Fixtures { command } => command.run(),
         Command::Random(random) => random.run(),
     };
     match result {

@@ -102,6 +102,12 @@ impl Checkpoint {
         })
     }
 
+    /// The same checkpoint, its quantized matrices read with
+    /// [`Weights::with_mlx_rounding`]: to compare with answers of dequantized weights.
+    pub fn with_mlx_rounding(self) -> Self {
+        Self { model: self.model.with_mlx_rounding(), vit: self.vit.map(Weights::with_mlx_rounding), ..self }
+    }
+
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config

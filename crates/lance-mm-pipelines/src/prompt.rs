@@ -82,6 +82,20 @@ pub enum Turn<'a> {
     Assistant(Reply<'a>),
 }
 
+impl Turn<'_> {
+    /// Grids of the pictures and videos that the turn shows.
+    pub(crate) fn grids(&self) -> impl Iterator<Item = Grid> {
+        let contents = match self {
+            Self::User(contents) => contents.as_slice(),
+            Self::Assistant(_) => &[],
+        };
+        contents.iter().filter_map(|content| match content {
+            Content::Text(_) => None,
+            Content::Visual(grid) => Some(*grid),
+        })
+    }
+}
+
 /// Lays a conversation out up to where the answer begins: segments for
 /// [`Sequence::new`](lance_mm_models::Sequence::new), text joined between blocks.
 ///

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use lance_mm_models::{Cache, Config, Cursor, Experts, Grid, Llm, Segment, Sequence, Vit};
+use lance_mm_tensor::Weights;
 
 use crate::decode::{Decoder, Decoding, Finish, Sink};
 use crate::error::{Error, Result};
@@ -67,6 +68,15 @@ pub enum Part<'a> {
     Text(&'a str),
     /// An encoded picture or video.
     Visual(&'a Visual),
+}
+
+impl<'a> Part<'a> {
+    fn content(&self) -> Content<'a> {
+        match self {
+            Self::Text(text) => Content::Text(text),
+            Self::Visual(visual) => Content::Visual(visual.grid),
+        }
+    }
 }
 
 /// A picture or video as rows for the language model. Encoding is the costly part of a question: keep it
@@ -146,6 +156,18 @@ impl Understanding {
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.checkpoint.config
+    }
+
+    /// Tensors of the files that are no part of Lance; they are not read.
+    pub fn unknown_tensors(&self) -> Vec<String> {
+        let vit = self.checkpoint.vit.iter().flat_map(Weights::unused);
+        self.checkpoint.model.unused().into_iter().chain(vit).collect()
+    }
+
+    /// Whether matrices of the language model are quantized. The published quantized checkpoint was made
+    /// for pictures; its authors did not try videos.
+    pub fn is_quantized(&self) -> bool {
+        self.checkpoint.model.tensors().iter().any(|tensor| tensor.name.ends_with(".scales"))
     }
 
     /// The tokenizer.
@@ -231,17 +253,49 @@ impl Understanding {
         if medium == Medium::Text && !has_text(parts) {
             return Err(Error::Prompt("expected a question or a picture, found neither".into()));
         }
-        let contents = parts.iter().map(|part| match part {
-            Part::Text(text) => Content::Text(text),
-            Part::Visual(visual) => Content::Visual(visual.grid),
-        });
-        let instruction =
-            options.instruction.clone().unwrap_or_else(|| prompt::instruction(medium, has_text(parts)));
-        let segments =
-            prompt::conversation(self.tokenizer(), &instruction, &[Turn::User(contents.collect())])?;
+        let contents = parts.iter().map(Part::content).collect();
+        let instruction = options.instruction.clone();
+        let instruction = instruction.unwrap_or_else(|| prompt::instruction(medium, has_text(parts)));
+        self.reply(&instruction, &[Turn::User(contents)], &features(parts), options, sink)
+    }
+
+    /// Answers the last turn of a stored conversation. `visuals` are the pictures and videos of its turns,
+    /// in order.
+    ///
+    /// # Errors
+    /// As [`prompt::conversation`] and [`answer`](Self::answer); visuals that are not those of the turns.
+    pub fn converse(
+        &self,
+        turns: &[Turn<'_>],
+        visuals: &[Visual],
+        options: &Options,
+        sink: &mut Sink<'_>,
+    ) -> Result<Answer> {
+        let parts: Vec<Part<'_>> = visuals.iter().map(Part::Visual).collect();
+        let stated: Vec<Grid> = turns.iter().flat_map(Turn::grids).collect();
+        let given: Vec<Grid> = visuals.iter().map(Visual::grid).collect();
+        if stated != given {
+            let list = |grids: &[Grid]| grids.iter().map(Grid::to_string).collect::<Vec<_>>().join(", ");
+            let (expected, found) = (list(&stated), list(&given));
+            return Err(Error::Prompt(format!("expected visuals of [{expected}] tokens, found [{found}]")));
+        }
+        let instruction = options.instruction.clone();
+        let instruction = instruction.unwrap_or_else(|| prompt::instruction(medium(&parts), true));
+        self.reply(&instruction, turns, &features(&parts), options, sink)
+    }
+
+    fn reply(
+        &self,
+        instruction: &str,
+        turns: &[Turn<'_>],
+        features: &[Tensor],
+        options: &Options,
+        sink: &mut Sink<'_>,
+    ) -> Result<Answer> {
+        let segments = prompt::conversation(self.tokenizer(), instruction, turns)?;
         let mut run = Run::new(self, options);
         run.check(&segments, Some(&options.decoding))?;
-        let normed = run.prefill(&segments, &features(parts))?;
+        let normed = run.prefill(&segments, features)?;
         run.decode(normed, &options.decoding, sink)
     }
 

@@ -26,6 +26,7 @@ pub struct AffineWeight {
     scheme: Scheme,
     rows: usize,
     cols: usize,
+    mlx_rounding: bool,
 }
 
 impl AffineWeight {
@@ -45,7 +46,7 @@ impl AffineWeight {
         assert_eq!(words.len(), rows * scheme.words(cols) * 4, "shapes were checked");
         assert_eq!(scales.len(), rows * (cols / scheme.group_size()) * dtype.size(), "shapes were checked");
         assert_eq!(scales.len(), biases.len(), "shapes were checked");
-        let weight = Self { words, scales, biases, dtype, scheme, rows, cols };
+        let weight = Self { words, scales, biases, dtype, scheme, rows, cols, mlx_rounding: false };
         for (part, bytes) in [("scales", &weight.scales), ("biases", &weight.biases)] {
             if let Some(index) = first_non_finite(bytes, dtype) {
                 return Err(Error::File {
@@ -108,6 +109,11 @@ impl AffineWeight {
         Self::new(name, parts, scheme, rows, cols)
     }
 
+    /// The same matrix, read by products and lookups with [`read_row_rounded`](Self::read_row_rounded).
+    pub(crate) fn with_mlx_rounding(self, mlx_rounding: bool) -> Self {
+        Self { mlx_rounding, ..self }
+    }
+
     /// Bits and group size.
     pub fn scheme(&self) -> Scheme {
         self.scheme
@@ -143,7 +149,7 @@ impl AffineWeight {
         self.cols / self.scheme.group_size()
     }
 
-    /// One row as `scale · code + bias` in f32: what products and embeddings use.
+    /// One row as `scale · code + bias` in f32: what products and lookups use by default.
     ///
     /// # Panics
     /// When `row` or the length of `out` does not fit.
@@ -197,7 +203,10 @@ impl Rows for AffineWeight {
     }
 
     fn read_row(&self, row: usize, out: &mut [f32]) {
-        self.read_row(row, out);
+        match self.mlx_rounding {
+            true => self.read_row_rounded(row, out),
+            false => self.read_row(row, out),
+        }
     }
 }
 

@@ -79,7 +79,8 @@ impl Weight {
         };
         let parts = AffineParts { words: words.bytes, scales: scales.bytes, biases: biases.bytes, dtype };
         let name = format!("{}: {}", weights.files(), weights.path());
-        AffineWeight::new(&name, parts, scheme, rows, cols).map(|w| Some(Self::Affine(w)))
+        let weight = AffineWeight::new(&name, parts, scheme, rows, cols)?;
+        Ok(Some(Self::Affine(weight.with_mlx_rounding(weights.mlx_rounding()))))
     }
 
     fn float_mode(

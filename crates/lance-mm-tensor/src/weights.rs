@@ -32,6 +32,7 @@ pub struct Weights {
 struct Inner {
     store: Store,
     quantization: Quantization,
+    mlx_rounding: bool,
     device: Device,
     used: Mutex<HashSet<String>>,
     problems: Mutex<Vec<Problem>>,
@@ -69,26 +70,31 @@ impl Weights {
     }
 
     fn new(store: Store) -> Self {
+        Self::read_as(store, Quantization::default(), false, String::new())
+    }
+
+    fn read_as(store: Store, quantization: Quantization, mlx_rounding: bool, prefix: String) -> Self {
         let inner = Inner {
             store,
-            quantization: Quantization::default(),
+            quantization,
+            mlx_rounding,
             device: Device::Cpu,
             used: Mutex::default(),
             problems: Mutex::default(),
         };
-        Self { inner: Arc::new(inner), prefix: String::new() }
+        Self { inner: Arc::new(inner), prefix }
     }
 
     /// The same files read under these quantization settings (`quantization` of `config.json`).
     pub fn with_quantization(self, quantization: Quantization) -> Self {
-        let inner = Inner {
-            store: self.inner.store.clone(),
-            quantization,
-            device: self.inner.device.clone(),
-            used: Mutex::default(),
-            problems: Mutex::default(),
-        };
-        Self { inner: Arc::new(inner), prefix: self.prefix }
+        Self::read_as(self.inner.store.clone(), quantization, self.inner.mlx_rounding, self.prefix)
+    }
+
+    /// The same files, affine matrices read as `mx.dequantize` reads them: product and sum each rounded to
+    /// the type of the scales. The default is `scale · code + bias` in f32, as `mx.quantized_matmul` computes
+    /// with f32 activations; this is for comparing with numbers that were made from dequantized weights.
+    pub fn with_mlx_rounding(self) -> Self {
+        Self::read_as(self.inner.store.clone(), self.inner.quantization.clone(), true, self.prefix)
     }
 
     /// The weights below `part`: `weights.pp("layers").pp(3)`.
@@ -119,6 +125,10 @@ impl Weights {
 
     pub(crate) fn quantization(&self) -> &Quantization {
         &self.inner.quantization
+    }
+
+    pub(crate) fn mlx_rounding(&self) -> bool {
+        self.inner.mlx_rounding
     }
 
     /// Whether a tensor of this name is there.

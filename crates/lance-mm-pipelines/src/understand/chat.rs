@@ -76,13 +76,7 @@ impl<'a> Chat<'a> {
             prompt.ids(&self.unfed);
             prompt.close_assistant()?;
         }
-        let contents: Vec<Content<'_>> = parts
-            .iter()
-            .map(|part| match part {
-                Part::Text(text) => Content::Text(text),
-                Part::Visual(visual) => Content::Visual(visual.grid),
-            })
-            .collect();
+        let contents: Vec<Content<'_>> = parts.iter().map(Part::content).collect();
         prompt.user(&contents)?;
         prompt.take()
     }

@@ -74,11 +74,10 @@ fn a_chat_lays_out_what_a_whole_conversation_lays_out() {
         Turn::Assistant(prompt::Reply::Ids(&first.ids)),
         Turn::User(vec![Content::Text("And the colour?")]),
     ];
-    let segments = prompt::conversation(lance.tokenizer(), prompt::IMAGE_INSTRUCTION, &turns).unwrap();
-    let mut run = Run::new(&lance, &options);
-    let normed = run.prefill(&segments, &[visual.features().clone()]).unwrap();
-    let whole = run.decode(normed, &options.decoding, &mut quiet).unwrap();
+    let whole = lance.converse(&turns, std::slice::from_ref(&visual), &options, &mut quiet).unwrap();
     assert_eq!((whole.ids, whole.prompt_tokens), (second.ids, second.prompt_tokens));
+    let text = lance.converse(&turns, &[], &options, &mut quiet).unwrap_err().to_string();
+    assert_eq!(text, "prompt: expected visuals of [1x2x6] tokens, found []");
 }
 
 #[test]

@@ -67,6 +67,18 @@ fn an_embedding_reads_the_rows_asked_for() {
 }
 
 #[test]
+fn mlx_rounding_is_a_way_to_read_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (w, stored) = packed();
+    let weights = open(dir.path(), &stored, serde_json::json!({})).with_mlx_rounding();
+    let row = Embedding::load(&weights.pp("m"), 4, 64).unwrap().forward(&[1]).unwrap();
+    let mut expected = vec![0.0; 64];
+    w.read_row_rounded(1, &mut expected);
+    assert_eq!(row.to_vec2::<f32>().unwrap()[0], expected);
+    assert!(expected.iter().all(|v| bf16::from_f32(*v).to_f32() == *v));
+}
+
+#[test]
 fn wrong_modules_are_reported_by_name() {
     let quantization = serde_json::json!({"quantization": {"bits": 4, "group_size": 32}});
     let (_, stored) = packed();
