@@ -21,7 +21,7 @@ const REST: [Step; 3] = [
     },
     Step {
         name: "docs",
-        args: &["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"],
+        args: &["doc", "--workspace", "--no-deps", "--quiet"],
         env: Some(("RUSTDOCFLAGS", "--deny warnings")),
     },
 ];

@@ -1,5 +1,5 @@
 //! The networks of Lance. No files, pixels, tokens or prompts: weights come from a
-//! [`Weights`](lance_mm_tensor::Weights), inputs are tensors and lists of numbers.
+//! [`Weights`], inputs are tensors and lists of numbers.
 //!
 //! [`Vit`] turns patches of pictures into rows for the language model. [`Sequence`] lays segments of text
 //! and pictures out as rows with positions, attention blocks and experts: whole numbers only, no tensors.
