@@ -74,6 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.answer.options(&args.pictures, hints)?;
     let inputs = picture::read_all(paths, &args.pictures, hints)?;
     let model = model::load(args.model.model.as_deref(), hints)?;
+    picture::warn(&inputs, &model.lance, hints);
     let visuals = encode(&model, &inputs, &options, hints)?;
 
     let answer = if args.json {

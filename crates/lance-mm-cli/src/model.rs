@@ -40,6 +40,12 @@ pub(crate) fn load(model: Option<&str>, hints: Hints) -> Result<Model> {
         (model.to_owned(), Checkpoint::open(folder(model)?)?)
     };
     let lance = Understanding::new(checkpoint)?;
+    let unknown = lance.unknown_tensors();
+    if let Some(first) = unknown.first() {
+        let others =
+            if unknown.len() > 1 { format!(" and {} more", unknown.len() - 1) } else { String::new() };
+        hints.note(&format!("note: {name} holds tensors that are no part of Lance: {first}{others}"));
+    }
     Ok(Model { name, lance, time: start.elapsed() })
 }
 

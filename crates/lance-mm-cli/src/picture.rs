@@ -34,6 +34,13 @@ impl Input {
     }
 }
 
+/// Says what nobody has tried: the published quantized model was made for pictures.
+pub(crate) fn warn(inputs: &[Input], lance: &Understanding, hints: Hints) {
+    if lance.is_quantized() && inputs.iter().any(|input| matches!(input.pixels, Pixels::Video(_))) {
+        hints.note("note: this model was quantized for pictures; its answers about videos are untested");
+    }
+}
+
 /// Reads every argument; `-` is standard input.
 pub(crate) fn read_all(paths: &[OsString], args: &PictureArgs, hints: Hints) -> Result<Vec<Input>> {
     paths.iter().map(|path| read(path, args, hints)).collect()
