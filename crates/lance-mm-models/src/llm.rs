@@ -181,8 +181,10 @@ impl Llm {
         self.forward_probed(x, sequence, cache, &mut no_probe)
     }
 
-    /// As [`forward`](Self::forward), showing `layers.{i}.input_layernorm`, `.self_attn.q_proj`, `.q_norm`,
-    /// `.k_norm` (heads `(T, H, D)`, not yet turned), `.self_attn`, `.mlp` and `layers.{i}` to `probe`.
+    /// As [`forward`](Self::forward), showing to `probe`, below `layers.{i}`: `input_layernorm`,
+    /// `self_attn.q_proj`, `self_attn.q_norm` and `self_attn.k_norm` (`(T, H, D)`, not yet turned),
+    /// `self_attn.heads` (what `o_proj` reads), `self_attn`, `post_attention_layernorm`, `mlp.gated` (what
+    /// `down_proj` reads), `mlp`, and the layer's output as `layers.{i}`.
     ///
     /// # Errors
     /// As [`forward`](Self::forward), and what the probe returns.
@@ -214,6 +216,30 @@ impl Llm {
             cache.truncate(start);
         }
         result
+    }
+
+    /// Runs rows of one whole sequence through layer `index` alone: f32 `(T, D)` to `(T, D)`. A pass over many
+    /// sequences layer by layer holds one layer's weights in memory at a time.
+    ///
+    /// # Errors
+    /// As [`forward_probed`](Self::forward_probed); a sequence that does not begin at row 0; no such layer.
+    pub fn run_layer(
+        &self,
+        index: usize,
+        x: &Tensor,
+        sequence: &Sequence,
+        probe: &mut Probe<'_>,
+    ) -> Result<Tensor> {
+        let Some(layer) = self.layers.get(index) else {
+            return Err(Error::input("layer", format!("one below {}", self.layers.len()), index));
+        };
+        let expected = (sequence.len(), self.config.hidden_size);
+        if sequence.is_empty() || sequence.start().rows != 0 || x.dims2().ok() != Some(expected) {
+            let expected = format!("{expected:?}, at least one, from row 0");
+            return Err(Error::input("rows", expected, format!("{:?}", x.dims())));
+        }
+        let table = self.rotary.table(sequence.positions(), x.device())?;
+        layer.forward(x, sequence, &table, &mut self.cache(), index, probe)
     }
 
     fn layers(

@@ -83,6 +83,7 @@ impl Attention {
         let q = heads_first(table.apply(&q)?)?;
         let (k, v) = cache.append(index, &heads_first(table.apply(&k)?)?, &heads_first(v)?)?;
         let o = attention(&q, &k, &v, sequence.blocks())?;
+        probe(format_args!("layers.{index}.self_attn.heads"), &o)?;
         self.parts.by_span(&o, spans, |p, x| p.o_proj.forward(x))
     }
 }

@@ -51,7 +51,10 @@ impl Layer {
         probe(format_args!("layers.{index}.self_attn"), &a)?;
         let x = (x + a)?;
         let m = self.post_attention_layernorm.by_span(&x, spans, |norm, x| norm.forward(x))?;
-        let m = self.mlp.by_span(&m, spans, Mlp::forward)?;
+        probe(format_args!("layers.{index}.post_attention_layernorm"), &m)?;
+        let m = self.mlp.by_span(&m, spans, Mlp::gated)?;
+        probe(format_args!("layers.{index}.mlp.gated"), &m)?;
+        let m = self.mlp.by_span(&m, spans, |mlp, x| mlp.down_proj.forward(x))?;
         probe(format_args!("layers.{index}.mlp"), &m)?;
         let x = (x + m)?;
         probe(format_args!("layers.{index}"), &x)?;
@@ -77,8 +80,9 @@ impl Mlp {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// What `down_proj` reads.
+    fn gated(&self, x: &Tensor) -> Result<Tensor> {
         let gate = self.gate_proj.forward(x)?.silu()?;
-        self.down_proj.forward(&(gate * self.up_proj.forward(x)?)?)
+        Ok((gate * self.up_proj.forward(x)?)?)
     }
 }

@@ -71,6 +71,22 @@ fn one_pass_equals_two_equals_token_by_token() {
 }
 
 #[test]
+fn layers_one_by_one_equal_one_pass() {
+    let llm = llm(Experts::Und);
+    let (segments, features) = prompt();
+    let sequence = Sequence::new(&segments, &llm.config().layout(), Cursor::default());
+    let mut x = llm.embed(&sequence, &features).unwrap();
+    let expected = llm.forward(&x, &sequence, &mut llm.cache()).unwrap();
+    for i in 0..2 {
+        x = llm.run_layer(i, &x, &sequence, &mut no_probe).unwrap();
+    }
+    assert_eq!(flat(&x), flat(&expected));
+    assert!(llm.run_layer(2, &x, &sequence, &mut no_probe).is_err());
+    let later = Sequence::new(&segments, &llm.config().layout(), sequence.end());
+    assert!(llm.run_layer(0, &x, &later, &mut no_probe).is_err());
+}
+
+#[test]
 fn a_fork_and_a_truncated_cache_go_on_as_the_original() {
     let llm = llm(Experts::Und);
     let (segments, features) = prompt();
