@@ -2,9 +2,12 @@
 #![allow(clippy::print_stdout, reason = "a command line program")]
 
 mod check;
+mod convert;
 mod fixtures;
 mod folder;
+mod located;
 mod random;
+mod safetensors_file;
 mod split;
 
 use std::path::PathBuf;
@@ -22,6 +25,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    Convert(convert::Convert),
     /// Copy a checkpoint in the MLX layout, keeping the UND expert and the vision transformer only.
     Split {
         /// Checkpoint folder.
@@ -46,6 +50,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
+        Command::Convert(convert) => convert.run(),
         Command::Split { src, dst } => split::run(&src, &dst),
         Command::Check { no_tests } => check::run(no_tests),
         Command::Fixtures { command } => command.run(),

@@ -1,14 +1,16 @@
 //! `cargo xtask random DST`: a checkpoint of any size with random weights, to measure with.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lance_mm::models::{Config, Experts, Llm, Vit, required};
-use serde_json::{Map, Value, json};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use crate::safetensors_file::{self, Entry};
 
 /// Write a checkpoint with random weights in the MLX layout.
 #[derive(Args)]
@@ -142,20 +144,16 @@ impl Stored {
         Self { name, kind, shape }
     }
 
-    fn dtype(&self) -> &'static str {
+    fn dtype(&self) -> Dtype {
         match self.kind {
-            Kind::F32 => "F32",
-            Kind::Words => "U32",
-            _ => "BF16",
+            Kind::F32 => Dtype::F32,
+            Kind::Words => Dtype::U32,
+            _ => Dtype::BF16,
         }
     }
 
     fn count(&self) -> usize {
         self.shape.iter().product()
-    }
-
-    fn bytes(&self) -> usize {
-        self.count() * if matches!(self.kind, Kind::F32 | Kind::Words) { 4 } else { 2 }
     }
 
     /// Values of the size that keeps a deep network's activations near one.
@@ -208,26 +206,13 @@ impl Mix {
 
 /// Writes tensor by tensor: memory is that of the largest one.
 fn write_file(path: &Path, stored: &[Stored], seed: u64) -> Result<()> {
-    let mut header = Map::new();
-    let mut at = 0;
-    for tensor in stored {
-        let end = at + tensor.bytes();
-        let entry = json!({"dtype": tensor.dtype(), "shape": tensor.shape, "data_offsets": [at, end]});
-        header.insert(tensor.name.clone(), entry);
-        at = end;
-    }
-    let mut header = serde_json::to_vec(&header)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    let mut file = BufWriter::new(File::create(path).with_context(|| path.display().to_string())?);
-    file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(&header)?;
+    let entry = |t: &Stored| Entry { name: t.name.clone(), dtype: t.dtype(), shape: t.shape.clone() };
+    let entries: Vec<Entry> = stored.iter().map(entry).collect();
     let mut bytes = Vec::new();
-    for (i, tensor) in stored.iter().enumerate() {
-        tensor.fill(seed.wrapping_mul(1_000_003).wrapping_add(i as u64), &mut bytes);
-        file.write_all(&bytes)?;
-    }
-    file.flush()?;
-    Ok(())
+    safetensors_file::write(path, None, &entries, |i, out| {
+        stored[i].fill(seed.wrapping_mul(1_000_003).wrapping_add(i as u64), &mut bytes);
+        Ok(out.write_all(&bytes)?)
+    })
 }
 
 /// The published configuration of Lance-3B.

@@ -1,23 +1,19 @@
-//! `cargo xtask split SRC DST`: a checkpoint without what only generation needs.
+//! `cargo xtask split SRC DST`: a checkpoint in the MLX layout, dense or quantized, without what only
+//! generation needs. Nothing of what it keeps is changed.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use safetensors::SafeTensors;
+use lance_mm::layout;
 use serde_json::{Value, json};
 
+use crate::safetensors_file::{open, write_located};
+
 /// Files that are copied as they are, when present.
-const COPIED: [&str; 6] = [
-    "vit.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-];
+pub(crate) const COPIED: [&str; 5] =
+    ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "generation_config.json"];
 
 pub(crate) fn run(src: &Path, dst: &Path) -> Result<ExitCode> {
     let kept = crate::folder::write(dst, |dir| write(src, dir))?;
@@ -26,26 +22,35 @@ pub(crate) fn run(src: &Path, dst: &Path) -> Result<ExitCode> {
 }
 
 fn write(src: &Path, dst: &Path) -> Result<usize> {
-    let path = src.join("model.safetensors");
-    let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
-    let file = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
-    let mut kept: Vec<_> = file.tensors().into_iter().filter(|(name, _)| is_understanding(name)).collect();
-    kept.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let n = kept.len();
-    safetensors::serialize_to_file(kept, None::<HashMap<String, String>>, &dst.join("model.safetensors"))?;
-    for file in COPIED.iter().filter(|file| src.join(file).exists()) {
+    let files = layout::find(src)?;
+    let model = files.require_model()?;
+    let text = files.read_config()?;
+    let name = || src.join("config.json").display().to_string();
+    let mut config: Value = serde_json::from_slice(&text).with_context(name)?;
+    layout::recognise(Some(&config), &model.open()?.tensors())
+        .map_err(anyhow::Error::msg)
+        .and_then(|layout| Ok(layout.require_loadable(&model.path.display().to_string())?))?;
+    mark_und_only(&mut config);
+    let mut tensors = open(model)?;
+    tensors.retain(|tensor| is_understanding(&tensor.name));
+    let kept = write_located(dst.join("model.safetensors"), "mlx", tensors, |tensor| tensor.dtype)?;
+    for file in COPIED.iter().chain(&["vit.safetensors"]).filter(|file| src.join(file).exists()) {
         fs::copy(src.join(file), dst.join(file)).with_context(|| (*file).to_owned())?;
     }
-    let path = src.join("config.json");
-    let text = fs::read(&path).with_context(|| path.display().to_string())?;
-    let mut config: Value = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
-    config["lance_mm"]["experts"] = json!(["und"]);
     fs::write(dst.join("config.json"), serde_json::to_string_pretty(&config)? + "\n")?;
-    Ok(n)
+    Ok(kept)
+}
+
+/// Makes a configuration say that its checkpoint holds the UND expert only.
+pub(crate) fn mark_und_only(config: &mut Value) {
+    if !config["lance_mm"].is_object() {
+        config["lance_mm"] = json!({});
+    }
+    config["lance_mm"]["experts"] = json!(["und"]);
 }
 
 /// Everything but the GEN expert and the latent layers.
-fn is_understanding(name: &str) -> bool {
+pub(crate) fn is_understanding(name: &str) -> bool {
     let latent = ["vae_in_proj.", "llm2vae.", "time_embedder.", "latent_pos_embed."];
     !name.contains("_moe_gen") && !latent.iter().any(|prefix| name.starts_with(prefix))
 }

@@ -1,0 +1,86 @@
+//! A state dict as `torch.save` writes it.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use safetensors::Dtype;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
+
+use crate::located::Located;
+
+/// Writes tensors as F32, each in a storage of its own, in the order of their names. `root` is the folder
+/// inside the archive.
+pub(crate) fn write(path: &Path, root: &str, mut tensors: Vec<Located>) -> Result<usize> {
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let named = || path.display().to_string();
+    let file = BufWriter::with_capacity(1 << 20, File::create(path).with_context(named)?);
+    let mut zip = ZipWriter::new(file);
+    // torch aligns storages, so that a reader may map them.
+    let stored =
+        SimpleFileOptions::default().compression_method(CompressionMethod::Stored).with_alignment(64);
+    let mut file = |name: &str, fill: &dyn Fn(&mut dyn Write) -> Result<()>| {
+        zip.start_file(format!("{root}/{name}"), stored)?;
+        fill(&mut zip)
+    };
+    let plain = |bytes: &[u8], out: &mut dyn Write| Ok(out.write_all(bytes)?);
+    file("data.pkl", &|out| plain(&pickle(&tensors), out)).with_context(named)?;
+    file("byteorder", &|out| plain(b"little", out)).with_context(named)?;
+    for (i, tensor) in tensors.iter().enumerate() {
+        file(&format!("data/{i}"), &|out| tensor.write_as(Dtype::F32, out))
+            .with_context(|| format!("{}: {}", path.display(), tensor.name))?;
+    }
+    file("version", &|out| plain(b"3\n", out)).with_context(named)?;
+    let file = zip.finish().with_context(named)?;
+    file.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all()).with_context(named)?;
+    Ok(tensors.len())
+}
+
+/// `OrderedDict` would need its own call; a plain dict is what the real file holds.
+fn pickle(tensors: &[Located]) -> Vec<u8> {
+    let mut out = b"\x80\x02}(".to_vec();
+    for (i, tensor) in tensors.iter().enumerate() {
+        text(&tensor.name, &mut out);
+        out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+        text("storage", &mut out);
+        out.extend(b"ctorch\nFloatStorage\n");
+        text(&i.to_string(), &mut out);
+        text("cpu", &mut out);
+        int(tensor.count(), &mut out);
+        out.extend(b"tQ");
+        int(0, &mut out);
+        ints(&tensor.shape, &mut out);
+        let strides = (0..tensor.shape.len()).map(|d| tensor.shape[d + 1..].iter().product());
+        ints(&strides.collect::<Vec<usize>>(), &mut out);
+        out.extend(b"\x89ccollections\nOrderedDict\n)RtR");
+    }
+    out.extend(b"u.");
+    out
+}
+
+fn text(text: &str, out: &mut Vec<u8>) {
+    out.push(b'X');
+    out.extend((text.len() as u32).to_le_bytes());
+    out.extend(text.as_bytes());
+}
+
+fn ints(values: &[usize], out: &mut Vec<u8>) {
+    out.push(b'(');
+    values.iter().for_each(|n| int(*n, out));
+    out.push(b't');
+}
+
+fn int(value: usize, out: &mut Vec<u8>) {
+    match i32::try_from(value) {
+        Ok(value) => {
+            out.push(b'J');
+            out.extend(value.to_le_bytes());
+        }
+        Err(_) => {
+            out.extend([0x8a, 8]);
+            out.extend((value as i64).to_le_bytes());
+        }
+    }
+}

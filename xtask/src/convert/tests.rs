@@ -1,0 +1,258 @@
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lance_mm::layout::Part;
+use safetensors::Dtype;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::*;
+use crate::located::Located;
+use crate::safetensors_file::{Entry, open, write_located};
+
+/// A checkpoint in the MLX layout that the original's own converter made.
+fn fixture() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/understanding/ckpt/mlx")
+}
+
+fn convert(src: &Path, dst: &Path, to: Target) -> Result<ExitCode> {
+    Convert { src: src.to_owned(), dst: dst.to_owned(), to, und_only: false, verify: false }.run()
+}
+
+fn error(src: &Path) -> String {
+    let dst = src.with_file_name("refused");
+    let error = convert(src, &dst, Target::MlxBf16).unwrap_err();
+    assert!(!dst.exists() && !dst.with_file_name(".refused.partial").exists(), "{error:#}");
+    format!("{error:#}")
+}
+
+fn tensors(path: &Path) -> Vec<Located> {
+    let sharded = path.extension().is_some_and(|extension| extension == "json");
+    open(&Part { path: path.to_owned(), sharded }).unwrap()
+}
+
+/// Type, shape and bytes by name.
+fn contents(path: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
+    let content = |t: Located| {
+        let bytes = t.chunks().flat_map(Result::unwrap).collect();
+        (t.name, (t.dtype, t.shape, bytes))
+    };
+    tensors(path).into_iter().map(content).collect()
+}
+
+fn read(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// The fixture in the layout of the original release: ROOT/Lance_3B and ROOT/Qwen2.5-VL-ViT.
+fn upstream() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    convert(&fixture(), &dir.path().join("root"), Target::Upstream).unwrap();
+    dir
+}
+
+/// Rewrites a model file.
+fn change(path: &Path, change: impl FnOnce(&mut Vec<Located>)) {
+    let mut all = tensors(path);
+    change(&mut all);
+    let copy = path.with_extension("new");
+    write_located(copy.clone(), "pt", all, |t| t.dtype).unwrap();
+    fs::rename(copy, path).unwrap();
+}
+
+#[test]
+fn a_checkpoint_goes_to_upstream_and_back_unchanged() {
+    let dir = upstream();
+    let lance = dir.path().join("root/Lance_3B");
+    let model = contents(&lance.join("model.safetensors"));
+    assert!(model.values().all(|(dtype, ..)| *dtype == Dtype::F32));
+    assert!(model.contains_key("language_model.model.layers.0.self_attn.q_proj_moe_gen.weight"));
+    let mlx = dir.path().join("mlx");
+    convert(&lance, &mlx, Target::MlxBf16).unwrap();
+    for file in ["model.safetensors", "vit.safetensors"] {
+        assert!(contents(&mlx.join(file)) == contents(&fixture().join(file)), "{file}");
+    }
+    assert_eq!(read(&mlx.join("config.json")), read(&fixture().join("config.json")));
+    assert!(mlx.join("tokenizer.json").exists());
+    let report = read(&mlx.join("conversion_report.json"));
+    assert_eq!(report["tensors"], json!({"llm": 97, "vit": 54, "vae": 0}));
+    assert_eq!((&report["source_layout"], &report["variant"]), (&json!("upstream"), &json!("lance_3b")));
+    assert!(!report.to_string().contains(dir.path().to_str().unwrap()));
+}
+
+#[test]
+fn verify_says_what_differs() {
+    let dir = upstream();
+    let lance = dir.path().join("root/Lance_3B");
+    let verify = |dst: &str| {
+        let (src, dst) = (lance.clone(), dir.path().join(dst));
+        Convert { src, dst, to: Target::MlxBf16, und_only: false, verify: true }.run().unwrap()
+    };
+    assert_eq!(verify("a"), ExitCode::SUCCESS);
+    assert!(!dir.path().join(".a.back").exists());
+    // One third is not a number that BF16 holds.
+    let path = lance.join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.len() - 4;
+    bytes[at..].copy_from_slice(&(1f32 / 3.0).to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(verify("b"), ExitCode::FAILURE);
+    assert!(dir.path().join("b/model.safetensors").exists() && !dir.path().join(".b.back").exists());
+}
+
+#[test]
+fn other_spellings_are_accepted() {
+    let dir = upstream();
+    let lance = dir.path().join("root/Lance_3B");
+    let vit = tensors(&dir.path().join("root/Qwen2.5-VL-ViT/vit.safetensors"));
+    // A third party's names of the time embedder, a table that is computed, and something of nobody's; a
+    // vision transformer in the model file, which wins over the one beside it.
+    change(&lance.join("model.safetensors"), |all| {
+        for tensor in all.iter_mut() {
+            tensor.name = tensor.name.replace("mlp.0.", "fc1.").replace("mlp.2.", "fc2.");
+        }
+        all.push(all[0].clone().renamed("language_model.model.layers.0.self_attn.rotary_emb.inv_freq"));
+        all.push(all[0].clone().renamed("ema_decay"));
+        all.extend(vit.iter().map(|t| {
+            let last = t.name == "patch_embed.proj.weight";
+            let t = if last { t.clone().permuted(&[0, 2, 3, 4, 1]) } else { t.clone() };
+            let name = format!("vit_model.{}", t.name);
+            t.renamed(name)
+        }));
+    });
+    change(&dir.path().join("root/Qwen2.5-VL-ViT/vit.safetensors"), |all| {
+        for tensor in all {
+            tensor.name =
+                tensor.name.replace("norm1", "normX").replace("norm2", "norm1").replace("normX", "norm2");
+        }
+    });
+    let mlx = dir.path().join("mlx");
+    convert(&lance, &mlx, Target::MlxBf16).unwrap();
+    for file in ["model.safetensors", "vit.safetensors"] {
+        assert!(contents(&mlx.join(file)) == contents(&fixture().join(file)), "{file}");
+    }
+    let report = read(&mlx.join("conversion_report.json"));
+    assert_eq!(report["source_layout"], "mlx-f32");
+    assert_eq!(report["unmapped"], json!(["ema_decay"]));
+    assert_eq!(report["computed"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn shards_and_the_smoothed_weights_are_read() {
+    let dir = upstream();
+    let lance = dir.path().join("root/Lance_3B");
+    let (model, ema) = (lance.join("model.safetensors"), lance.join("ema.safetensors"));
+    let mlx = dir.path().join("mlx");
+    let expected = contents(&fixture().join("model.safetensors"));
+    fs::rename(&model, &ema).unwrap();
+    convert(&lance, &mlx, Target::MlxBf16).unwrap();
+    assert!(contents(&mlx.join("model.safetensors")) == expected);
+
+    let mut map = serde_json::Map::new();
+    let all = tensors(&ema);
+    for (i, half) in all.chunks(50).enumerate() {
+        let shard = format!("model-0000{i}.safetensors");
+        map.extend(half.iter().map(|t| (t.name.clone(), json!(shard))));
+        write_located(lance.join(shard), "pt", half.to_vec(), |t| t.dtype).unwrap();
+    }
+    let index = lance.join("model.safetensors.index.json");
+    fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
+    fs::remove_file(&ema).unwrap();
+    fs::remove_dir_all(&mlx).unwrap();
+    convert(&lance, &mlx, Target::MlxBf16).unwrap();
+    assert!(contents(&mlx.join("model.safetensors")) == expected);
+}
+
+#[test]
+fn the_head_in_the_file_overrules_a_config_that_ties() {
+    let dir = upstream();
+    let lance = dir.path().join("root/Lance_3B");
+    let path = lance.join("llm_config.json");
+    let mut config = read(&path);
+    config["tie_word_embeddings"] = json!(true);
+    fs::write(&path, config.to_string()).unwrap();
+    convert(&lance, &dir.path().join("mlx"), Target::MlxBf16).unwrap();
+    assert_eq!(read(&dir.path().join("mlx/config.json"))["tie_word_embeddings"], false);
+}
+
+#[test]
+fn the_und_expert_alone() {
+    let dir = upstream();
+    let (src, dst) = (dir.path().join("root/Lance_3B"), dir.path().join("mlx"));
+    let to = Target::MlxBf16;
+    Convert { src, dst: dst.clone(), to, und_only: true, verify: true }.run().unwrap();
+    let split = dir.path().join("split");
+    crate::split::run(&fixture(), &split).unwrap();
+    assert!(contents(&dst.join("model.safetensors")) == contents(&split.join("model.safetensors")));
+    assert_eq!(read(&dst.join("config.json")), read(&split.join("config.json")));
+    assert_eq!(tensors(&dst.join("model.safetensors")).len(), 45);
+}
+
+#[test]
+fn what_cannot_be_converted_is_named_and_nothing_is_left() {
+    let dir = upstream();
+    let root = dir.path().join("root");
+    let lance = root.join("Lance_3B");
+    let model = lance.join("model.safetensors");
+    let text = error(&root);
+    assert!(text.contains("a checkpoint below it: point at ") && text.ends_with("Lance_3B"), "{text}");
+
+    let whole = fs::read(&model).unwrap();
+    change(&model, |all| {
+        all.retain(|t| t.name != "language_model.lm_head.weight");
+        let norm = all.iter().position(|t| t.name == "language_model.model.norm.weight").unwrap();
+        all[norm] = all[norm].clone().renamed("language_model.model.norm_of_mine.weight");
+    });
+    let text = error(&lance);
+    assert!(text.contains("lm_head.weight: missing"), "{text}");
+    assert!(text.contains("norm.weight: missing, expected [64]"), "{text}");
+    assert!(text.contains("norm_of_mine.weight: no part of the model"), "{text}");
+
+    fs::write(&model, &whole[..whole.len() - 1]).unwrap();
+    assert!(error(&lance).contains("truncated"));
+    fs::write(&model, &whole).unwrap();
+    fs::rename(root.join("Qwen2.5-VL-ViT"), root.join("elsewhere")).unwrap();
+    assert!(error(&lance).contains("expected a vision transformer"));
+
+    let taken = dir.path().join("taken");
+    fs::create_dir(&taken).unwrap();
+    let text = convert(&fixture(), &taken, Target::Upstream).unwrap_err().to_string();
+    assert!(text.ends_with("taken: expected a folder that does not exist yet"), "{text}");
+    let quantized = fixture().join("../../../quant/ckpt/mlx-mixed");
+    let text = convert(&quantized, &dir.path().join("x"), Target::Upstream).unwrap_err().to_string();
+    assert!(text.contains("quantized weights are not turned back"), "{text}");
+}
+
+#[test]
+fn whole_numbers_are_no_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors", "vit.safetensors", "tokenizer.json"] {
+        fs::copy(fixture().join(file), dir.path().join(file)).unwrap();
+    }
+    let path = dir.path().join("model.safetensors");
+    let all = tensors(&path);
+    let entry = |t: &Located| {
+        let dtype = if t.name == "norm.weight" { Dtype::I32 } else { t.dtype };
+        Entry { name: t.name.clone(), dtype, shape: t.shape.clone() }
+    };
+    let entries: Vec<Entry> = all.iter().map(entry).collect();
+    let copy = dir.path().join("copy");
+    crate::safetensors_file::write(&copy, None, &entries, |i, out| all[i].write_as(all[i].dtype, out))
+        .unwrap();
+    fs::rename(copy, path).unwrap();
+    let text = convert(dir.path(), &dir.path().join("x"), Target::MlxBf16).unwrap_err().to_string();
+    assert!(text.contains("norm.weight: expected F32, F16 or BF16, found I32"), "{text}");
+}
+
+#[test]
+fn a_conversion_that_fails_half_way_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let dst = dir.path().join("dst");
+    let failed = crate::folder::write(&dst, |folder| -> Result<()> {
+        fs::write(folder.join("model.safetensors"), "half")?;
+        anyhow::bail!("the disk is full")
+    });
+    assert_eq!(failed.unwrap_err().to_string(), "the disk is full");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}

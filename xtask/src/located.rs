@@ -1,0 +1,266 @@
+//! A tensor where it lies in a file, read piece by piece.
+//!
+//! Files are read, not mapped: a mapped page counts as memory of the process for as long as the system
+//! leaves it there, and a converter that has touched 12 GB should not look as if it needed them.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use half::{bf16, f16};
+use safetensors::Dtype;
+
+/// Elements that are read at once.
+const CHUNK: usize = 1 << 20;
+
+/// A file that tensors are read from.
+pub(crate) struct Source {
+    path: PathBuf,
+    file: File,
+}
+
+impl Source {
+    pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
+        let file = File::open(path).with_context(|| path.display().to_string())?;
+        Ok(Arc::new(Self { path: path.to_owned(), file }))
+    }
+
+    /// Fills `bytes` from `offset` on.
+    pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(offset))
+            .and_then(|_| file.read_exact(bytes))
+            .with_context(|| format!("{}: {} bytes at {offset}", self.path.display(), bytes.len()))
+    }
+}
+
+/// A tensor in a file: where its first element lies and how far apart, in elements, its neighbours along
+/// each dimension are. Turning a tensor around changes the strides only.
+#[derive(Clone)]
+pub(crate) struct Located {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    strides: Vec<usize>,
+    offset: u64,
+    source: Arc<Source>,
+}
+
+impl Located {
+    /// Elements one after the other.
+    pub(crate) fn new(
+        source: &Arc<Source>,
+        name: String,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        offset: u64,
+    ) -> Self {
+        let strides = contiguous(&shape);
+        Self { name, dtype, shape, strides, offset, source: source.clone() }
+    }
+
+    /// The same elements `strides` apart. Whoever calls it has checked that the last of them is there.
+    pub(crate) fn strided(self, strides: Vec<usize>) -> Self {
+        assert_eq!(strides.len(), self.shape.len(), "a stride for each dimension");
+        Self { strides, ..self }
+    }
+
+    pub(crate) fn renamed(self, name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..self }
+    }
+
+    /// Dimension `i` of the result is dimension `order[i]`.
+    pub(crate) fn permuted(self, order: &[usize]) -> Self {
+        let shape = order.iter().map(|i| self.shape[*i]).collect();
+        let strides = order.iter().map(|i| self.strides[*i]).collect();
+        Self { shape, strides, ..self }
+    }
+
+    /// With this many dimensions, those after the first of size one.
+    pub(crate) fn with_unit_dimensions(mut self, rank: usize) -> Self {
+        assert!(self.shape[1..].iter().all(|n| *n == 1), "only dimensions of size one come or go");
+        self.shape.resize(rank, 1);
+        self.strides.resize(rank, 1);
+        self
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The elements' bytes in order, a chunk at a time.
+    pub(crate) fn chunks(&self) -> Box<dyn Iterator<Item = Result<Vec<u8>>> + '_> {
+        let width = width(self.dtype);
+        if !self.is_contiguous() {
+            // Small in every checkpoint there is: the largest convolution of the VAE has 113 MB.
+            return match self.gathered() {
+                Ok(all) => Box::new(
+                    (0..all.len())
+                        .step_by(CHUNK * width)
+                        .map(move |at| Ok(all[at..all.len().min(at.saturating_add(CHUNK * width))].to_vec())),
+                ),
+                Err(error) => Box::new(std::iter::once(Err(error))),
+            };
+        }
+        let count = self.count();
+        Box::new((0..count).step_by(CHUNK).map(move |at| {
+            let mut bytes = vec![0; (count - at).min(CHUNK) * width];
+            self.source.read(self.offset + (at * width) as u64, &mut bytes)?;
+            Ok(bytes)
+        }))
+    }
+
+    /// Writes the elements as `dtype`.
+    pub(crate) fn write_as(&self, dtype: Dtype, out: &mut dyn Write) -> Result<()> {
+        for chunk in self.chunks() {
+            out.write_all(&cast(chunk?, self.dtype, dtype)?)?;
+        }
+        Ok(())
+    }
+
+    /// Where it lies, for messages.
+    pub(crate) fn path(&self) -> &Path {
+        &self.source.path
+    }
+
+    fn is_contiguous(&self) -> bool {
+        let expected = contiguous(&self.shape);
+        self.count() == 0
+            || (0..self.shape.len()).all(|i| self.shape[i] == 1 || self.strides[i] == expected[i])
+    }
+
+    fn gathered(&self) -> Result<Vec<u8>> {
+        let width = width(self.dtype);
+        let last: usize = self.shape.iter().zip(&self.strides).map(|(n, stride)| (n - 1) * stride).sum();
+        let mut bytes = vec![0; (last + 1) * width];
+        self.source.read(self.offset, &mut bytes)?;
+        let mut out = Vec::with_capacity(self.count() * width);
+        gather(&bytes, width, &self.shape, &self.strides, 0, &mut out);
+        Ok(out)
+    }
+}
+
+fn contiguous(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i] * shape[i];
+    }
+    strides
+}
+
+fn gather(bytes: &[u8], width: usize, shape: &[usize], strides: &[usize], at: usize, out: &mut Vec<u8>) {
+    match (shape, strides) {
+        ([n, shape @ ..], [stride, strides @ ..]) => {
+            for i in 0..*n {
+                gather(bytes, width, shape, strides, at + i * stride, out);
+            }
+        }
+        _ => out.extend_from_slice(&bytes[at * width..(at + 1) * width]),
+    }
+}
+
+/// Bytes of an element.
+pub(crate) fn width(dtype: Dtype) -> usize {
+    dtype.bitsize().div_ceil(8)
+}
+
+/// The number of elements of `shape`, and of bytes; `None` if no memory could hold them.
+pub(crate) fn checked_size(shape: &[usize], dtype: Dtype) -> Option<(usize, usize)> {
+    let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
+    Some((count, count.checked_mul(width(dtype))?))
+}
+
+/// Whether values of this type can be turned into another.
+pub(crate) fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}
+
+/// The same values in another type, rounded to nearest, ties to even.
+pub(crate) fn cast(bytes: Vec<u8>, from: Dtype, to: Dtype) -> Result<Vec<u8>> {
+    if from == to {
+        return Ok(bytes);
+    }
+    ensure!(is_float(from), "expected values in F32, F16 or BF16, found {from:?}");
+    let (pairs, _) = bytes.as_chunks::<2>();
+    let (quads, _) = bytes.as_chunks::<4>();
+    let widened: Vec<f32> = match from {
+        Dtype::F16 => pairs.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::BF16 => pairs.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        _ => quads.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+    };
+    Ok(match to {
+        Dtype::F32 => widened.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Dtype::BF16 => widened.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        other => bail!("no file is written in {other:?}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn located(dir: &tempfile::TempDir, values: &[f32], shape: &[usize]) -> Located {
+        let path = dir.path().join("values");
+        std::fs::write(&path, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+        Located::new(&Source::open(&path).unwrap(), "x".into(), Dtype::F32, shape.to_vec(), 0)
+    }
+
+    fn values(tensor: &Located) -> Vec<f32> {
+        let mut bytes = Vec::new();
+        tensor.write_as(Dtype::F32, &mut bytes).unwrap();
+        bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    }
+
+    #[test]
+    fn a_permuted_tensor_is_read_in_its_new_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let x = located(&dir, &[0., 1., 2., 3., 4., 5.], &[2, 3]);
+        assert_eq!(values(&x), [0., 1., 2., 3., 4., 5.]);
+        let turned = x.clone().permuted(&[1, 0]);
+        assert_eq!(
+            (turned.shape.as_slice(), values(&turned)),
+            ([3, 2].as_slice(), vec![0., 3., 1., 4., 2., 5.])
+        );
+        assert_eq!(values(&turned.permuted(&[1, 0])), values(&x));
+    }
+
+    #[test]
+    fn more_than_one_chunk() {
+        let dir = tempfile::tempdir().unwrap();
+        let all: Vec<f32> = (0..CHUNK + 3).map(|i| i as f32).collect();
+        let x = located(&dir, &all, &[CHUNK + 3]);
+        assert_eq!(values(&x), all);
+        let column = x.with_unit_dimensions(2).permuted(&[1, 0]);
+        assert_eq!(column.chunks().map(|c| c.unwrap().len()).collect::<Vec<_>>(), [4 * CHUNK, 12]);
+    }
+
+    #[test]
+    fn rounding_goes_to_the_nearest_and_ties_to_even() {
+        // (f32 bits, bf16 bits): below, at and above the tie; odd tie; overflow; the smallest subnormal; signs.
+        let cases = [
+            (0x3f80_7fff, 0x3f80),
+            (0x3f80_8000, 0x3f80),
+            (0x3f80_8001, 0x3f81),
+            (0x3f81_8000, 0x3f82),
+            (0x7f7f_ffff, 0x7f80),
+            (0x0000_0001, 0x0000),
+            (0x8000_0000, 0x8000),
+            (0xff80_0000u32, 0xff80u16),
+        ];
+        for (f32_bits, expected) in cases {
+            let cast = cast(f32_bits.to_le_bytes().to_vec(), Dtype::F32, Dtype::BF16).unwrap();
+            assert_eq!(u16::from_le_bytes([cast[0], cast[1]]), expected, "{f32_bits:08x}");
+        }
+        let one = cast(f16::from_f32(1.0).to_le_bytes().to_vec(), Dtype::F16, Dtype::F32).unwrap();
+        assert_eq!(one, 1f32.to_le_bytes());
+        assert!(cast(vec![0; 8], Dtype::I64, Dtype::F32).unwrap_err().to_string().contains("found I64"));
+    }
+
+    #[test]
+    fn sizes_beyond_memory_are_none() {
+        assert_eq!(checked_size(&[2, 3], Dtype::BF16), Some((6, 12)));
+        assert_eq!(checked_size(&[1 << 40, 1 << 40], Dtype::U8), None);
+    }
+}
