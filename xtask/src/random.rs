@@ -51,6 +51,10 @@ impl Random {
         let config = Config::from_json(json.to_string().as_bytes())?;
         let experts = if self.und_only { Experts::Und } else { Experts::Both };
         let llm = required(|weights| Llm::load(&config, weights, experts).map(drop))?;
+        let llm: Vec<_> = match self.und_only {
+            true => llm,
+            false => llm.into_iter().chain(latents(&json, config.hidden_size)).collect(),
+        };
         let vit = required(|weights| Vit::load(&config.vision, weights).map(drop))?;
         crate::folder::write(&self.dst, |dir| {
             if self.format == Format::Int4 {
@@ -94,7 +98,9 @@ impl Random {
                 shape.to_vec(),
             )];
         };
-        let group = [128, 64, 32].into_iter().find(|g| cols.is_multiple_of(*g));
+        let latent = ["vae_in_proj", "llm2vae", "time_embedder", "latent_pos_embed"];
+        let dense = latent.iter().any(|prefix| name.starts_with(prefix));
+        let group = [128, 64, 32].into_iter().find(|g| !dense && cols.is_multiple_of(*g));
         let (Format::Int4, Some(group), Some(module)) = (self.format, group, name.strip_suffix(".weight"))
         else {
             return vec![Stored::new(name.to_owned(), Kind::Bf16, shape.to_vec())];
@@ -213,6 +219,22 @@ fn write_file(path: &Path, stored: &[Stored], seed: u64) -> Result<()> {
         stored[i].fill(seed.wrapping_mul(1_000_003).wrapping_add(i as u64), &mut bytes);
         Ok(out.write_all(&bytes)?)
     })
+}
+
+/// Tensors that only generation reads.
+fn latents(config: &Value, d: usize) -> Vec<(String, Vec<usize>)> {
+    let side = config["max_latent_size"].as_u64().unwrap_or(64) as usize;
+    let linear = |name: &str, rows: usize, cols: usize| {
+        [(format!("{name}.weight"), vec![rows, cols]), (format!("{name}.bias"), vec![rows])]
+    };
+    let linears = [
+        linear("vae_in_proj.vae2llm", d, 48),
+        linear("llm2vae", 48, d),
+        linear("time_embedder.proj_in", d, 256),
+        linear("time_embedder.proj_out", d, d),
+    ];
+    let positions = ("latent_pos_embed.pos_embed".to_owned(), vec![side * side, d]);
+    linears.into_iter().flatten().chain([positions]).collect()
 }
 
 /// The published configuration of Lance-3B.
