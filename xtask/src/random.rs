@@ -45,8 +45,9 @@ enum Format {
 impl Random {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         let mut json = self.config()?;
-        if self.und_only {
-            json["lance_mm"]["experts"] = json!(["und"]);
+        match self.und_only {
+            true => json["lance_mm"]["experts"] = json!(["und"]),
+            false => drop(json.as_object_mut().map(|object| object.remove("lance_mm"))),
         }
         let config = Config::from_json(json.to_string().as_bytes())?;
         let experts = if self.und_only { Experts::Und } else { Experts::Both };
