@@ -6,6 +6,8 @@
 
 mod affine;
 mod array;
+mod awq;
+mod awq_seed;
 mod case;
 mod checker;
 mod compare;
@@ -96,7 +98,7 @@ struct Kind {
 }
 
 /// Tried in this order.
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 13] = [
     Kind { is: x2t::is, run: x2t::run },
     Kind { is: components::is, run: components::run },
     Kind { is: preprocess::is, run: preprocess::run },
@@ -107,6 +109,8 @@ const KINDS: [Kind; 11] = [
     Kind { is: affine::is, run: affine::run },
     Kind { is: modules::is, run: modules::run },
     Kind { is: float_modes::is, run: float_modes::run },
+    Kind { is: awq::is, run: awq::run },
+    Kind { is: awq_seed::is, run: awq_seed::run },
     Kind { is: logits::is, run: logits::run },
 ];
 

@@ -12,6 +12,7 @@ use crate::kernels::Rows;
 use crate::quantization::{Mode, Scheme};
 use crate::weights::Bytes;
 pub(crate) use pack::unpack_row;
+pub use pack::{pack_codes, quantize_group};
 
 /// A `(R, K)` matrix of packed codes with one scale and one bias per group. Cloning shares the bytes.
 ///
@@ -78,17 +79,7 @@ impl AffineWeight {
         scheme: Scheme,
         dtype: FloatType,
     ) -> Result<Self> {
-        let group = scheme.group_size();
-        if scheme.mode() != Mode::Affine {
-            return Err(Error::setting(name, "the affine mode, the only one written", scheme.mode()));
-        }
-        if cols == 0 || !cols.is_multiple_of(group) {
-            return Err(Error::setting(
-                name,
-                format!("columns in groups of {group}"),
-                format!("{cols} columns"),
-            ));
-        }
+        check_scheme(name, cols, scheme)?;
         if values.is_empty() || !values.len().is_multiple_of(cols) {
             return Err(Error::setting(name, format!("rows of {cols}"), format!("{} values", values.len())));
         }
@@ -114,6 +105,64 @@ impl AffineWeight {
         Self { mlx_rounding, ..self }
     }
 
+    /// Puts a matrix together from packed words `(R, K · bits / 32)` (see [`pack_codes`]) and scales and
+    /// biases `(R, K / group)`, which are rounded to `dtype`.
+    ///
+    /// # Errors
+    /// Columns that are not whole groups, lengths that do not fit each other, scales or biases that are not
+    /// finite in `dtype`.
+    pub fn from_parts(
+        name: &str,
+        words: Vec<u32>,
+        scales: &[f32],
+        biases: &[f32],
+        cols: usize,
+        scheme: Scheme,
+        dtype: FloatType,
+    ) -> Result<Self> {
+        check_scheme(name, cols, scheme)?;
+        let (width, groups) = (scheme.words(cols), cols / scheme.group_size());
+        let rows = words.len() / width;
+        if rows == 0 || words.len() != rows * width {
+            return Err(Error::setting(
+                name,
+                format!("rows of {width} words"),
+                format!("{} words", words.len()),
+            ));
+        }
+        for (part, found) in [("scales", scales.len()), ("biases", biases.len())] {
+            if found != rows * groups {
+                return Err(Error::setting(
+                    format!("{name}.{part}"),
+                    format!("{rows} rows of {groups}"),
+                    found,
+                ));
+            }
+        }
+        let stored = |values: &[f32]| {
+            let mut bytes = Vec::with_capacity(values.len() * dtype.size());
+            values.iter().for_each(|v| pack::push(&mut bytes, *v, dtype));
+            Bytes::from_vec(bytes)
+        };
+        let parts = AffineParts {
+            words: Bytes::from_vec(words.iter().flat_map(|w| w.to_le_bytes()).collect()),
+            scales: stored(scales),
+            biases: stored(biases),
+            dtype,
+        };
+        Self::new(name, parts, scheme, rows, cols)
+    }
+
+    /// Rows `R`.
+    pub fn n_rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns `K`.
+    pub fn n_cols(&self) -> usize {
+        self.cols
+    }
+
     /// Bits and group size.
     pub fn scheme(&self) -> Scheme {
         self.scheme
@@ -127,6 +176,21 @@ impl AffineWeight {
     /// Packed words, row by row: `(R, K · bits / 32)`.
     pub fn words(&self) -> Vec<u32> {
         self.words.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+    }
+
+    /// The packed words as a file stores them: `U32`, little endian.
+    pub fn word_bytes(&self) -> &[u8] {
+        &self.words
+    }
+
+    /// The scales as a file stores them, in [`dtype`](Self::dtype).
+    pub fn scale_bytes(&self) -> &[u8] {
+        &self.scales
+    }
+
+    /// The biases as a file stores them, in [`dtype`](Self::dtype).
+    pub fn bias_bytes(&self) -> &[u8] {
+        &self.biases
     }
 
     /// Scales widened to f32, `(R, K / group)`.
@@ -181,6 +245,20 @@ impl AffineWeight {
             for v in group {
                 *v = value(scale, bias, *v);
             }
+        }
+    }
+}
+
+/// Whether rows of `cols` values can be written in this scheme.
+fn check_scheme(name: &str, cols: usize, scheme: Scheme) -> Result<()> {
+    let group = scheme.group_size();
+    if scheme.mode() != Mode::Affine {
+        return Err(Error::setting(name, "the affine mode, the only one written", scheme.mode()));
+    }
+    match cols > 0 && cols.is_multiple_of(group) {
+        true => Ok(()),
+        false => {
+            Err(Error::setting(name, format!("columns in groups of {group}"), format!("{cols} columns")))
         }
     }
 }

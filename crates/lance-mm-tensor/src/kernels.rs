@@ -1,7 +1,9 @@
 //! The only door to `unsafe` code: products of activations with weights that stay in their stored form.
 
+mod gemm;
 mod rows_cpu;
 
+pub use gemm::{MatRef, Real, add_product};
 pub(crate) use rows_cpu::matmul;
 
 /// A matrix whose rows can be read as f32, whatever form they are stored in.

@@ -36,11 +36,12 @@ mod rope;
 pub mod testing;
 mod weights;
 
-pub use affine::AffineWeight;
+pub use affine::{AffineWeight, pack_codes, quantize_group};
 pub use attention::{Block, attention};
 pub use dense::{DenseWeight, FloatType};
 pub use error::{Error, Problem, Problems, Result};
 pub use float_mode::FloatModeWeight;
+pub use kernels::{MatRef, Real, add_product};
 pub use linear::{Embedding, Linear, Weight};
 pub use norm::RmsNorm;
 pub use quantization::{Mode, Quantization, Scheme};

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | the root | `lance-mm-pipelines` | tasks: start from [`Understanding`] |
 //! | [`models`] | `lance-mm-models` | the networks |
+//! | [`quant`] | `lance-mm-quant` | arithmetic of quantization: scales, rounding, error feedback |
 //! | [`tensor`] | `lance-mm-tensor` | weights, quantized matrices, attention |
 //!
 //! ```
@@ -28,4 +29,5 @@
 
 pub use lance_mm_models as models;
 pub use lance_mm_pipelines::*;
+pub use lance_mm_quant as quant;
 pub use lance_mm_tensor as tensor;

@@ -64,18 +64,36 @@ impl Packed {
         }
     }
 
-    /// Eight codes at a time fill whole bytes.
     fn push_codes(&mut self, codes: &[u8]) {
-        let bits = self.scheme.bits();
-        for eight in codes.chunks_exact(8) {
-            let word =
-                eight.iter().enumerate().fold(0u64, |word, (i, code)| word | u64::from(*code) << (i * bits));
-            self.words.extend_from_slice(&word.to_le_bytes()[..bits]);
-        }
+        push_codes(codes, self.scheme.bits(), &mut self.words);
     }
 }
 
-fn push(out: &mut Vec<u8>, value: f32, dtype: FloatType) {
+/// Eight codes at a time fill whole bytes.
+fn push_codes(codes: &[u8], bits: usize, out: &mut Vec<u8>) {
+    for eight in codes.chunks_exact(8) {
+        let word =
+            eight.iter().enumerate().fold(0u64, |word, (i, code)| word | u64::from(*code) << (i * bits));
+        out.extend_from_slice(&word.to_le_bytes()[..bits]);
+    }
+}
+
+/// Packs codes of rows of whole groups into words, as [`AffineWeight`](crate::AffineWeight) stores them.
+///
+/// # Panics
+/// When the codes are not a multiple of 32, or one does not fit into `bits`.
+pub fn pack_codes(codes: &[u8], bits: usize) -> Vec<u32> {
+    assert!(
+        codes.len().is_multiple_of(32) && (1..=8).contains(&bits),
+        "whole groups of codes of up to 8 bits"
+    );
+    assert!(codes.iter().all(|code| usize::from(*code) < 1 << bits), "codes of {bits} bits");
+    let mut bytes = Vec::with_capacity(codes.len() / 8 * bits);
+    push_codes(codes, bits, &mut bytes);
+    bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+}
+
+pub(crate) fn push(out: &mut Vec<u8>, value: f32, dtype: FloatType) {
     match dtype {
         FloatType::F32 => out.extend_from_slice(&value.to_le_bytes()),
         FloatType::F16 => out.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
@@ -85,11 +103,16 @@ fn push(out: &mut Vec<u8>, value: f32, dtype: FloatType) {
 
 /// Scale, bias and codes of one group, as MLX's CPU `mx.quantize` makes them: f32, one rounding an
 /// operation. The end of larger magnitude is kept exactly, the scale is stretched until zero is a code.
-fn quantize_group(values: &[f32], bits: usize, codes: &mut [u8]) -> (f32, f32) {
+///
+/// `values` are finite; scale and bias are not rounded to the type they will be stored in.
+///
+/// # Panics
+/// When there is not one code for each value.
+pub fn quantize_group(values: &[f32], bits: usize, codes: &mut [u8]) -> (f32, f32) {
     const EPS: f32 = 1e-7;
+    assert_eq!(codes.len(), values.len(), "one code for each value");
     let n = ((1u32 << bits) - 1) as f32;
-    let lo = values.iter().copied().fold(f32::INFINITY, f32::min);
-    let hi = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let (lo, hi) = range(values);
     let negative = lo.abs() > hi.abs();
     let step = ((hi - lo) / n).max(EPS);
     let step = if negative { step } else { -step };
@@ -97,7 +120,26 @@ fn quantize_group(values: &[f32], bits: usize, codes: &mut [u8]) -> (f32, f32) {
     let zero = (edge / step).round_ties_even();
     let (scale, bias) = if zero != 0.0 { (edge / zero, edge) } else { (step, 0.0) };
     for (code, value) in codes.iter_mut().zip(values) {
-        *code = ((value - bias) / scale).round_ties_even().clamp(0.0, n) as u8;
+        // n is whole, so clamping first gives the same code; adding and subtracting 1.5 · 2^23 rounds what is
+        // left half to even.
+        const WHOLE: f32 = 12_582_912.0;
+        *code = (((value - bias) / scale).clamp(0.0, n) + WHOLE - WHOLE) as u8;
     }
     (scale, bias)
+}
+
+/// Smallest and largest value, in eight chains so that the compiler can use vectors.
+fn range(values: &[f32]) -> (f32, f32) {
+    let less = |a: f32, b: f32| if b < a { b } else { a };
+    let more = |a: f32, b: f32| if b > a { b } else { a };
+    let (mut lo, mut hi) = ([f32::INFINITY; 8], [f32::NEG_INFINITY; 8]);
+    let (eights, tail) = values.as_chunks::<8>();
+    for eight in eights {
+        for i in 0..8 {
+            lo[i] = less(lo[i], eight[i]);
+            hi[i] = more(hi[i], eight[i]);
+        }
+    }
+    let lo = lo.iter().chain(tail).copied().fold(f32::INFINITY, less);
+    (lo, hi.iter().chain(tail).copied().fold(f32::NEG_INFINITY, more))
 }

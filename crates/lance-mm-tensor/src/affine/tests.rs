@@ -88,3 +88,39 @@ fn what_cannot_be_quantized_is_named() {
     let text = AffineWeight::quantize_f32("w", &overflow, 32, scheme).err().unwrap().to_string();
     assert!(text.contains("w.scales: not finite in row 0"), "{text}");
 }
+
+#[test]
+fn parts_make_the_same_matrix() {
+    for (bits, group) in [(2, 32), (3, 64), (4, 128), (5, 32), (6, 64), (8, 128)] {
+        let (cols, scheme) = (128, Scheme::affine(bits, group).unwrap());
+        let values = seeded(3 * cols, 7);
+        let whole = AffineWeight::quantize("w", &values, cols, scheme, FloatType::BF16).unwrap();
+        let (mut codes, mut scales, mut biases) = (vec![0; values.len()], Vec::new(), Vec::new());
+        for (values, codes) in values.chunks_exact(group).zip(codes.chunks_exact_mut(group)) {
+            let (scale, bias) = quantize_group(values, bits, codes);
+            scales.push(scale);
+            biases.push(bias);
+        }
+        let words = pack_codes(&codes, bits);
+        let parts =
+            AffineWeight::from_parts("w", words, &scales, &biases, cols, scheme, FloatType::BF16).unwrap();
+        assert_eq!((parts.n_rows(), parts.n_cols()), (3, cols));
+        assert_eq!(parts.word_bytes(), whole.word_bytes(), "{bits} {group}");
+        assert_eq!(parts.scale_bytes(), whole.scale_bytes(), "{bits} {group}");
+        assert_eq!(parts.bias_bytes(), whole.bias_bytes(), "{bits} {group}");
+    }
+}
+
+#[test]
+fn parts_that_do_not_fit_are_errors() {
+    let scheme = Scheme::affine(4, 32).unwrap();
+    let make = |words: usize, scales: &[f32], cols| {
+        let made =
+            AffineWeight::from_parts("w", vec![0; words], scales, &[0.0], cols, scheme, FloatType::BF16);
+        made.err().unwrap().to_string()
+    };
+    assert_eq!(make(3, &[1.0], 32), "w: expected rows of 4 words, found 3 words");
+    assert_eq!(make(4, &[1.0; 2], 32), "w.scales: expected 1 rows of 1, found 2");
+    assert_eq!(make(4, &[1.0], 33), "w: expected columns in groups of 32, found 33 columns");
+    assert_eq!(make(4, &[f32::MAX], 32), "w.scales: not finite in row 0");
+}

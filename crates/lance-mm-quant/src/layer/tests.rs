@@ -1,0 +1,142 @@
+use lance_mm_tensor::testing::seeded;
+
+use super::*;
+use crate::testing::{HEADS, correlated, expert_weights, site_rows};
+
+fn weights(experts: &[Expert]) -> LayerWeights {
+    let experts = experts.iter().enumerate().map(|(i, e)| expert_weights(*e, 1 + i as u64)).collect();
+    LayerWeights { layer: 3, heads: HEADS, experts }
+}
+
+fn four_bits(_: Expert, _: Proj) -> Option<Scheme> {
+    Scheme::affine(4, 32).ok()
+}
+
+fn bytes(result: &LayerResult) -> Vec<u8> {
+    let mut out = Vec::new();
+    for expert in &result.experts {
+        out.extend(expert.input_layernorm.iter().flat_map(|v| v.to_le_bytes()));
+        for linear in &expert.linears {
+            match &linear.form {
+                Form::Packed(w) => {
+                    out.extend([w.word_bytes(), w.scale_bytes(), w.bias_bytes()].concat());
+                }
+                Form::Dense(w) => out.extend(w.values().iter().flat_map(|v| v.to_le_bytes())),
+            }
+        }
+    }
+    out
+}
+
+#[test]
+fn the_result_does_not_depend_on_the_number_of_threads() {
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let rows = vec![Some(site_rows(5)), None];
+            quantize_layer(weights(&[Expert::Und, Expert::Gen]), rows, &four_bits, &Recipe::default())
+                .unwrap()
+        })
+    };
+    let (one, two) = (run(1), run(2));
+    assert_eq!(bytes(&one), bytes(&two));
+    assert_eq!(format!("{:?}", one.pairs), format!("{:?}", two.pairs));
+}
+
+#[test]
+fn every_step_can_be_left_out_and_none_makes_it_worse() {
+    let total = |recipe: &Recipe| -> f64 {
+        let result =
+            quantize_layer(weights(&[Expert::Und]), vec![Some(site_rows(5))], &four_bits, recipe).unwrap();
+        result.experts[0].linears.iter().map(|l| l.report.as_ref().unwrap().final_error).sum()
+    };
+    let recipes = [
+        Recipe::rtn(),
+        Recipe { scaling: Scaling::Searched, v_o: true, up_down: true, ..Recipe::rtn() },
+        Recipe { feedback: 0, ..Recipe::default() },
+        Recipe { dampings: vec![], ..Recipe::default() },
+        Recipe::default(),
+    ];
+    let totals: Vec<f64> = recipes.iter().map(total).collect();
+    assert!(totals.windows(2).all(|pair| pair[1] < pair[0]), "{totals:?}");
+    assert!(total(&Recipe::seed()).is_finite());
+}
+
+#[test]
+fn reports_name_what_was_done() {
+    let rows = vec![Some(site_rows(5)), Some(site_rows(7))];
+    let result =
+        quantize_layer(weights(&[Expert::Und, Expert::Gen]), rows, &four_bits, &Recipe::default()).unwrap();
+    let names: Vec<String> = result.pairs.iter().map(|p| p.producers.join(" ")).collect();
+    assert_eq!(
+        names,
+        [
+            "layers.3.input_layernorm",
+            "layers.3.input_layernorm_moe_gen",
+            "layers.3.self_attn.v_proj layers.3.self_attn.v_proj_moe_gen",
+            "layers.3.post_attention_layernorm",
+            "layers.3.post_attention_layernorm_moe_gen",
+            "layers.3.mlp.up_proj",
+            "layers.3.mlp_moe_gen.up_proj",
+        ]
+    );
+    let report = result.experts[1].linears[3].report.as_ref().unwrap();
+    assert_eq!((report.name.as_str(), report.bits), ("layers.3.self_attn.o_proj_moe_gen", 4));
+    assert!(report.final_error <= report.scaled && report.trials.len() == 6);
+    let json = serde_json::to_value(report).unwrap();
+    assert!(json["final"].is_number() && json["trials"][1]["method"] == "clip_refit", "{json}");
+}
+
+#[test]
+fn without_inputs_only_the_shared_scale_reaches_an_expert() {
+    let rows = vec![Some(site_rows(5)), None];
+    let result =
+        quantize_layer(weights(&[Expert::Und, Expert::Gen]), rows, &four_bits, &Recipe::default()).unwrap();
+    let before = expert_weights(Expert::Gen, 2);
+    let after = &result.experts[1];
+    assert_eq!(after.input_layernorm, before.input_layernorm);
+    assert_eq!(after.post_attention_layernorm, before.post_attention_layernorm);
+    let shared = result.pairs.iter().find(|p| p.pair == Pair::VO).unwrap();
+    assert_eq!(after.v_bias != before.v_bias, shared.accepted);
+}
+
+#[test]
+fn linears_without_a_scheme_stay_dense() {
+    let scheme = |_, proj| (proj != Proj::DownProj).then(|| Scheme::affine(3, 32).unwrap());
+    let result =
+        quantize_layer(weights(&[Expert::Und]), vec![Some(site_rows(5))], &scheme, &Recipe::default())
+            .unwrap();
+    assert!(matches!(result.experts[0].linears[6].form, Form::Dense(_)));
+    assert!(result.pairs.iter().all(|p| p.pair != Pair::UpDown));
+}
+
+#[test]
+fn errors_name_the_layer_and_the_linear() {
+    let run = |rows, scheme: &dyn Fn(Expert, Proj) -> Option<Scheme>| {
+        quantize_layer(weights(&[Expert::Und]), vec![Some(rows)], scheme, &Recipe::default())
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    let mut rows = site_rows(5);
+    rows.d = correlated(8, 4, 32, 1);
+    assert_eq!(run(rows, &four_bits), "layers.3 site D: expected rows of 96, found 32");
+    let wide = |_, _| Scheme::affine(4, 64).ok();
+    assert_eq!(
+        run(site_rows(5), &wide),
+        "layers.3.mlp.down_proj: expected columns in groups of 64, found 96 columns"
+    );
+}
+
+#[test]
+fn a_head_takes_its_scale_from_the_last_norm() {
+    let (cols, scheme) = (64, Scheme::affine(3, 32).unwrap());
+    let weight = Matrix::new("lm_head", seeded(300 * cols, 1), cols).unwrap();
+    let mut norm = vec![1.0; cols];
+    let head =
+        quantize_head("lm_head", &mut norm, &weight, correlated(40, 20, cols, 3), scheme, &Recipe::default())
+            .unwrap();
+    assert_eq!(norm.iter().any(|v| *v != 1.0), head.pair.unwrap().accepted);
+    assert!(head.report.final_error < head.report.plain);
+    assert_eq!((head.weight.n_rows(), head.weight.n_cols()), (300, cols));
+}

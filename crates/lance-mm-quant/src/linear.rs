@@ -1,0 +1,348 @@
+//! One linear layer: every way of rounding it, judged by the rows held back.
+
+use std::sync::Arc;
+
+use lance_mm_tensor::{AffineWeight, FloatType, Result, Scheme, pack_codes};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::block::{Block, CHUNK, energy, output_energy, relative};
+use crate::clip::{Fit, clip};
+use crate::descent::Descent;
+use crate::factor::Factor;
+use crate::gptq::{Choice, gptq};
+use crate::gram::GroupGram;
+use crate::inputs::Inputs;
+use crate::matrix::{Matrix, Source, check_rows, read_rows, setting};
+use crate::recipe::Recipe;
+use crate::refit::refit;
+
+/// Steps of the clipping search: down to 0.55 of a group's range.
+const CLIPS: usize = 10;
+/// Turns of the refit.
+const REFITS: usize = 3;
+/// Damping of GPTQ, in means of the Hessian's diagonal.
+const DAMPING: f64 = 0.01;
+
+/// A way of rounding a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// As `mx.quantize` does it.
+    Plain,
+    /// Clipped ranges, scale and bias refitted to the codes.
+    ClipRefit,
+    /// Rounding with error feedback.
+    Feedback,
+    /// Rounding with error feedback and searched ranges, then descent, with this damping.
+    FeedbackDescent(f64),
+}
+
+/// One way that was tried.
+#[derive(Clone, Debug, Serialize)]
+pub struct Trial {
+    /// The way.
+    pub method: Method,
+    /// `‖X·Wᵀ − X·Ŵᵀ‖² / ‖X·Wᵀ‖²` on the search rows; without inputs the error of the weights.
+    pub search: f64,
+    /// The same on the rows held back.
+    pub held_back: f64,
+    /// Signal to noise of the weights in dB.
+    pub snr_db: f64,
+    /// Share of groups whose range was clipped.
+    pub clipped: f64,
+}
+
+/// A quantized linear layer.
+pub struct Quantized {
+    /// The packed weight; scales and biases are bf16.
+    pub weight: AffineWeight,
+    /// The index of the trial it is.
+    pub chosen: usize,
+    /// All that was tried, in order.
+    pub trials: Vec<Trial>,
+}
+
+impl Quantized {
+    /// The trial that was chosen.
+    pub fn trial(&self) -> &Trial {
+        &self.trials[self.chosen]
+    }
+}
+
+impl Recipe {
+    /// The ways to round a weight of width `cols`, in the order of preference between equals.
+    pub fn methods(&self, cols: usize, has_inputs: bool) -> Vec<Method> {
+        let mut methods = vec![Method::Plain];
+        if self.clip || self.refit {
+            methods.push(Method::ClipRefit);
+        }
+        if !has_inputs {
+            return methods;
+        }
+        if cols <= self.feedback {
+            methods.push(Method::Feedback);
+            if self.passes > 0 {
+                methods.extend(self.dampings.iter().map(|d| Method::FeedbackDescent(*d)));
+            }
+        }
+        methods
+    }
+}
+
+/// Quantizes a weight every way that `recipe` allows and keeps the one with the smallest error on the rows
+/// held back; of equal ones the earlier. Without inputs the error of the weights decides.
+///
+/// # Errors
+/// Columns that are not whole groups or not those of the inputs, values that are not finite: all named.
+pub fn quantize_linear(
+    name: &str,
+    weight: &dyn Source,
+    inputs: Option<&Inputs>,
+    scheme: Scheme,
+    recipe: &Recipe,
+) -> Result<Quantized> {
+    let methods = recipe.methods(weight.n_cols(), inputs.is_some());
+    quantize_by(name, weight, inputs, scheme, recipe, &methods)
+}
+
+/// As [`quantize_linear`], with the given ways.
+///
+/// # Errors
+/// As [`quantize_linear`]; a way that needs inputs, without them; no way at all.
+pub fn quantize_by(
+    name: &str,
+    weight: &dyn Source,
+    inputs: Option<&Inputs>,
+    scheme: Scheme,
+    recipe: &Recipe,
+    methods: &[Method],
+) -> Result<Quantized> {
+    check(name, weight, inputs, scheme)?;
+    let mut best: Option<(AffineWeight, usize)> = None;
+    let mut trials: Vec<Trial> = Vec::new();
+    for method in methods {
+        let way = Way::new(name, *method, inputs, scheme, recipe)?;
+        let (quantized, trial) = run(name, weight, inputs, scheme, &way)?;
+        let is_better = best.as_ref().is_none_or(|(_, at)| trial.held_back < trials[*at].held_back);
+        if is_better {
+            best = Some((quantized, trials.len()));
+        }
+        trials.push(trial);
+    }
+    match best {
+        Some((weight, chosen)) => Ok(Quantized { weight, chosen, trials }),
+        None => Err(setting(name, "a way to round", "none")),
+    }
+}
+
+/// A method with what it needs to run on some rows.
+struct Way<'a> {
+    method: Method,
+    scheme: Scheme,
+    clips: usize,
+    refits: usize,
+    passes: usize,
+    grams: Grams<'a>,
+    factor: Option<Arc<Factor>>,
+    descent: Option<Descent>,
+}
+
+enum Grams<'a> {
+    Same(GroupGram),
+    Each(&'a [GroupGram]),
+}
+
+impl<'a> Way<'a> {
+    fn new(
+        name: &str,
+        method: Method,
+        inputs: Option<&'a Inputs>,
+        scheme: Scheme,
+        recipe: &Recipe,
+    ) -> Result<Self> {
+        let group = scheme.group_size();
+        let damping = match method {
+            Method::Plain | Method::ClipRefit => None,
+            Method::Feedback => Some(DAMPING),
+            Method::FeedbackDescent(damping) => Some(damping),
+        };
+        let factor = match (damping, inputs) {
+            (None, _) => None,
+            (Some(damping), Some(inputs)) => Some(inputs.factor(damping)?),
+            (Some(_), None) => return Err(setting(name, "inputs for error feedback", "none")),
+        };
+        let descends = matches!(method, Method::FeedbackDescent(_));
+        let descent = match (&factor, inputs) {
+            (Some(factor), Some(inputs)) if descends => Some(Descent::new(inputs.rows(), factor, scheme)),
+            _ => None,
+        };
+        let grams = match inputs {
+            Some(inputs) if method == Method::ClipRefit => Grams::Each(inputs.grams(group)),
+            _ => Grams::Same(GroupGram::identity(group)),
+        };
+        Ok(Self {
+            method,
+            scheme,
+            clips: if recipe.clip { CLIPS } else { 1 },
+            refits: if recipe.refit { REFITS } else { 0 },
+            passes: recipe.passes,
+            grams,
+            factor,
+            descent,
+        })
+    }
+
+    fn round(&self, w: &[f32], cols: usize) -> Block {
+        let mut block = match (self.method, &self.factor) {
+            (Method::Feedback, Some(factor)) => gptq(w, factor, self.scheme, Choice::Plain),
+            (Method::FeedbackDescent(_), Some(factor)) => gptq(w, factor, self.scheme, Choice::Searched),
+            (Method::ClipRefit, _) => self.clip_refit(w, cols),
+            _ => Block::plain(w, self.scheme),
+        };
+        if let Some(descent) = &self.descent {
+            descent.improve(w, &mut block, self.passes);
+        }
+        block
+    }
+
+    fn clip_refit(&self, w: &[f32], cols: usize) -> Block {
+        let (bits, group) = (self.scheme.bits(), self.scheme.group_size());
+        let mut block = Block::zeros(w.len(), self.scheme);
+        for (g, w) in w.chunks_exact(group).enumerate() {
+            let gram = match &self.grams {
+                Grams::Same(gram) => gram,
+                Grams::Each(grams) => &grams[g % (cols / group)],
+            };
+            let (fit, step) = clip(w, gram, bits, self.clips);
+            let fit = refit(fit, w, gram, bits, self.refits);
+            block.codes[g * group..(g + 1) * group].copy_from_slice(&fit.codes);
+            (block.scales[g], block.biases[g]) = (fit.scale, fit.bias);
+            block.n_clipped += usize::from(step > 0);
+        }
+        block
+    }
+}
+
+/// Clipping and refit of a matrix, group by group.
+pub struct GroupFits {
+    /// The packed weight.
+    pub weight: AffineWeight,
+    /// The clipping step of every group: step `i` keeps `1 − 0.05·i` of its range.
+    pub steps: Vec<u8>,
+    /// `dᵀHd` of every group after clipping.
+    pub clipped: Vec<f64>,
+    /// `dᵀHd` of every group after the refit.
+    pub refitted: Vec<f64>,
+}
+
+/// What [`Method::ClipRefit`] does, in detail.
+///
+/// # Errors
+/// As [`quantize_linear`].
+pub fn fit_groups(name: &str, weight: &Matrix, inputs: &Inputs, scheme: Scheme) -> Result<GroupFits> {
+    let (cols, group) = (weight.n_cols(), scheme.group_size());
+    check(name, weight, Some(inputs), scheme)?;
+    let grams = inputs.grams(group);
+    let fits: Vec<(Fit, usize, f64)> = weight
+        .values()
+        .par_chunks(group)
+        .enumerate()
+        .map(|(g, w)| {
+            let gram = &grams[g % (cols / group)];
+            let (clipped, step) = clip(w, gram, scheme.bits(), CLIPS);
+            let error = clipped.error;
+            (refit(clipped, w, gram, scheme.bits(), REFITS), step, error)
+        })
+        .collect();
+    let codes: Vec<u8> = fits.iter().flat_map(|(fit, ..)| &fit.codes).copied().collect();
+    let scales: Vec<f32> = fits.iter().map(|(fit, ..)| fit.scale).collect();
+    let biases: Vec<f32> = fits.iter().map(|(fit, ..)| fit.bias).collect();
+    let words = pack_codes(&codes, scheme.bits());
+    Ok(GroupFits {
+        weight: AffineWeight::from_parts(name, words, &scales, &biases, cols, scheme, FloatType::BF16)?,
+        steps: fits.iter().map(|(_, step, _)| *step as u8).collect(),
+        clipped: fits.iter().map(|(.., error)| *error).collect(),
+        refitted: fits.iter().map(|(fit, ..)| fit.error).collect(),
+    })
+}
+
+/// Whether a weight can be quantized in this scheme with these inputs.
+fn check(name: &str, weight: &dyn Source, inputs: Option<&Inputs>, scheme: Scheme) -> Result<()> {
+    let (cols, group) = (weight.n_cols(), scheme.group_size());
+    if cols == 0 || weight.n_rows() == 0 || !cols.is_multiple_of(group) {
+        let found = format!("{} rows of {cols}", weight.n_rows());
+        return Err(setting(name, format!("rows of groups of {group}"), found));
+    }
+    match inputs.filter(|inputs| inputs.rows().n_cols() != cols) {
+        None => Ok(()),
+        Some(inputs) => {
+            let found = format!("{} of {}", inputs.rows().n_cols(), inputs.name());
+            Err(setting(name, format!("inputs of width {cols}"), found))
+        }
+    }
+}
+
+/// What a chunk of rows became.
+struct Piece {
+    words: Vec<u32>,
+    scales: Vec<f32>,
+    biases: Vec<f32>,
+    sums: [f64; 7],
+}
+
+/// Rounds all rows one way and measures the result. Work goes by chunks of rows, whatever the number of
+/// threads, and sums follow their order.
+fn run(
+    name: &str,
+    weight: &dyn Source,
+    inputs: Option<&Inputs>,
+    scheme: Scheme,
+    way: &Way<'_>,
+) -> Result<(AffineWeight, Trial)> {
+    let (rows, cols) = (weight.n_rows(), weight.n_cols());
+    let pieces: Vec<Piece> = (0..rows.div_ceil(CHUNK))
+        .into_par_iter()
+        .map(|i| {
+            let w = read_rows(weight, i * CHUNK, CHUNK.min(rows - i * CHUNK));
+            check_rows(name, &w, cols)?;
+            let block = way.round(&w, cols);
+            let d = block.error(&w, scheme);
+            let mut sums = [energy(&d), energy(&w), block.n_clipped as f64, 0.0, 0.0, 0.0, 0.0];
+            if let Some(inputs) = inputs {
+                let [search, held_back] = [inputs.rows().search(), inputs.rows().held_back()];
+                sums[3] = output_energy(search, &d, cols);
+                sums[4] = output_energy(search, &w, cols);
+                sums[5] = output_energy(held_back, &d, cols);
+                sums[6] = output_energy(held_back, &w, cols);
+            }
+            let words = pack_codes(&block.codes, scheme.bits());
+            Ok(Piece { words, scales: block.scales, biases: block.biases, sums })
+        })
+        .collect::<Result<_>>()?;
+    let mut sums = [0.0; 7];
+    let (mut words, mut scales, mut biases) = (Vec::new(), Vec::new(), Vec::new());
+    for piece in pieces {
+        sums.iter_mut().zip(piece.sums).for_each(|(sum, v)| *sum += v);
+        words.extend(piece.words);
+        scales.extend(piece.scales);
+        biases.extend(piece.biases);
+    }
+    let weights = relative(sums[0], sums[1]);
+    let (search, held_back) = match inputs {
+        Some(_) => (relative(sums[3], sums[4]), relative(sums[5], sums[6])),
+        None => (weights, weights),
+    };
+    let trial = Trial {
+        method: way.method,
+        search,
+        held_back,
+        snr_db: -10.0 * weights.max(1e-30).log10(),
+        clipped: sums[2] / scales.len() as f64,
+    };
+    let packed = AffineWeight::from_parts(name, words, &scales, &biases, cols, scheme, FloatType::BF16)?;
+    Ok((packed, trial))
+}
+
+#[cfg(test)]
+mod tests;

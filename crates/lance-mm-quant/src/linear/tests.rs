@@ -1,0 +1,111 @@
+use lance_mm_tensor::testing::seeded;
+
+use super::*;
+use crate::testing::correlated;
+
+fn weight(rows: usize, cols: usize) -> Matrix {
+    Matrix::new("w", seeded(rows * cols, 1), cols).unwrap()
+}
+
+#[test]
+fn errors_and_choice_are_those_of_the_packed_weight() {
+    // More rows than a chunk, and a last chunk that is not full.
+    let (w, scheme) = (weight(CHUNK + 3, 64), Scheme::affine(3, 32).unwrap());
+    let inputs = Inputs::new("x", correlated(90, 30, 64, 2));
+    let found = quantize_linear("w", &w, Some(&inputs), scheme, &Recipe::default()).unwrap();
+    assert_eq!(found.trials.len(), 6);
+    assert!(found.trials.iter().all(|t| t.held_back >= found.trial().held_back));
+    let mut value = [0.0; 64];
+    let (mut error, mut size, mut noise, mut power) = (0.0, 0.0, 0.0, 0.0);
+    for (r, row) in w.values().chunks_exact(64).enumerate() {
+        found.weight.read_row(r, &mut value);
+        for x in inputs.rows().held_back().chunks_exact(64) {
+            let dot = |v: &[f32]| x.iter().zip(v).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            error += (dot(row) - dot(&value)).powi(2);
+            size += dot(row).powi(2);
+        }
+        noise += row.iter().zip(&value).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        power += row.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>();
+    }
+    assert!((found.trial().held_back / (error / size) - 1.0).abs() < 1e-3);
+    assert!((found.trial().snr_db - 10.0 * (power / noise).log10()).abs() < 1e-3);
+}
+
+#[test]
+fn descent_after_feedback_is_better_on_the_search_rows() {
+    for bits in [2, 3, 4] {
+        let scheme = Scheme::affine(bits, 32).unwrap();
+        let inputs = Inputs::new("x", correlated(400, 100, 96, 2));
+        let methods = [Method::ClipRefit, Method::Feedback, Method::FeedbackDescent(0.01)];
+        let recipe = Recipe::default();
+        let found = quantize_by("w", &weight(40, 96), Some(&inputs), scheme, &recipe, &methods).unwrap();
+        let errors: Vec<f64> = found.trials.iter().map(|t| t.search).collect();
+        assert!(errors[2] < 0.9 * errors[1] && errors[1] < errors[0], "{bits}: {errors:?}");
+    }
+}
+
+#[test]
+fn without_inputs_the_weights_decide() {
+    let (w, scheme) = (weight(5, 64), Scheme::affine(2, 64).unwrap());
+    let found = quantize_linear("w", &w, None, scheme, &Recipe::default()).unwrap();
+    assert_eq!(found.trial().method, Method::ClipRefit);
+    assert!(found.trials[1].held_back < found.trials[0].held_back);
+    let error = quantize_by("w", &w, None, scheme, &Recipe::default(), &[Method::Feedback]);
+    assert_eq!(error.err().unwrap().to_string(), "w: expected inputs for error feedback, found none");
+}
+
+#[test]
+fn group_fits_are_the_method_in_detail() {
+    let (w, scheme) = (weight(6, 96), Scheme::affine(4, 32).unwrap());
+    let inputs = Inputs::new("x", correlated(50, 10, 96, 2));
+    let fits = fit_groups("w", &w, &inputs, scheme).unwrap();
+    let found =
+        quantize_by("w", &w, Some(&inputs), scheme, &Recipe::default(), &[Method::ClipRefit]).unwrap();
+    assert_eq!(fits.weight.word_bytes(), found.weight.word_bytes());
+    assert_eq!(fits.weight.bias_bytes(), found.weight.bias_bytes());
+    assert!(fits.refitted.iter().zip(&fits.clipped).all(|(a, b)| a <= b));
+    assert_eq!(fits.steps.len(), 18);
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let inputs = Inputs::new("layers.0 site D", correlated(9, 9, 96, 2));
+    let scheme = Scheme::affine(4, 32).unwrap();
+    let error = |w: &dyn Source, scheme| {
+        quantize_linear("layers.0.mlp.down_proj", w, Some(&inputs), scheme, &Recipe::default())
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(
+        error(&weight(2, 64), scheme),
+        "layers.0.mlp.down_proj: expected inputs of width 64, found 96 of layers.0 site D"
+    );
+    assert_eq!(
+        error(&weight(2, 96), Scheme::affine(4, 64).unwrap()),
+        "layers.0.mlp.down_proj: expected rows of groups of 64, found 2 rows of 96"
+    );
+}
+
+struct Damaged;
+
+impl Source for Damaged {
+    fn n_rows(&self) -> usize {
+        3
+    }
+
+    fn n_cols(&self) -> usize {
+        32
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        out.fill(if row == 2 { f32::NAN } else { 1.0 });
+    }
+}
+
+#[test]
+fn values_that_are_not_finite_are_named() {
+    let scheme = Scheme::affine(4, 32).unwrap();
+    let error = quantize_linear("layers.7.self_attn.o_proj", &Damaged, None, scheme, &Recipe::default());
+    assert_eq!(error.err().unwrap().to_string(), "layers.7.self_attn.o_proj: not finite in row 2");
+}

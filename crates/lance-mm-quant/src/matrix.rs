@@ -1,0 +1,201 @@
+//! A weight as f32 values, and what else can be read by rows.
+
+use half::bf16;
+use lance_mm_tensor::{Error, Result, Weight};
+
+/// A matrix that is read by rows: a [`Matrix`], or a weight that stays in its file.
+pub trait Source: Sync {
+    /// Rows `R`.
+    fn n_rows(&self) -> usize;
+
+    /// Columns `K`.
+    fn n_cols(&self) -> usize;
+
+    /// Writes row `row` into `out`, which has `K` places.
+    fn read_row(&self, row: usize, out: &mut [f32]);
+}
+
+impl Source for Weight {
+    fn n_rows(&self) -> usize {
+        self.n_rows()
+    }
+
+    fn n_cols(&self) -> usize {
+        self.n_cols()
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        self.read_row(row, out);
+    }
+}
+
+/// A source with its columns multiplied.
+pub(crate) struct Scaled<'a> {
+    pub(crate) source: &'a dyn Source,
+    pub(crate) factors: &'a [f32],
+}
+
+impl Source for Scaled<'_> {
+    fn n_rows(&self) -> usize {
+        self.source.n_rows()
+    }
+
+    fn n_cols(&self) -> usize {
+        self.source.n_cols()
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        self.source.read_row(row, out);
+        out.iter_mut().zip(self.factors).for_each(|(v, f)| *v *= f);
+    }
+}
+
+/// Rows `first..first + n` of a source, one after another.
+pub(crate) fn read_rows(source: &dyn Source, first: usize, n: usize) -> Vec<f32> {
+    let cols = source.n_cols();
+    let mut values = vec![0.0; n * cols];
+    for (i, out) in values.chunks_exact_mut(cols).enumerate() {
+        source.read_row(first + i, out);
+    }
+    values
+}
+
+/// A `(R, K)` matrix of f32 values, row by row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matrix {
+    values: Vec<f32>,
+    cols: usize,
+}
+
+impl Matrix {
+    /// A matrix of whole rows of finite values. `name` names it in errors.
+    ///
+    /// # Errors
+    /// No rows or a ragged last one; a value that is not finite, with its row.
+    pub fn new(name: &str, values: Vec<f32>, cols: usize) -> Result<Self> {
+        check_rows(name, &values, cols)?;
+        Ok(Self { values, cols })
+    }
+
+    /// The values of a weight, dequantized if it is quantized.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn read(name: &str, weight: &Weight) -> Result<Self> {
+        Self::new(name, read_rows(weight, 0, weight.n_rows()), weight.n_cols())
+    }
+
+    /// Rows `R`.
+    pub fn n_rows(&self) -> usize {
+        self.values.len() / self.cols
+    }
+
+    /// Columns `K`.
+    pub fn n_cols(&self) -> usize {
+        self.cols
+    }
+
+    /// All values, row by row.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// All values, row by row.
+    pub fn into_values(self) -> Vec<f32> {
+        self.values
+    }
+
+    /// Multiplies column `k` by `factors[k]`.
+    ///
+    /// # Panics
+    /// When there is not one factor for each column.
+    pub fn multiply_cols(&mut self, factors: &[f32]) {
+        assert_eq!(factors.len(), self.cols, "one factor for each column");
+        for row in self.values.chunks_exact_mut(self.cols) {
+            row.iter_mut().zip(factors).for_each(|(v, f)| *v *= f);
+        }
+    }
+
+    /// Divides row `r` by `divisors[r]`.
+    ///
+    /// # Panics
+    /// When there is not one divisor for each row.
+    pub fn divide_rows(&mut self, divisors: &[f32]) {
+        assert_eq!(divisors.len(), self.n_rows(), "one divisor for each row");
+        for (row, divisor) in self.values.chunks_exact_mut(self.cols).zip(divisors) {
+            row.iter_mut().for_each(|v| *v /= divisor);
+        }
+    }
+
+    /// Rounds every value to bf16, the type of the published weights.
+    pub fn round_bf16(&mut self) {
+        self.values.iter_mut().for_each(|v| *v = round_bf16(*v));
+    }
+}
+
+impl Source for Matrix {
+    fn n_rows(&self) -> usize {
+        self.n_rows()
+    }
+
+    fn n_cols(&self) -> usize {
+        self.cols
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.values[row * self.cols..(row + 1) * self.cols]);
+    }
+}
+
+/// The nearest bf16 value.
+pub(crate) fn round_bf16(value: f32) -> f32 {
+    bf16::from_f32(value).to_f32()
+}
+
+/// Whole rows of finite values, at least one.
+pub(crate) fn check_rows(name: &str, values: &[f32], cols: usize) -> Result<()> {
+    if cols == 0 || values.is_empty() || !values.len().is_multiple_of(cols) {
+        let found = format!("{} values", values.len());
+        return Err(setting(name, format!("rows of {cols}"), found));
+    }
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(at) => {
+            Err(Error::File { file: name.into(), message: format!("not finite in row {}", at / cols) })
+        }
+    }
+}
+
+pub(crate) fn setting(name: &str, expected: impl ToString, found: impl ToString) -> Error {
+    Error::Setting { name: name.into(), expected: expected.to_string(), found: found.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_and_columns_are_scaled() {
+        let mut w = Matrix::new("w", vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3).unwrap();
+        w.multiply_cols(&[1.0, 10.0, 100.0]);
+        w.divide_rows(&[2.0, 4.0]);
+        assert_eq!(w.values(), [0.5, 10.0, 150.0, 1.0, 12.5, 150.0]);
+        assert_eq!((w.n_rows(), w.n_cols()), (2, 3));
+        assert_eq!(read_rows(&w, 1, 1), [1.0, 12.5, 150.0]);
+    }
+
+    #[test]
+    fn bf16_rounding_is_to_nearest_even() {
+        let mut w = Matrix::new("w", vec![1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -0.1], 3).unwrap();
+        w.round_bf16();
+        assert_eq!(w.values(), [1.0, 1.0 + 4.0 / 256.0, -0.100_097_656]);
+    }
+
+    #[test]
+    fn what_is_not_finite_or_whole_is_named() {
+        let error = |values, cols| Matrix::new("layers.0.x", values, cols).unwrap_err().to_string();
+        assert_eq!(error(vec![0.0, 1.0, f32::NAN, 1.0], 2), "layers.0.x: not finite in row 1");
+        assert_eq!(error(vec![0.0; 3], 2), "layers.0.x: expected rows of 2, found 3 values");
+        assert_eq!(error(vec![], 2), "layers.0.x: expected rows of 2, found 0 values");
+    }
+}

@@ -1,0 +1,258 @@
+//! The quantizable parts of a layer, under the names of the published layout.
+
+use serde::Serialize;
+
+/// The two sets of weights of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expert {
+    /// Text and ViT tokens.
+    Und,
+    /// Latent tokens.
+    Gen,
+}
+
+impl Expert {
+    /// What the names of its modules end in.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Und => "",
+            Self::Gen => "_moe_gen",
+        }
+    }
+}
+
+/// A linear layer of one expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names of the checkpoint")]
+pub enum Proj {
+    QProj,
+    KProj,
+    VProj,
+    OProj,
+    GateProj,
+    UpProj,
+    DownProj,
+}
+
+impl Proj {
+    /// All seven, in the order of the forward pass.
+    pub const ALL: [Self; 7] =
+        [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
+
+    /// Where its input is recorded.
+    pub fn site(self) -> Site {
+        match self {
+            Self::QProj | Self::KProj | Self::VProj => Site::A,
+            Self::OProj => Site::B,
+            Self::GateProj | Self::UpProj => Site::C,
+            Self::DownProj => Site::D,
+        }
+    }
+
+    /// The module's path: `layers.3.self_attn.q_proj_moe_gen`, but `layers.3.mlp_moe_gen.gate_proj`.
+    pub fn path(self, layer: usize, expert: Expert) -> String {
+        let suffix = expert.suffix();
+        let (attention, name) = match self {
+            Self::QProj => (true, "q_proj"),
+            Self::KProj => (true, "k_proj"),
+            Self::VProj => (true, "v_proj"),
+            Self::OProj => (true, "o_proj"),
+            Self::GateProj => (false, "gate_proj"),
+            Self::UpProj => (false, "up_proj"),
+            Self::DownProj => (false, "down_proj"),
+        };
+        match attention {
+            true => format!("layers.{layer}.self_attn.{name}{suffix}"),
+            false => format!("layers.{layer}.mlp{suffix}.{name}"),
+        }
+    }
+}
+
+/// Where inputs of linear layers are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Site {
+    /// Output of `input_layernorm`: q, k and v read it.
+    A,
+    /// Output of attention: o reads it.
+    B,
+    /// Output of `post_attention_layernorm`: gate and up read it.
+    C,
+    /// `silu(gate) · up`: down reads it.
+    D,
+}
+
+impl Site {
+    /// All four, in the order of the forward pass.
+    pub const ALL: [Self; 4] = [Self::A, Self::B, Self::C, Self::D];
+
+    /// `layers.3 site A`, `layers.3 site A_moe_gen`: how errors name it.
+    pub fn path(self, layer: usize, expert: Expert) -> String {
+        format!("layers.{layer} site {self:?}{}", expert.suffix())
+    }
+}
+
+/// A producer and the consumers of its channels: a channel divided in one and multiplied in the others
+/// leaves the model's function as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pair {
+    /// `input_layernorm` to q, k, v.
+    NormQkv,
+    /// v to o, channels shared by the query heads of a key/value head, and by both experts: a query of one
+    /// attends to values of the other.
+    VO,
+    /// `post_attention_layernorm` to gate, up.
+    NormGateUp,
+    /// up to down; gate is not scaled, SiLU lies behind it.
+    UpDown,
+    /// The last norm to `lm_head`.
+    NormHead,
+}
+
+impl Pair {
+    /// The pairs of a layer, in the order in which they are searched and fused.
+    pub const LAYER: [Self; 4] = [Self::NormQkv, Self::VO, Self::NormGateUp, Self::UpDown];
+
+    /// `norm_qkv`, `v_o`, ..
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NormQkv => "norm_qkv",
+            Self::VO => "v_o",
+            Self::NormGateUp => "norm_gate_up",
+            Self::UpDown => "up_down",
+            Self::NormHead => "norm_head",
+        }
+    }
+
+    /// The consumers within a layer; none for the pair of the head.
+    pub fn consumers(self) -> &'static [Proj] {
+        match self {
+            Self::NormQkv => &[Proj::QProj, Proj::KProj, Proj::VProj],
+            Self::VO => &[Proj::OProj],
+            Self::NormGateUp => &[Proj::GateProj, Proj::UpProj],
+            Self::UpDown => &[Proj::DownProj],
+            Self::NormHead => &[],
+        }
+    }
+
+    /// The module whose output channels are divided.
+    pub fn producer(self, layer: usize, expert: Expert) -> String {
+        let suffix = expert.suffix();
+        match self {
+            Self::NormQkv => format!("layers.{layer}.input_layernorm{suffix}"),
+            Self::VO => Proj::VProj.path(layer, expert),
+            Self::NormGateUp => format!("layers.{layer}.post_attention_layernorm{suffix}"),
+            Self::UpDown => Proj::UpProj.path(layer, expert),
+            Self::NormHead => format!("norm{suffix}"),
+        }
+    }
+}
+
+/// Which columns of a consumer share a factor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tie {
+    of_column: Vec<usize>,
+    n_free: usize,
+}
+
+impl Tie {
+    /// Every column has its own.
+    pub fn none(cols: usize) -> Self {
+        Self { of_column: (0..cols).collect(), n_free: cols }
+    }
+
+    /// The columns of o: query head `h` reads key/value head `h / (n_heads / n_kv_heads)`.
+    ///
+    /// # Panics
+    /// When the heads do not share evenly.
+    pub fn heads(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> Self {
+        assert!(n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads), "query heads in equal parts");
+        let shared = n_heads / n_kv_heads;
+        let of = |column: usize| column / head_dim / shared * head_dim + column % head_dim;
+        Self { of_column: (0..n_heads * head_dim).map(of).collect(), n_free: n_kv_heads * head_dim }
+    }
+
+    /// `times` copies of `n` channels side by side: the input of the ViT's merger is four patches.
+    pub fn repeated(n: usize, times: usize) -> Self {
+        Self { of_column: (0..n * times).map(|column| column % n).collect(), n_free: n }
+    }
+
+    /// Columns of the consumer.
+    pub fn n_columns(&self) -> usize {
+        self.of_column.len()
+    }
+
+    /// Factors that can be chosen, channels of the producer.
+    pub fn n_free(&self) -> usize {
+        self.n_free
+    }
+
+    /// The factor of every column.
+    ///
+    /// # Panics
+    /// When there is not one value for each free factor.
+    pub fn expand(&self, free: &[f32]) -> Vec<f32> {
+        assert_eq!(free.len(), self.n_free, "one value for each free factor");
+        self.of_column.iter().map(|i| free[*i]).collect()
+    }
+
+    /// Joins the values of the columns that share a factor.
+    pub(crate) fn reduce(&self, columns: &[f64], join: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+        let mut out: Vec<Option<f64>> = vec![None; self.n_free];
+        for (value, i) in columns.iter().zip(&self.of_column) {
+            out[*i] = Some(out[*i].map_or(*value, |old| join(old, *value)));
+        }
+        out.into_iter().map(|v| v.unwrap_or(0.0)).collect()
+    }
+
+    /// Columns for each free factor: every tie shares evenly.
+    pub(crate) fn share(&self) -> usize {
+        self.n_columns() / self.n_free.max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_checkpoint() {
+        let names = [
+            (Proj::QProj.path(3, Expert::Und), "layers.3.self_attn.q_proj"),
+            (Proj::OProj.path(3, Expert::Gen), "layers.3.self_attn.o_proj_moe_gen"),
+            (Proj::DownProj.path(0, Expert::Und), "layers.0.mlp.down_proj"),
+            (Proj::GateProj.path(35, Expert::Gen), "layers.35.mlp_moe_gen.gate_proj"),
+            (Pair::NormQkv.producer(1, Expert::Gen), "layers.1.input_layernorm_moe_gen"),
+            (Pair::NormGateUp.producer(1, Expert::Und), "layers.1.post_attention_layernorm"),
+            (Pair::VO.producer(1, Expert::Gen), "layers.1.self_attn.v_proj_moe_gen"),
+            (Site::D.path(2, Expert::Gen), "layers.2 site D_moe_gen"),
+        ];
+        for (found, expected) in names {
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn every_linear_is_consumed_by_one_pair_of_its_site() {
+        let mut seen: Vec<Proj> = Vec::new();
+        for (pair, site) in Pair::LAYER.iter().zip(Site::ALL) {
+            assert!(pair.consumers().iter().all(|p| p.site() == site));
+            seen.extend(pair.consumers());
+        }
+        assert_eq!(seen, Proj::ALL);
+    }
+
+    #[test]
+    fn query_heads_share_the_channels_of_their_value_head() {
+        let tie = Tie::heads(4, 2, 3);
+        assert_eq!((tie.n_columns(), tie.n_free(), tie.share()), (12, 6, 2));
+        let t: Vec<f32> = (0..6).map(|i| i as f32).collect();
+        assert_eq!(tie.expand(&t), [0., 1., 2., 0., 1., 2., 3., 4., 5., 3., 4., 5.]);
+        let columns: Vec<f64> = (0..12).map(f64::from).collect();
+        assert_eq!(tie.reduce(&columns, f64::max), [3., 4., 5., 9., 10., 11.]);
+        assert_eq!(Tie::repeated(2, 3).expand(&[1.0, 2.0]), [1., 2., 1., 2., 1., 2.]);
+        assert_eq!(Tie::none(2).expand(&[3.0, 4.0]), [3.0, 4.0]);
+    }
+}
