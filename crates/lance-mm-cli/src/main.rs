@@ -8,6 +8,7 @@ mod args;
 mod ask;
 mod chat;
 mod completions;
+mod eval;
 mod hub;
 mod inspect;
 mod model;
@@ -44,6 +45,7 @@ enum Command {
     Ask(ask::Args),
     Chat(chat::Args),
     Inspect(inspect::Args),
+    Eval(eval::Args),
     Pull(pull::Args),
     Completions(completions::Args),
 }
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
             Command::Ask(args) => ask::run(args),
             Command::Chat(args) => chat::run(args),
             Command::Inspect(args) => inspect::run(args),
+            Command::Eval(args) => eval::run(args),
             Command::Pull(args) => pull::run(args),
             Command::Completions(args) => completions::run(args),
         },

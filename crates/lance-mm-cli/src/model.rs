@@ -25,6 +25,15 @@ pub(crate) struct Model {
 
 /// Loads what `--model` names.
 pub(crate) fn load(model: Option<&str>, hints: Hints) -> Result<Model> {
+    load_as(model, hints, |checkpoint| checkpoint)
+}
+
+/// As [`load`], the checkpoint changed before its networks are built.
+pub(crate) fn load_as(
+    model: Option<&str>,
+    hints: Hints,
+    change: impl FnOnce(Checkpoint) -> Checkpoint,
+) -> Result<Model> {
     let model = model.unwrap_or(NANO);
     let bundled = model == NANO && !Path::new(model).exists();
     if bundled {
@@ -39,7 +48,7 @@ pub(crate) fn load(model: Option<&str>, hints: Hints) -> Result<Model> {
     } else {
         (model.to_owned(), Checkpoint::open(folder(model)?)?)
     };
-    let lance = Understanding::new(checkpoint)?;
+    let lance = Understanding::new(change(checkpoint))?;
     let unknown = lance.unknown_tensors();
     if let Some(first) = unknown.first() {
         let others =

@@ -257,6 +257,23 @@ impl Llm {
         Ok(x)
     }
 
+    /// The UND expert's linear layer at a checkpoint path: `layers.0.self_attn.q_proj`, `lm_head`.
+    pub fn linear(&self, path: &str) -> Option<&Linear> {
+        match in_layer(path) {
+            Some((index, path)) => self.layers.get(index)?.linear(path),
+            None => (path == "lm_head").then_some(&self.lm_head),
+        }
+    }
+
+    /// The UND expert's norm of the residual stream at a checkpoint path: `layers.0.input_layernorm`,
+    /// `layers.0.post_attention_layernorm`, `norm`.
+    pub fn residual_norm(&self, path: &str) -> Option<&RmsNorm> {
+        match in_layer(path) {
+            Some((index, name)) => self.layers.get(index)?.norm(name),
+            None => (path == "norm").then_some(&self.norm.und),
+        }
+    }
+
     /// The final norm of rows of a sequence, each with its expert's weights: f32 `(T, D)`.
     ///
     /// # Errors
@@ -293,6 +310,12 @@ impl Llm {
     pub fn logits(&self, normed: &Tensor) -> Result<Tensor> {
         self.lm_head.forward(normed)
     }
+}
+
+/// `layers.3.mlp.up_proj` as 3 and `mlp.up_proj`.
+fn in_layer(path: &str) -> Option<(usize, &str)> {
+    let (index, rest) = path.strip_prefix("layers.")?.split_once('.')?;
+    Some((index.parse().ok()?, rest))
 }
 
 /// Tensors that only generation reads.

@@ -31,6 +31,7 @@ use lance_mm_models::{Config, Experts};
 use lance_mm_tensor::{TensorInfo, Weights};
 
 use crate::error::Result;
+use crate::lance::Checkpoint;
 use crate::layout::{Files, Layout, find, listed};
 use check::Findings;
 pub use component::Component;
@@ -42,7 +43,8 @@ pub use quantized::{QuantizationSummary, SchemeCount, SchemeName};
 pub use report::{
     ComponentSummary, ConfigSummary, ExpertsFound, FileEntry, Memory, Report, SpecialId, TokenizerSummary,
 };
-use scan::{Hash, scan};
+pub(crate) use scan::Hash;
+use scan::scan;
 
 /// How thorough an inspection is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,6 +104,28 @@ pub fn inspect(path: &Path, options: InspectOptions) -> Result<Report> {
         problems: findings.problems,
         notes: findings.notes,
     })
+}
+
+/// The components of an open checkpoint, every byte of them read: counts and fingerprints as those that a
+/// deep inspection of its folder gives.
+pub fn components_of(checkpoint: &Checkpoint) -> Vec<ComponentSummary> {
+    let vit = checkpoint.vit.as_ref().map(|vit| (Source::Vit, vit));
+    let parts: Vec<_> = [(Source::Model, &checkpoint.model)]
+        .into_iter()
+        .chain(vit)
+        .map(|(source, weights)| (source, weights, weights.tensors()))
+        .collect();
+    let (mut all, mut hashes) = (Vec::new(), Vec::new());
+    for (source, weights, tensors) in &parts {
+        let quantization = &checkpoint.quantization;
+        let modules = quantized::modules(*source, tensors, Some(&checkpoint.config), quantization);
+        for item in items(*source, tensors, &modules) {
+            let dtype = format!("{:?}", item.info.dtype);
+            hashes.push(weights.with_bytes(&item.info.name, |bytes| scan(bytes, &dtype).hash));
+            all.push(item);
+        }
+    }
+    components(&all, &hashes)
 }
 
 /// The files of the folder, and parts that lie beside it.

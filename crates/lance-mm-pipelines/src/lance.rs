@@ -20,6 +20,7 @@ pub struct Checkpoint {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) stop_ids: Vec<u32>,
     pub(crate) name: String,
+    pub(crate) quantization: Quantization,
     base: Option<u32>,
 }
 
@@ -93,7 +94,8 @@ impl Checkpoint {
         check_ids(&config, &tokenizer)?;
         Ok(Self {
             model: model.with_quantization(quantization.clone()),
-            vit: vit.map(|vit| vit.with_quantization(quantization)),
+            vit: vit.map(|vit| vit.with_quantization(quantization.clone())),
+            quantization,
             stop_ids: stop_ids(name, generation, &tokenizer)?,
             base: base_size(name, &value)?,
             name: name.to_owned(),

@@ -3,10 +3,11 @@
 //! Start from [`Understanding`]: load a checkpoint, [`generate`](Understanding::generate) an answer about a
 //! picture, or take the steps one by one: [`image`] and [`video`] prepare pixels, [`Tokenizer`] and
 //! [`prompt`] text, [`Understanding::answer`] streams, [`Look`] asks many questions about one picture,
-//! [`Chat`] goes on over several turns.
+//! [`Chat`] goes on over several turns. [`eval`] measures what quantization costs.
 
 mod decode;
 mod error;
+pub mod eval;
 pub mod image;
 pub mod inspect;
 mod lance;

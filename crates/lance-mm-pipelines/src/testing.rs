@@ -1,5 +1,7 @@
 //! The bundled nano checkpoint for the tests of this crate.
 
+use crate::eval::Dataset;
+use crate::eval::dataset::{Picture, Sample, Shown};
 use crate::{Checkpoint, Files, Tokenizer};
 
 pub(crate) const NANO: Files = Files {
@@ -17,4 +19,17 @@ pub(crate) fn tokenizer() -> Tokenizer {
 
 pub(crate) fn checkpoint() -> Checkpoint {
     Checkpoint::in_memory(&NANO).unwrap()
+}
+
+/// The demo pictures with their questions.
+pub(crate) fn demos() -> Dataset {
+    let sample = |demo: &lance_mm_nano::Demo| Sample {
+        place: demo.file.into(),
+        shown: Shown::Images(vec![Picture::Memory { name: demo.file.into(), bytes: demo.png }]),
+        question: demo.question.into(),
+        answer: Some(demo.answer.into()),
+        expected: None,
+        kind: None,
+    };
+    Dataset { name: "demos".into(), samples: lance_mm_nano::DEMOS.iter().map(sample).collect() }
 }

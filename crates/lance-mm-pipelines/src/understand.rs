@@ -33,7 +33,7 @@ pub use look::Look;
 /// # Ok::<(), lance_mm_pipelines::Error>(())
 /// ```
 pub struct Understanding {
-    checkpoint: Checkpoint,
+    pub(crate) checkpoint: Checkpoint,
     llm: Llm,
     vit: Option<Vit>,
 }
@@ -356,18 +356,33 @@ impl<'a> Run<'a> {
         decoding.map_or(Ok(()), |decoding| self.lance.decoder().check(decoding, total))
     }
 
+    /// Rows of segments from where the cache ends.
+    fn sequence(&self, segments: &[Segment]) -> Sequence {
+        let sequence = Sequence::new(segments, &self.lance.llm.config().layout(), self.at);
+        match self.attention {
+            BlockAttention::Full => sequence,
+            BlockAttention::Causal => sequence.causal(),
+        }
+    }
+
     /// Runs segments from where the cache ends; the last row after the final norm.
     fn prefill(&mut self, segments: &[Segment], features: &[Tensor]) -> Result<Tensor> {
         let start = Instant::now();
         let llm = &self.lance.llm;
-        let mut sequence = Sequence::new(segments, &llm.config().layout(), self.at);
-        if self.attention == BlockAttention::Causal {
-            sequence = sequence.causal();
-        }
+        let sequence = self.sequence(segments);
         let normed = llm.prefill(&llm.embed(&sequence, features)?, &sequence, &mut self.cache)?;
         self.at = sequence.end();
         self.prefill_time = start.elapsed();
         Ok(normed)
+    }
+
+    /// Runs text from where the cache ends; its last `n` rows after the final norm, f32 `(n, D)`.
+    fn last_rows(&mut self, segments: &[Segment], n: usize) -> Result<Tensor> {
+        let llm = &self.lance.llm;
+        let sequence = self.sequence(segments);
+        let hidden = llm.forward(&llm.embed(&sequence, &[])?, &sequence, &mut self.cache)?;
+        self.at = sequence.end();
+        Ok(llm.norm(&hidden, &sequence)?.narrow(0, sequence.len() - n, n)?)
     }
 
     /// Generates; the cache then ends before the last generated id.

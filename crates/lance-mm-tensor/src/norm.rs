@@ -30,6 +30,11 @@ impl RmsNorm {
         Ok(Self::new(weights.tensor("weight", &[width])?, eps))
     }
 
+    /// The weight, f32 `(K)`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// f32 `(.., K)` to f32 of the same shape.
     ///
     /// # Errors

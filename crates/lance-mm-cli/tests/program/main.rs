@@ -4,6 +4,7 @@
 mod ask;
 mod broken;
 mod chat;
+mod eval;
 mod hub;
 mod inspect;
 mod support;
@@ -17,7 +18,7 @@ fn help_and_version_are_results() {
         (version.code, version.stdout.as_str()),
         (0, concat!("lance-mm ", env!("CARGO_PKG_VERSION"), "\n"))
     );
-    for command in ["", "ask", "chat", "inspect", "pull", "completions"] {
+    for command in ["", "ask", "chat", "inspect", "pull", "completions", "eval"] {
         let help = lance_mm(command.split_whitespace().chain(["--help"]));
         assert_eq!((help.code, help.stderr.as_str()), (0, ""), "{command}");
         assert!(help.stdout.contains("Examples:\n  lance-mm "), "{command}");
@@ -28,7 +29,7 @@ fn help_and_version_are_results() {
 fn arguments_that_make_no_sense_are_told_with_code_2() {
     let files = Files::demos();
     let plate = files.demo(2);
-    let cases: [&[&str]; 14] = [
+    let cases: [&[&str]; 18] = [
         &["foo"],
         &["ask"],
         &["ask", &plate],
@@ -42,6 +43,10 @@ fn arguments_that_make_no_sense_are_told_with_code_2() {
         &["chat"],
         &["chat", "-"],
         &["pull"],
+        &["eval"],
+        &["eval", "parity", "nano", "nano"],
+        &["eval", "oracle"],
+        &["eval", "layers", "nano", "nano", "--data", "x", "--max", "0"],
         &["completions", "foo"],
     ];
     for args in cases {

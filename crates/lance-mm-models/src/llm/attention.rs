@@ -54,6 +54,18 @@ impl Attention {
         })
     }
 
+    /// The UND expert's projection of this name.
+    pub(super) fn linear(&self, name: &str) -> Option<&Linear> {
+        let parts = &self.parts.und;
+        match name {
+            "q_proj" => Some(&parts.q_proj),
+            "k_proj" => Some(&parts.k_proj),
+            "v_proj" => Some(&parts.v_proj),
+            "o_proj" => Some(&parts.o_proj),
+            _ => None,
+        }
+    }
+
     /// `(T, D)` to `(T, D)`; keys and values of the rows go into layer `index` of the cache.
     pub(super) fn forward(
         &self,

@@ -34,6 +34,27 @@ impl Layer {
         })
     }
 
+    /// The UND expert's linear layer of this path within the layer.
+    pub(super) fn linear(&self, path: &str) -> Option<&Linear> {
+        let mlp = &self.mlp.und;
+        match path.split_once('.')? {
+            ("self_attn", name) => self.self_attn.linear(name),
+            ("mlp", "gate_proj") => Some(&mlp.gate_proj),
+            ("mlp", "up_proj") => Some(&mlp.up_proj),
+            ("mlp", "down_proj") => Some(&mlp.down_proj),
+            _ => None,
+        }
+    }
+
+    /// The UND expert's norm of the residual stream of this name.
+    pub(super) fn norm(&self, name: &str) -> Option<&RmsNorm> {
+        match name {
+            "input_layernorm" => Some(&self.input_layernorm.und),
+            "post_attention_layernorm" => Some(&self.post_attention_layernorm.und),
+            _ => None,
+        }
+    }
+
     /// `(T, D)` to `(T, D)`.
     pub(super) fn forward(
         &self,

@@ -221,3 +221,31 @@ fn a_tied_head_is_the_embedding_table() {
     let expected = x.matmul(&table.unwrap().t().unwrap()).unwrap();
     assert_close("tied", &flat(&tied.logits(&x).unwrap()), &flat(&expected), 1e-5);
 }
+
+#[test]
+fn parts_are_found_by_their_path() {
+    let llm = llm(Experts::Und);
+    let shape = |path: &str| llm.linear(path).map(|l| (l.weight().n_rows(), l.weight().n_cols()));
+    let config = llm.config();
+    let (d, f, kv) =
+        (config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim());
+    for (path, expected) in [
+        ("layers.1.self_attn.q_proj", (d, d)),
+        ("layers.0.self_attn.k_proj", (kv, d)),
+        ("layers.0.self_attn.v_proj", (kv, d)),
+        ("layers.0.self_attn.o_proj", (d, d)),
+        ("layers.1.mlp.gate_proj", (f, d)),
+        ("layers.1.mlp.up_proj", (f, d)),
+        ("layers.1.mlp.down_proj", (d, f)),
+        ("lm_head", (config.vocab_size, d)),
+    ] {
+        assert_eq!(shape(path), Some(expected), "{path}");
+    }
+    for path in ["layers.2.mlp.up_proj", "layers.x.mlp.up_proj", "layers.0.mlp", "embed_tokens", ""] {
+        assert_eq!(shape(path), None, "{path}");
+    }
+    for path in ["layers.1.input_layernorm", "layers.0.post_attention_layernorm", "norm"] {
+        assert_eq!(llm.residual_norm(path).unwrap().weight().dims(), [d]);
+    }
+    assert!(llm.residual_norm("layers.0.self_attn").is_none());
+}

@@ -8,20 +8,20 @@ const CHUNK: usize = 1 << 20;
 /// A 64-bit hash over words: `h = (h ^ w) · 0x9e3779b97f4a7c15; h ^= h >> 32`. Tells checkpoints apart; no
 /// protection against someone who wants two to look alike.
 #[derive(Clone, Copy)]
-pub(super) struct Hash(u64);
+pub(crate) struct Hash(u64);
 
 impl Hash {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(0xcbf2_9ce4_8422_2325)
     }
 
-    pub(super) fn word(&mut self, word: u64) {
+    pub(crate) fn word(&mut self, word: u64) {
         let h = (self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 = h ^ (h >> 32);
     }
 
     /// The length, then little-endian words, the last one filled up with zeros.
-    pub(super) fn bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.word(bytes.len() as u64);
         let (words, rest) = bytes.as_chunks();
         for word in words {
@@ -34,7 +34,7 @@ impl Hash {
         }
     }
 
-    pub(super) fn finish(self) -> u64 {
+    pub(crate) fn finish(self) -> u64 {
         self.0
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use candle_core::Tensor;
 use lance_mm_models::Cursor;
 
 use super::{Answer, Options, Part, Run, Understanding, Visual, features, medium};
@@ -57,8 +58,33 @@ impl<'a> Look<'a> {
             .run
             .prefill(&segments, &[])
             .and_then(|normed| self.run.decode(normed, &options.decoding, sink));
+        self.forget();
+        answer
+    }
+
+    /// The rows that predict `ids` when they are the answer to a question, after the final norm: f32
+    /// `(n, D)`, for [`Llm::logits`](lance_mm_models::Llm::logits). For comparing models on the same answer.
+    ///
+    /// # Errors
+    /// No ids; as [`Understanding::answer`].
+    pub fn force(&mut self, question: &str, ids: &[u32]) -> Result<Tensor> {
+        let Some((_, fed)) = ids.split_last() else {
+            return Err(Error::Prompt("expected an answer to go through, found none".into()));
+        };
+        let mut prompt = Prompt::new(self.run.lance.tokenizer());
+        prompt.question(question)?;
+        prompt.close_user()?;
+        prompt.ids(fed);
+        let segments = prompt.take()?;
+        self.run.check(&segments, None)?;
+        let rows = self.run.last_rows(&segments, ids.len());
+        self.forget();
+        rows
+    }
+
+    /// Forgets what came after the pictures.
+    fn forget(&mut self) {
         self.run.cache.truncate(self.end.rows);
         self.run.at = self.end;
-        answer
     }
 }

@@ -1,0 +1,73 @@
+//! Options on questions, and the questions.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use lance_mm::eval::Dataset;
+use lance_mm::eval::dataset::{Picture, Sample, Shown};
+use lance_mm::{Decoding, Options};
+
+/// How questions are put.
+#[derive(clap::Args)]
+pub(crate) struct AskArgs {
+    /// Take the first N questions only.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max: Option<u32>,
+    /// Tokens of an answer at most.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = Decoding::default().max_new_tokens)]
+    max_new_tokens: usize,
+    /// The system message, instead of the one for what is shown.
+    #[arg(long, value_name = "TEXT")]
+    instruction: Option<String>,
+}
+
+impl AskArgs {
+    /// Greedy answers, put as the arguments say.
+    pub(crate) fn options(&self) -> Options {
+        let decoding = Decoding { max_new_tokens: self.max_new_tokens, ..Decoding::default() };
+        Options { instruction: self.instruction.clone(), decoding, ..Options::default() }
+    }
+
+    /// The questions of a file.
+    pub(crate) fn read(&self, path: &std::path::Path) -> Result<Dataset> {
+        Ok(self.limited(Dataset::read(path)?))
+    }
+
+    /// As many questions as were asked for.
+    pub(crate) fn limited(&self, data: Dataset) -> Dataset {
+        match self.max {
+            Some(max) => data.limited(max as usize),
+            None => data,
+        }
+    }
+}
+
+/// Where results go besides standard output.
+#[derive(clap::Args)]
+pub(crate) struct OutputArgs {
+    /// Write everything as one JSON object: models with fingerprints, data, numbers.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) json: Option<PathBuf>,
+    /// Write a page with tables and plots that needs no other file.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    pub(crate) html: Option<PathBuf>,
+    /// No progress on standard error.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// The bundled demo pictures with their questions.
+pub(crate) fn demos() -> Dataset {
+    let sample = |demo: &lance_mm_nano::Demo| Sample {
+        place: demo.file.to_owned(),
+        shown: Shown::Images(vec![Picture::Memory { name: demo.file.to_owned(), bytes: demo.png }]),
+        question: demo.question.to_owned(),
+        answer: Some(demo.answer.to_owned()),
+        expected: None,
+        kind: None,
+    };
+    Dataset {
+        name: "bundled demo cases".to_owned(),
+        samples: lance_mm_nano::DEMOS.iter().map(sample).collect(),
+    }
+}

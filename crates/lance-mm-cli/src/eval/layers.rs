@@ -1,0 +1,62 @@
+//! `lance-mm eval layers`: which layer loses how much.
+
+mod tables;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use lance_mm::eval::{LayerOptions, ModelInfo, layers};
+
+use super::data::{AskArgs, OutputArgs};
+use super::progress::Progress;
+use super::result::{self, Data};
+use crate::model;
+use crate::output::Hints;
+
+const EXAMPLES: &str = "\
+Examples:
+  lance-mm eval layers ./Lance-3B-bf16 ./Lance-3B-AWQ-INT4 --data held-out.jsonl
+  lance-mm eval layers nano ./nano-int4 --data held-out.jsonl --max 32 --html layers.html
+
+Give questions that no calibration has seen: rows of one that was are flattered.";
+
+/// Compare a checkpoint with its reference layer by layer.
+///
+/// Each linear layer alone on the reference's inputs; outputs of attention, MLP and layer with all earlier
+/// layers original (local) and quantized (accumulated).
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The reference.
+    #[arg(value_name = "REF")]
+    reference: String,
+    /// The checkpoint to compare with it.
+    #[arg(value_name = "CAND")]
+    candidate: String,
+    /// File of questions.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    data: PathBuf,
+    /// Rows of each sample that linear layers are compared on.
+    #[arg(long, value_name = "N", default_value_t = LayerOptions::default().rows)]
+    rows: usize,
+    #[command(flatten)]
+    ask: AskArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let hints = Hints::new(args.output.quiet);
+    let data = args.ask.read(&args.data)?;
+    let options = LayerOptions { asking: args.ask.options(), rows: args.rows };
+    let reference = model::load(Some(&args.reference), hints)?;
+    let candidate = model::load(Some(&args.candidate), hints)?;
+    let mut progress = Progress::new("questions", hints);
+    let report = layers(&reference.lance, &candidate.lance, &data, &options, &mut |done, all| {
+        progress.show(done, all)
+    })?;
+    drop(progress);
+    let models = [&reference, &candidate].map(|model| ModelInfo::of(&model.lance, &model.name));
+    let document = tables::document(&models, &report);
+    result::show("eval layers", &models, Data::of(&data, report.rows)?, &report, &document, &args.output)
+}

@@ -1,0 +1,101 @@
+//! `lance-mm eval oracle`: answers of several models side by side.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use lance_mm::eval::oracle::{OracleReport, answers};
+use lance_mm::eval::{Dataset, ModelInfo};
+
+use super::data::{AskArgs, OutputArgs, demos};
+use super::document::{Document, Table};
+use super::number::{millis, or_dash, yes_no};
+use super::progress::Progress;
+use super::result::{self, Data};
+use crate::model;
+use crate::output::Hints;
+
+const EXAMPLES: &str = "\
+Examples:
+  lance-mm eval oracle nano
+  lance-mm eval oracle ./Lance-3B-bf16 ./Lance-3B-AWQ-INT4 --data cases.jsonl
+
+The first model is the reference. An answer in the data file is the one shipped with upstream's example; an
+answer says the same when it contains it or, where numbers or plates are in it, has the same ones. Where no
+rule can tell, a dash is shown.";
+
+/// Put answers of several models to a few questions side by side.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Models, the reference first. They are loaded one after the other.
+    #[arg(value_name = "MODEL", required = true)]
+    models: Vec<String>,
+    /// File of questions. [default: the bundled demo cases]
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    data: Option<PathBuf>,
+    #[command(flatten)]
+    ask: AskArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let hints = Hints::new(args.output.quiet);
+    let data: Dataset = match &args.data {
+        Some(path) => args.ask.read(path)?,
+        None => args.ask.limited(demos()),
+    };
+    let options = args.ask.options();
+    let mut found = Vec::new();
+    for name in &args.models {
+        let model = model::load(Some(name), hints)?;
+        let mut progress = Progress::new(&model.name, hints);
+        let answers = answers(&model.lance, &data, &options, &mut |done, all| progress.show(done, all))?;
+        drop(progress);
+        found.push((ModelInfo::of(&model.lance, &model.name), answers));
+    }
+    let report = OracleReport::new(found, &data)?;
+    let tokens = report.totals.iter().map(|total| total.tokens).sum();
+    let document = document(&report);
+    result::show("eval oracle", &report.models, Data::of(&data, tokens)?, &report, &document, &args.output)
+}
+
+fn document(report: &OracleReport) -> Document {
+    let mut document = Document::new("Answers side by side".to_owned());
+    let head = ["model", "as REF", "as upstream", "tokens", "prefill", "a token", "bytes"];
+    let mut totals = Table::new(head, 1);
+    for (model, total) in report.models.iter().zip(&report.totals) {
+        totals.row([
+            model.name.clone(),
+            format!("{} of {}", total.matches_reference, total.told_reference),
+            format!("{} of {}", total.matches_upstream, total.told_upstream),
+            total.tokens.to_string(),
+            millis(total.prefill_seconds),
+            millis(total.seconds_per_token),
+            model.total.bytes.to_string(),
+        ]);
+    }
+    document.text("Of the cases in which a rule can tell; the first model is REF.");
+    document.table(totals);
+    for (i, case) in report.cases.iter().enumerate() {
+        document.heading(&format!("{}. {}", i + 1, case.question));
+        let upstream = or_dash(case.upstream.clone(), |answer| answer);
+        document.text(format!("{}; upstream: {upstream}", case.shown.join(", ")));
+        let head = ["model", "as REF", "as upstream", "answer", "tokens", "prefill", "a token"];
+        let mut table = Table::new(head, 4);
+        for (model, result) in report.models.iter().zip(&case.results) {
+            let answer = &result.answer;
+            table.row([
+                model.name.clone(),
+                yes_no(result.matches_reference),
+                yes_no(result.matches_upstream),
+                answer.text.clone(),
+                answer.tokens.to_string(),
+                millis(answer.prefill_seconds),
+                millis(answer.seconds_per_token),
+            ]);
+        }
+        document.table(table);
+    }
+    document
+}

@@ -1,0 +1,84 @@
+//! `lance-mm eval parity`: two checkpoints on the same questions.
+
+mod tables;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use lance_mm::Checkpoint;
+use lance_mm::eval::{Continuation, ModelInfo, ParityOptions, parity};
+
+use super::data::{AskArgs, OutputArgs};
+use super::progress::Progress;
+use super::result::{self, Data};
+use crate::model::{self, Model};
+use crate::output::Hints;
+
+const EXAMPLES: &str = "\
+Examples:
+  lance-mm eval parity ./Lance-3B-bf16 ./Lance-3B-AWQ-INT4 --data questions.jsonl
+  lance-mm eval parity nano ./nano-int4 --data held-out.jsonl --given --leave-out compare,lookup
+  lance-mm eval parity A B --data questions.jsonl --no-answers --json parity.json --html parity.html";
+
+/// Compare a checkpoint with its reference on the same questions.
+///
+/// Both models go through the reference's greedy answer (or the data's), and their logits are compared at
+/// every token; then each answers on its own.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The reference.
+    #[arg(value_name = "REF")]
+    reference: String,
+    /// The checkpoint to compare with it.
+    #[arg(value_name = "CAND")]
+    candidate: String,
+    /// File of questions.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    data: PathBuf,
+    /// Go through the data's answers instead of the reference's own.
+    #[arg(long)]
+    given: bool,
+    /// Compare logits only; the models do not answer on their own.
+    #[arg(long)]
+    no_answers: bool,
+    /// Read quantized matrices as `mx.dequantize` does, rounded to their type, to compare with numbers that were
+    /// measured on dequantized weights. Answers are given in f32 otherwise.
+    #[arg(long)]
+    mlx_rounding: bool,
+    /// Kinds that a second sum leaves out.
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    leave_out: Vec<String>,
+    #[command(flatten)]
+    ask: AskArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let hints = Hints::new(args.output.quiet);
+    let data = args.ask.read(&args.data)?;
+    let options = ParityOptions {
+        asking: args.ask.options(),
+        continuation: if args.given { Continuation::Given } else { Continuation::Greedy },
+        answers: !args.no_answers,
+        leave_out: args.leave_out.clone(),
+    };
+    let load = |name: &str| match args.mlx_rounding {
+        false => model::load(Some(name), hints),
+        true => {
+            let model = model::load_as(Some(name), hints, Checkpoint::with_mlx_rounding)?;
+            Ok(Model { name: format!("{} (MLX rounding)", model.name), ..model })
+        }
+    };
+    let (reference, candidate) = (load(&args.reference)?, load(&args.candidate)?);
+    let mut progress = Progress::new("questions", hints);
+    let report = parity(&reference.lance, &candidate.lance, &data, &options, &mut |done, all| {
+        progress.show(done, all)
+    })?;
+    drop(progress);
+    let models = [&reference, &candidate].map(|model| ModelInfo::of(&model.lance, &model.name));
+    let tokens = report.all.logits.map_or(0, |logits| logits.positions);
+    let document = tables::document(&models, &report);
+    result::show("eval parity", &models, Data::of(&data, tokens)?, &report, &document, &args.output)
+}

@@ -1,0 +1,51 @@
+//! What quantization costs: a candidate checkpoint against its reference, in answers, logits and layers.
+//!
+//! [`parity()`] is the first thing to run: both models go through the same answers and their logits are
+//! compared at every token ([`logits`]), then each answers on its own ([`text`]). [`layers()`] says which
+//! linear layer loses how much, [`oracle`] puts answers of several models side by side, [`perplexity()`]
+//! reads a text. Questions come from a [`Dataset`]. [`frequency`] measures pictures. All numbers are f64
+//! over f32 logits, all answers greedy; nothing here says whether a number is good.
+//!
+//! ```no_run
+//! use lance_mm_pipelines::Understanding;
+//! use lance_mm_pipelines::eval::{Dataset, ParityOptions, parity};
+//!
+//! let reference = Understanding::from_pretrained("Lance-3B-bf16")?;
+//! let candidate = Understanding::from_pretrained("Lance-3B-AWQ-INT4")?;
+//! let data = Dataset::read("questions.jsonl".as_ref())?;
+//! let report = parity(&reference, &candidate, &data, &ParityOptions::default(), &mut |_, _| {})?;
+//! if let Some(logits) = &report.all.logits {
+//!     println!("{} nats over {} tokens", logits.kl.mean, logits.positions);
+//! }
+//! # Ok::<(), lance_mm_pipelines::Error>(())
+//! ```
+
+pub mod dataset;
+mod distribution;
+pub mod frequency;
+pub mod layers;
+
+pub mod logits;
+mod model;
+pub mod oracle;
+pub mod parity;
+mod perplexity;
+mod relative;
+pub mod text;
+
+pub use dataset::Dataset;
+pub use distribution::Distribution;
+
+pub use layers::{LayerOptions, LayerReport, layers};
+pub use logits::{LogitReport, Position};
+pub use model::ModelInfo;
+pub use oracle::{CaseAnswer, OracleReport};
+pub use parity::{Continuation, ParityOptions, ParityReport, parity};
+pub use perplexity::{PerplexityReport, perplexity};
+pub use relative::{Decibels, Relative};
+
+/// Told after each sample: samples done, samples in all.
+pub type Progress<'a> = dyn FnMut(usize, usize) + 'a;
+
+/// Fewer samples than this are called a small sample.
+pub const SMALL_SAMPLE: usize = 32;

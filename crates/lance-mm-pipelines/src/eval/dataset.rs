@@ -1,0 +1,190 @@
+//! Questions about pictures, from a file.
+
+mod parse;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::image::{self, LoadOptions};
+use crate::inspect::Hash;
+use crate::understand::{Options, Understanding, Visual};
+use crate::video::{Clip, UNKNOWN_FPS};
+
+/// Questions in the order of their file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dataset {
+    /// What to call it.
+    pub name: String,
+    /// At least one after reading a file.
+    pub samples: Vec<Sample>,
+}
+
+/// A question about something that is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// File and line, for messages.
+    pub place: String,
+    /// What is shown.
+    pub shown: Shown,
+    /// The question; empty asks for a description.
+    pub question: String,
+    /// A reference answer, if there is one.
+    pub answer: Option<String>,
+    /// What an answer must contain, where that is not the reference answer itself.
+    pub expected: Option<String>,
+    /// The sample's stratum.
+    pub kind: Option<String>,
+}
+
+/// Pictures or a video.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Shown {
+    /// Pictures, at least one.
+    Images(Vec<Picture>),
+    /// An animated GIF, or a folder of frames.
+    Video(PathBuf),
+}
+
+/// A picture, not read yet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Picture {
+    /// A file.
+    File(PathBuf),
+    /// The bytes of one, with a name for messages.
+    Memory {
+        /// The name.
+        name: String,
+        /// The file's bytes.
+        bytes: &'static [u8],
+    },
+}
+
+impl Dataset {
+    /// Reads a file of one JSON object a line, `{"image": "a.png", "question": "What?", "answer": "A star"}`:
+    /// `image` or `video` (a path) or `images` (a list), `question`, and where there is one `answer`, `expected`
+    /// and `kind`. Paths are relative to the file. Other fields are left alone. A file that is one JSON list of
+    /// such objects, or one object with such a list under `cases` (then `file` and `task` may stand for
+    /// `image` and `kind`), is read too.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is none of these, naming line and field; no samples. Pictures are not
+    /// opened yet.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let name = path.display().to_string();
+        let text = String::from_utf8(bytes)
+            .map_err(|error| bad(&name, format!("expected UTF-8, found other bytes: {error}")))?;
+        parse::dataset(&text, &name, path.parent().unwrap_or(Path::new("")))
+    }
+
+    /// The same with its first `n` samples only.
+    pub fn limited(mut self, n: usize) -> Self {
+        self.samples.truncate(n);
+        self
+    }
+
+    /// Indices of samples, those that show the same together, in the order in which that comes first.
+    pub fn by_shown(&self) -> Vec<Vec<usize>> {
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        let mut places: HashMap<&Shown, usize> = HashMap::new();
+        for (i, sample) in self.samples.iter().enumerate() {
+            let place = *places.entry(&sample.shown).or_insert(groups.len());
+            match groups.get_mut(place) {
+                Some(group) => group.push(i),
+                None => groups.push(vec![i]),
+            }
+        }
+        groups
+    }
+}
+
+impl Sample {
+    /// What an answer is held against: `expected`, else `answer`.
+    pub fn wanted(&self) -> Option<&str> {
+        self.expected.as_deref().or(self.answer.as_deref())
+    }
+
+    /// An error that names the sample.
+    pub(crate) fn error(&self, message: impl ToString) -> Error {
+        bad(&self.place, message)
+    }
+}
+
+impl Shown {
+    /// Runs a model's vision transformer over it.
+    ///
+    /// # Errors
+    /// Files that cannot be read or used.
+    pub fn encode(&self, lance: &Understanding, options: &Options) -> Result<Vec<Visual>> {
+        let load = LoadOptions::default();
+        match self {
+            Self::Images(pictures) => pictures
+                .iter()
+                .map(|picture| {
+                    let (bytes, name) = picture.read()?;
+                    lance.encode_image(&image::decode(&bytes, &name, &load)?, options.resize)
+                })
+                .collect(),
+            Self::Video(path) if path.is_dir() => {
+                let clip = Clip::from_dir(path, UNKNOWN_FPS, &load)?;
+                Ok(vec![lance.encode_video(&clip, options.resize)?])
+            }
+            Self::Video(path) => {
+                let clip = Clip::from_gif(&read(path)?, &path.display().to_string(), &load)?;
+                Ok(vec![lance.encode_video(&clip, options.resize)?])
+            }
+        }
+    }
+
+    /// Sixteen hexadecimal digits of the pictures' bytes and a question: tells samples apart without
+    /// telling what is in them. Of a video it is the path that counts.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn hash(&self, question: &str) -> Result<String> {
+        let mut hash = Hash::new();
+        match self {
+            Self::Images(pictures) => {
+                for picture in pictures {
+                    hash.bytes(&picture.read()?.0);
+                }
+            }
+            Self::Video(path) => hash.bytes(path.as_os_str().as_encoded_bytes()),
+        }
+        hash.bytes(question.as_bytes());
+        Ok(format!("{:016x}", hash.finish()))
+    }
+
+    /// Names of the files.
+    pub fn names(&self) -> Vec<String> {
+        let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        match self {
+            Self::Images(pictures) => pictures
+                .iter()
+                .map(|picture| match picture {
+                    Picture::File(path) => name(path),
+                    Picture::Memory { name, .. } => name.clone(),
+                })
+                .collect(),
+            Self::Video(path) => vec![name(path)],
+        }
+    }
+}
+
+impl Picture {
+    fn read(&self) -> Result<(std::borrow::Cow<'static, [u8]>, String)> {
+        match self {
+            Self::File(path) => Ok((read(path)?.into(), path.display().to_string())),
+            Self::Memory { name, bytes } => Ok(((*bytes).into(), name.clone())),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+}
+
+fn bad(name: &str, message: impl ToString) -> Error {
+    Error::Data { name: name.to_owned(), message: message.to_string() }
+}

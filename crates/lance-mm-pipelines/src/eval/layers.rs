@@ -1,0 +1,317 @@
+//! Which layer and which linear layer loses how much.
+
+mod linear;
+mod rows;
+mod scale;
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::Tensor;
+use lance_mm_models::{Config, Cursor, Llm, Segment, Sequence};
+use serde::Serialize;
+
+use super::dataset::{Dataset, Sample};
+use super::parity::{given_ids, require_same_tokens};
+use super::{Progress, Relative, SMALL_SAMPLE};
+use crate::error::{Error, Result};
+use crate::prompt::{self, Content, Turn};
+use crate::understand::{Options, Understanding, Visual};
+pub use linear::LinearReport;
+use linear::{Comparison, SITES};
+pub use rows::Class;
+use rows::{Cosines, by_class, flat, spread};
+
+/// How layers are compared.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerOptions {
+    /// How questions are put.
+    pub asking: Options,
+    /// Rows of each sample that linear layers are compared on, evenly spaced; everything else is compared on
+    /// all rows.
+    pub rows: usize,
+}
+
+impl Default for LayerOptions {
+    fn default() -> Self {
+        Self { asking: Options::default(), rows: 64 }
+    }
+}
+
+/// Layers of a candidate's UND expert against its reference's, over samples that no calibration should have
+/// seen: rows of one that was are flattered.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LayerReport {
+    /// Samples.
+    pub samples: usize,
+    /// `small sample` below [`SMALL_SAMPLE`].
+    pub note: Option<&'static str>,
+    /// Rows of all sequences, prompt and answer.
+    pub rows: usize,
+    /// Rows that the linear layers within layers were compared on.
+    pub linear_rows: usize,
+    /// Input rows: pictures as the vision transformers see them, embeddings of text.
+    pub inputs: BTreeMap<Class, Relative>,
+    /// First to last.
+    pub layers: Vec<OneLayer>,
+    /// The output head, on the rows that predict the answer.
+    pub lm_head: LinearReport,
+    /// Mean cosine of the residual stream after the last layer, before the final norm, by what a row is.
+    pub final_cosine: BTreeMap<Class, f64>,
+}
+
+/// One layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OneLayer {
+    /// Its number.
+    pub layer: usize,
+    /// Queries after their norm: what attention sees.
+    pub q_norm: Compounding,
+    /// Keys after their norm.
+    pub k_norm: Compounding,
+    /// Output of attention.
+    pub self_attn: Compounding,
+    /// Output of the MLP.
+    pub mlp: Compounding,
+    /// Output of the layer, the residual stream.
+    pub output: Compounding,
+    /// Its linear layers, each alone, on the reference's rows.
+    pub linears: Vec<LinearReport>,
+}
+
+/// An error of one layer, and of all layers before it too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Compounding {
+    /// The candidate's layer on the reference's input.
+    pub local: Relative,
+    /// The candidate's layer on the candidate's own input.
+    pub accumulated: Relative,
+    /// Accumulated over local error; `None` without a local one.
+    pub ratio: Option<f64>,
+}
+
+/// Runs prompts and answers of a data set through both models, layer by layer. An answer that the data does
+/// not give is the reference's own.
+///
+/// A checkpoint may hold its weights in a scaled space: an input column times s where the producer of that
+/// input is divided by s. Linear layers are compared in the reference's space, see [`LinearReport`]; all else
+/// is the same in both spaces.
+///
+/// # Errors
+/// Models of different shape or with different tokenizers, pictures that cannot be read or used.
+pub fn layers(
+    reference: &Understanding,
+    candidate: &Understanding,
+    data: &Dataset,
+    options: &LayerOptions,
+    progress: &mut Progress<'_>,
+) -> Result<LayerReport> {
+    require_same_tokens(reference.tokenizer(), candidate.tokenizer())?;
+    require_same_shape(reference.config(), candidate.config())?;
+    if options.rows == 0 {
+        return Err(Error::option("rows", "at least 1", 0));
+    }
+    let mut sums = Sums::new(reference.llm(), candidate.llm())?;
+    for (i, sample) in data.samples.iter().enumerate() {
+        let run = Run::new(reference, candidate, sample, &options.asking)?;
+        sums.add(&run, reference.llm(), candidate.llm(), options.rows)?;
+        progress(i + 1, data.samples.len());
+    }
+    Ok(sums.report(data.samples.len()))
+}
+
+fn require_same_shape(a: &Config, b: &Config) -> Result<()> {
+    let shape = |c: &Config| {
+        let heads = (c.num_attention_heads, c.num_key_value_heads);
+        (c.hidden_size, c.num_hidden_layers, heads, c.intermediate_size, c.vocab_size)
+    };
+    if shape(a) == shape(b) {
+        return Ok(());
+    }
+    let text = |c: &Config| {
+        let (d, layers, (heads, kv), mlp, vocabulary) = shape(c);
+        format!("{layers} layers of {d}, {heads} and {kv} heads, MLP {mlp}, vocabulary {vocabulary}")
+    };
+    Err(Error::Data { name: "candidate".into(), message: format!("expected {}, found {}", text(a), text(b)) })
+}
+
+/// The rows of one sample in both models.
+struct Run {
+    sequence: Sequence,
+    /// Rows of the prompt; those after it are the answer's.
+    prompt: usize,
+    x: Tensor,
+    x_candidate: Tensor,
+}
+
+impl Run {
+    fn new(
+        reference: &Understanding,
+        candidate: &Understanding,
+        sample: &Sample,
+        options: &Options,
+    ) -> Result<Self> {
+        let visuals = sample.shown.encode(reference, options)?;
+        let other = sample.shown.encode(candidate, options)?;
+        let contents = visuals.iter().map(|visual| Content::Visual(visual.grid()));
+        let contents = contents.chain([Content::Text(&sample.question)]).collect();
+        let medium = visuals.iter().map(Visual::medium).next_back().unwrap_or(prompt::Medium::Text);
+        let has_question = !sample.question.is_empty();
+        let instruction = options.instruction.clone();
+        let instruction = instruction.unwrap_or_else(|| prompt::instruction(medium, has_question));
+        let turns = [Turn::User(contents)];
+        let mut segments = prompt::conversation(reference.tokenizer(), &instruction, &turns)?;
+        let ids = match sample.answer {
+            Some(_) => given_ids(reference.tokenizer(), sample)?,
+            None => greedy_ids(reference, &visuals, sample, options)?,
+        };
+        let layout = reference.config().layout();
+        let prompt = Sequence::new(&segments, &layout, Cursor::default()).len();
+        // Nothing is predicted from the last token.
+        segments.push(Segment::Text(ids[..ids.len() - 1].to_vec()));
+        let sequence = Sequence::new(&segments, &layout, Cursor::default());
+        let max = reference.config().max_position_embeddings;
+        if sequence.len() > max {
+            return Err(sample.error(format!("expected at most {max} tokens, found {}", sequence.len())));
+        }
+        let embed = |lance: &Understanding, visuals: &[Visual]| {
+            let features: Vec<Tensor> = visuals.iter().map(|visual| visual.features().clone()).collect();
+            lance.llm().embed(&sequence, &features)
+        };
+        let (x, x_candidate) = (embed(reference, &visuals)?, embed(candidate, &other)?);
+        Ok(Self { prompt, x, x_candidate, sequence })
+    }
+}
+
+fn greedy_ids(
+    lance: &Understanding,
+    visuals: &[Visual],
+    sample: &Sample,
+    options: &Options,
+) -> Result<Vec<u32>> {
+    let mut options = options.clone();
+    options.decoding.sampling = Default::default();
+    let mut look = lance.look(visuals, &options)?;
+    Ok(look.ask(&sample.question, &options, &mut |_| std::ops::ControlFlow::Continue(()))?.ids)
+}
+
+/// Sums over the samples so far.
+struct Sums {
+    rows: usize,
+    linear_rows: usize,
+    inputs: BTreeMap<Class, Relative>,
+    layers: Vec<LayerSums>,
+    lm_head: Comparison,
+    cosines: Cosines,
+}
+
+#[derive(Default)]
+struct LayerSums {
+    /// Local and accumulated errors of the names in [`SHOWN`].
+    errors: [[Relative; 2]; SHOWN.len()],
+    linears: Vec<Comparison>,
+}
+
+/// What is compared of a layer; "" is its output.
+const SHOWN: [&str; 5] = ["self_attn.q_norm", "self_attn.k_norm", "self_attn", "mlp", ""];
+
+impl Sums {
+    fn new(reference: &Llm, candidate: &Llm) -> Result<Self> {
+        let layer = |i: usize| -> Result<LayerSums> {
+            let linears = linear::of_layer(reference, candidate, i)?;
+            Ok(LayerSums { linears, ..LayerSums::default() })
+        };
+        Ok(Self {
+            rows: 0,
+            linear_rows: 0,
+            inputs: BTreeMap::new(),
+            layers: (0..reference.config().num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            lm_head: linear::lm_head(reference, candidate)?,
+            cosines: Cosines::default(),
+        })
+    }
+
+    fn add(&mut self, run: &Run, reference: &Llm, candidate: &Llm, max_rows: usize) -> Result<()> {
+        let classes = rows::classes(&run.sequence, run.prompt);
+        let kept = spread(run.sequence.len(), max_rows);
+        self.rows += run.sequence.len();
+        self.linear_rows += kept.len();
+        by_class(&classes, &run.x, &run.x_candidate, &mut self.inputs)?;
+        let (mut x, mut own) = (run.x.clone(), run.x_candidate.clone());
+        for (i, sums) in self.layers.iter_mut().enumerate() {
+            let show = |llm: &Llm, x: &Tensor| Shown::new(llm, i, x, &run.sequence);
+            let (expected, local, accumulated) =
+                (show(reference, &x)?, show(candidate, &x)?, show(candidate, &own)?);
+            for (name, [here, so_far]) in SHOWN.iter().zip(&mut sums.errors) {
+                let expected = flat(expected.get(name)?)?;
+                here.push(&expected, &flat(local.get(name)?)?);
+                so_far.push(&expected, &flat(accumulated.get(name)?)?);
+            }
+            for (linear, site) in sums.linears.iter_mut().zip(SITES) {
+                linear.add(reference, candidate, &kept.of(expected.get(site.input)?)?)?;
+            }
+            (x, own) = (expected.get("")?.clone(), accumulated.get("")?.clone());
+        }
+        self.cosines.add(&classes, &x, &own)?;
+        let predicting = run.prompt - 1;
+        let normed = reference.norm(&x, &run.sequence)?;
+        let normed = normed.narrow(0, predicting, run.sequence.len() - predicting)?;
+        self.lm_head.add(reference, candidate, &normed)
+    }
+
+    fn report(self, samples: usize) -> LayerReport {
+        let layer = |(i, sums): (usize, LayerSums)| {
+            let [q_norm, k_norm, self_attn, mlp, output] = sums.errors.map(Compounding::of);
+            let linears = sums.linears.into_iter().map(Comparison::report).collect();
+            OneLayer { layer: i, q_norm, k_norm, self_attn, mlp, output, linears }
+        };
+        LayerReport {
+            samples,
+            note: (samples < SMALL_SAMPLE).then_some("small sample"),
+            rows: self.rows,
+            linear_rows: self.linear_rows,
+            inputs: self.inputs,
+            layers: self.layers.into_iter().enumerate().map(layer).collect(),
+            lm_head: self.lm_head.report(),
+            final_cosine: self.cosines.means(),
+        }
+    }
+}
+
+impl Compounding {
+    fn of([local, accumulated]: [Relative; 2]) -> Self {
+        let ratio = (local.error() > 0.0).then(|| accumulated.error() / local.error());
+        Self { local, accumulated, ratio }
+    }
+}
+
+/// What a layer's probe showed, by the name within the layer.
+struct Shown {
+    layer: usize,
+    tensors: HashMap<String, Tensor>,
+}
+
+impl Shown {
+    fn new(llm: &Llm, layer: usize, x: &Tensor, sequence: &Sequence) -> Result<Self> {
+        let prefix = format!("layers.{layer}");
+        let mut tensors = HashMap::new();
+        llm.run_layer(layer, x, sequence, &mut |name, tensor| {
+            let name = name.to_string();
+            let name = name.strip_prefix(&prefix).unwrap_or(&name).trim_start_matches('.');
+            if SHOWN.contains(&name) || SITES.iter().any(|site| site.input == name) {
+                tensors.insert(name.to_owned(), tensor.clone());
+            }
+            Ok(())
+        })?;
+        Ok(Self { layer, tensors })
+    }
+
+    fn get(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| Error::Data {
+            name: format!("layer {}", self.layer),
+            message: format!("expected {name:?} to be shown, found it missing"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

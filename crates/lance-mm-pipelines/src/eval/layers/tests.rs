@@ -1,0 +1,153 @@
+use super::*;
+use crate::testing::{checkpoint, demos};
+
+fn lance() -> Understanding {
+    Understanding::new(checkpoint()).unwrap()
+}
+
+fn run(candidate: &Understanding, data: &Dataset, options: &LayerOptions) -> Result<LayerReport> {
+    layers(&lance(), candidate, data, options, &mut |_, _| {})
+}
+
+#[test]
+fn identical_weights_are_infinitely_good() {
+    let report = run(&lance(), &demos(), &LayerOptions::default()).unwrap();
+    assert_eq!((report.samples, report.note, report.layers.len()), (6, Some("small sample"), 4));
+    for layer in &report.layers {
+        for part in [layer.q_norm, layer.k_norm, layer.self_attn, layer.mlp, layer.output] {
+            assert_eq!((part.local.error(), part.accumulated.error(), part.ratio), (0.0, 0.0, None));
+            assert_eq!(part.local.snr().0, f64::INFINITY);
+        }
+        assert_eq!(layer.linears.len(), 7);
+        for linear in layer.linears.iter().chain([&report.lm_head]) {
+            assert_eq!(linear.output.snr().0, f64::INFINITY, "{}", linear.path);
+            assert_eq!((linear.weight_snr_db.0, linear.input_scale), (f64::INFINITY, [1.0, 1.0]));
+            assert!(
+                linear.kurtosis.is_some_and(|k| k > 1.0) && linear.outlier_ratio.is_some_and(|r| r > 1.0)
+            );
+        }
+    }
+    assert!(report.inputs.values().all(|relative| relative.error() == 0.0));
+    assert_eq!(report.final_cosine.values().copied().collect::<Vec<_>>(), [1.0, 1.0, 1.0]);
+    assert!(report.linear_rows <= report.rows && report.linear_rows > 0);
+    let json = serde_json::to_string(&report).unwrap();
+    assert!(json.contains("\"snr_db\":\"inf\"") && !json.contains("NaN") && json.contains("\"vit\":"));
+}
+
+/// The nano model with tensors of the language model changed; values are widened to f32.
+fn changed(change: impl Fn(&str, &mut [f32], &[usize])) -> Understanding {
+    let file = safetensors::SafeTensors::deserialize(lance_mm_nano::MODEL).unwrap();
+    let mut tensors = Vec::new();
+    for (name, view) in file.tensors() {
+        let mut values: Vec<f32> = match view.dtype() {
+            safetensors::Dtype::F32 => {
+                view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+            }
+            _ => {
+                let widened = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+                view.data().as_chunks().0.iter().map(widened).collect()
+            }
+        };
+        change(&name, &mut values, view.shape());
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        tensors.push((name, view.shape().to_vec(), bytes));
+    }
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
+        (name.clone(), view.unwrap())
+    });
+    let model = safetensors::serialize(views, None).unwrap().leak();
+    let files = crate::Files { model, ..crate::testing::NANO };
+    Understanding::new(crate::Checkpoint::in_memory(&files).unwrap()).unwrap()
+}
+
+/// Scales of input columns; powers of two, so that every product stays exact.
+fn scale(k: usize) -> f32 {
+    [1.0, 4.0, 0.5, 16.0, 0.25][k % 5]
+}
+
+#[test]
+fn weights_in_a_scaled_space_are_no_error() {
+    let scaled = changed(|name, values, shape| {
+        let cols = *shape.last().unwrap();
+        let columns =
+            ["q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight"];
+        let columns = columns.iter().any(|end| name.ends_with(end)) || name == "lm_head.weight";
+        for (i, v) in values.iter_mut().enumerate() {
+            let (row, col) = (i / cols, i % cols);
+            if columns || name.ends_with("down_proj.weight") {
+                *v *= scale(col);
+            }
+            if name.ends_with("_layernorm.weight") || name == "norm.weight" {
+                *v /= scale(col);
+            }
+            if name.ends_with("up_proj.weight") {
+                *v /= scale(row);
+            }
+            // Two key/value heads of 64, each of two query heads.
+            if name.ends_with("v_proj.weight") {
+                *v /= scale(row);
+            }
+            if name.ends_with("v_proj.bias") {
+                *v /= scale(col);
+            }
+            if name.ends_with("o_proj.weight") {
+                *v *= scale(col / 128 * 64 + col % 64);
+            }
+        }
+    });
+    let report = run(&scaled, &demos(), &LayerOptions { rows: 9, ..Default::default() }).unwrap();
+    assert!(report.linear_rows == 6 * 9 && report.rows > report.linear_rows);
+    for layer in &report.layers {
+        assert_eq!(layer.output.accumulated.error(), 0.0, "layer {}", layer.layer);
+        for linear in &layer.linears {
+            assert_eq!(linear.output.error(), 0.0, "{}", linear.path);
+            assert_eq!((linear.weight_snr_db.0, linear.input_scale), (f64::INFINITY, [0.25, 16.0]));
+        }
+    }
+    assert_eq!(report.lm_head.output.error(), 0.0);
+}
+
+#[test]
+fn an_error_stays_where_it_was_made() {
+    let path = "layers.1.mlp.down_proj";
+    let rounded = changed(|name, values, _| {
+        if name.strip_suffix(".weight") == Some(path) {
+            values.iter_mut().enumerate().for_each(|(i, v)| *v *= if i % 2 == 0 { 1.1 } else { 0.9 });
+        }
+    });
+    let report = run(&rounded, &demos(), &LayerOptions::default()).unwrap();
+    for linear in report.layers.iter().flat_map(|layer| &layer.linears) {
+        match linear.path == path {
+            true => assert!((linear.weight_snr_db.0 - 20.0).abs() < 0.01, "{linear:?}"),
+            false => assert_eq!(linear.output.error(), 0.0, "{}", linear.path),
+        }
+    }
+    let errors =
+        |i: usize| (report.layers[i].output.local.error(), report.layers[i].output.accumulated.error());
+    assert_eq!(errors(0), (0.0, 0.0));
+    assert!(errors(1).0 > 0.0 && errors(1).0 == errors(1).1 && report.layers[1].output.ratio == Some(1.0));
+    assert!(errors(2).0 == 0.0 && errors(2).1 > 0.0 && report.layers[2].output.ratio.is_none());
+    assert_eq!(report.layers[1].self_attn.accumulated.error(), 0.0);
+    assert!(report.final_cosine.values().all(|cosine| *cosine < 1.0));
+}
+
+#[test]
+fn what_cannot_be_compared_is_told() {
+    let none = LayerOptions { rows: 0, ..Default::default() };
+    let error = run(&lance(), &demos(), &none).unwrap_err().to_string();
+    assert_eq!(error, "option rows: expected at least 1, found 0");
+    let mut other = lance().config().clone();
+    other.intermediate_size += 1;
+    let error = require_same_shape(lance().config(), &other).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "candidate: expected 4 layers of 256, 4 and 2 heads, MLP 640, vocabulary 512, \
+         found 4 layers of 256, 4 and 2 heads, MLP 641, vocabulary 512"
+    );
+    let mut data = demos();
+    data.samples.truncate(1);
+    data.samples[0].answer = None;
+    let report = run(&lance(), &data, &LayerOptions::default()).unwrap();
+    assert_eq!(report.layers[3].output.accumulated.error(), 0.0, "the reference's own answer stands in");
+}

@@ -1,0 +1,35 @@
+//! Which model a report is about.
+
+use serde::Serialize;
+
+use crate::inspect::{ComponentSummary, Count, components_of};
+use crate::understand::Understanding;
+
+/// A model as it was measured.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModelInfo {
+    /// What it was called.
+    pub name: String,
+    /// Its parts, with a fingerprint each.
+    pub components: Vec<ComponentSummary>,
+    /// Tensors, weights, bytes and bits per weight of all parts.
+    pub total: Count,
+    /// The type that activations and logits were computed in.
+    pub compute_dtype: &'static str,
+    /// Where.
+    pub device: &'static str,
+}
+
+impl ModelInfo {
+    /// Reads every byte of the model's weights for the fingerprints.
+    pub fn of(lance: &Understanding, name: &str) -> Self {
+        let components = components_of(&lance.checkpoint);
+        Self {
+            name: name.to_owned(),
+            total: components.iter().map(|part| part.count).sum(),
+            components,
+            compute_dtype: "f32",
+            device: "cpu",
+        }
+    }
+}

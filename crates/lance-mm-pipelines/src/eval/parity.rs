@@ -1,0 +1,185 @@
+//! Two checkpoints of one model on the same questions.
+
+mod report;
+
+use std::ops::ControlFlow;
+
+use super::Progress;
+use super::dataset::{Dataset, Sample};
+use super::logits::{Position, each_row};
+use super::text::Agreement;
+use crate::error::{Error, Result};
+use crate::tokenizer::Tokenizer;
+use crate::understand::{Look, Options, Understanding};
+pub use report::{MeanAgreement, ParityReport, SampleReport, Score, Stratum};
+
+/// How two models are compared.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParityOptions {
+    /// How questions are put. Answers are greedy whatever the sampling says.
+    pub asking: Options,
+    /// The answer both models go through.
+    pub continuation: Continuation,
+    /// Let each model answer on its own too. Without it there are no answers to compare, and half of the
+    /// time is saved.
+    pub answers: bool,
+    /// Kinds that a second sum over all samples leaves out.
+    pub leave_out: Vec<String>,
+}
+
+impl Default for ParityOptions {
+    fn default() -> Self {
+        Self {
+            asking: Options::default(),
+            continuation: Continuation::Greedy,
+            answers: true,
+            leave_out: Vec::new(),
+        }
+    }
+}
+
+/// The tokens at which logits are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Continuation {
+    /// The reference's own greedy answer.
+    Greedy,
+    /// The answer in the data, and `<|im_end|>`.
+    Given,
+}
+
+/// Puts the questions of a data set to both models, each with its own vision transformer. Pictures are
+/// encoded once, whatever number of questions follows.
+///
+/// # Errors
+/// Models with different tokenizers, pictures that cannot be read or used, logits that are not finite, a
+/// sample without an answer where the given ones are asked for.
+pub fn parity(
+    reference: &Understanding,
+    candidate: &Understanding,
+    data: &Dataset,
+    options: &ParityOptions,
+    progress: &mut Progress<'_>,
+) -> Result<ParityReport> {
+    require_same_tokens(reference.tokenizer(), candidate.tokenizer())?;
+    let models = [reference, candidate];
+    let mut measured: Vec<Option<Measured>> = data.samples.iter().map(|_| None).collect();
+    let mut done = 0;
+    for group in data.by_shown() {
+        let shown = &data.samples[group[0]].shown;
+        let open = |lance: &Understanding| shown.encode(lance, &options.asking);
+        let visuals = [open(reference)?, open(candidate)?];
+        let [mut first, mut second] =
+            [reference.look(&visuals[0], &options.asking)?, candidate.look(&visuals[1], &options.asking)?];
+        for i in group {
+            let pair = Pair { models, looks: [&mut first, &mut second], options };
+            measured[i] = Some(pair.measure(&data.samples[i])?);
+            done += 1;
+            progress(done, data.samples.len());
+        }
+    }
+    Ok(ParityReport::new(data, measured.into_iter().flatten().collect(), options))
+}
+
+/// What was found of one sample.
+pub(super) struct Measured {
+    hash: String,
+    positions: Vec<Position>,
+    /// The models' own answers.
+    answers: Option<[String; 2]>,
+}
+
+/// Two models that look at the same.
+struct Pair<'a, 'l> {
+    models: [&'a Understanding; 2],
+    looks: [&'a mut Look<'l>; 2],
+    options: &'a ParityOptions,
+}
+
+impl Pair<'_, '_> {
+    fn measure(self, sample: &Sample) -> Result<Measured> {
+        let Self { models, looks: [reference, candidate], options } = self;
+        let given = options.continuation == Continuation::Given;
+        let mut greedy = options.asking.clone();
+        greedy.decoding.sampling = Default::default();
+        let ask =
+            |look: &mut Look<'_>| look.ask(&sample.question, &greedy, &mut |_| ControlFlow::Continue(()));
+        let own = if options.answers || !given { Some(ask(reference)?) } else { None };
+        let ids = match &own {
+            Some(answer) if !given => answer.ids.clone(),
+            _ => given_ids(models[0].tokenizer(), sample)?,
+        };
+        let [p, q] = [reference.force(&sample.question, &ids)?, candidate.force(&sample.question, &ids)?];
+        let answers = match own.filter(|_| options.answers) {
+            Some(own) => Some([own.text, ask(candidate)?.text]),
+            None => None,
+        };
+        Ok(Measured {
+            hash: sample.shown.hash(&sample.question)?,
+            positions: positions(models, [&p, &q], &ids).map_err(|error| sample.error(error))?,
+            answers,
+        })
+    }
+}
+
+/// Compares the logits of rows that predict `ids`.
+fn positions(
+    [reference, candidate]: [&Understanding; 2],
+    [p, q]: [&candle_core::Tensor; 2],
+    ids: &[u32],
+) -> Result<Vec<Position>> {
+    let vocabulary = reference.tokenizer().vocab_limit() as usize;
+    let mut rows = Vec::new();
+    let mut positions = Vec::with_capacity(ids.len());
+    // In pieces, so that two long answers' logits are never held as a whole.
+    for (first, ids) in ids.chunks(PIECE).enumerate().map(|(i, ids)| (i * PIECE, ids)) {
+        rows.clear();
+        each_row(reference.llm(), &p.narrow(0, first, ids.len())?, vocabulary, |_, logits| {
+            rows.push(logits.to_vec());
+            Ok(())
+        })?;
+        each_row(candidate.llm(), &q.narrow(0, first, ids.len())?, vocabulary, |i, logits| {
+            positions.push(Position::new(&rows[i], logits, ids[i])?);
+            Ok(())
+        })?;
+    }
+    Ok(positions)
+}
+
+/// Positions whose logits are held at once.
+const PIECE: usize = 32;
+
+/// Tokens of the answer in the data and the one that ends it.
+pub(super) fn given_ids(tokenizer: &Tokenizer, sample: &Sample) -> Result<Vec<u32>> {
+    let Some(answer) = &sample.answer else {
+        return Err(sample.error("answer: expected a text to go through, found no such field"));
+    };
+    if let Some(token) = tokenizer.special_in(answer) {
+        return Err(sample.error(format!("answer: expected plain text, found the special token {token}")));
+    }
+    let mut ids = tokenizer.encode(answer)?;
+    ids.push(tokenizer.id("<|im_end|>")?);
+    Ok(ids)
+}
+
+/// Refuses models whose ids mean different things: their logits could not be compared.
+pub(super) fn require_same_tokens(a: &Tokenizer, b: &Tokenizer) -> Result<()> {
+    let differs =
+        |id: &u32| a.token_bytes(*id) != b.token_bytes(*id) || a.is_special(*id) != b.is_special(*id);
+    let limits = (a.vocab_limit(), b.vocab_limit());
+    let found = match (0..limits.0.min(limits.1)).find(differs) {
+        Some(id) => format!("another token {id}"),
+        None if limits.0 != limits.1 => format!("{} instead of {} tokens", limits.1, limits.0),
+        None => return Ok(()),
+    };
+    let message = format!("expected the tokens of {}, found {found}", a.name());
+    Err(Error::Tokenizer { name: b.name().to_owned(), message })
+}
+
+/// The agreement of two answers.
+fn agreement([reference, candidate]: &[String; 2]) -> Agreement {
+    Agreement::new(reference, candidate)
+}
+
+#[cfg(test)]
+mod tests;

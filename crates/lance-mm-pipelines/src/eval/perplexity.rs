@@ -1,0 +1,113 @@
+//! How well a model predicts a text.
+
+use lance_mm_models::{Cursor, Segment, Sequence};
+use serde::Serialize;
+
+use super::Progress;
+use super::logits::{each_row, nll};
+use crate::error::{Error, Result};
+use crate::understand::Understanding;
+
+/// Perplexity of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PerplexityReport {
+    /// Tokens of the text.
+    pub tokens: usize,
+    /// Those that were predicted: all but the first of each window.
+    pub predicted: usize,
+    /// Tokens of a window.
+    pub window: usize,
+    /// Windows.
+    pub windows: usize,
+    /// Mean of `−ln p` of the predicted tokens, nats.
+    pub nll: f64,
+    /// `exp(nll)`.
+    pub perplexity: f64,
+}
+
+/// Reads a text, cut into windows of `window` tokens that know nothing of each other; no prompt around it.
+///
+/// # Errors
+/// A window below 2 or above what the model can hold, a text of less than two tokens, special tokens in it.
+pub fn perplexity(
+    lance: &Understanding,
+    text: &str,
+    window: usize,
+    progress: &mut Progress<'_>,
+) -> Result<PerplexityReport> {
+    let max = lance.config().max_position_embeddings;
+    if !(2..=max).contains(&window) {
+        return Err(Error::option("window", format!("2 to {max} tokens"), window));
+    }
+    if let Some(token) = lance.tokenizer().special_in(text) {
+        return Err(Error::Prompt(format!("expected plain text, found the special token {token}")));
+    }
+    let ids = lance.tokenizer().encode(text)?;
+    // A window of one token, at the end, predicts nothing.
+    let windows: Vec<&[u32]> = ids.chunks(window).filter(|ids| ids.len() > 1).collect();
+    let (mut sum, mut predicted) = (0.0, 0);
+    for (i, ids) in windows.iter().enumerate() {
+        sum += window_nll(lance, ids)?;
+        predicted += ids.len() - 1;
+        progress(i + 1, windows.len());
+    }
+    if predicted == 0 {
+        let found = ids.len();
+        return Err(Error::Prompt(format!("expected a text of at least 2 tokens, found {found}")));
+    }
+    let nll = sum / predicted as f64;
+    Ok(PerplexityReport {
+        tokens: ids.len(),
+        predicted,
+        window,
+        windows: windows.len(),
+        nll,
+        perplexity: nll.exp(),
+    })
+}
+
+/// Sum of `−ln p` of all ids but the first.
+fn window_nll(lance: &Understanding, ids: &[u32]) -> Result<f64> {
+    let llm = lance.llm();
+    let fed = Segment::Text(ids[..ids.len() - 1].to_vec());
+    let sequence = Sequence::new(&[fed], &llm.config().layout(), Cursor::default());
+    let hidden = llm.forward(&llm.embed(&sequence, &[])?, &sequence, &mut llm.cache())?;
+    let normed = llm.norm(&hidden, &sequence)?;
+    let mut sum = 0.0;
+    each_row(llm, &normed, lance.tokenizer().vocab_limit() as usize, |i, logits| {
+        sum += nll(logits, ids[i + 1])?;
+        Ok(())
+    })?;
+    Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::checkpoint;
+
+    #[test]
+    fn a_known_answer_is_likelier_than_noise() {
+        let lance = Understanding::new(checkpoint()).unwrap();
+        let of = |text: &str, window| perplexity(&lance, text, window, &mut |_, _| {});
+        let sentence = of("A solar eclipse: a black moon covers the sun.", 1000).unwrap();
+        let noise = of("zq#x!!vk ~ Jw\\q", 1000).unwrap();
+        assert!(sentence.perplexity < noise.perplexity, "{sentence:?} {noise:?}");
+        assert_eq!((sentence.windows, sentence.predicted), (1, sentence.tokens - 1));
+
+        let cut = of("A solar eclipse: a black moon covers the sun.", 4).unwrap();
+        assert_eq!(cut.tokens, sentence.tokens);
+        assert!(cut.windows > 1 && cut.predicted < sentence.predicted && cut.nll > sentence.nll);
+        let steps = of("abc", 2).unwrap();
+        assert!(steps.nll.is_finite());
+
+        for (text, window, expected) in [
+            ("abc", 1, "option window: expected 2 to 512 tokens, found 1"),
+            ("", 16, "prompt: expected a text of at least 2 tokens, found 0"),
+            ("a<|im_end|>", 16, "prompt: expected plain text, found the special token <|im_end|>"),
+        ] {
+            let error = of(text, window).unwrap_err().to_string();
+            assert!(error.starts_with(expected.split(" 512").next().unwrap()), "{error}");
+        }
+    }
+}
