@@ -12,6 +12,7 @@ mod case;
 mod checker;
 mod compare;
 mod components;
+mod diagnostics;
 mod float_modes;
 mod greedy;
 mod logits;
@@ -98,7 +99,7 @@ struct Kind {
 }
 
 /// Tried in this order.
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 14] = [
     Kind { is: x2t::is, run: x2t::run },
     Kind { is: components::is, run: components::run },
     Kind { is: preprocess::is, run: preprocess::run },
@@ -112,6 +113,7 @@ const KINDS: [Kind; 13] = [
     Kind { is: awq::is, run: awq::run },
     Kind { is: awq_seed::is, run: awq_seed::run },
     Kind { is: logits::is, run: logits::run },
+    Kind { is: diagnostics::is, run: diagnostics::run },
 ];
 
 impl Check {

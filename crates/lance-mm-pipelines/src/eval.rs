@@ -24,7 +24,6 @@ pub mod dataset;
 mod distribution;
 pub mod frequency;
 pub mod layers;
-
 pub mod logits;
 mod model;
 pub mod oracle;
@@ -33,9 +32,8 @@ mod perplexity;
 mod relative;
 pub mod text;
 
-pub use dataset::Dataset;
+pub use dataset::{Dataset, Picture, Sample, Shown};
 pub use distribution::Distribution;
-
 pub use layers::{LayerOptions, LayerReport, layers};
 pub use logits::{LogitReport, Position};
 pub use model::ModelInfo;
