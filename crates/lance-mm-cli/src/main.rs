@@ -15,6 +15,7 @@ mod model;
 mod output;
 mod picture;
 mod pull;
+mod quantize;
 mod stream;
 
 use std::process::ExitCode;
@@ -47,6 +48,7 @@ enum Command {
     Inspect(inspect::Args),
     Eval(eval::Args),
     Pull(pull::Args),
+    Quantize(quantize::Args),
     Completions(completions::Args),
 }
 
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
             Command::Inspect(args) => inspect::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Pull(args) => pull::run(args),
+            Command::Quantize(args) => quantize::run(args),
             Command::Completions(args) => completions::run(args),
         },
     };

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use lance_mm::{Checkpoint, Files, Understanding};
 
 use crate::hub::RepoName;
@@ -35,7 +35,7 @@ pub(crate) fn load_as(
     change: impl FnOnce(Checkpoint) -> Checkpoint,
 ) -> Result<Model> {
     let model = model.unwrap_or(NANO);
-    let bundled = model == NANO && !Path::new(model).exists();
+    let bundled = is_bundled(model);
     if bundled {
         hints.note(&format!(
             "model: bundled nano (knows simple drawn pictures only; --model {RECOMMENDED} for the real one)"
@@ -76,6 +76,80 @@ pub(crate) fn folder(model: &str) -> Result<PathBuf> {
         bail!("model {model}: only a part of it is in the hub's cache; run: lance-mm pull {repo}");
     }
     Ok(folder)
+}
+
+/// A checkpoint whose networks are not built.
+pub(crate) fn checkpoint(model: &str) -> Result<Checkpoint> {
+    match is_bundled(model) {
+        true => Ok(Checkpoint::in_memory(&nano())?),
+        false => Ok(Checkpoint::open(folder(model)?)?),
+    }
+}
+
+fn is_bundled(model: &str) -> bool {
+    model == NANO && !Path::new(model).exists()
+}
+
+/// A file of a checkpoint's folder besides the language model.
+pub(crate) struct Extra {
+    pub(crate) name: String,
+    from: From,
+}
+
+enum From {
+    Path(PathBuf),
+    Memory(&'static [u8]),
+}
+
+impl Extra {
+    pub(crate) fn read(&self) -> Result<Vec<u8>> {
+        match &self.from {
+            From::Path(path) => std::fs::read(path).with_context(|| path.display().to_string()),
+            From::Memory(bytes) => Ok(bytes.to_vec()),
+        }
+    }
+
+    pub(crate) fn write(&self, to: &Path) -> Result<()> {
+        let result = match &self.from {
+            From::Path(path) => std::fs::copy(path, to).map(drop),
+            From::Memory(bytes) => std::fs::write(to, bytes),
+        };
+        result.with_context(|| to.display().to_string())
+    }
+}
+
+/// Files that a checkpoint made from this one takes over.
+const EXTRAS: [&str; 8] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "vit.safetensors",
+    "vae.safetensors",
+];
+
+pub(crate) fn extras(model: &str) -> Result<Vec<Extra>> {
+    if is_bundled(model) {
+        let nano = nano();
+        let files = [
+            ("config.json", nano.config),
+            ("generation_config.json", nano.generation_config),
+            ("tokenizer.json", nano.tokenizer),
+            ("vit.safetensors", nano.vit),
+        ];
+        return Ok(files
+            .into_iter()
+            .map(|(name, bytes)| Extra { name: name.to_owned(), from: From::Memory(bytes) })
+            .collect());
+    }
+    let folder = folder(model)?;
+    let extra = |name: &&str| {
+        let path = folder.join(name);
+        path.is_file().then(|| Extra { name: (*name).to_owned(), from: From::Path(path) })
+    };
+    Ok(EXTRAS.iter().filter_map(extra).collect())
 }
 
 fn nano() -> Files {

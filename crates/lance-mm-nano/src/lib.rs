@@ -5,6 +5,10 @@
 //! nothing else. It exists so that the program and its tests run without a download, and so that loss by
 //! quantization shows in answers.
 
+mod calibration;
+
+pub use calibration::CALIBRATION;
+
 /// `config.json`.
 pub static CONFIG: &[u8] = include_bytes!("../assets/config.json");
 /// `generation_config.json`.

@@ -89,7 +89,7 @@ pub struct LinearReport {
 
 impl LinearReport {
     /// Of a layer whose plain error is known; `None`: it was not scaled.
-    pub(crate) fn new(name: String, quantized: &Quantized, plain: Option<f64>) -> Self {
+    pub fn new(name: String, quantized: &Quantized, plain: Option<f64>) -> Self {
         let (scheme, chosen) = (quantized.weight.scheme(), quantized.trial());
         let scaled = quantized.trials[0].held_back;
         Self {

@@ -7,6 +7,7 @@ mod chat;
 mod eval;
 mod hub;
 mod inspect;
+mod quantize;
 mod support;
 
 use support::{Files, lance_mm};

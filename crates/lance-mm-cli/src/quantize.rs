@@ -1,0 +1,256 @@
+//! `lance-mm quantize`: a smaller checkpoint, fitted to what its inputs are.
+
+mod capture;
+mod config;
+mod layer;
+mod output;
+mod report;
+mod samples;
+mod scheme;
+mod workdir;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use lance_mm::eval::Dataset;
+use lance_mm::quant::Recipe;
+use lance_mm::{Checkpoint, Understanding};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::model;
+use crate::output::{self as out, Hints};
+use capture::Capture;
+use report::Report;
+use samples::Samples;
+use scheme::Schemes;
+use workdir::WorkDir;
+
+const EXAMPLES: &str = "\
+Examples:
+  lance-mm quantize ./Lance-3B-bf16 ./Lance-3B-mine --calib questions.jsonl
+  lance-mm quantize --recipe rtn --gen keep ./Lance-3B-bf16 ./Lance-3B-plain
+  lance-mm quantize --bits 3 --size-like-seed nano ./nano-3bit
+
+The calibration file has one JSON object a line: {\"image\": \"a.png\", \"question\": \"What?\", \"answer\": \"A star\"};
+without an answer the model's own is taken. An interrupted run goes on with the same command.";
+
+/// Quantize a checkpoint in the MLX layout.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The checkpoint: a folder, org/name in the hub's cache, or `nano`.
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// The folder to write.
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+    /// How weights are rounded.
+    #[arg(long, value_enum, default_value = "vqa-int4")]
+    recipe: Preset,
+    /// Bits of the linear layers: 2, 3, 4, 5, 6 or 8.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    bits: usize,
+    /// Neighbouring weights that share a scale: 32, 64 or 128.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    group_size: usize,
+    /// The same bits for embedding and output head too, as the published checkpoint: lance-mlx loads it.
+    #[arg(long)]
+    size_like_seed: bool,
+    /// The GEN expert: quantized without inputs, kept in bf16, or left out.
+    #[arg(long = "gen", value_enum, value_name = "WHAT", default_value = "fit")]
+    gen_: Gen,
+    /// Bits of the vision transformer, in groups of 64. [default: kept in bf16]
+    #[arg(long, value_name = "8|4")]
+    vit: Option<usize>,
+    /// Rounding with error feedback as a candidate.
+    #[arg(long, value_enum, value_name = "WHERE", default_value = "auto")]
+    gptq: Gptq,
+    /// Steps of the recipe to leave out, to see what each brings.
+    #[arg(long, value_enum, value_name = "STEP", value_delimiter = ',')]
+    without: Vec<Step>,
+    /// Questions about pictures to fit to. [default: the bundled drawn ones, for the nano model only]
+    #[arg(long, value_name = "FILE.jsonl")]
+    calib: Option<PathBuf>,
+    /// Recorded inputs of every linear layer; a quarter of them is held back.
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    rows: usize,
+    /// Seed of the choice of inputs.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// No progress on standard error.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Preset {
+    /// Plain rounding, no calibration.
+    Rtn,
+    /// As the published checkpoint was made, with the inputs of the questions at hand.
+    Seed,
+    /// Scales, clipping, refit and error feedback on recorded inputs; embedding and head wider.
+    VqaInt4,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Gen {
+    Fit,
+    Keep,
+    Drop,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Gptq {
+    /// Where inputs are at most 4096 wide.
+    Auto,
+    /// Everywhere.
+    All,
+    /// Nowhere.
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Step {
+    Scaling,
+    VO,
+    UpDown,
+    Clip,
+    Refit,
+    Descent,
+}
+
+impl Args {
+    fn recipe(&self) -> Recipe {
+        let mut recipe = match self.recipe {
+            Preset::Rtn => return Recipe::rtn(),
+            Preset::Seed => return Recipe::seed(),
+            Preset::VqaInt4 => Recipe::default(),
+        };
+        recipe.feedback = match self.gptq {
+            Gptq::Auto => 4096,
+            Gptq::All => usize::MAX,
+            Gptq::Off => 0,
+        };
+        // Values of one expert are read by queries of the other: the scale needs both in the same form.
+        recipe.v_o = self.gen_ != Gen::Keep;
+        for step in &self.without {
+            match step {
+                Step::Scaling => recipe.scaling = lance_mm::quant::Scaling::Off,
+                Step::VO => recipe.v_o = false,
+                Step::UpDown => recipe.up_down = false,
+                Step::Clip => recipe.clip = false,
+                Step::Refit => recipe.refit = false,
+                Step::Descent => recipe.passes = 0,
+            }
+        }
+        recipe
+    }
+
+    /// Everything that decides the result, for the work folder to compare.
+    fn plan(&self, source: &str, samples: &[String]) -> serde_json::Value {
+        serde_json::json!({
+            "source": source, "recipe": self.recipe(), "preset": self.recipe, "bits": self.bits,
+            "group_size": self.group_size, "uniform": self.size_like_seed, "gen": self.gen_, "vit": self.vit,
+            "rows": self.rows, "seed": self.seed, "samples": samples, "version": env!("CARGO_PKG_VERSION"),
+        })
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let hints = Hints::new(args.quiet);
+    let start = Instant::now();
+    let checkpoint = model::checkpoint(&args.model)?;
+    refuse_quantized(&checkpoint, &args.model)?;
+    let has_gen = checkpoint.model().tensors().iter().any(|t| t.name.contains("_moe_gen"));
+    let schemes = Schemes::new(args.recipe, args.bits, args.group_size, args.size_like_seed, args.vit)?;
+    let source = model::checkpoint(&args.model)?;
+    let lance = Understanding::new(checkpoint)?;
+    let dataset = match args.recipe {
+        Preset::Rtn => None,
+        _ => Some(dataset(args)?),
+    };
+    let hashes = dataset.as_ref().map(samples::hashes).transpose()?.unwrap_or_default();
+    let plan = args.plan(&fingerprint(&source), &hashes);
+    let Some(work) = WorkDir::open(&args.out, &plan)? else {
+        hints.note(&format!("{}: finished by an earlier run", args.out.display()));
+        return Ok(());
+    };
+    let prepared = match &dataset {
+        None => None,
+        Some(dataset) => Some(Samples::prepare(&lance, dataset, (args.rows, args.seed), &work, hints)?),
+    };
+    let (samples, inputs) = match prepared {
+        None => (None, None),
+        Some((samples, inputs)) => (Some(samples), inputs),
+    };
+    let recipe = args.recipe();
+    let mut capture = Capture::new(&lance, samples.as_ref().map(|samples| (samples, inputs)), &work)?;
+    let layers = lance.config().num_hidden_layers;
+    for index in 0..layers {
+        let busy = hints.busy(&progress(index, layers, start));
+        let gen_ = has_gen && args.gen_ == Gen::Fit;
+        let sites = capture.layer(index)?;
+        layer::quantize(&source, &schemes, &recipe, index, sites, gen_, &work)?;
+        capture.advance(index)?;
+        drop(busy);
+    }
+    let _busy = hints.busy("embedding, head and files");
+    layer::quantize_ends(&source, &schemes, &recipe, capture.head_rows()?, &work)?;
+    let report = Report::gather(&work, args.recipe, &plan, samples.as_ref(), layers)?;
+    output::write(&args.out, &source, &model::extras(&args.model)?, &work, &schemes, args.gen_, &report)?;
+    work.remove()?;
+    out::print(&report.table(&args.out)?)
+}
+
+/// Names, types and shapes of all tensors in one number: another model is another plan.
+fn fingerprint(source: &Checkpoint) -> String {
+    let mut hash = Sha256::new();
+    for weights in [Some(source.model()), source.vit()].into_iter().flatten() {
+        for tensor in weights.tensors() {
+            hash.update(format!("{} {:?} {:?}\n", tensor.name, tensor.dtype, tensor.shape));
+        }
+    }
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn refuse_quantized(checkpoint: &Checkpoint, name: &str) -> Result<()> {
+    let packed = checkpoint.model().tensors().into_iter().find(|t| t.name.ends_with(".scales"));
+    match packed {
+        None => Ok(()),
+        Some(tensor) => bail!(
+            "{name}: expected a checkpoint that is not quantized, found {}; quantizing twice is not offered",
+            tensor.name
+        ),
+    }
+}
+
+fn dataset(args: &Args) -> Result<Dataset> {
+    match &args.calib {
+        Some(path) => Ok(Dataset::read(path)?),
+        None if args.model == "nano" => Ok(samples::bundled()),
+        None => bail!(
+            "--calib: expected a file of questions about pictures, found none (only the nano model has its own)"
+        ),
+    }
+}
+
+fn progress(index: usize, layers: usize, start: Instant) -> String {
+    let left = match index {
+        0 => String::new(),
+        _ => {
+            let each = start.elapsed().as_secs_f64() / index as f64;
+            format!(", about {:.0} s left", each * (layers - index) as f64)
+        }
+    };
+    format!("layer {} of {layers}{left}", index + 1)
+}
+
+/// Reads a file with its name in the error.
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| path.display().to_string())
+}

@@ -1,0 +1,52 @@
+//! `config.json` of the new folder.
+
+use anyhow::{Context, Result};
+use lance_mm::tensor::TensorInfo;
+use serde_json::{Map, Value, json};
+
+use super::Gen;
+use super::report::Report;
+use super::scheme::Schemes;
+
+/// The source's configuration with what readers need: the setting of most modules at the top, an entry for
+/// each that deviates; in a file where any deviates, `false` for each that stays dense. A uniform file has no
+/// entries, so that lance-mlx reads it.
+pub(super) fn quantized(
+    source: &[u8],
+    tensors: &[TensorInfo],
+    schemes: &Schemes,
+    gen_: Gen,
+    report: &Report,
+) -> Result<Vec<u8>> {
+    let mut config: Value = serde_json::from_slice(source).context("config.json")?;
+    let default = (schemes.default().bits() as u64, schemes.default().group_size() as u64);
+    let mut quantization = Map::new();
+    quantization.insert("group_size".into(), default.1.into());
+    quantization.insert("bits".into(), default.0.into());
+    quantization.insert("mode".into(), "affine".into());
+    let packed = report.schemes();
+    if packed.values().any(|scheme| *scheme != default) {
+        for (module, (bits, group_size)) in packed.iter().filter(|(_, scheme)| **scheme != default) {
+            quantization.insert(module.clone(), json!({ "bits": bits, "group_size": group_size }));
+        }
+        for module in dense(tensors) {
+            quantization.insert(module, false.into());
+        }
+    }
+    config["quantization"] = Value::Object(quantization.clone());
+    config["quantization_config"] = Value::Object(quantization);
+    if gen_ == Gen::Drop {
+        config["lance_mm"]["experts"] = json!(["und"]);
+    }
+    config["lance_mm"]["quantized_by"] = report.summary();
+    Ok((serde_json::to_string_pretty(&config)? + "\n").into_bytes())
+}
+
+/// Linear layers and embeddings that are not packed.
+fn dense(tensors: &[TensorInfo]) -> Vec<String> {
+    let matrix = |info: &&TensorInfo| {
+        let is_weight = info.name.ends_with(".weight") && info.shape.len() == 2;
+        is_weight && info.dtype != safetensors::Dtype::U32
+    };
+    tensors.iter().filter(matrix).filter_map(|t| t.name.strip_suffix(".weight").map(str::to_owned)).collect()
+}

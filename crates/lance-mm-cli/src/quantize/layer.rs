@@ -1,0 +1,253 @@
+//! Quantizing one layer, the embedding and the head; each result is a file of the work folder.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+use lance_mm::Checkpoint;
+use lance_mm::quant::{
+    Expert, ExpertWeights, Form, Heads, LayerWeights, LinearReport, Matrix, PairReport, Proj, Recipe, Rows,
+    SiteRows, quantize_head, quantize_layer, quantize_linear,
+};
+use lance_mm::tensor::{AffineWeight, Weight, Weights};
+use safetensors::{Dtype, View};
+use serde::Serialize;
+
+use super::scheme::Schemes;
+use super::workdir::WorkDir;
+
+/// A tensor that is ready to be written.
+pub(super) struct Stored {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl View for Stored {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// What is said of a part in the report.
+#[derive(Default, Serialize)]
+struct Part {
+    pairs: Vec<PairReport>,
+    linears: Vec<LinearReport>,
+}
+
+pub(super) fn layer_name(index: usize) -> String {
+    format!("layer_{index:03}")
+}
+
+/// The embedding and the head.
+pub(super) const ENDS: &str = "ends";
+
+/// Quantizes layer `index`, unless an earlier run has. `gen_`: the GEN expert too, fitted to its weights.
+pub(super) fn quantize(
+    source: &Checkpoint,
+    schemes: &Schemes,
+    recipe: &Recipe,
+    index: usize,
+    sites: Option<SiteRows>,
+    gen_: bool,
+    work: &WorkDir,
+) -> Result<()> {
+    if is_done(work, &layer_name(index)) {
+        return Ok(());
+    }
+    let config = source.config();
+    let heads = Heads {
+        n_heads: config.num_attention_heads,
+        n_kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim(),
+    };
+    let mut experts = vec![read(source, index, Expert::Und)?];
+    let mut rows = vec![sites];
+    if gen_ {
+        experts.push(read(source, index, Expert::Gen)?);
+        rows.push(None);
+    }
+    let scheme = |expert: Expert, proj: Proj| {
+        let cols = match proj {
+            Proj::DownProj => config.intermediate_size,
+            _ => config.hidden_size,
+        };
+        schemes.linear(expert, proj, cols)
+    };
+    let result = quantize_layer(LayerWeights { layer: index, heads, experts }, rows, &scheme, recipe)?;
+    let mut tensors = HashMap::new();
+    let mut part = Part { pairs: result.pairs, linears: Vec::new() };
+    for expert in result.experts {
+        let suffix = expert.expert.suffix();
+        let norm = |name: &str| format!("layers.{index}.{name}{suffix}.weight");
+        tensors.insert(norm("input_layernorm"), f32s(&expert.input_layernorm));
+        tensors.insert(norm("post_attention_layernorm"), f32s(&expert.post_attention_layernorm));
+        if let Some(bias) = &expert.v_bias {
+            tensors.insert(format!("{}.bias", Proj::VProj.path(index, expert.expert)), f32s(bias));
+        }
+        for linear in expert.linears {
+            match linear.form {
+                Form::Packed(weight) => packed(&linear.name, &weight, &mut tensors),
+                Form::Dense(matrix) => {
+                    drop(tensors.insert(format!("{}.weight", linear.name), bf16s(&matrix)))
+                }
+            }
+            part.linears.extend(linear.report);
+        }
+    }
+    finish(work, &layer_name(index), &tensors, &part)
+}
+
+/// Quantizes embedding and head. The embedding has no inputs and is fitted to its weights.
+pub(super) fn quantize_ends(
+    source: &Checkpoint,
+    schemes: &Schemes,
+    recipe: &Recipe,
+    head_rows: Option<Rows>,
+    work: &WorkDir,
+) -> Result<()> {
+    if is_done(work, ENDS) {
+        return Ok(());
+    }
+    let config = source.config();
+    let (d, vocab) = (config.hidden_size, config.vocab_size);
+    let (mut tensors, mut part) = (HashMap::new(), Part::default());
+    if let Some(scheme) = schemes.embed(d) {
+        let name = "embed_tokens";
+        let weight = Weight::load(&source.model().pp(name), vocab, d)?;
+        let result = quantize_linear(name, &weight, None, scheme, recipe)?;
+        part.linears.push(LinearReport::new(name.to_owned(), &result, None));
+        packed(name, &result.weight, &mut tensors);
+    }
+    let name = "lm_head";
+    if let Some(scheme) = schemes.head(d).filter(|_| source.model().pp(name).has("weight")) {
+        let weight = Weight::load(&source.model().pp(name), vocab, d)?;
+        match head_rows {
+            Some(rows) => {
+                let mut norm = values(&source.model().tensor("norm.weight", &[d])?)?;
+                let result = quantize_head(name, &mut norm, &weight, rows, scheme, recipe)?;
+                part.pairs.extend(result.pair);
+                part.linears.push(result.report);
+                tensors.insert("norm.weight".to_owned(), f32s(&norm));
+                packed(name, &result.weight, &mut tensors);
+            }
+            None => {
+                let result = quantize_linear(name, &weight, None, scheme, recipe)?;
+                part.linears.push(LinearReport::new(name.to_owned(), &result, None));
+                packed(name, &result.weight, &mut tensors);
+            }
+        }
+    }
+    source.model().check()?;
+    finish(work, ENDS, &tensors, &part)
+}
+
+/// Reads one expert's layer in f32.
+fn read(source: &Checkpoint, index: usize, expert: Expert) -> Result<ExpertWeights> {
+    let (config, weights) = (source.config(), source.model());
+    let (d, f) = (config.hidden_size, config.intermediate_size);
+    let kv = config.num_key_value_heads * config.head_dim();
+    let norm = |name: &str| -> Result<Vec<f32>> {
+        values(&weights.tensor(&format!("layers.{index}.{name}{}.weight", expert.suffix()), &[d])?)
+    };
+    let linear = |proj: Proj| -> Result<Matrix> {
+        let (rows, cols) = match proj {
+            Proj::QProj | Proj::OProj => (d, d),
+            Proj::KProj | Proj::VProj => (kv, d),
+            Proj::GateProj | Proj::UpProj => (f, d),
+            Proj::DownProj => (d, f),
+        };
+        let path = proj.path(index, expert);
+        let weight = Weight::load(&weights.pp(&path), rows, cols)?;
+        weights.check()?;
+        Ok(Matrix::read(&path, &weight)?)
+    };
+    let linears: Vec<Matrix> = Proj::ALL.into_iter().map(linear).collect::<Result<_>>()?;
+    let v_bias = format!("{}.bias", Proj::VProj.path(index, expert));
+    Ok(ExpertWeights {
+        expert,
+        input_layernorm: norm("input_layernorm")?,
+        post_attention_layernorm: norm("post_attention_layernorm")?,
+        v_bias: Some(values(&weights.tensor(&v_bias, &[kv])?)?),
+        linears: linears.try_into().ok().context("seven linear layers")?,
+    })
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.flatten_all()?.to_vec1()?)
+}
+
+/// A packed module under its three names.
+pub(super) fn packed(name: &str, weight: &AffineWeight, tensors: &mut HashMap<String, Stored>) {
+    let (rows, scheme) = (weight.n_rows(), weight.scheme());
+    let groups = weight.n_cols() / scheme.group_size();
+    let words = weight.word_bytes().to_vec();
+    let shape = vec![rows, words.len() / 4 / rows];
+    tensors.insert(format!("{name}.weight"), Stored { dtype: Dtype::U32, shape, bytes: words });
+    for (part, bytes) in [("scales", weight.scale_bytes()), ("biases", weight.bias_bytes())] {
+        let stored = Stored { dtype: Dtype::BF16, shape: vec![rows, groups], bytes: bytes.to_vec() };
+        tensors.insert(format!("{name}.{part}"), stored);
+    }
+}
+
+fn f32s(values: &[f32]) -> Stored {
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    Stored { dtype: Dtype::F32, shape: vec![values.len()], bytes }
+}
+
+fn bf16s(matrix: &Matrix) -> Stored {
+    let bytes = matrix.values().iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+    Stored { dtype: Dtype::BF16, shape: vec![matrix.n_rows(), matrix.n_cols()], bytes }
+}
+
+fn is_done(work: &WorkDir, name: &str) -> bool {
+    work.has(&format!("{name}.safetensors"))
+}
+
+/// The report first: tensors that have their name are whole and have one.
+fn finish(work: &WorkDir, name: &str, tensors: &HashMap<String, Stored>, part: &Part) -> Result<()> {
+    work.write(&format!("{name}.json"), &serde_json::to_vec(part)?)?;
+    work.write_with(&format!("{name}.safetensors"), |path| {
+        Ok(safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, Shared(t))), None, path)?)
+    })
+}
+
+/// A tensor that is written without a copy.
+pub(super) struct Shared<'a>(pub(super) &'a Stored);
+
+impl View for Shared<'_> {
+    fn dtype(&self) -> Dtype {
+        self.0.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.0.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.0.bytes.len()
+    }
+}
+
+/// The tensors of a finished part.
+pub(super) fn open(work: &WorkDir, name: &str) -> Result<Weights> {
+    Ok(Weights::open(&[work.file(&format!("{name}.safetensors"))])?)
+}

@@ -1,0 +1,75 @@
+//! Which module gets how many bits.
+
+use anyhow::{Result, bail};
+use lance_mm::quant::{Expert, Proj};
+use lance_mm::tensor::Scheme;
+
+use super::Preset;
+
+/// Bits and groups by module.
+pub(super) struct Schemes {
+    linear: Scheme,
+    embed: Scheme,
+    head: Scheme,
+    vit: Option<Scheme>,
+}
+
+impl Schemes {
+    pub(super) fn new(
+        preset: Preset,
+        bits: usize,
+        group: usize,
+        uniform: bool,
+        vit: Option<usize>,
+    ) -> Result<Self> {
+        let linear = Scheme::affine(bits, group)?;
+        // Head and embedding decide tokens and are a tenth of the weights: two bits and half a group more.
+        let wider = |more: usize| Scheme::affine(wider_bits(bits, more), group.min(64));
+        let (embed, head) = match preset {
+            Preset::VqaInt4 if !uniform => (wider(0)?, wider(2)?),
+            _ => (linear, linear),
+        };
+        let vit = match vit {
+            None => None,
+            Some(bits @ (4 | 8)) => Some(Scheme::affine(bits, 64)?),
+            Some(other) => bail!("--vit: expected 8 or 4, found {other}"),
+        };
+        Ok(Self { linear, embed, head, vit })
+    }
+
+    /// Of a linear layer; `None` where its columns are not whole groups of any size.
+    pub(super) fn linear(&self, _: Expert, _: Proj, cols: usize) -> Option<Scheme> {
+        fitting(self.linear, cols)
+    }
+
+    pub(super) fn embed(&self, cols: usize) -> Option<Scheme> {
+        fitting(self.embed, cols)
+    }
+
+    pub(super) fn head(&self, cols: usize) -> Option<Scheme> {
+        fitting(self.head, cols)
+    }
+
+    /// Of a matrix of the vision transformer.
+    pub(super) fn vit(&self, cols: usize) -> Option<Scheme> {
+        self.vit.filter(|s| cols.is_multiple_of(s.group_size()))
+    }
+
+    /// The setting that `config.json` states for all modules.
+    pub(super) fn default(&self) -> Scheme {
+        self.linear
+    }
+}
+
+/// The scheme with the largest group that divides the columns.
+fn fitting(scheme: Scheme, cols: usize) -> Option<Scheme> {
+    let group = [128, 64, 32].into_iter().find(|g| *g <= scheme.group_size() && cols.is_multiple_of(*g))?;
+    Scheme::affine(scheme.bits(), group).ok()
+}
+
+fn wider_bits(bits: usize, more: usize) -> usize {
+    match bits + more {
+        7.. => 8,
+        sum => sum,
+    }
+}
