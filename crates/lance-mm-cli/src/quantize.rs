@@ -164,12 +164,13 @@ impl Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = Hints::new(args.quiet);
     let start = Instant::now();
-    let checkpoint = model::checkpoint(&args.model)?;
-    refuse_quantized(&checkpoint, &args.model)?;
-    let has_gen = checkpoint.model().tensors().iter().any(|t| t.name.contains("_moe_gen"));
+    // Mapped pages count as memory until the map is gone, so each stage opens the files anew.
+    let open = || model::checkpoint(&args.model);
+    let source = open()?;
+    refuse_quantized(&source, &args.model)?;
+    let has_gen = source.model().tensors().iter().any(|t| t.name.contains("_moe_gen"));
+    let layers = source.config().num_hidden_layers;
     let schemes = Schemes::new(args.recipe, args.bits, args.group_size, args.size_like_seed, args.vit)?;
-    let source = model::checkpoint(&args.model)?;
-    let lance = Understanding::new(checkpoint)?;
     let dataset = match args.recipe {
         Preset::Rtn => None,
         _ => Some(dataset(args)?),
@@ -182,27 +183,45 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let prepared = match &dataset {
         None => None,
-        Some(dataset) => Some(Samples::prepare(&lance, dataset, (args.rows, args.seed), &work, hints)?),
+        Some(dataset) => {
+            let lance = Understanding::new(open()?)?;
+            Some(Samples::prepare(&lance, dataset, (args.rows, args.seed), &work, hints)?)
+        }
     };
     let (samples, inputs) = match prepared {
         None => (None, None),
         Some((samples, inputs)) => (Some(samples), inputs),
     };
     let recipe = args.recipe();
-    let mut capture = Capture::new(&lance, samples.as_ref().map(|samples| (samples, inputs)), &work)?;
-    let layers = lance.config().num_hidden_layers;
+    let mut capture = Capture::new(layers, samples.as_ref().map(|samples| (samples, inputs)), &work)?;
     for index in 0..layers {
         let busy = hints.busy(&progress(index, layers, start));
+        let sites = match &samples {
+            None => None,
+            Some(_) => capture.layer(&Understanding::new(open()?)?, index)?,
+        };
         let gen_ = has_gen && args.gen_ == Gen::Fit;
-        let sites = capture.layer(index)?;
-        layer::quantize(&source, &schemes, &recipe, index, sites, gen_, &work)?;
+        layer::quantize(&open()?, &schemes, &recipe, index, sites, gen_, &work)?;
         capture.advance(index)?;
         drop(busy);
     }
     let _busy = hints.busy("embedding, head and files");
-    layer::quantize_ends(&source, &schemes, &recipe, capture.head_rows()?, &work)?;
+    let head_rows = match &samples {
+        None => None,
+        Some(_) => capture.head_rows(&Understanding::new(open()?)?)?,
+    };
+    layer::quantize_ends(&open()?, &schemes, &recipe, head_rows, &work)?;
     let report = Report::gather(&work, args.recipe, &plan, samples.as_ref(), layers)?;
-    output::write(&args.out, &source, &model::extras(&args.model)?, &work, &schemes, args.gen_, &report)?;
+    let extras = model::extras(&args.model)?;
+    output::Output {
+        open: &open,
+        extras: &extras,
+        work: &work,
+        schemes: &schemes,
+        gen_: args.gen_,
+        report: &report,
+    }
+    .write(&args.out)?;
     work.remove()?;
     out::print(&report.table(&args.out)?)
 }

@@ -14,7 +14,6 @@ use super::workdir::WorkDir;
 
 /// The residual streams of all samples before some layer.
 pub(super) struct Capture<'a> {
-    lance: &'a Understanding,
     samples: Option<&'a Samples>,
     work: &'a WorkDir,
     hidden: Vec<Tensor>,
@@ -36,11 +35,11 @@ fn hidden_file(layer: usize) -> String {
 impl<'a> Capture<'a> {
     /// Begins with `inputs`, or where an earlier run stopped.
     pub(super) fn new(
-        lance: &'a Understanding,
+        layers: usize,
         samples: Option<(&'a Samples, Option<Vec<Tensor>>)>,
         work: &'a WorkDir,
     ) -> Result<Self> {
-        let mut capture = Self { lance, samples: None, work, hidden: Vec::new(), at: 0 };
+        let mut capture = Self { samples: None, work, hidden: Vec::new(), at: 0 };
         let Some((samples, inputs)) = samples else { return Ok(capture) };
         capture.samples = Some(samples);
         match inputs {
@@ -50,7 +49,6 @@ impl<'a> Capture<'a> {
                 samples.store(work)?;
             }
             None => {
-                let layers = lance.config().num_hidden_layers;
                 let at = (0..=layers).rev().find(|layer| work.has(&hidden_file(*layer)));
                 capture.at =
                     at.with_context(|| format!("{}: missing", work.file(&hidden_file(0)).display()))?;
@@ -62,13 +60,13 @@ impl<'a> Capture<'a> {
 
     /// Runs the samples through a layer and returns what its linear layers read; `None` without samples, or
     /// where an earlier run was further.
-    pub(super) fn layer(&mut self, index: usize) -> Result<Option<SiteRows>> {
+    pub(super) fn layer(&mut self, lance: &Understanding, index: usize) -> Result<Option<SiteRows>> {
         let Some(samples) = self.samples.filter(|_| self.at == index) else { return Ok(None) };
         let names = ["input_layernorm", "self_attn.heads", "post_attention_layernorm", "mlp.gated"];
         let mut sites: HashMap<String, Site> = HashMap::new();
         let mut next = Vec::with_capacity(self.hidden.len());
         for (run, x) in samples.runs.iter().zip(&self.hidden) {
-            let sequence = run.sequence(self.lance);
+            let sequence = run.sequence(lance);
             let picks: Vec<u32> = run.picks.iter().map(|row| *row as u32).collect();
             let picks = Tensor::new(picks.as_slice(), x.device())?;
             let mut probe = |name: std::fmt::Arguments<'_>, rows: &Tensor| {
@@ -81,10 +79,10 @@ impl<'a> Capture<'a> {
                 }
                 Ok(())
             };
-            next.push(self.lance.llm().run_layer(index, x, &sequence, &mut probe)?);
+            next.push(lance.llm().run_layer(index, x, &sequence, &mut probe)?);
         }
         self.hidden = next;
-        let config = self.lance.config();
+        let config = lance.config();
         let mut rows = |name: &str, cols: usize| -> Result<Rows> {
             let site = sites.remove(name).unwrap_or_default();
             Ok(Rows::new(&format!("layers.{index}.{name}"), site.search, &site.held_back, cols)?)
@@ -109,17 +107,17 @@ impl<'a> Capture<'a> {
     }
 
     /// What the output head reads, after the final norm.
-    pub(super) fn head_rows(&self) -> Result<Option<Rows>> {
+    pub(super) fn head_rows(&self, lance: &Understanding) -> Result<Option<Rows>> {
         let Some(samples) = self.samples else { return Ok(None) };
         let mut site = Site::default();
         for (run, x) in samples.runs.iter().zip(&self.hidden).filter(|(run, _)| !run.head_picks.is_empty()) {
-            let normed = self.lance.llm().norm(x, &run.sequence(self.lance))?;
+            let normed = lance.llm().norm(x, &run.sequence(lance))?;
             let picks: Vec<u32> = run.head_picks.iter().map(|row| *row as u32).collect();
             let rows = normed.index_select(&Tensor::new(picks.as_slice(), x.device())?, 0)?;
             let into = if run.held_back { &mut site.held_back } else { &mut site.search };
             into.extend(rows.flatten_all()?.to_vec1::<f32>()?);
         }
-        Ok(Some(Rows::new("lm_head", site.search, &site.held_back, self.lance.config().hidden_size)?))
+        Ok(Some(Rows::new("lm_head", site.search, &site.held_back, lance.config().hidden_size)?))
     }
 
     fn store(&self, layer: usize) -> Result<()> {

@@ -81,6 +81,13 @@ pub(super) fn quantize(
         experts.push(read(source, index, Expert::Gen)?);
         rows.push(None);
     }
+    let before: Vec<[Vec<f32>; 3]> = experts
+        .iter()
+        .map(|e| {
+            let bias = e.v_bias.clone().unwrap_or_default();
+            [e.input_layernorm.clone(), e.post_attention_layernorm.clone(), bias]
+        })
+        .collect();
     let scheme = |expert: Expert, proj: Proj| {
         let cols = match proj {
             Proj::DownProj => config.intermediate_size,
@@ -91,13 +98,19 @@ pub(super) fn quantize(
     let result = quantize_layer(LayerWeights { layer: index, heads, experts }, rows, &scheme, recipe)?;
     let mut tensors = HashMap::new();
     let mut part = Part { pairs: result.pairs, linears: Vec::new() };
-    for expert in result.experts {
+    for (expert, old) in result.experts.into_iter().zip(before) {
         let suffix = expert.expert.suffix();
         let norm = |name: &str| format!("layers.{index}.{name}{suffix}.weight");
-        tensors.insert(norm("input_layernorm"), f32s(&expert.input_layernorm));
-        tensors.insert(norm("post_attention_layernorm"), f32s(&expert.post_attention_layernorm));
-        if let Some(bias) = &expert.v_bias {
-            tensors.insert(format!("{}.bias", Proj::VProj.path(index, expert.expert)), f32s(bias));
+        let bias = format!("{}.bias", Proj::VProj.path(index, expert.expert));
+        let new =
+            [expert.input_layernorm, expert.post_attention_layernorm, expert.v_bias.unwrap_or_default()];
+        for ((name, new), old) in
+            [norm("input_layernorm"), norm("post_attention_layernorm"), bias].into_iter().zip(new).zip(old)
+        {
+            // What no scale has changed stays in the file as it was, in its own type.
+            if new != old {
+                tensors.insert(name, f32s(&new));
+            }
         }
         for linear in expert.linears {
             match linear.form {

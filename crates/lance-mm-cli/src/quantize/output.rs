@@ -1,7 +1,7 @@
 //! Putting the new folder together.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
@@ -18,75 +18,84 @@ use super::workdir::WorkDir;
 use super::{Gen, config};
 use crate::model::Extra;
 
-/// Writes everything into a temporary sibling of `out` and renames it.
-pub(super) fn write(
-    out: &Path,
-    source: &Checkpoint,
-    extras: &[Extra],
-    work: &WorkDir,
-    schemes: &Schemes,
-    gen_: Gen,
-    report: &Report,
-) -> Result<()> {
-    let name = out.file_name().with_context(|| format!("{}: no name to write to", out.display()))?;
-    let partial = out.with_file_name(format!(".{}.partial", name.to_string_lossy()));
-    if partial.exists() {
-        fs::remove_dir_all(&partial).with_context(|| partial.display().to_string())?;
-    }
-    fs::create_dir_all(&partial).with_context(|| partial.display().to_string())?;
-    let result = fill(&partial, source, extras, work, schemes, gen_, report);
-    if result.is_err() {
-        // The error that stopped the writing says more than one about the clean-up.
-        let _ = fs::remove_dir_all(&partial);
-    }
-    result?;
-    fs::rename(&partial, out).with_context(|| out.display().to_string())
+/// Bytes from which a tensor is read through a map of its own, whose pages are given back.
+const LARGE: usize = 1 << 20;
+
+/// What the new folder is made of.
+pub(super) struct Output<'a> {
+    pub(super) open: &'a dyn Fn() -> Result<Checkpoint>,
+    pub(super) extras: &'a [Extra],
+    pub(super) work: &'a WorkDir,
+    pub(super) schemes: &'a Schemes,
+    pub(super) gen_: Gen,
+    pub(super) report: &'a Report,
 }
 
-fn fill(
-    dir: &Path,
-    source: &Checkpoint,
-    extras: &[Extra],
-    work: &WorkDir,
-    schemes: &Schemes,
-    gen_: Gen,
-    report: &Report,
-) -> Result<()> {
-    let made = made(source, work)?;
-    let mut entries: Vec<(String, Entry<'_>)> = Vec::new();
-    for tensor in source.model().tensors() {
-        let dropped = gen_ == Gen::Drop && is_generation(&tensor.name);
-        if !dropped && !made.contains_key(&tensor.name) {
-            entries.push((tensor.name.clone(), Entry { weights: source.model(), info: tensor }));
+impl Output<'_> {
+    /// Writes everything into a temporary sibling of `out` and renames it.
+    pub(super) fn write(&self, out: &Path) -> Result<()> {
+        let name = out.file_name().with_context(|| format!("{}: no name to write to", out.display()))?;
+        let partial = out.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+        if partial.exists() {
+            fs::remove_dir_all(&partial).with_context(|| partial.display().to_string())?;
         }
-    }
-    for weights in made_files(source, work)? {
-        for tensor in weights.0.tensors() {
-            entries.push((tensor.name.clone(), Entry { weights: &made[&tensor.name], info: tensor }));
+        fs::create_dir_all(&partial).with_context(|| partial.display().to_string())?;
+        let result = self.fill(&partial);
+        if result.is_err() {
+            // The error that stopped the writing says more than one about the clean-up.
+            let _ = fs::remove_dir_all(&partial);
         }
+        result?;
+        fs::rename(&partial, out).with_context(|| out.display().to_string())
     }
-    let names: Vec<TensorInfo> = entries.iter().map(|(_, entry)| entry.info.clone()).collect();
-    let path = dir.join("model.safetensors");
-    safetensors::serialize_to_file(entries, None::<HashMap<String, String>>, &path)
-        .with_context(|| path.display().to_string())?;
-    write_vit(dir, source, extras, schemes)?;
-    for extra in
-        extras.iter().filter(|extra| !["config.json", "vit.safetensors"].contains(&extra.name.as_str()))
-    {
-        if gen_ != Gen::Drop || extra.name != "vae.safetensors" {
-            extra.write(&dir.join(&extra.name))?;
+
+    fn fill(&self, dir: &Path) -> Result<()> {
+        let source = (self.open)()?;
+        let shared = || Ok(source.model().clone());
+        let anew = || Ok((self.open)()?.model().clone());
+        let layers = (0..source.config().num_hidden_layers).map(layer_name);
+        let parts: Vec<String> = layers.chain([ENDS.to_owned()]).collect();
+        let openers: Vec<Box<dyn Fn() -> Result<Weights> + '_>> = parts
+            .iter()
+            .map(|part| Box::new(move || layer::open(self.work, part)) as Box<dyn Fn() -> Result<Weights>>)
+            .collect();
+        let mut entries: BTreeMap<String, Entry<'_>> = BTreeMap::new();
+        for info in source.model().tensors() {
+            if self.gen_ != Gen::Drop || !is_generation(&info.name) {
+                let open: &dyn Fn() -> Result<Weights> = if info.bytes < LARGE { &shared } else { &anew };
+                entries.insert(info.name.clone(), Entry { open, info });
+            }
         }
+        for open in &openers {
+            for info in open()?.tensors() {
+                entries.insert(info.name.clone(), Entry { open, info });
+            }
+        }
+        let names: Vec<TensorInfo> = entries.values().map(|entry| entry.info.clone()).collect();
+        let path = dir.join("model.safetensors");
+        safetensors::serialize_to_file(entries, None::<HashMap<String, String>>, &path)
+            .with_context(|| path.display().to_string())?;
+        // A source that changed meanwhile would have left a file that does not fit its header.
+        Weights::open(&[&path])?;
+        write_vit(dir, &source, self.extras, self.schemes)?;
+        for extra in self.extras {
+            let made = ["config.json", "vit.safetensors"].contains(&extra.name.as_str());
+            if !made && (self.gen_ != Gen::Drop || extra.name != "vae.safetensors") {
+                extra.write(&dir.join(&extra.name))?;
+            }
+        }
+        let json =
+            self.extras.iter().find(|extra| extra.name == "config.json").context("expected config.json")?;
+        let config = config::quantized(&json.read()?, &names, self.schemes, self.gen_, self.report)?;
+        fs::write(dir.join("config.json"), config)?;
+        fs::write(dir.join("quantization_report.json"), self.report.json()?)?;
+        Ok(())
     }
-    let json = extras.iter().find(|extra| extra.name == "config.json").context("expected config.json")?;
-    let config = config::quantized(&json.read()?, &names, schemes, gen_, report)?;
-    fs::write(dir.join("config.json"), config)?;
-    fs::write(dir.join("quantization_report.json"), report.json()?)?;
-    Ok(())
 }
 
 /// A tensor of the new model file, read when it is written.
 struct Entry<'a> {
-    weights: &'a Weights,
+    open: &'a dyn Fn() -> Result<Weights>,
     info: TensorInfo,
 }
 
@@ -100,30 +109,13 @@ impl View for Entry<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.weights.with_bytes(&self.info.name, <[u8]>::to_vec).unwrap_or_default())
+        let bytes = (self.open)().ok().and_then(|w| w.with_bytes(&self.info.name, <[u8]>::to_vec));
+        Cow::Owned(bytes.unwrap_or_default())
     }
 
     fn data_len(&self) -> usize {
         self.info.bytes
     }
-}
-
-struct Made(Weights);
-
-fn made_files(source: &Checkpoint, work: &WorkDir) -> Result<Vec<Made>> {
-    let layers = (0..source.config().num_hidden_layers).map(layer_name);
-    layers.chain([ENDS.to_owned()]).map(|name| Ok(Made(layer::open(work, &name)?))).collect()
-}
-
-/// Which finished part holds a tensor.
-fn made(source: &Checkpoint, work: &WorkDir) -> Result<HashMap<String, Weights>> {
-    let mut made = HashMap::new();
-    for Made(weights) in made_files(source, work)? {
-        for tensor in weights.tensors() {
-            made.insert(tensor.name, weights.clone());
-        }
-    }
-    Ok(made)
 }
 
 fn is_generation(name: &str) -> bool {
