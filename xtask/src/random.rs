@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use lance_mm::models::{Config, Experts, Llm, Vit, required};
+use lance_mm::models::{Config, Experts, Llm, Vit, is_generation, required};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -99,8 +99,8 @@ impl Random {
                 shape.to_vec(),
             )];
         };
-        let latent = ["vae_in_proj", "llm2vae", "time_embedder", "latent_pos_embed"];
-        let dense = latent.iter().any(|prefix| name.starts_with(prefix));
+        // The GEN expert is quantized in the published file, the latent layers are not.
+        let dense = is_generation(name) && !name.contains("_moe_gen");
         let group = [128, 64, 32].into_iter().find(|g| !dense && cols.is_multiple_of(*g));
         let (Format::Int4, Some(group), Some(module)) = (self.format, group, name.strip_suffix(".weight"))
         else {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use lance_mm::layout;
+use lance_mm::models::is_generation;
 use serde_json::{Value, json};
 
 use crate::safetensors_file::{open, write_located};
@@ -32,7 +33,7 @@ fn write(src: &Path, dst: &Path) -> Result<usize> {
         .and_then(|layout| Ok(layout.require_loadable(&model.path.display().to_string())?))?;
     mark_und_only(&mut config);
     let mut tensors = open(model)?;
-    tensors.retain(|tensor| is_understanding(&tensor.name));
+    tensors.retain(|tensor| !is_generation(&tensor.name));
     let kept = write_located(dst.join("model.safetensors"), "mlx", tensors, |tensor| tensor.dtype)?;
     for file in COPIED.iter().chain(&["vit.safetensors"]).filter(|file| src.join(file).exists()) {
         fs::copy(src.join(file), dst.join(file)).with_context(|| (*file).to_owned())?;
@@ -47,10 +48,4 @@ pub(crate) fn mark_und_only(config: &mut Value) {
         config["lance_mm"] = json!({});
     }
     config["lance_mm"]["experts"] = json!(["und"]);
-}
-
-/// Everything but the GEN expert and the latent layers.
-pub(crate) fn is_understanding(name: &str) -> bool {
-    let latent = ["vae_in_proj.", "llm2vae.", "time_embedder.", "latent_pos_embed."];
-    !name.contains("_moe_gen") && !latent.iter().any(|prefix| name.starts_with(prefix))
 }

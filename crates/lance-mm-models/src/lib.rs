@@ -37,7 +37,7 @@ use candle_core::Tensor;
 use lance_mm_tensor::{Error, Problem, Problems, Result, Weights};
 
 pub use config::{Config, SpecialIds, VitConfig};
-pub use llm::{Cache, Experts, Llm};
+pub use llm::{Cache, Experts, Llm, is_generation};
 pub use sequence::{Cursor, Expert, Grid, Layout, Mode, Segment, Sequence, Span};
 pub use vit::{Vit, VitLayout};
 

@@ -122,7 +122,10 @@ impl Llm {
             embed_tokens,
             config: config.clone(),
         };
-        weights.leave(|name| is_latent(name) || (experts == Experts::Und && name.contains("_moe_gen")));
+        weights.leave(|name| match experts {
+            Experts::Und => is_generation(name),
+            Experts::Both => is_latent(name),
+        });
         finish(weights, &["layers.", "embed_tokens.", "norm", "lm_head."])?;
         Ok(llm)
     }
@@ -318,7 +321,12 @@ fn in_layer(path: &str) -> Option<(usize, &str)> {
     Some((index.parse().ok()?, rest))
 }
 
-/// Tensors that only generation reads.
+/// Whether only generation reads a tensor of this name: the GEN expert and the latent layers.
+pub fn is_generation(name: &str) -> bool {
+    name.contains("_moe_gen") || is_latent(name)
+}
+
+/// The latent layers.
 fn is_latent(name: &str) -> bool {
     ["vae_in_proj.", "llm2vae.", "time_embedder.", "latent_pos_embed."]
         .iter()

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use lance_mm::layout::{self, Files, Layout, Part};
-use lance_mm::models::Config;
+use lance_mm::models::{Config, is_generation};
 use lance_mm::tensor::{Problem, Problems};
 use serde_json::{Value, json};
 
@@ -71,7 +71,7 @@ impl Checkpoint {
         let (config, json) = this.config(json, und_only).with_context(|| config_name(files))?;
         this.video = check::time_slots(&json, &this.llm).is_some_and(|slots| slots > 1);
         if und_only {
-            this.llm.retain(|tensor| split::is_understanding(&tensor.name));
+            this.llm.retain(|tensor| !is_generation(&tensor.name));
         }
 
         let mut problems = FileProblems::default();

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use lance_mm::Checkpoint;
+use lance_mm::models::is_generation;
 use lance_mm::quant::{Recipe, quantize_linear};
 use lance_mm::tensor::{TensorInfo, Weight, Weights};
 use safetensors::{Dtype, View};
@@ -118,15 +119,14 @@ impl View for Entry<'_> {
     }
 }
 
-fn is_generation(name: &str) -> bool {
-    let latent = ["vae_in_proj.", "llm2vae.", "time_embedder.", "latent_pos_embed."];
-    name.contains("_moe_gen") || latent.iter().any(|prefix| name.starts_with(prefix))
-}
-
 /// The vision transformer: copied, or with packed matrices.
 fn write_vit(dir: &Path, source: &Checkpoint, extras: &[Extra], schemes: &Schemes) -> Result<()> {
     let path = dir.join("vit.safetensors");
     let Some(vit) = source.vit() else { return Ok(()) };
+    let file = extras.iter().find(|extra| extra.name == "vit.safetensors");
+    if let Some(file) = file.filter(|_| !schemes.packs_vit()) {
+        return file.write(&path);
+    }
     let mut tensors: HashMap<String, Stored> = HashMap::new();
     for tensor in vit.tensors() {
         let packs = tensor.name.strip_suffix(".weight").zip(match tensor.shape[..] {
@@ -145,8 +145,8 @@ fn write_vit(dir: &Path, source: &Checkpoint, extras: &[Extra], schemes: &Scheme
             }
         }
     }
-    match extras.iter().find(|extra| extra.name == "vit.safetensors") {
-        Some(extra) if tensors.values().all(|t| t.dtype != Dtype::U32) => extra.write(&path),
+    match file {
+        Some(file) if tensors.values().all(|t| t.dtype != Dtype::U32) => file.write(&path),
         _ => Ok(safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, Shared(t))), None, &path)?),
     }
 }

@@ -50,6 +50,11 @@ impl Schemes {
         fitting(self.head, cols)
     }
 
+    /// Whether the vision transformer is quantized at all.
+    pub(super) fn packs_vit(&self) -> bool {
+        self.vit.is_some()
+    }
+
     /// Of a matrix of the vision transformer.
     pub(super) fn vit(&self, cols: usize) -> Option<Scheme> {
         self.vit.filter(|s| cols.is_multiple_of(s.group_size()))
