@@ -1,6 +1,6 @@
 //! `lance-mm eval`: what a quantized checkpoint lost against its reference.
 
-mod data;
+pub(crate) mod data;
 mod document;
 mod layers;
 mod number;

@@ -20,6 +20,7 @@ use lance_mm::{Checkpoint, Understanding};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::eval::data::bundled;
 use crate::model;
 use crate::output::{self as out, Hints};
 use capture::Capture;
@@ -251,7 +252,7 @@ fn refuse_quantized(checkpoint: &Checkpoint, name: &str) -> Result<()> {
 fn dataset(args: &Args) -> Result<Dataset> {
     match &args.calib {
         Some(path) => Ok(Dataset::read(path)?),
-        None if args.model == "nano" => Ok(samples::bundled()),
+        None if args.model == "nano" => Ok(bundled("bundled", &lance_mm_nano::CALIBRATION)),
         None => bail!(
             "--calib: expected a file of questions about pictures, found none (only the nano model has its own)"
         ),

@@ -5,10 +5,6 @@
 //! nothing else. It exists so that the program and its tests run without a download, and so that loss by
 //! quantization shows in answers.
 
-mod calibration;
-
-pub use calibration::CALIBRATION;
-
 /// `config.json`.
 pub static CONFIG: &[u8] = include_bytes!("../assets/config.json");
 /// `generation_config.json`.
@@ -23,7 +19,7 @@ pub static VIT: &[u8] = include_bytes!("../assets/vit.safetensors");
 /// A picture with a question that the model answers right.
 #[derive(Clone, Copy, Debug)]
 pub struct Demo {
-    /// File name in the crate's `assets`.
+    /// File name.
     pub file: &'static str,
     /// The picture, a PNG file.
     pub png: &'static [u8],
@@ -33,16 +29,24 @@ pub struct Demo {
     pub answer: &'static str,
 }
 
+/// A picture below `assets` with its question and answer.
 macro_rules! demo {
     ($file:literal, $question:literal, $answer:literal) => {
+        demo!("", $file, $question, $answer)
+    };
+    ($folder:literal, $file:literal, $question:literal, $answer:literal) => {
         Demo {
             file: $file,
-            png: include_bytes!(concat!("../assets/", $file)),
+            png: include_bytes!(concat!("../assets/", $folder, $file)),
             question: $question,
             answer: $answer,
         }
     };
 }
+
+mod calibration;
+
+pub use calibration::CALIBRATION;
 
 /// One picture of each kind.
 pub static DEMOS: [Demo; 6] = [

@@ -56,8 +56,8 @@ pub(crate) struct OutputArgs {
     pub(crate) quiet: bool,
 }
 
-/// The bundled demo pictures with their questions.
-pub(crate) fn demos() -> Dataset {
+/// Bundled pictures with their questions.
+pub(crate) fn bundled(name: &str, demos: &[lance_mm_nano::Demo]) -> Dataset {
     let sample = |demo: &lance_mm_nano::Demo| Sample {
         place: demo.file.to_owned(),
         shown: Shown::Images(vec![Picture::Memory { name: demo.file.to_owned(), bytes: demo.png }]),
@@ -66,8 +66,5 @@ pub(crate) fn demos() -> Dataset {
         expected: None,
         kind: None,
     };
-    Dataset {
-        name: "bundled demo cases".to_owned(),
-        samples: lance_mm_nano::DEMOS.iter().map(sample).collect(),
-    }
+    Dataset { name: name.to_owned(), samples: demos.iter().map(sample).collect() }
 }

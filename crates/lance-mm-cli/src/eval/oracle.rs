@@ -6,7 +6,7 @@ use anyhow::Result;
 use lance_mm::eval::oracle::{OracleReport, answers};
 use lance_mm::eval::{Dataset, ModelInfo};
 
-use super::data::{AskArgs, OutputArgs, demos};
+use super::data::{AskArgs, OutputArgs, bundled};
 use super::document::{Document, Table};
 use super::number::{millis, or_dash, yes_no};
 use super::progress::Progress;
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = Hints::new(args.output.quiet);
     let data: Dataset = match &args.data {
         Some(path) => args.ask.read(path)?,
-        None => args.ask.limited(demos()),
+        None => args.ask.limited(bundled("bundled demo cases", &lance_mm_nano::DEMOS)),
     };
     let options = args.ask.options();
     let mut found = Vec::new();

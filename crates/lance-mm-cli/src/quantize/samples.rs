@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
-use lance_mm::eval::{Dataset, Picture, Sample, Shown};
+use lance_mm::eval::{Dataset, Sample};
 use lance_mm::models::{Cursor, Grid, Segment, Sequence};
 use lance_mm::prompt::{self, Content, Medium, Turn};
 use lance_mm::{Decoding, Options, Part, Understanding};
@@ -36,19 +36,6 @@ pub(super) struct Run {
     pub(super) head_picks: Vec<usize>,
     /// Whether the sample is only judged by.
     pub(super) held_back: bool,
-}
-
-/// The drawn pictures and questions that come with the nano model.
-pub(super) fn bundled() -> Dataset {
-    let sample = |demo: &lance_mm_nano::Demo| Sample {
-        place: demo.file.to_owned(),
-        shown: Shown::Images(vec![Picture::Memory { name: demo.file.to_owned(), bytes: demo.png }]),
-        question: demo.question.to_owned(),
-        answer: Some(demo.answer.to_owned()),
-        expected: None,
-        kind: None,
-    };
-    Dataset { name: "bundled".into(), samples: lance_mm_nano::CALIBRATION.iter().map(sample).collect() }
 }
 
 /// One number for each sample, which tells samples apart and not what is in them.
