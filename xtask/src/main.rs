@@ -33,12 +33,7 @@ enum Command {
         /// Folder to write.
         dst: PathBuf,
     },
-    /// Run what CI runs: tests, formatting, clippy and docs, warnings denied.
-    Check {
-        /// Leave the tests out.
-        #[arg(long)]
-        no_tests: bool,
-    },
+    Check(check::Check),
     /// Work with folders of reference cases.
     Fixtures {
         #[command(subcommand)]
@@ -52,7 +47,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Convert(convert) => convert.run(),
         Command::Split { src, dst } => split::run(&src, &dst),
-        Command::Check { no_tests } => check::run(no_tests),
+        Command::Check(check) => check.run(),
         Command::Fixtures { command } => command.run(),
         Command::Random(random) => random.run(),
     };
