@@ -1,7 +1,7 @@
 //! Both experts in one sequence, against the original: text and markers on UND, latents on GEN.
 
 use candle_core::{Device, Tensor};
-use lance_mm::models::{Config, Cursor, Experts, Grid, Llm, Segment, Sequence};
+use lance_mm::models::{Config, Cursor, Experts, Grid, LatentLayers, Llm, Segment, Sequence};
 use lance_mm::tensor::Weights;
 
 use crate::support::{Case, fixtures};
@@ -10,10 +10,14 @@ use crate::support::{Case, fixtures};
 const TEXT: usize = 51;
 const GRID: Grid = Grid { t: 1, h: 4, w: 3 };
 
-fn llm() -> Llm {
+fn checkpoint() -> (Config, Weights) {
     let dir = fixtures("generation/ckpt/mlx");
     let config = Config::from_json(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
-    let weights = Weights::open_in(&dir, "model").unwrap();
+    (config, Weights::open_in(&dir, "model").unwrap())
+}
+
+fn llm() -> Llm {
+    let (config, weights) = checkpoint();
     Llm::load(&config, &weights, Experts::Both).unwrap()
 }
 
@@ -73,4 +77,29 @@ fn a_prefix_in_the_cache_changes_nothing() {
     let found = flat(&llm.norm(&hidden, &noise).unwrap());
     let expected = &recorded[TEXT * d..(TEXT + noise.len()) * d];
     lance_mm::tensor::testing::assert_close("hidden_step0", &found, expected, 2e-4);
+}
+
+#[test]
+fn every_recorded_velocity_follows_from_its_latents() {
+    let (llm, (config, weights)) = (llm(), checkpoint());
+    let latents = LatentLayers::load(&config, &weights).unwrap();
+    let case = Case::open("generation", "t2i_nocfg");
+    let (times, ids) = (case.f32s("timesteps"), case.u32s("token_ids"));
+    case.compare("time_embed", &flat(&latents.time_embedder(&times).unwrap()));
+    case.compare("time_embed_zero", &flat(&latents.time_embedder(&[0.0]).unwrap()));
+    let places: Vec<u32> = latents.positions(GRID).unwrap().iter().map(|p| *p as u32).collect();
+    assert_eq!(places, case.u32s("latent_pos_ids"));
+
+    let prefix = Sequence::new(&[Segment::Text(ids[..TEXT].to_vec())], &config.layout(), Cursor::default());
+    let mut cache = llm.cache();
+    llm.forward(&llm.embed(&prefix, &[]).unwrap(), &prefix, &mut cache).unwrap();
+    let noise = Sequence::new(&[Segment::Noise(GRID)], &config.layout(), prefix.end());
+    let n = GRID.count() * 48;
+    let states = case.f32s("x_steps");
+    let mut velocities = Vec::new();
+    for (x, t) in states.chunks_exact(n).zip(&times) {
+        let x = Tensor::from_slice(x, (GRID.count(), 48), &Device::Cpu).unwrap();
+        velocities.extend(flat(&latents.velocity(&llm, &x, GRID, &[*t], &noise, &mut cache).unwrap()));
+    }
+    case.compare("v_cond", &velocities);
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use lance_mm::models::{Config, Experts, Llm, Vit, is_generation, required};
+use lance_mm::models::{Config, Experts, LatentLayers, Llm, Vit, is_generation, latent, required};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -54,7 +54,10 @@ impl Random {
         let llm = required(|weights| Llm::load(&config, weights, experts).map(drop))?;
         let llm: Vec<_> = match self.und_only {
             true => llm,
-            false => llm.into_iter().chain(latents(&json, config.hidden_size)).collect(),
+            false => {
+                let latents = required(|weights| LatentLayers::load(&config, weights).map(drop))?;
+                llm.into_iter().chain(latents).collect()
+            }
         };
         let vit = required(|weights| Vit::load(&config.vision, weights).map(drop))?;
         crate::folder::write(&self.dst, |dir| {
@@ -64,7 +67,9 @@ impl Random {
                 json["quantization_config"] = quantization;
             }
             fs::write(dir.join("config.json"), serde_json::to_string_pretty(&json)? + "\n")?;
-            let stored: Vec<Stored> = llm.iter().flat_map(|(name, shape)| self.stored(name, shape)).collect();
+            let side = config.max_latent_size;
+            let stored: Vec<Stored> =
+                llm.iter().flat_map(|(name, shape)| self.stored(name, shape, side)).collect();
             write_file(&dir.join("model.safetensors"), &stored, self.seed)?;
             let stored: Vec<Stored> = vit
                 .iter()
@@ -90,7 +95,10 @@ impl Random {
     }
 
     /// The tensors that hold one matrix or vector.
-    fn stored(&self, name: &str, shape: &[usize]) -> Vec<Stored> {
+    fn stored(&self, name: &str, shape: &[usize], side: usize) -> Vec<Stored> {
+        if name.starts_with("latent_pos_embed.") {
+            return vec![Stored::new(name.to_owned(), Kind::Positions(side), shape.to_vec())];
+        }
         let norm = name.contains("norm");
         let &[rows, cols] = shape else {
             return vec![Stored::new(
@@ -144,6 +152,8 @@ enum Kind {
     Scale(usize),
     /// Minus 7.5 scales, so that values centre on zero.
     Bias(usize),
+    /// The table of latent positions, which is no parameter, for frames of this side.
+    Positions(usize),
 }
 
 impl Stored {
@@ -169,6 +179,11 @@ impl Stored {
         let fan_in = self.shape[1..].iter().product::<usize>().max(1) as f32;
         let mut state = Mix(seed);
         let spread = 1.7 / fan_in.sqrt();
+        if let Kind::Positions(side) = self.kind {
+            let (rows, width) = (self.shape[0], self.shape[1]);
+            let row = |index| latent::position_row(index, side, width);
+            return out.extend((0..rows).flat_map(row).flat_map(|v| half::bf16::from_f32(v).to_le_bytes()));
+        }
         for _ in 0..self.count() {
             match self.kind {
                 Kind::F32 => out.extend((1.0 + 0.1 * state.unit()).to_le_bytes()),
@@ -180,6 +195,7 @@ impl Stored {
                 Kind::Words => out.extend((state.next() as u32).to_le_bytes()),
                 Kind::Scale(cols) => out.extend(bf16(scale(cols))),
                 Kind::Bias(cols) => out.extend(bf16(-7.5 * scale(cols))),
+                Kind::Positions(_) => {}
             }
         }
     }
@@ -220,22 +236,6 @@ fn write_file(path: &Path, stored: &[Stored], seed: u64) -> Result<()> {
         stored[i].fill(seed.wrapping_mul(1_000_003).wrapping_add(i as u64), &mut bytes);
         Ok(out.write_all(&bytes)?)
     })
-}
-
-/// Tensors that only generation reads.
-fn latents(config: &Value, d: usize) -> Vec<(String, Vec<usize>)> {
-    let side = config["max_latent_size"].as_u64().unwrap_or(64) as usize;
-    let linear = |name: &str, rows: usize, cols: usize| {
-        [(format!("{name}.weight"), vec![rows, cols]), (format!("{name}.bias"), vec![rows])]
-    };
-    let linears = [
-        linear("vae_in_proj.vae2llm", d, 48),
-        linear("llm2vae", 48, d),
-        linear("time_embedder.proj_in", d, 256),
-        linear("time_embedder.proj_out", d, d),
-    ];
-    let positions = ("latent_pos_embed.pos_embed".to_owned(), vec![side * side, d]);
-    linears.into_iter().flatten().chain([positions]).collect()
 }
 
 /// The published configuration of Lance-3B.

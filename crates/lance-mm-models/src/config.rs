@@ -35,6 +35,9 @@ pub struct Config {
     pub special_ids: SpecialIds,
     /// The vision transformer.
     pub vision: VitConfig,
+    /// Rows and columns that the table of latent positions has for one frame (`max_latent_size`, 64 when
+    /// the file does not say).
+    pub max_latent_size: usize,
     /// Whether the checkpoint says that it holds the UND expert only (`lance_mm.experts`).
     pub und_only: bool,
 }
@@ -98,6 +101,8 @@ struct Raw {
     vision_end_token_id: u32,
     video_token_id: u32,
     vision_config: RawVit,
+    #[serde(default = "sixty_four")]
+    max_latent_size: usize,
     #[serde(default)]
     lance_mm: RawLanceMm,
 }
@@ -136,6 +141,10 @@ fn three() -> usize {
     3
 }
 
+fn sixty_four() -> usize {
+    64
+}
+
 /// Bound of every size in a configuration: products of three stay far from overflow.
 const MAX_SIZE: usize = 1 << 20;
 /// Bound of the number of layers and blocks.
@@ -169,6 +178,7 @@ impl Config {
                 video: raw.video_token_id,
             },
             vision: raw.vision_config.checked()?,
+            max_latent_size: raw.max_latent_size,
             und_only: raw.lance_mm.experts.is_some_and(|experts| experts == ["und"]),
         };
         if let Some(kind) = raw.rope_scaling.r#type.filter(|kind| kind != "mrope" && kind != "default") {
@@ -186,6 +196,7 @@ impl Config {
         size("intermediate_size", self.intermediate_size, MAX_SIZE)?;
         size("vocab_size", self.vocab_size, MAX_SIZE)?;
         size("max_position_embeddings", self.max_position_embeddings, 1 << 24)?;
+        size("max_latent_size", self.max_latent_size, 1 << 10)?;
         positive("rms_norm_eps", self.rms_norm_eps)?;
         positive("rope_theta", self.rope_theta)?;
         divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)?;
@@ -343,7 +354,7 @@ pub(crate) mod tests {
             "intermediate_size": 48, "vocab_size": 64, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
             "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
             "max_position_embeddings": 1000, "vision_start_token_id": 60, "vision_end_token_id": 61,
-            "video_token_id": 62,
+            "video_token_id": 62, "max_latent_size": 4,
             "vision_config": {
                 "depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 20, "out_hidden_size": 32,
                 "patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2, "window_size": 112,
@@ -392,6 +403,7 @@ pub(crate) mod tests {
             ("/vision_config/num_heads", json!(3), "a multiple of 4 · num_heads 12"),
             ("/video_token_id", json!(64), "an id below vocab_size 64, found 64"),
             ("/vocab_size", json!("many"), "invalid type: string"),
+            ("/max_latent_size", json!(0), "max_latent_size: expected a number from 1 to 1024, found 0"),
         ];
         for (pointer, value, expected) in cases {
             let mut config = toy();

@@ -3,7 +3,8 @@
 //!
 //! [`Vit`] turns patches of pictures into rows for the language model. [`Sequence`] lays segments of text
 //! and pictures out as rows with positions, attention blocks and experts: whole numbers only, no tensors.
-//! [`Llm`] runs such a sequence over a [`Cache`]. Architecture: ByteDance's Lance (arXiv:2605.18678), a
+//! [`Llm`] runs such a sequence over a [`Cache`]; [`LatentLayers`] lead from latents to its rows and from rows
+//! to velocities. Architecture: ByteDance's Lance (arXiv:2605.18678), a
 //! mixture of transformers in the shape of Qwen2.5-VL.
 //!
 //! ```no_run
@@ -27,6 +28,7 @@
 //! ```
 
 mod config;
+pub mod latent;
 mod llm;
 mod sequence;
 mod vit;
@@ -37,6 +39,7 @@ use candle_core::Tensor;
 use lance_mm_tensor::{Error, Problem, Problems, Result, Weights};
 
 pub use config::{Config, SpecialIds, VitConfig};
+pub use latent::LatentLayers;
 pub use llm::{Cache, Experts, Llm, is_generation};
 pub use sequence::{Cursor, Expert, Grid, Layout, Mode, Segment, Sequence, Span};
 pub use vit::{Vit, VitLayout};

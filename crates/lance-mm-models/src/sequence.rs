@@ -204,6 +204,17 @@ impl Sequence {
         self
     }
 
+    /// The same rows moved along the t axis alone, so that the first lies at `t`. Edits put what the vision
+    /// transformer saw at 1000; what follows is laid out as if nothing had moved.
+    pub fn at_time(mut self, t: u32) -> Self {
+        let axis = &mut self.positions[0];
+        let first = axis.first().copied().unwrap_or(0);
+        for position in axis {
+            *position = *position - first + t;
+        }
+        self
+    }
+
     /// Rows.
     pub fn len(&self) -> usize {
         self.ids.len()
@@ -281,6 +292,17 @@ mod tests {
         assert_eq!(s.spans(), [Span { rows: 0..11, expert: Expert::Und }]);
         assert_eq!(s.visual(), std::slice::from_ref(&(3..9)));
         assert!(s.causal().blocks().iter().all(|b| b.causal));
+    }
+
+    #[test]
+    fn only_the_time_of_a_moved_block_changes() {
+        let grid = Grid { t: 2, h: 1, w: 2 };
+        let start = Cursor { rows: 3, position: 5 };
+        let s = lay(&[Segment::Vit(grid)], start);
+        let moved = s.clone().at_time(1000);
+        assert_eq!(moved.positions()[0], [1000, 1001, 1001, 1003, 1003, 1004]);
+        assert_eq!(moved.positions()[1..], s.positions()[1..]);
+        assert_eq!(moved.end(), s.end());
     }
 
     #[test]

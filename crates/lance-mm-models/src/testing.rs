@@ -7,7 +7,7 @@ use lance_mm_tensor::{Error, Weights};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use crate::{Config, Experts, Llm, Vit};
+use crate::{Config, Experts, LatentLayers, Llm, Vit};
 
 pub(crate) type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
 
@@ -27,6 +27,10 @@ fn tensors(load: impl Fn(&Weights) -> Result<(), Error>) -> Tensors {
 
 pub(crate) fn llm_tensors(config: &Config) -> Tensors {
     tensors(|weights| Llm::load(config, weights, Experts::Both).map(drop))
+}
+
+pub(crate) fn latent_tensors(config: &Config) -> Tensors {
+    tensors(|weights| LatentLayers::load(config, weights).map(drop))
 }
 
 pub(crate) fn vit_tensors(config: &Config) -> Tensors {
