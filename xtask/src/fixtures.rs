@@ -23,6 +23,7 @@ mod prompts;
 mod questions;
 mod report;
 mod sampling;
+mod schedulers;
 mod tokenizer;
 mod tolerance;
 mod x2t;
@@ -99,7 +100,7 @@ struct Kind {
 }
 
 /// Tried in this order.
-const KINDS: [Kind; 14] = [
+const KINDS: [Kind; 15] = [
     Kind { is: x2t::is, run: x2t::run },
     Kind { is: components::is, run: components::run },
     Kind { is: preprocess::is, run: preprocess::run },
@@ -114,6 +115,7 @@ const KINDS: [Kind; 14] = [
     Kind { is: awq_seed::is, run: awq_seed::run },
     Kind { is: logits::is, run: logits::run },
     Kind { is: diagnostics::is, run: diagnostics::run },
+    Kind { is: schedulers::is, run: schedulers::run },
 ];
 
 impl Check {

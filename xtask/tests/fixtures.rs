@@ -40,14 +40,24 @@ fn copy(from: &Path, to: &Path) {
 
 #[test]
 fn everything_recorded_in_the_repository_is_reproduced() {
-    let (understanding, quant) = (fixtures().join("understanding"), fixtures().join("quant"));
-    let (output, text) = check(&[&understanding, &quant], &[]);
+    let [understanding, quant, generation] =
+        ["understanding", "quant", "generation"].map(|name| fixtures().join(name));
+    let (output, text) = check(&[&understanding, &quant, &generation], &["--skip", "t2i_nocfg"]);
     let (passed, failed) = counts(&text);
     assert!(output.status.success() && failed == 0, "{text}");
     assert!(passed > 400, "{passed} lines");
-    for stage in
-        ["vit.patch_embed", "vit.out", "position_ids", "llm.layer2", "cache.2.v", "step_logits", "answer.ids"]
-    {
+    for stage in [
+        "vit.patch_embed",
+        "vit.out",
+        "position_ids",
+        "llm.layer2",
+        "cache.2.v",
+        "step_logits",
+        "answer.ids",
+        "t_30_3.5",
+        "ode.ab2_12_3.5",
+        "cfg.channel_s4.0_min0.5",
+    ] {
         assert!(text.lines().any(|line| line.contains(stage) && line.ends_with("ok")), "no line of {stage}");
     }
 }

@@ -8,12 +8,15 @@
 mod decode;
 mod error;
 pub mod eval;
+mod guidance;
 pub mod image;
 pub mod inspect;
 mod lance;
 pub mod layout;
 pub mod prompt;
 mod sampling;
+mod schedule;
+mod solver;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
@@ -22,7 +25,10 @@ pub mod video;
 
 pub use decode::{Decoding, Finish, Sink};
 pub use error::{Error, Result};
+pub use guidance::{Guidance, Renorm};
 pub use lance::{Checkpoint, Files};
 pub use sampling::{Sampler, Sampling};
+pub use schedule::{Schedule, Step};
+pub use solver::{Method, Solver};
 pub use tokenizer::{Scan, StopStrings, TextStream, Tokenizer};
 pub use understand::{Answer, BlockAttention, Chat, Look, Options, Part, Understanding, Visual};
