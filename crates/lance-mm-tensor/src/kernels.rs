@@ -1,6 +1,7 @@
 //! The only door to `unsafe` code: products of activations with weights that stay in their stored form.
 
 mod gemm;
+pub mod metal;
 mod rows_cpu;
 
 pub use gemm::{MatRef, Real, add_product};

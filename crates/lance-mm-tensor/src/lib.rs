@@ -41,7 +41,7 @@ pub use attention::{Block, attention};
 pub use dense::{DenseWeight, FloatType};
 pub use error::{Error, Problem, Problems, Result};
 pub use float_mode::FloatModeWeight;
-pub use kernels::{MatRef, Real, add_product};
+pub use kernels::{MatRef, Real, add_product, metal};
 pub use linear::{Embedding, Linear, Weight};
 pub use norm::RmsNorm;
 pub use quantization::{Mode, Quantization, Scheme};

@@ -1,0 +1,110 @@
+//! Plans of Metal kernels: for given shapes, which kernel runs on how many threads with which arguments.
+//!
+//! A [`Plan`] is the whole of what a device is told. It is made by plain functions that compile and are tested
+//! everywhere: the tests run the same plans on the CPU, in a simulator, against references in f64. On a Mac an
+//! encoder hands them to the device as they are. One file of functions and one `.metal` file belong to each
+//! family of operations.
+
+mod affine;
+#[cfg(all(test, target_os = "linux"))]
+mod simulator;
+
+pub use affine::{Affine, affine_matmul, affine_rows};
+
+use crate::dense::FloatType;
+
+/// Metal source, compiled when a kernel of it is first used.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Name in errors and as key of the cache of compiled sources.
+    pub name: &'static str,
+    /// The text.
+    pub text: &'static str,
+}
+
+/// One dispatch of one kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Where the kernel is.
+    pub source: &'static Source,
+    /// Its host name.
+    pub kernel: String,
+    /// Values of `[[function_constant(i)]]`, for `i` from 0.
+    pub constants: Vec<u32>,
+    /// Threadgroups of the grid.
+    pub groups: [usize; 3],
+    /// Threads of a threadgroup.
+    pub threads: [usize; 3],
+    /// Arguments in the order of their buffer slots.
+    pub args: Vec<Arg>,
+}
+
+/// One argument of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg {
+    /// The input of this index; the functions that make plans say which is which.
+    Input(usize),
+    /// The output: this many values of the type the kernel's name says.
+    Output(usize),
+    /// A number by value.
+    U32(u32),
+    /// A number by value.
+    F32(f32),
+}
+
+/// The part of a kernel's host name that says a type.
+fn type_name(float: FloatType) -> &'static str {
+    match float {
+        FloatType::F32 => "f32",
+        FloatType::F16 => "f16",
+        FloatType::BF16 => "bf16",
+    }
+}
+
+/// Sizes travel as `uint`; shapes that do not fit are refused where weights are loaded.
+fn size(n: usize) -> Arg {
+    Arg::U32(u32::try_from(n).expect("sizes of tensors on a device are below 2^32"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOURCES: [&Source; 1] = [&affine::SOURCE];
+
+    /// What only Apple's compiler would refuse: a pointer or reference without address space, and words that
+    /// Metal does not have.
+    fn faults(text: &str) -> Vec<String> {
+        let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+        let code: String = code.filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
+        let mut faults = vec![];
+        for statement in code.split([';', '{', '}', ',', '(', ')']) {
+            let words: Vec<&str> = statement.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+            let is_type = |w: &str| {
+                ["uint", "uchar", "ushort", "int", "float", "half", "bfloat", "bool", "T", "S"].contains(&w)
+            };
+            let declares = statement.split(['*', '&']).rev().skip(1).any(|before| {
+                before.trim_end().rsplit(|c: char| !c.is_alphanumeric()).next().is_some_and(is_type)
+            });
+            let spaces = ["device", "constant", "thread", "threadgroup"];
+            if declares && !words.iter().any(|w| spaces.contains(w)) {
+                faults.push(format!("no address space: {}", statement.trim()));
+            }
+            for word in ["double", "static", "std", "virtual", "new", "goto", "throw"] {
+                if words.contains(&word) {
+                    faults.push(format!("{word}: {}", statement.trim()));
+                }
+            }
+        }
+        faults
+    }
+
+    #[test]
+    fn sources_have_address_spaces_and_no_foreign_words() {
+        for source in SOURCES {
+            assert_eq!(faults(source.text), Vec::<String>::new(), "{}", source.name);
+        }
+        let wrong = "inline void f(const uchar* p) { static uint n; float& y = x; thread float& z = x; }";
+        assert_eq!(faults(wrong).len(), 3, "{:?}", faults(wrong));
+    }
+}

@@ -1,0 +1,88 @@
+//! Runs plans on the CPU.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex};
+
+use half::{bf16, f16};
+use msl_sim::{Build, Launch, Program};
+
+use super::{Arg, Plan};
+use crate::dense::FloatType;
+
+/// Lane orders every kernel is run in: ascending, descending, two shuffles.
+pub(crate) const ORDERS: [u32; 4] = [0, 1, 2, 3];
+
+type Programs = Mutex<HashMap<(String, bool), Arc<Program>>>;
+
+/// A source is compiled once a test process and kind of build.
+fn program(text: &str, build: Build) -> Arc<Program> {
+    static PROGRAMS: LazyLock<Programs> = LazyLock::new(Mutex::default);
+    let mut programs = PROGRAMS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let key = (text.to_owned(), build == Build::RaceCheck);
+    let compile = || Arc::new(Program::from_source(text, build).expect("the project's own kernels compile"));
+    Arc::clone(programs.entry(key).or_insert_with(compile))
+}
+
+/// The output of a plan, bytes of `out` values.
+pub(crate) fn run(plan: &Plan, inputs: &[Vec<u8>], out: FloatType, order: u32) -> anyhow::Result<Vec<u8>> {
+    run_source(plan.source.text, plan, inputs, out, order, Build::Plain)
+}
+
+/// A run in which unordered accesses of two lanes to one place are errors.
+pub(crate) fn check_races(plan: &Plan, inputs: &[Vec<u8>], out: FloatType) -> anyhow::Result<()> {
+    run_source(plan.source.text, plan, inputs, out, 0, Build::RaceCheck).map(|_| ())
+}
+
+/// Runs the plan with other source, such as a broken copy of its own.
+pub(crate) fn run_source(
+    text: &str,
+    plan: &Plan,
+    inputs: &[Vec<u8>],
+    out: FloatType,
+    order: u32,
+    build: Build,
+) -> anyhow::Result<Vec<u8>> {
+    let dim = |d: [usize; 3]| d.map(|n| u32::try_from(n).expect("a grid of a test"));
+    let mut launch = Launch::new(&plan.kernel, dim(plan.groups), dim(plan.threads)).order(order);
+    launch.constants = (0..).zip(plan.constants.iter().map(|c| c.to_le_bytes().to_vec())).collect();
+    let mut buffers: Vec<Vec<u8>> = inputs.to_vec();
+    let len = plan.args.iter().find_map(|arg| if let Arg::Output(n) = arg { Some(*n) } else { None });
+    // Not a number in every type, so that a value left out shows.
+    let mut output = vec![0xff; len.expect("a plan has an output") * out.size()];
+    let mut inputs: Vec<Option<&mut Vec<u8>>> = buffers.iter_mut().map(Some).collect();
+    let mut output_slot = Some(&mut output);
+    for (slot, arg) in (0..).zip(&plan.args) {
+        launch = launch.arg(match arg {
+            Arg::Input(i) => msl_sim::Arg::Buffer(slot, inputs[*i].take().expect("an input is bound once")),
+            Arg::Output(_) => msl_sim::Arg::Buffer(slot, output_slot.take().expect("one output")),
+            Arg::U32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
+            Arg::F32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
+        });
+    }
+    program(text, build).run(launch)?;
+    Ok(output)
+}
+
+/// Values in the bytes of a type.
+pub(crate) fn encode(values: &[f32], float: FloatType) -> Vec<u8> {
+    match float {
+        FloatType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        FloatType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        FloatType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+    }
+}
+
+/// The values of such bytes.
+pub(crate) fn decode(bytes: &[u8], float: FloatType) -> Vec<f32> {
+    let pairs = || bytes.as_chunks::<2>().0.iter();
+    match float {
+        FloatType::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        FloatType::F16 => pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        FloatType::BF16 => pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+    }
+}
+
+/// Values as a type holds them.
+pub(crate) fn rounded(values: &[f32], float: FloatType) -> Vec<f32> {
+    decode(&encode(values, float), float)
+}
