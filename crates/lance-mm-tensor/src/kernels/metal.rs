@@ -6,7 +6,8 @@
 //! family of operations.
 
 mod affine;
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod simulator;
 
 pub use affine::{Affine, affine_matmul, affine_rows};

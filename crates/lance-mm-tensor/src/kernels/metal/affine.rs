@@ -70,5 +70,6 @@ pub fn affine_rows(w: &Affine, n: usize, out: FloatType) -> Plan {
     w.plan("affine_rows", out, [w.cols.div_ceil(64 * CODES), n, 1], 64, args)
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests;
