@@ -6,11 +6,15 @@
 //! family of operations.
 
 mod affine;
+mod attention;
+mod norm;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod simulator;
 
 pub use affine::{Affine, affine_matmul, affine_rows};
+pub use attention::{Heads, MAX_HEAD_DIM, attention, key_ranges};
+pub use norm::{norm_rope, rms_norm};
 
 use crate::dense::FloatType;
 
@@ -71,7 +75,7 @@ fn size(n: usize) -> Arg {
 mod tests {
     use super::*;
 
-    const SOURCES: [&Source; 1] = [&affine::SOURCE];
+    const SOURCES: [&Source; 3] = [&affine::SOURCE, &attention::SOURCE, &norm::SOURCE];
 
     /// What only Apple's compiler would refuse: a pointer or reference without address space, and words that
     /// Metal does not have.

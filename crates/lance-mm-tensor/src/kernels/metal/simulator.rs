@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use half::{bf16, f16};
-use msl_sim::{Build, Launch, Program};
+pub(crate) use msl_sim::Build;
+use msl_sim::{Launch, Program};
 
 use super::{Arg, Plan};
 use crate::dense::FloatType;

@@ -1,4 +1,4 @@
-use super::super::simulator::{ORDERS, check_races, decode, encode, rounded, run, run_source};
+use super::super::simulator::{Build, ORDERS, check_races, decode, encode, rounded, run, run_source};
 use super::*;
 use crate::affine::AffineWeight;
 use crate::testing::seeded;
@@ -138,17 +138,16 @@ fn broken_copies_are_caught() {
     };
     let tile = case([9, 33, 128]);
     let source = broken(barrier, "    for (uint kk");
-    let raced =
-        run_source(&source, &tile.plan(), &tile.inputs(), FloatType::F32, 0, msl_sim::Build::RaceCheck);
+    let raced = run_source(&source, &tile.plan(), &tile.inputs(), FloatType::F32, 0, Build::RaceCheck);
     assert!(format!("{:#}", raced.unwrap_err()).contains("data race"));
 
     let row = case([1, 9, 256]);
     let source = broken("n_rows = min(ROWS, R - min(R, row0))", "n_rows = ROWS");
-    let outside = run_source(&source, &row.plan(), &row.inputs(), FloatType::F32, 0, msl_sim::Build::Plain);
+    let outside = run_source(&source, &row.plan(), &row.inputs(), FloatType::F32, 0, Build::Plain);
     assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
 
     let source = broken("(word >> (4 * i)) & 15u", "(word >> (4 * i + 1)) & 15u");
-    let wrong = run_source(&source, &row.plan(), &row.inputs(), FloatType::F32, 0, msl_sim::Build::Plain);
+    let wrong = run_source(&source, &row.plan(), &row.inputs(), FloatType::F32, 0, Build::Plain);
     assert!(row.check(&wrong.unwrap()).is_err());
 }
 

@@ -1,0 +1,187 @@
+//! Attention of blocks of queries over ranges of keys; kernels in `attention.metal`.
+
+use super::{Arg, Plan, Source, size, type_name};
+use crate::attention::Block;
+use crate::dense::FloatType;
+
+pub(super) static SOURCE: Source = Source { name: "attention", text: include_str!("attention.metal") };
+
+/// Rows of q up to which each has a threadgroup a head of its own.
+const FEW: usize = 4;
+/// Rows of q in a tile.
+const TILE: usize = 32;
+/// The widest head the kernels have room for.
+pub const MAX_HEAD_DIM: usize = 128;
+
+/// Shapes of one call.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// Rows of q, `N`.
+    pub rows: usize,
+    /// Query heads, `H`.
+    pub heads: usize,
+    /// Key heads, `G`; a divisor of `H`.
+    pub kv_heads: usize,
+    /// Rows between the first keys of two heads: what the cache has room for.
+    pub stride: usize,
+    /// Width of a head, `D`: a multiple of 8, at most [`MAX_HEAD_DIM`].
+    pub dim: usize,
+}
+
+/// First and last (exclusive) key of every row of q: inputs 3 and 4 of [`attention`], as `uint`.
+pub fn key_ranges(blocks: &[Block]) -> [Vec<u32>; 2] {
+    let index = |n: usize| u32::try_from(n).expect("keys of a cache are below 2^32");
+    let rows = blocks.iter().flat_map(|block| block.queries.clone().map(|row| block.visible(row)));
+    let (first, last) = rows.map(|keys| (index(keys.start), index(keys.end))).unzip();
+    [first, last]
+}
+
+/// `softmax(q · kᵀ / sqrt(D)) · v`: inputs are q `(H, N, D)`, k and v `(G, stride, D)`, all of type `x`, and the
+/// [`key_ranges`]; output `(N, H·D)` of type `x`.
+///
+/// # Panics
+/// Heads that are no multiple of the key heads, or a width the kernels have no room for.
+pub fn attention(shape: Heads, x: FloatType) -> Plan {
+    let Heads { rows, heads, kv_heads, stride, dim } = shape;
+    assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "query heads share key heads evenly");
+    assert!(dim.is_multiple_of(8) && dim <= MAX_HEAD_DIM, "a width of head that the kernels have room for");
+    let mut args: Vec<Arg> = (0..5).map(Arg::Input).collect();
+    args.extend([Arg::Output(rows * heads * dim), size(rows), size(heads), size(kv_heads), size(stride)]);
+    args.push(Arg::F32(1.0 / (dim as f32).sqrt()));
+    let (kernel, groups, threads) = match rows <= FEW {
+        true => ("attention_row", rows, 256),
+        false => ("attention_tiles", rows.div_ceil(TILE), 128),
+    };
+    Plan {
+        source: &SOURCE,
+        kernel: format!("{kernel}_{}", type_name(x)),
+        constants: vec![u32::try_from(dim).expect("checked above")],
+        groups: [groups, heads, 1],
+        threads: [threads, 1, 1],
+        args,
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::super::simulator::{Build, ORDERS, check_races, decode, encode, rounded, run, run_source};
+    use super::*;
+    use crate::testing::{assert_close, seeded};
+
+    struct Case {
+        shape: Heads,
+        x_type: FloatType,
+        inputs: [Vec<u8>; 5],
+        expected: Vec<f32>,
+    }
+
+    fn case([heads, kv_heads, dim]: [usize; 3], spare: usize, blocks: &[Block], x_type: FloatType) -> Case {
+        let rows = blocks.last().map_or(0, |b| b.queries.end);
+        let stride = blocks.iter().map(|b| b.keys.end).max().unwrap_or(0) + spare;
+        let shape = Heads { rows, heads, kv_heads, stride, dim };
+        let values = |n, seed| rounded(&seeded(n, seed).iter().map(|v| 2.0 * v).collect::<Vec<_>>(), x_type);
+        let q = values(heads * rows * dim, 1);
+        let mut k = values(kv_heads * stride * dim, 2);
+        let mut v = values(kv_heads * stride * dim, 3);
+        // Rows of the cache past the last key hold what an earlier use left there.
+        for head in 1..=kv_heads {
+            let past = (head * stride - spare) * dim..head * stride * dim;
+            k[past.clone()].fill(f32::NAN);
+            v[past].fill(f32::NAN);
+        }
+        let mut expected = vec![f32::NAN; rows * heads * dim];
+        for block in blocks {
+            for row in block.queries.clone() {
+                for head in 0..heads {
+                    let q = &q[(head * rows + row) * dim..][..dim];
+                    let at = |j: usize| (head / (heads / kv_heads) * stride + j) * dim;
+                    let dot = |j: usize| {
+                        q.iter().zip(&k[at(j)..]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+                    };
+                    let weights: Vec<f64> =
+                        block.visible(row).map(|j| (dot(j) / (dim as f64).sqrt()).exp()).collect();
+                    let sum: f64 = weights.iter().sum();
+                    for c in 0..dim {
+                        let terms = block.visible(row).zip(&weights);
+                        let value: f64 = terms.map(|(j, w)| f64::from(v[at(j) + c]) * w / sum).sum();
+                        expected[(row * heads + head) * dim + c] = value as f32;
+                    }
+                }
+            }
+        }
+        let uints = |v: &Vec<u32>| v.iter().flat_map(|n| n.to_le_bytes()).collect();
+        let [first, last] = key_ranges(blocks);
+        let inputs =
+            [encode(&q, x_type), encode(&k, x_type), encode(&v, x_type), uints(&first), uints(&last)];
+        Case { shape, x_type, inputs, expected }
+    }
+
+    impl Case {
+        fn check(&self, order: u32) {
+            let plan = attention(self.shape, self.x_type);
+            let y = decode(&run(&plan, &self.inputs, self.x_type, order).unwrap(), self.x_type);
+            let tolerance = match self.x_type {
+                FloatType::F32 => 4e-6,
+                FloatType::F16 => 2e-3,
+                FloatType::BF16 => 1e-2,
+            };
+            assert_close(&format!("{:?} {:?}", self.shape, self.x_type), &y, &self.expected, tolerance);
+        }
+    }
+
+    fn picture_in_text() -> Vec<Block> {
+        vec![Block::causal(0..7, 0..7), Block::full(7..40, 0..40), Block::causal(40..45, 0..45)]
+    }
+
+    #[test]
+    fn blocks_equal_the_reference() {
+        let windows: Vec<Block> =
+            (0..3).map(|i| Block::full(16 * i..16 * (i + 1), 16 * i..16 * (i + 1))).collect();
+        let cases = [
+            // One query after a prompt, a few of them, a whole prompt, windows, ragged tails.
+            case([4, 1, 128], 3, &[Block::causal(0..1, 0..77)], FloatType::F32),
+            case([4, 2, 80], 0, &[Block::causal(0..3, 0..9)], FloatType::BF16),
+            case([2, 1, 128], 5, &picture_in_text(), FloatType::F32),
+            case([2, 2, 80], 0, &windows, FloatType::F32),
+            case([3, 1, 8], 1, &[Block::causal(0..33, 0..100)], FloatType::F16),
+            case([1, 1, 128], 0, &[Block::causal(0..5, 0..5)], FloatType::BF16),
+        ];
+        for case in cases {
+            for order in ORDERS {
+                case.check(order);
+            }
+        }
+    }
+
+    #[test]
+    fn lanes_do_not_race() {
+        for case in [
+            case([2, 1, 8], 0, &[Block::causal(0..1, 0..17)], FloatType::F32),
+            case([1, 1, 16], 0, &[Block::causal(0..9, 0..40)], FloatType::F32),
+        ] {
+            check_races(&attention(case.shape, case.x_type), &case.inputs, case.x_type).unwrap();
+        }
+    }
+
+    #[test]
+    fn broken_copies_are_caught() {
+        let case = case([1, 1, 16], 0, &[Block::causal(0..9, 0..40)], FloatType::F32);
+        let plan = attention(case.shape, case.x_type);
+        let broken = |from: &str, to: &str, build| {
+            assert!(SOURCE.text.contains(from), "the source has {from:?}");
+            let text = SOURCE.text.replacen(from, to, 1);
+            run_source(&text, &plan, &case.inputs, case.x_type, 0, build).map_err(|e| format!("{e:#}"))
+        };
+        let store = "      simdgroup_store(s, mine + 8 * j, SCORES);\n    }\n";
+        let barrier = format!("{store}    threadgroup_barrier(mem_flags::mem_threadgroup);\n");
+        let raced = broken(&barrier, store, Build::RaceCheck).unwrap_err();
+        assert!(raced.contains("data race"), "{raced}");
+        let outside =
+            broken("key < end ? float(heads_k", "key <= end ? float(heads_k", Build::Plain).unwrap_err();
+        assert!(outside.contains("outside buffer"), "{outside}");
+        let wrong = broken("key < own_last ? exp", "key <= own_last ? exp", Build::Plain).unwrap();
+        let (error, _) = crate::testing::max_error(&decode(&wrong, case.x_type), &case.expected);
+        assert!(error.is_nan() || error > 1e-3, "{error}");
+    }
+}

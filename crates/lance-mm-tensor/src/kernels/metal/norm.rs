@@ -1,0 +1,156 @@
+//! RMS norms of rows, and of heads together with their rotation; kernels in `norm.metal`.
+
+use super::{Arg, Plan, Source, size, type_name};
+use crate::dense::FloatType;
+
+pub(super) static SOURCE: Source = Source { name: "norm", text: include_str!("norm.metal") };
+
+/// SIMD groups, and so heads, of a threadgroup that turns heads.
+const HEADS: usize = 4;
+
+/// RMS norm of rows: input 0 is x `(n, D)` of type `x`, input 1 the weight f32 `(D)`; output `(n, D)`.
+pub fn rms_norm(n: usize, dim: usize, eps: f32, x: FloatType) -> Plan {
+    Plan {
+        source: &SOURCE,
+        kernel: format!("rms_norm_{}", type_name(x)),
+        constants: vec![],
+        groups: [n, 1, 1],
+        // Eight values a thread, in whole SIMD groups.
+        threads: [dim.div_ceil(8).next_multiple_of(32).clamp(32, 256), 1, 1],
+        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(n * dim), size(dim), Arg::F32(eps)],
+    }
+}
+
+/// Heads turned by a rotary table, and laid out for attention: inputs are x `(n, H, D)` of type `x`, a norm's
+/// weight f32 `(D)`, cosines and sines f32 `(n, D/2)`; output `(H, n, D)`. With `eps` each head is normed first;
+/// without, the weight is not read.
+pub fn norm_rope([n, heads, dim]: [usize; 3], eps: Option<f32>, x: FloatType) -> Plan {
+    let mut args: Vec<Arg> = (0..4).map(Arg::Input).collect();
+    args.extend([Arg::Output(n * heads * dim), size(n), size(heads), size(dim)]);
+    args.push(Arg::F32(eps.unwrap_or(0.0)));
+    Plan {
+        source: &SOURCE,
+        kernel: format!("norm_rope_{}", type_name(x)),
+        constants: vec![u32::from(eps.is_some())],
+        groups: [(n * heads).div_ceil(HEADS), 1, 1],
+        threads: [32 * HEADS, 1, 1],
+        args,
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::super::simulator::{Build, ORDERS, check_races, decode, encode, rounded, run, run_source};
+    use super::*;
+    use crate::testing::{assert_close, seeded};
+
+    const EPS: f32 = 1e-6;
+
+    fn norm(x: &[f32], w: &[f32]) -> Vec<f64> {
+        let mean = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / x.len() as f64;
+        let r = 1.0 / (mean + f64::from(EPS)).sqrt();
+        x.iter().zip(w).map(|(x, w)| f64::from(*x) * r * f64::from(*w)).collect()
+    }
+
+    /// One unit in the last place of values up to 4, and of f32 sums.
+    fn tolerance(x: FloatType) -> f32 {
+        match x {
+            FloatType::F32 => 4e-6,
+            FloatType::F16 => 4.0 / 2048.0,
+            FloatType::BF16 => 4.0 / 256.0,
+        }
+    }
+
+    #[test]
+    fn rows_are_normed() {
+        for (n, dim, x_type) in [
+            (1, 2048, FloatType::F32),
+            (3, 72, FloatType::F16),
+            (2, 5, FloatType::F32),
+            (2, 1280, FloatType::BF16),
+        ] {
+            let x = rounded(&seeded(n * dim, 1), x_type);
+            let w = seeded(dim, 2);
+            let expected: Vec<f32> = x.chunks(dim).flat_map(|x| norm(x, &w)).map(|v| v as f32).collect();
+            let plan = rms_norm(n, dim, EPS, x_type);
+            let inputs = [encode(&x, x_type), encode(&w, FloatType::F32)];
+            for order in ORDERS {
+                let y = decode(&run(&plan, &inputs, x_type, order).unwrap(), x_type);
+                assert_close(&format!("{n} {dim} {x_type:?}"), &y, &expected, tolerance(x_type));
+            }
+        }
+    }
+
+    struct Heads {
+        inputs: [Vec<u8>; 4],
+        expected: Vec<f32>,
+    }
+
+    fn heads([n, h, d]: [usize; 3], normed: bool, x_type: FloatType) -> Heads {
+        let x = rounded(&seeded(n * h * d, 3), x_type);
+        let w = seeded(d, 4);
+        let angles: Vec<f32> = seeded(n * d / 2, 5).iter().map(|a| a * 1000.0).collect();
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+        let mut expected = vec![0.0; x.len()];
+        for t in 0..n {
+            for head in 0..h {
+                let x = &x[(t * h + head) * d..][..d];
+                let x = if normed { norm(x, &w) } else { x.iter().map(|v| f64::from(*v)).collect() };
+                for j in 0..d / 2 {
+                    let (c, s) = (f64::from(cos[t * d / 2 + j]), f64::from(sin[t * d / 2 + j]));
+                    let (a, b) = (x[j], x[j + d / 2]);
+                    expected[(head * n + t) * d + j] = (a * c - b * s) as f32;
+                    expected[(head * n + t) * d + j + d / 2] = (b * c + a * s) as f32;
+                }
+            }
+        }
+        let f32s = |v: &[f32]| encode(v, FloatType::F32);
+        Heads { inputs: [encode(&x, x_type), f32s(&w), f32s(&cos), f32s(&sin)], expected }
+    }
+
+    #[test]
+    fn heads_are_normed_turned_and_laid_out() {
+        for (shape, normed, x_type) in [
+            ([1, 16, 128], true, FloatType::F32),
+            ([5, 2, 128], true, FloatType::BF16),
+            ([3, 3, 80], false, FloatType::F32),
+            ([7, 1, 6], true, FloatType::F16),
+        ] {
+            let Heads { inputs, expected } = heads(shape, normed, x_type);
+            let plan = norm_rope(shape, normed.then_some(EPS), x_type);
+            for order in ORDERS {
+                let y = decode(&run(&plan, &inputs, x_type, order).unwrap(), x_type);
+                assert_close(&format!("{shape:?} {normed} {x_type:?}"), &y, &expected, tolerance(x_type));
+            }
+        }
+    }
+
+    #[test]
+    fn lanes_do_not_race() {
+        let row = [encode(&seeded(160, 1), FloatType::F32), encode(&seeded(80, 2), FloatType::F32)];
+        check_races(&rms_norm(2, 80, EPS, FloatType::F32), &row, FloatType::F32).unwrap();
+        let shape = [3, 2, 16];
+        let plan = norm_rope(shape, Some(EPS), FloatType::F32);
+        check_races(&plan, &heads(shape, true, FloatType::F32).inputs, FloatType::F32).unwrap();
+    }
+
+    #[test]
+    fn broken_copies_are_caught() {
+        let row = [encode(&seeded(1024, 1), FloatType::F32), encode(&seeded(512, 2), FloatType::F32)];
+        let plan = rms_norm(2, 512, EPS, FloatType::F32);
+        let barrier = "  threadgroup_barrier(mem_flags::mem_threadgroup);\n";
+        assert!(SOURCE.text.contains(barrier));
+        let raced = SOURCE.text.replace(barrier, "");
+        let raced = run_source(&raced, &plan, &row, FloatType::F32, 0, Build::RaceCheck);
+        assert!(format!("{:#}", raced.unwrap_err()).contains("data race"));
+
+        let shape = [3, 1, 32];
+        let plan = norm_rope(shape, None, FloatType::F32);
+        let outside = SOURCE.text.replace("if (head < N * H)", "if (head <= N * H)");
+        assert_ne!(outside, SOURCE.text);
+        let inputs = heads(shape, false, FloatType::F32).inputs;
+        let outside = run_source(&outside, &plan, &inputs, FloatType::F32, 0, Build::Plain);
+        assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
+    }
+}
