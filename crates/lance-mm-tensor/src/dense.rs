@@ -101,8 +101,18 @@ impl DenseWeight {
     /// # Panics
     /// When `row` or the length of `out` does not fit.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
-        let width = self.cols * self.dtype.size();
-        self.dtype.widen(&self.bytes[row * width..(row + 1) * width], out);
+        assert_eq!(out.len(), self.cols, "a place for every value of the row");
+        self.read_part(row, 0, out);
+    }
+
+    /// Values of one row from `first` on, widened to f32.
+    ///
+    /// # Panics
+    /// When they are not all in the row.
+    pub fn read_part(&self, row: usize, first: usize, out: &mut [f32]) {
+        assert!(first <= self.cols && out.len() <= self.cols - first, "within one row");
+        let (start, size) = (row * self.cols + first, self.dtype.size());
+        self.dtype.widen(&self.bytes[start * size..(start + out.len()) * size], out);
     }
 }
 

@@ -1,9 +1,12 @@
 //! The only door to `unsafe` code: products of activations with weights that stay in their stored form.
 
+mod conv_cpu;
 mod gemm;
 pub mod metal;
 mod rows_cpu;
+mod tile;
 
+pub(crate) use conv_cpu::{Frames, Geometry, add_conv};
 pub use gemm::{MatRef, Real, add_product};
 pub(crate) use rows_cpu::matmul;
 

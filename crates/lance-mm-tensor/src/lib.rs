@@ -5,10 +5,11 @@
 //! [`Linear`], [`Embedding`] and [`RmsNorm`] load themselves from it and read a weight in the form the
 //! file holds: dense (`F32`, `F16`, `BF16`) or quantized in MLX's format ([`AffineWeight`]). [`Rotary`]
 //! makes multimodal rotary tables, [`attention`](attention()) runs blocks of queries against ranges of
-//! keys.
+//! keys. [`Conv`] and [`PixelNorm`] work on frames of a clip, channels last.
 //!
 //! Shapes in this documentation: `T` rows (tokens or patches), `S` keys, `H` heads, `G` key/value heads,
-//! `D` head width, `K` input features, `R` output features (rows of a weight).
+//! `D` head width, `K` input features, `R` output features (rows of a weight); of frames, `H` rows, `W` columns,
+//! `C` channels.
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
@@ -24,12 +25,14 @@
 
 mod affine;
 mod attention;
+mod conv;
 mod dense;
 mod error;
 mod float_mode;
 mod kernels;
 mod linear;
 mod norm;
+mod pixel_norm;
 mod quantization;
 mod rope;
 #[doc(hidden)]
@@ -38,12 +41,14 @@ mod weights;
 
 pub use affine::{AffineWeight, pack_codes, quantize_group};
 pub use attention::{Block, attention};
+pub use conv::{Conv, Window};
 pub use dense::{DenseWeight, FloatType};
 pub use error::{Error, Problem, Problems, Result};
 pub use float_mode::FloatModeWeight;
 pub use kernels::{MatRef, Real, add_product, metal};
 pub use linear::{Embedding, Linear, Weight};
 pub use norm::RmsNorm;
+pub use pixel_norm::PixelNorm;
 pub use quantization::{Mode, Quantization, Scheme};
 pub use rope::{Rotary, RotaryTable};
 pub use weights::{TensorInfo, Weights};

@@ -1,0 +1,260 @@
+//! Convolutions over frames, channels last.
+
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor};
+
+use crate::dense::DenseWeight;
+use crate::error::{Error, Result};
+use crate::kernels::{Frames, Geometry, Rows, add_conv};
+use crate::weights::Weights;
+
+/// Where filters lie on a frame. The default: on every pixel, without a border.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Pixels from one filter position to the next.
+    pub stride: usize,
+    /// Rows of zeros above and columns of zeros to the left.
+    pub before: usize,
+    /// Rows of zeros below and columns of zeros to the right.
+    pub after: usize,
+    /// Rows and columns that each pixel counts as: 2 is a frame doubled by repeating its pixels.
+    pub zoom: usize,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { stride: 1, before: 0, after: 0, zoom: 1 }
+    }
+}
+
+/// A convolution with bias of a frame and those before it, in one pass over one frame of the result.
+///
+/// Sums are f32, weights stay in the type they are stored in; while it runs, one copy of the filters in f32
+/// exists. A frame that does not exist costs nothing: its share of the filters is left out.
+#[derive(Clone)]
+pub struct Conv {
+    weight: DenseWeight,
+    bias: Tensor,
+    /// Frames under a filter.
+    taps: usize,
+    channels: usize,
+    geometry: Geometry,
+}
+
+impl Conv {
+    /// `R` filters, the rows of `weight`, of `[frames, rows, columns]` `kernel` with `channels` values each, the
+    /// channel last; `bias` f32 `(R)`.
+    ///
+    /// # Errors
+    /// Rows of another length, a bias of another shape, sizes of zero.
+    pub fn new(
+        weight: DenseWeight,
+        bias: Tensor,
+        kernel: [usize; 3],
+        channels: usize,
+        window: Window,
+    ) -> Result<Self> {
+        let [taps, rows, columns] = kernel;
+        let filter = kernel.iter().try_fold(channels, |n, k| n.checked_mul(*k));
+        if filter.is_none_or(|n| n == 0 || n != weight.n_cols()) || window.stride == 0 || window.zoom == 0 {
+            let expected = format!("{kernel:?} filters of {channels} channels, stride and zoom above 0");
+            let found = format!("filters of {} values, {window:?}", weight.n_cols());
+            return Err(Error::input("convolution", expected, found));
+        }
+        if bias.dims() != [weight.n_rows()] || bias.dtype() != DType::F32 {
+            let expected = format!("f32 [{}]", weight.n_rows());
+            let found = format!("{:?} {:?}", bias.dtype(), bias.dims());
+            return Err(Error::input("bias of a convolution", expected, found));
+        }
+        let geometry = Geometry { kernel: [rows, columns], window };
+        Ok(Self { weight, bias, taps, channels, geometry })
+    }
+
+    /// Loads `{stem}weight` `(n_out, ..kernel, n_in)` and `{stem}bias` `(n_out)`; `kernel` is rows and columns,
+    /// or frames before them.
+    ///
+    /// What is missing or misshapen is noted in `weights`; see [`Weights::check`].
+    ///
+    /// # Errors
+    /// Only what candle refuses.
+    ///
+    /// # Panics
+    /// When `kernel` has neither two nor three axes.
+    pub fn load(
+        weights: &Weights,
+        stem: &str,
+        (n_in, n_out): (usize, usize),
+        kernel: &[usize],
+        window: Window,
+    ) -> Result<Self> {
+        let (taps, rows, columns) = match *kernel {
+            [rows, columns] => (1, rows, columns),
+            [taps, rows, columns] => (taps, rows, columns),
+            _ => panic!("a filter has two or three axes"),
+        };
+        let shape: Vec<usize> = [n_out].iter().chain(kernel).chain(&[n_in]).copied().collect();
+        Ok(Self {
+            weight: weights.matrix(&format!("{stem}weight"), &shape),
+            bias: weights.tensor(&format!("{stem}bias"), &[n_out])?,
+            taps,
+            channels: n_in,
+            geometry: Geometry { kernel: [rows, columns], window },
+        })
+    }
+
+    /// Frames under a filter.
+    pub fn taps(&self) -> usize {
+        self.taps
+    }
+
+    /// Multiplications of [`forward`](Self::forward) on a frame of this size with `n_past` frames before it;
+    /// none if the filters do not fit.
+    pub fn products(&self, height: usize, width: usize, n_past: usize) -> u64 {
+        let positions = |n, axis| self.geometry.positions(n, axis).unwrap_or(0) as u64;
+        let filters = (self.bias.elem_count() * self.weight.n_cols() / self.taps * (n_past + 1)) as u64;
+        positions(height, 0) * positions(width, 1) * filters
+    }
+
+    /// The frame of the result at `x`, f32 `(H, W, C)`, after `past`: the frames just before it, oldest first.
+    /// Those that are missing are zeros. f32 `(H', W', R)`.
+    ///
+    /// # Errors
+    /// Frames of different sizes or of another number of channels, more than fit under the filters, or
+    /// smaller than a filter.
+    pub fn forward(&self, x: &Tensor, past: &[Tensor]) -> Result<Tensor> {
+        let (height, width, channels) = x.dims3()?;
+        let fits =
+            [(height, 0), (width, 1)].iter().all(|(n, axis)| self.geometry.positions(*n, *axis).is_some());
+        if channels != self.channels || x.dtype() != DType::F32 || !fits {
+            let expected = format!("f32 (H, W, {}) under filters {:?}", self.channels, self.geometry.kernel);
+            let found = format!("{:?} {:?}", x.dtype(), x.dims());
+            return Err(Error::input("frame", expected, found));
+        }
+        if past.len() >= self.taps || past.iter().any(|p| p.dims() != x.dims() || p.dtype() != DType::F32) {
+            let expected = format!("at most {} frames {:?}", self.taps - 1, x.dims());
+            let found = format!("{:?}", past.iter().map(Tensor::dims).collect::<Vec<_>>());
+            return Err(Error::input("past frames", expected, found));
+        }
+        let past = past.iter().map(Tensor::contiguous).collect::<candle_core::Result<Vec<_>>>()?;
+        Ok(x.contiguous()?.apply_op1_no_bwd(&ConvOp { conv: self, past })?)
+    }
+}
+
+/// A convolution with the frames before the one it is applied to.
+struct ConvOp<'a> {
+    conv: &'a Conv,
+    past: Vec<Tensor>,
+}
+
+impl CustomOp1 for ConvOp<'_> {
+    fn name(&self) -> &'static str {
+        "conv"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let Self { conv, past } = self;
+        let (height, width, channels) = layout.shape().dims3()?;
+        let held: Vec<_> = past.iter().map(Tensor::storage_and_layout).collect();
+        let mut frames = vec![None; conv.taps - 1 - past.len()];
+        for (storage, layout) in &held {
+            let Storage::Cpu(storage) = &**storage else {
+                candle_core::bail!("conv wants frames on one device")
+            };
+            frames.push(Some(values(storage, layout)?));
+        }
+        frames.push(Some(values(storage, layout)?));
+
+        let rows = conv.geometry.positions(height, 0).unwrap_or(0);
+        let columns = conv.geometry.positions(width, 1).unwrap_or(0);
+        let bias = conv.bias.to_vec1::<f32>()?;
+        let mut out = bias.repeat(rows * columns);
+        add_conv(Frames { frames: &frames, height, width, channels }, &conv.geometry, &conv.weight, &mut out);
+        Ok((CpuStorage::F32(out), (rows, columns, bias.len()).into()))
+    }
+}
+
+/// The values of a contiguous tensor.
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => candle_core::bail!("conv wants contiguous frames"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::testing::{assert_close, seeded};
+
+    const SAME: Window = Window { stride: 1, before: 1, after: 1, zoom: 1 };
+
+    fn tensor(n: usize, shape: &[usize], seed: u64) -> Tensor {
+        Tensor::from_vec(seeded(n, seed), shape, &Device::Cpu).unwrap()
+    }
+
+    fn conv(kernel: [usize; 3], channels: usize, n_out: usize, window: Window) -> Conv {
+        let filter = kernel.iter().product::<usize>() * channels;
+        let weight = DenseWeight::from_f32(&seeded(n_out * filter, 1), filter);
+        Conv::new(weight, tensor(n_out, &[n_out], 2), kernel, channels, window).unwrap()
+    }
+
+    fn flat(x: &Tensor) -> Vec<f32> {
+        x.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn frames_that_are_missing_count_as_zeros() {
+        let conv = conv([3, 3, 3], 4, 6, SAME);
+        let [a, b] = [3, 4].map(|seed| tensor(5 * 6 * 4, &[5, 6, 4], seed));
+        let zero = a.zeros_like().unwrap();
+        for (few, all) in [(vec![], vec![zero.clone(), zero.clone()]), (vec![b.clone()], vec![zero, b])] {
+            let (few, all) = (conv.forward(&a, &few).unwrap(), conv.forward(&a, &all).unwrap());
+            assert_eq!(few.dims(), [5, 6, 6]);
+            assert_close("missing frames", &flat(&few), &flat(&all), 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_point_convolution_equals_a_linear_layer() {
+        let conv = conv([1, 1, 1], 20, 40, Window::default());
+        let linear = crate::Linear::new(crate::Weight::Dense(conv.weight.clone()), Some(conv.bias.clone()));
+        let x = tensor(3 * 7 * 20, &[7, 3, 20], 5);
+        let (y, expected) = (conv.forward(&x, &[]).unwrap(), linear.forward(&x).unwrap());
+        assert_eq!(y.dims(), expected.dims());
+        assert_close("linear", &flat(&y), &flat(&expected), 1e-5);
+        // The same frame, seen through another order of its axes.
+        let turned = x.transpose(0, 1).unwrap();
+        assert_close(
+            "strided",
+            &flat(&conv.forward(&turned, &[]).unwrap()),
+            &flat(&y.transpose(0, 1).unwrap()),
+            1e-5,
+        );
+    }
+
+    #[test]
+    fn the_number_of_products_is_that_of_the_sums() {
+        let conv = conv([3, 3, 3], 4, 6, Window { stride: 2, before: 0, after: 1, zoom: 1 });
+        assert_eq!(conv.products(4, 6, 0), 2 * 3 * 6 * 9 * 4);
+        assert_eq!(conv.products(4, 6, 2), 3 * conv.products(4, 6, 0));
+    }
+
+    #[test]
+    fn frames_that_do_not_fit_are_named() {
+        let conv = conv([2, 3, 3], 4, 6, Window::default());
+        let frame = |h: usize, w: usize, c: usize| tensor(h * w * c, &[h, w, c], 3);
+        for (x, past, expected) in [
+            (frame(3, 3, 5), vec![], "expected f32 (H, W, 4)"),
+            (frame(2, 3, 4), vec![], "under filters [3, 3], found F32 [2, 3, 4]"),
+            (frame(3, 3, 4), vec![frame(3, 4, 4)], "expected at most 1 frames [3, 3, 4], found [[3, 4, 4]]"),
+            (frame(3, 3, 4), vec![frame(3, 3, 4), frame(3, 3, 4)], "expected at most 1 frames"),
+        ] {
+            let text = conv.forward(&x, &past).unwrap_err().to_string();
+            assert!(text.contains(expected), "{text}");
+        }
+        let weight = DenseWeight::from_f32(&[0.0; 18], 9);
+        assert!(Conv::new(weight.clone(), tensor(2, &[2], 1), [1, 3, 3], 2, SAME).is_err());
+        assert!(Conv::new(weight, tensor(3, &[3], 1), [1, 3, 3], 1, SAME).is_err());
+    }
+}

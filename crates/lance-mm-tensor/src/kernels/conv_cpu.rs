@@ -1,0 +1,295 @@
+//! Convolution of channels-last frames on the CPU as a matrix product whose left side is read where it lies:
+//! the values under one row of a filter are neighbours in memory.
+
+use rayon::prelude::*;
+
+use super::Rows;
+use super::tile::{Isa, PANEL};
+use crate::conv::Window;
+use crate::dense::DenseWeight;
+
+/// Values summed in registers before they are added to the result: a panel of this depth, 32 kB, stays in the
+/// first-level cache while the pixels of a tile pass by.
+const DEPTH: usize = 256;
+/// Rows of the result that one task makes at most.
+const BAND: usize = 8;
+/// Pixels of the result whose input is laid out at a time.
+const TILE: usize = 256;
+
+/// The filters' size and where they lie on a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    /// Rows and columns of a filter.
+    pub(crate) kernel: [usize; 2],
+    pub(crate) window: Window,
+}
+
+impl Geometry {
+    /// Filter positions along a side of `n` pixels; `None` if the filter, `kernel[axis]` long, does not fit.
+    pub(crate) fn positions(&self, n: usize, axis: usize) -> Option<usize> {
+        let Window { stride, before, after, zoom } = self.window;
+        let padded = n.checked_mul(zoom)?.checked_add(before)?.checked_add(after)?;
+        Some(padded.checked_sub(self.kernel[axis])? / stride + 1)
+    }
+
+    /// The pixel at padded place `at` of a side of `n`; `None` in the border.
+    fn pixel(&self, at: usize, n: usize) -> Option<usize> {
+        let at = at.checked_sub(self.window.before)? / self.window.zoom;
+        (at < n).then_some(at)
+    }
+}
+
+/// Frames `(height, width, channels)` of one size.
+#[derive(Clone, Copy)]
+pub(crate) struct Frames<'a> {
+    /// One for every tap in time, oldest first; `None` is zeros.
+    pub(crate) frames: &'a [Option<&'a [f32]>],
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    pub(crate) channels: usize,
+}
+
+/// Adds to `out`, f32 `(rows, columns, R)` of filter positions, the products with `weight`: `R` filters of
+/// `(frames, kernel rows, kernel columns, channels)` values.
+///
+/// # Panics
+/// When sizes do not fit each other.
+pub(crate) fn add_conv(x: Frames<'_>, geometry: &Geometry, weight: &DenseWeight, out: &mut [f32]) {
+    let [kernel_rows, kernel_columns] = geometry.kernel;
+    let filter = kernel_rows * kernel_columns * x.channels;
+    let columns = geometry.positions(x.width, 1).expect("the filter fits the frame");
+    let rows = geometry.positions(x.height, 0).expect("the filter fits the frame");
+    let n_out = weight.n_rows();
+    assert_eq!(weight.n_cols(), x.frames.len() * filter, "a filter covers the frames");
+    assert_eq!(out.len(), rows * columns * n_out, "a value for each position and filter");
+    let present: Vec<(usize, &[f32])> =
+        x.frames.iter().enumerate().filter_map(|(i, frame)| Some((i, (*frame)?))).collect();
+    assert!(present.iter().all(|(_, f)| f.len() == x.height * x.width * x.channels), "whole frames");
+    if present.is_empty() || out.is_empty() || filter == 0 {
+        return;
+    }
+    let taps: Vec<usize> = present.iter().map(|(tap, _)| *tap).collect();
+    let packed = pack(weight, &taps, filter);
+    let product = Product {
+        frames: present.into_iter().map(|(_, frame)| frame).collect(),
+        x,
+        geometry,
+        packed: &packed,
+        n_out,
+        isa: Isa::detect(),
+    };
+    // A few tasks for each thread, so that none waits long for the last.
+    let band = rows.div_ceil(4 * rayon::current_num_threads()).clamp(1, BAND);
+    out.par_chunks_mut(band * columns * n_out).enumerate().for_each(|(i, out)| {
+        let step = (TILE / band).max(1);
+        for first in (0..columns).step_by(step) {
+            product.tile(i * band, first..(first + step).min(columns), columns, out);
+        }
+    });
+}
+
+/// The filters' values under the frames `taps`, in panels `(depth, PANEL)`: one for every `PANEL` filters, the
+/// last one filled up with zeros.
+fn pack(weight: &DenseWeight, taps: &[usize], filter: usize) -> Vec<f32> {
+    /// Values of a filter that are read at a time.
+    const RUN: usize = 128;
+    let depth = taps.len() * filter;
+    let mut packed = vec![0.0; weight.n_rows().div_ceil(PANEL) * depth * PANEL];
+    packed.par_chunks_mut(depth * PANEL).enumerate().for_each(|(i, panel)| {
+        let rows = i * PANEL..((i + 1) * PANEL).min(weight.n_rows());
+        let mut run = [[0.0; RUN]; PANEL];
+        for (tap, panel) in taps.iter().zip(panel.chunks_exact_mut(filter * PANEL)) {
+            for first in (0..filter).step_by(RUN) {
+                let len = RUN.min(filter - first);
+                for (row, run) in rows.clone().zip(&mut run) {
+                    weight.read_part(row, tap * filter + first, &mut run[..len]);
+                }
+                for (k, out) in
+                    panel[first * PANEL..(first + len) * PANEL].chunks_exact_mut(PANEL).enumerate()
+                {
+                    for (out, run) in out.iter_mut().zip(&run) {
+                        *out = run[k];
+                    }
+                }
+            }
+        }
+    });
+    packed
+}
+
+/// What all tasks of a convolution read.
+struct Product<'a> {
+    /// The frames that are not zeros, in the order of the packed weights.
+    frames: Vec<&'a [f32]>,
+    x: Frames<'a>,
+    geometry: &'a Geometry,
+    packed: &'a [f32],
+    n_out: usize,
+    isa: Isa,
+}
+
+impl Product<'_> {
+    /// Adds to positions `positions` of each of `out`'s rows, of which the first is row `first_row` of all.
+    fn tile(&self, first_row: usize, positions: std::ops::Range<usize>, columns: usize, out: &mut [f32]) {
+        let Geometry { kernel: [kernel_rows, kernel_columns], window: Window { stride, .. } } =
+            *self.geometry;
+        let channels = self.x.channels;
+        let rows = out.len() / (columns * self.n_out);
+        // The input under the tile, borders included, one frame after the other.
+        let height = (rows - 1) * stride + kernel_rows;
+        let width = (positions.len() - 1) * stride + kernel_columns;
+        let input = self.gather(first_row * stride, positions.start * stride, height, width);
+
+        let run = kernel_columns * channels;
+        let depth = self.frames.len() * kernel_rows * run;
+        for line in 0..self.frames.len() * kernel_rows {
+            let (frame, y) = (line / kernel_rows, line % kernel_rows);
+            for start in (0..run).step_by(DEPTH) {
+                let len = DEPTH.min(run - start);
+                for (n, panel) in self.packed.chunks_exact(depth * PANEL).enumerate() {
+                    let panel = &panel[(line * run + start) * PANEL..][..len * PANEL];
+                    for row in 0..rows {
+                        let from = ((frame * height + row * stride + y) * width) * channels + start;
+                        let to = (row * columns + positions.start) * self.n_out + n * PANEL;
+                        self.line(&input[from..], panel, positions.len(), n, &mut out[to..]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds panel `n` of filters to `count` positions side by side.
+    fn line(&self, input: &[f32], panel: &[f32], count: usize, n: usize, out: &mut [f32]) {
+        let step = self.geometry.window.stride * self.x.channels;
+        let filters = (self.n_out - n * PANEL).min(PANEL);
+        let block = self.isa.rows();
+        for first in (0..count).step_by(block) {
+            let rows = block.min(count - first);
+            let (input, out) = (&input[first * step..], &mut out[first * self.n_out..]);
+            if filters == PANEL {
+                self.isa.add(rows, input, step, panel, out, self.n_out);
+                continue;
+            }
+            let mut sums = [0.0; super::tile::MAX_ROWS * PANEL];
+            self.isa.add(rows, input, step, panel, &mut sums, PANEL);
+            for (out, sums) in out.chunks_mut(self.n_out).zip(sums.chunks_exact(PANEL)).take(rows) {
+                for (out, sum) in out.iter_mut().zip(&sums[..filters]) {
+                    *out += sum;
+                }
+            }
+        }
+    }
+
+    /// Rows and columns of every frame from padded place `(top, left)` on, zeros where there is no pixel.
+    fn gather(&self, top: usize, left: usize, height: usize, width: usize) -> Vec<f32> {
+        let (geometry, x) = (self.geometry, self.x);
+        let Window { before, zoom, .. } = geometry.window;
+        let mut input = vec![0.0; self.frames.len() * height * width * x.channels];
+        for (line, out) in input.chunks_exact_mut(width * x.channels).enumerate() {
+            let (frame, y) = (self.frames[line / height], line % height);
+            let Some(row) = geometry.pixel(top + y, x.height) else { continue };
+            let row = &frame[row * x.width * x.channels..][..x.width * x.channels];
+            if zoom == 1 {
+                let skip = before.saturating_sub(left);
+                let from = (left + skip).saturating_sub(before);
+                let count = width.saturating_sub(skip).min(x.width.saturating_sub(from));
+                out[skip * x.channels..][..count * x.channels]
+                    .copy_from_slice(&row[from * x.channels..][..count * x.channels]);
+                continue;
+            }
+            for (column, out) in out.chunks_exact_mut(x.channels).enumerate() {
+                if let Some(column) = geometry.pixel(left + column, x.width) {
+                    out.copy_from_slice(&row[column * x.channels..][..x.channels]);
+                }
+            }
+        }
+        input
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, seeded};
+
+    struct Case {
+        /// Which of the taps in time have a frame.
+        frames: &'static [bool],
+        size: [usize; 2],
+        channels: [usize; 2],
+        geometry: Geometry,
+    }
+
+    /// One product at a time, in f64.
+    fn naive(case: &Case, frames: &[Vec<f32>], weight: &[f32], out: &mut [f32]) {
+        let Geometry { kernel: [kr, kc], window: Window { stride, before, zoom, .. } } = case.geometry;
+        let ([h, w], [n_in, n_out]) = (case.size, case.channels);
+        let columns = case.geometry.positions(w, 1).unwrap();
+        for (at, out) in out.iter_mut().enumerate() {
+            let (row, column, filter) = (at / n_out / columns, at / n_out % columns, at % n_out);
+            let mut sum = f64::from(*out);
+            for (tap, present) in case.frames.iter().enumerate() {
+                for (y, x, c) in (0..kr * kc * n_in).map(|i| (i / n_in / kc, i / n_in % kc, i % n_in)) {
+                    let [py, px] = [row * stride + y, column * stride + x];
+                    let inside =
+                        py >= before && px >= before && py < before + zoom * h && px < before + zoom * w;
+                    if *present && inside {
+                        let pixel = ((py - before) / zoom * w + (px - before) / zoom) * n_in + c;
+                        let value =
+                            weight[(((filter * case.frames.len() + tap) * kr + y) * kc + x) * n_in + c];
+                        sum += f64::from(frames[tap][pixel]) * f64::from(value);
+                    }
+                }
+            }
+            *out = sum as f32;
+        }
+    }
+
+    #[test]
+    fn convolutions_equal_the_naive_reference() {
+        let window = Window { stride: 1, before: 1, after: 1, zoom: 1 };
+        let same = Geometry { kernel: [3, 3], window };
+        let cases = [
+            Case { frames: &[true], size: [1, 1], channels: [1, 1], geometry: same },
+            Case { frames: &[true], size: [5, 7], channels: [3, 33], geometry: same },
+            Case { frames: &[true, true, true], size: [4, 3], channels: [5, 7], geometry: same },
+            Case { frames: &[false, false, true], size: [4, 30], channels: [100, 32], geometry: same },
+            Case { frames: &[false, true, true], size: [19, 2], channels: [2, 40], geometry: same },
+            Case { frames: &[false, false], size: [2, 2], channels: [2, 4], geometry: same },
+            Case {
+                frames: &[true],
+                size: [6, 9],
+                channels: [4, 5],
+                geometry: Geometry { window: Window { stride: 2, before: 0, ..window }, ..same },
+            },
+            Case {
+                frames: &[true],
+                size: [5, 4],
+                channels: [6, 64],
+                geometry: Geometry { window: Window { zoom: 2, ..window }, ..same },
+            },
+            Case {
+                frames: &[true, true, true],
+                size: [3, 300],
+                channels: [9, 3],
+                geometry: Geometry { kernel: [1, 1], window: Window::default() },
+            },
+        ];
+        for case in cases {
+            let ([h, w], [n_in, n_out], taps) = (case.size, case.channels, case.frames.len());
+            let frames: Vec<_> = (0..taps).map(|i| seeded(h * w * n_in, i as u64)).collect();
+            let filter = taps * case.geometry.kernel.iter().product::<usize>() * n_in;
+            let values = seeded(n_out * filter, 9);
+            let positions = [0, 1].map(|axis| case.geometry.positions(case.size[axis], axis).unwrap());
+            let mut out = seeded(positions[0] * positions[1] * n_out, 10);
+            let mut expected = out.clone();
+            naive(&case, &frames, &values, &mut expected);
+            let present: Vec<_> =
+                frames.iter().zip(case.frames).map(|(f, present)| present.then_some(f.as_slice())).collect();
+            let x = Frames { frames: &present, height: h, width: w, channels: n_in };
+            add_conv(x, &case.geometry, &DenseWeight::from_f32(&values, filter), &mut out);
+            let name = format!("{:?} {:?} {:?} {:?}", case.frames, case.size, case.channels, case.geometry);
+            assert_close(&name, &out, &expected, 2e-5);
+        }
+    }
+}
