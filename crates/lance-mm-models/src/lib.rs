@@ -4,8 +4,8 @@
 //! [`Vit`] turns patches of pictures into rows for the language model. [`Sequence`] lays segments of text
 //! and pictures out as rows with positions, attention blocks and experts: whole numbers only, no tensors.
 //! [`Llm`] runs such a sequence over a [`Cache`]; [`LatentLayers`] lead from latents to its rows and from rows
-//! to velocities. Architecture: ByteDance's Lance (arXiv:2605.18678), a
-//! mixture of transformers in the shape of Qwen2.5-VL.
+//! to velocities. [`Vae`] turns pictures and videos into latents and back. Architecture: ByteDance's Lance
+//! (arXiv:2605.18678), a mixture of transformers in the shape of Qwen2.5-VL, with the VAE of Wan 2.2.
 //!
 //! ```no_run
 //! use lance_mm_models::{Config, Cursor, Experts, Grid, Llm, Segment, Sequence, Vit};
@@ -31,6 +31,7 @@ mod config;
 pub mod latent;
 mod llm;
 mod sequence;
+pub mod vae;
 mod vit;
 
 use std::fmt;
@@ -42,6 +43,7 @@ pub use config::{Config, SpecialIds, VitConfig};
 pub use latent::LatentLayers;
 pub use llm::{Cache, Experts, Llm, is_generation};
 pub use sequence::{Cursor, Expert, Grid, Layout, Mode, Segment, Sequence, Span};
+pub use vae::{Posterior, Vae, VaeConfig};
 pub use vit::{Vit, VitLayout};
 
 /// Something that looks at named intermediates of a pass: names are checkpoint paths

@@ -7,7 +7,7 @@ use lance_mm_tensor::{Error, Weights};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use crate::{Config, Experts, LatentLayers, Llm, Vit};
+use crate::{Config, Experts, LatentLayers, Llm, Vae, VaeConfig, Vit};
 
 pub(crate) type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
 
@@ -35,6 +35,10 @@ pub(crate) fn latent_tensors(config: &Config) -> Tensors {
 
 pub(crate) fn vit_tensors(config: &Config) -> Tensors {
     tensors(|weights| Vit::load(&config.vision, weights).map(drop))
+}
+
+pub(crate) fn vae_tensors(config: &VaeConfig) -> Tensors {
+    tensors(|weights| Vae::load(config, weights).map(drop))
 }
 
 /// Weights as if read from a file with these tensors.

@@ -1,0 +1,192 @@
+//! The VAE of Wan 2.2: pictures and videos to latents of 48 channels, a sixteenth of the size and a quarter of
+//! the frames, and back.
+//!
+//! Reference: bytedance/Lance, `modeling/vae/wan/vae2_2.py`, classes `WanVAE_` and `Wan2_2_VAE`.
+//!
+//! Every convolution in time looks back only, so clips are run frame by frame: layers remember the frames that
+//! they need again in [`Tails`], which gives the numbers of the whole clip at once. A clip's first frame, and
+//! so every picture, has zeros before it; their share of the arithmetic, two thirds, is left out.
+//!
+//! Start from [`Vae`]. The parts without state of their own are public to be compared one by one.
+
+mod attention;
+mod config;
+mod decoder;
+mod encoder;
+mod latent;
+mod middle;
+mod patch;
+mod resample;
+mod residual;
+mod shortcut;
+mod tails;
+
+use candle_core::{DType, Tensor};
+use lance_mm_tensor::{Error, Result, Weights, Window};
+
+pub use attention::FrameAttention;
+pub use config::VaeConfig;
+pub use patch::{patchify, unpatchify};
+pub use resample::{Downsample, Upsample};
+pub use shortcut::{Average, Repeat};
+pub use tails::Tails;
+
+use crate::{Probe, finish, no_probe};
+use decoder::Decoder;
+use encoder::Encoder;
+
+/// Filters over three frames and three by three pixels.
+const CAUSAL: [usize; 3] = [3, 3, 3];
+/// A border of one pixel: results are of the frame's size.
+const SAME: Window = Window { stride: 1, before: 1, after: 1, zoom: 1 };
+/// Single pixels.
+const POINT: Window = Window { stride: 1, before: 0, after: 0, zoom: 1 };
+
+/// Pixels a latent is high and wide.
+pub const SIDE: usize = 16;
+/// Frames of a latent after the first, which is one frame.
+pub const FRAMES: usize = 4;
+
+/// The VAE.
+#[derive(Clone)]
+pub struct Vae {
+    config: VaeConfig,
+    encoder: Encoder,
+    decoder: Decoder,
+}
+
+/// What a clip's latents may be: normal distributions, f32 `(48, t, h, w)` each.
+#[derive(Clone, Debug)]
+pub struct Posterior {
+    /// Means, normalised: what the language model works on.
+    pub mean: Tensor,
+    /// Logarithms of the variances of raw latents. They are not normalised, and neither does the original
+    /// divide by the scale when it samples.
+    pub log_var: Tensor,
+}
+
+impl Posterior {
+    /// `mean + noise · exp(log_var / 2)`, with `noise` standard normal and of the mean's shape.
+    ///
+    /// # Errors
+    /// Noise of another shape.
+    pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
+        Ok((&self.mean + (noise * (&self.log_var / 2.0)?.exp()?)?)?)
+    }
+}
+
+impl Vae {
+    /// Loads every tensor under `weights`: the file `vae.safetensors` of the published layout.
+    ///
+    /// # Errors
+    /// All missing, misshapen or unknown tensors at once.
+    pub fn load(config: &VaeConfig, weights: &Weights) -> Result<Self> {
+        let vae = Self {
+            config: *config,
+            encoder: Encoder::load(config, weights)?,
+            decoder: Decoder::load(config, weights)?,
+        };
+        finish(weights, &["encoder.", "decoder.", "conv1.", "conv2."])?;
+        Ok(vae)
+    }
+
+    /// What the network was built from.
+    pub fn config(&self) -> &VaeConfig {
+        &self.config
+    }
+
+    /// Means of the latents, normalised, f32 `(48, t, H/16, W/16)`, of frames f32 `(3, T, H, W)` in `[-1, 1]`.
+    ///
+    /// The first frame makes one latent, each four after it another; up to three left over are ignored.
+    ///
+    /// # Errors
+    /// No frames, sides that are no multiples of 16.
+    pub fn encode(&self, frames: &Tensor) -> Result<Tensor> {
+        Ok(self.posterior(frames)?.mean)
+    }
+
+    /// As [`encode`](Self::encode), with the variances.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn posterior(&self, frames: &Tensor) -> Result<Posterior> {
+        self.posterior_probed(frames, &mut no_probe)
+    }
+
+    /// As [`posterior`](Self::posterior), showing `encoder.conv1`, `encoder.downsamples.{0..3}`,
+    /// `encoder.middle.{0..2}`, `encoder.head` and `conv1` of each frame, `(H, W, C)`, to `probe`.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode), and what the probe returns.
+    pub fn posterior_probed(&self, frames: &Tensor, probe: &mut Probe<'_>) -> Result<Posterior> {
+        let whole = |n: usize| n > 0 && n.is_multiple_of(SIDE);
+        let n = match *frames.dims() {
+            [3, t, h, w] if t > 0 && whole(h) && whole(w) && frames.dtype() == DType::F32 => {
+                (t - 1) / FRAMES * FRAMES + 1
+            }
+            _ => {
+                let expected = format!("f32 (3, T, H, W), T above 0, H and W multiples of {SIDE}");
+                let found = format!("{:?} {:?}", frames.dtype(), frames.dims());
+                return Err(Error::input("frames", expected, found));
+            }
+        };
+        let mut tails = vec![Tails::default(); Encoder::n_tails()];
+        let mut moments = Vec::with_capacity(n / FRAMES + 1);
+        for i in 0..n {
+            let x = patchify(&frames.narrow(1, i, 1)?.squeeze(1)?)?;
+            moments.extend(self.encoder.step(&x, &mut tails, i + 1 == n, probe)?);
+        }
+        // (t, h, w, 96) -> 2 · (48, t, h, w)
+        let moments = Tensor::stack(&moments, 0)?;
+        let half = |i: usize| moments.narrow(3, i * latent::CHANNELS, latent::CHANNELS);
+        let mean = latent::normalise(&half(0)?)?;
+        let first = |x: &Tensor| x.permute((3, 0, 1, 2))?.contiguous();
+        Ok(Posterior { mean: first(&mean)?, log_var: first(&half(1)?)? })
+    }
+
+    /// Frames f32 `(3, 4·(t-1) + 1, 16·h, 16·w)` in `[-1, 1]` of normalised latents f32 `(48, t, h, w)`.
+    ///
+    /// # Errors
+    /// Latents of another shape or type.
+    pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        self.decode_probed(latents, &mut no_probe)
+    }
+
+    /// As [`decode`](Self::decode), showing `latents` (raw), `conv2`, `decoder.conv1`, `decoder.middle.{0..2}`,
+    /// `decoder.upsamples.{0..3}` and `decoder.head` of each frame, `(H, W, C)`, to `probe`, and `pixels`, the
+    /// frame `(3, H, W)` before it is held to `[-1, 1]`. An error that the probe returns ends the pass.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode), and what the probe returns.
+    pub fn decode_probed(&self, latents: &Tensor, probe: &mut Probe<'_>) -> Result<Tensor> {
+        let n = match *latents.dims() {
+            [latent::CHANNELS, t, h, w] if t * h * w > 0 && latents.dtype() == DType::F32 => t,
+            _ => {
+                let expected = format!("f32 ({}, t, h, w), none of them 0", latent::CHANNELS);
+                let found = format!("{:?} {:?}", latents.dtype(), latents.dims());
+                return Err(Error::input("latents", expected, found));
+            }
+        };
+        let raw = latent::denormalise(&latents.permute((1, 2, 3, 0))?)?;
+        let mut tails = vec![Tails::default(); Decoder::n_tails()];
+        let mut frames = Vec::with_capacity((n - 1) * FRAMES + 1);
+        for i in 0..n {
+            let mut patches = Vec::with_capacity(FRAMES);
+            let x = raw.get(i)?;
+            probe(format_args!("latents"), &x)?;
+            self.decoder.step(&x, &mut tails, i + 1 == n, probe, &mut |x| {
+                patches.push(x.clone());
+                Ok(())
+            })?;
+            for x in &patches {
+                let x = unpatchify(x)?;
+                probe(format_args!("pixels"), &x)?;
+                frames.push(x.clamp(-1f32, 1f32)?);
+            }
+        }
+        Ok(Tensor::stack(&frames, 1)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

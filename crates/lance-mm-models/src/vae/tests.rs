@@ -1,0 +1,120 @@
+use candle_core::Device;
+use lance_mm_tensor::testing::{assert_close, seeded};
+
+use super::*;
+use crate::testing::{vae_tensors, weights};
+
+const CONFIG: VaeConfig = VaeConfig { encoder_width: 3, decoder_width: 2 };
+
+fn vae() -> Vae {
+    Vae::load(&CONFIG, &weights(&vae_tensors(&CONFIG))).unwrap()
+}
+
+fn clip(shape: [usize; 4], seed: u64) -> Tensor {
+    Tensor::from_vec(seeded(shape.iter().product(), seed), &shape, &Device::Cpu).unwrap()
+}
+
+fn flat(x: &Tensor) -> Vec<f32> {
+    x.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn a_clip_has_as_many_frames_as_its_latents_tell() {
+    let vae = vae();
+    for (frames, latents) in [(1, 1), (4, 1), (5, 2), (8, 2), (9, 3)] {
+        let z = vae.encode(&clip([3, frames, 16, 32], 1)).unwrap();
+        assert_eq!(z.dims(), [48, latents, 1, 2], "{frames}");
+        assert_eq!(vae.decode(&z).unwrap().dims(), [3, 4 * (latents - 1) + 1, 16, 32]);
+    }
+}
+
+#[test]
+fn nothing_looks_ahead() {
+    let vae = vae();
+    let (x, z) = (clip([3, 9, 32, 16], 1), clip([48, 3, 2, 1], 2));
+    let (latents, pixels) = (vae.encode(&x).unwrap(), vae.decode(&z).unwrap());
+    for n in [1, 2] {
+        let frames = 4 * (n - 1) + 1;
+        let part = vae.encode(&x.narrow(1, 0, frames).unwrap()).unwrap();
+        assert_close("latents", &flat(&part), &flat(&latents.narrow(1, 0, n).unwrap()), 1e-6);
+        let part = vae.decode(&z.narrow(1, 0, n).unwrap()).unwrap();
+        assert_close("pixels", &flat(&part), &flat(&pixels.narrow(1, 0, frames).unwrap()), 1e-6);
+    }
+}
+
+#[test]
+fn every_later_frame_depends_on_the_first_two_latents() {
+    let vae = vae();
+    let z = clip([48, 3, 1, 1], 2);
+    let pixels = vae.decode(&z).unwrap();
+    for changed in 0..2 {
+        let mut parts = z.chunk(3, 1).unwrap();
+        parts[changed] = (&parts[changed] + 1.0).unwrap();
+        let other = vae.decode(&Tensor::cat(&parts, 1).unwrap()).unwrap();
+        for frame in [4 * changed, 8] {
+            let of = |x: &Tensor| flat(&x.narrow(1, frame, 1).unwrap());
+            assert!(of(&pixels) != of(&other), "latent {changed}, frame {frame}");
+        }
+    }
+}
+
+#[test]
+fn frames_and_latents_of_another_shape_are_refused() {
+    let vae = vae();
+    for shape in [[3, 1, 16, 24], [3, 1, 0, 16], [3, 0, 16, 16], [1, 1, 16, 16]] {
+        let text = vae.encode(&clip(shape, 1)).unwrap_err().to_string();
+        assert!(
+            text.starts_with("frames: expected f32 (3, T, H, W)") && text.contains("multiples of 16"),
+            "{text}"
+        );
+    }
+    for shape in [[16, 1, 2, 2], [48, 0, 2, 2], [48, 1, 0, 2]] {
+        let text = vae.decode(&clip(shape, 1)).unwrap_err().to_string();
+        assert!(text.starts_with("latents: expected f32 (48, t, h, w)"), "{text}");
+    }
+    let half = clip([48, 1, 1, 1], 1).to_dtype(DType::F16).unwrap();
+    assert!(vae.decode(&half).unwrap_err().to_string().contains("found F16"));
+}
+
+#[test]
+fn a_probe_that_fails_ends_the_pass() {
+    let mut seen = Vec::new();
+    let stop = |name: std::fmt::Arguments<'_>, _: &Tensor| {
+        seen.push(name.to_string());
+        if seen.len() == 3 { Err(Error::input("pass", "no end", "one")) } else { Ok(()) }
+    };
+    assert!(vae().decode_probed(&clip([48, 1, 1, 1], 1), &mut { stop }).is_err());
+    assert_eq!(seen, ["latents", "conv2", "decoder.conv1"]);
+}
+
+#[test]
+fn the_widths_are_those_of_the_tensors() {
+    let mut tensors = vae_tensors(&CONFIG);
+    assert_eq!(VaeConfig::of(&weights(&tensors)).unwrap(), CONFIG);
+    tensors.retain(|(name, ..)| name != "decoder.head.layer_0.gamma");
+    let text = VaeConfig::of(&weights(&tensors)).unwrap_err().to_string();
+    assert!(text.contains("expected decoder.head.layer_0.gamma of 1 to 4096 values, found none"), "{text}");
+}
+
+#[test]
+fn tensors_that_are_missing_misshapen_or_unknown_are_named_together() {
+    let mut tensors = vae_tensors(&CONFIG);
+    tensors.retain(|(name, ..)| name != "conv2.bias");
+    let wrong = tensors.iter_mut().find(|(name, ..)| name == "decoder.middle.1.to_qkv_weight").unwrap();
+    wrong.1.reverse();
+    let text = Vae::load(&CONFIG, &weights(&tensors)).err().unwrap().to_string();
+    assert!(text.contains("conv2.bias: missing, expected [48]"), "{text}");
+    assert!(text.contains("to_qkv_weight: expected [24, 1, 1, 8], found [8, 1, 1, 24]"), "{text}");
+    let mut tensors = vae_tensors(&CONFIG);
+    tensors.push(("decoder.extra".into(), vec![1], vec![0.0]));
+    let text = Vae::load(&CONFIG, &weights(&tensors)).err().unwrap().to_string();
+    assert!(text.contains("decoder.extra: no part of the model"), "{text}");
+}
+
+#[test]
+fn the_published_model_has_its_tensors() {
+    let config = VaeConfig::default();
+    let shapes = crate::required(|weights| Vae::load(&config, weights).map(drop)).unwrap();
+    let count: usize = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    assert_eq!((shapes.len(), count), (196, 704_688_668));
+}
