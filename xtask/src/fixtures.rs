@@ -26,6 +26,8 @@ mod sampling;
 mod schedulers;
 mod tokenizer;
 mod tolerance;
+mod vae;
+mod vae_components;
 mod x2t;
 
 use std::any::Any;
@@ -100,7 +102,7 @@ struct Kind {
 }
 
 /// Tried in this order.
-const KINDS: [Kind; 15] = [
+const KINDS: [Kind; 17] = [
     Kind { is: x2t::is, run: x2t::run },
     Kind { is: components::is, run: components::run },
     Kind { is: preprocess::is, run: preprocess::run },
@@ -116,6 +118,8 @@ const KINDS: [Kind; 15] = [
     Kind { is: logits::is, run: logits::run },
     Kind { is: diagnostics::is, run: diagnostics::run },
     Kind { is: schedulers::is, run: schedulers::run },
+    Kind { is: vae_components::is, run: vae_components::run },
+    Kind { is: vae::is, run: vae::run },
 ];
 
 impl Check {

@@ -40,9 +40,9 @@ fn copy(from: &Path, to: &Path) {
 
 #[test]
 fn everything_recorded_in_the_repository_is_reproduced() {
-    let [understanding, quant, generation] =
-        ["understanding", "quant", "generation"].map(|name| fixtures().join(name));
-    let (output, text) = check(&[&understanding, &quant, &generation], &["--skip", "t2i_nocfg"]);
+    let [understanding, quant, generation, vae] =
+        ["understanding", "quant", "generation", "vae"].map(|name| fixtures().join(name));
+    let (output, text) = check(&[&understanding, &quant, &generation, &vae], &["--skip", "t2i_nocfg"]);
     let (passed, failed) = counts(&text);
     assert!(output.status.success() && failed == 0, "{text}");
     assert!(passed > 400, "{passed} lines");
@@ -57,6 +57,10 @@ fn everything_recorded_in_the_repository_is_reproduced() {
         "t_30_3.5",
         "ode.ab2_12_3.5",
         "cfg.channel_s4.0_min0.5",
+        "resample.upsample3d_1_2_2.y",
+        "enc.mid_attn",
+        "dec.up3",
+        "pixels_out_u8",
     ] {
         assert!(text.lines().any(|line| line.contains(stage) && line.ends_with("ok")), "no line of {stage}");
     }
