@@ -30,6 +30,11 @@ impl FloatModeWeight {
         self.scheme
     }
 
+    /// Bytes of words and scales.
+    pub(crate) fn bytes(&self) -> usize {
+        self.words.len() + self.scales.len()
+    }
+
     fn scale(&self, byte: u8) -> f32 {
         match self.scheme.mode() {
             Mode::NvFp4 => e4m3(byte),

@@ -3,6 +3,7 @@
 mod conv_cpu;
 mod gemm;
 pub mod metal;
+pub(crate) mod peak;
 mod rows_cpu;
 mod tile;
 

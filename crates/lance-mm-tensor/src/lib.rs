@@ -30,6 +30,7 @@ mod dense;
 mod error;
 mod float_mode;
 mod kernels;
+pub mod limits;
 mod linear;
 mod norm;
 mod pixel_norm;

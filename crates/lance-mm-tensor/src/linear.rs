@@ -122,6 +122,15 @@ impl Weight {
         self.rows().n_cols()
     }
 
+    /// Bytes it is stored in: what a product with one row reads.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(w) => self.n_rows() * self.n_cols() * w.dtype().size(),
+            Self::Affine(w) => w.word_bytes().len() + w.scale_bytes().len() + w.bias_bytes().len(),
+            Self::FloatMode(w) => w.bytes(),
+        }
+    }
+
     /// One row widened to f32.
     ///
     /// # Panics

@@ -118,6 +118,16 @@ impl Weights {
         self.inner.store.paths()
     }
 
+    /// Gives the memory that pages of the files take in this process back, of all parts: for weights that are
+    /// not needed for a while. Reading them again maps them again, as a rule from the system's file cache.
+    /// Weights in memory stay, and so do mapped ones where the system is not a Unix.
+    ///
+    /// # Errors
+    /// What the system refuses: pages that were locked.
+    pub fn release(&self) -> Result<()> {
+        self.inner.store.release()
+    }
+
     /// The device on which small tensors (norms, biases) are made.
     pub fn device(&self) -> &Device {
         &self.inner.device

@@ -41,6 +41,21 @@ impl Bytes {
         );
         Self { source: self.source.clone(), range: start..start + range.len() }
     }
+
+    /// Takes the pages of a mapped file out of this process; they are mapped again when they are next read.
+    /// Bytes in memory stay, and so do all where the system is not a Unix.
+    #[cfg_attr(unix, expect(unsafe_code, reason = "advice that may change what is mapped"))]
+    fn release(&self) -> std::io::Result<()> {
+        #[cfg(unix)]
+        if let Source::Map(map) = &*self.source {
+            let (start, len) = (self.range.start, self.range.len());
+            // SAFETY: the range lies within the map. The map is read-only and its file the only thing behind
+            // it, so that there is nothing to lose: a later read, of a slice that lives on too, finds the
+            // file's bytes again.
+            unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len) }?;
+        }
+        Ok(())
+    }
 }
 
 impl Deref for Bytes {
@@ -195,6 +210,14 @@ impl Store {
 
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
         self.files.iter().filter_map(|f| f.path.clone()).collect()
+    }
+
+    pub(crate) fn release(&self) -> Result<()> {
+        let io = |file: &MappedFile, source| Error::Io {
+            path: file.path.clone().unwrap_or_else(|| PathBuf::from(&file.name)),
+            source,
+        };
+        self.files.iter().try_for_each(|file| file.bytes.release().map_err(|source| io(file, source)))
     }
 
     pub(crate) fn describe(&self) -> String {

@@ -114,3 +114,21 @@ fn a_name_in_two_files_is_refused() {
     let two = file(dir.path(), "two", &[("a", Dtype::F32, vec![1], f32s(&[2.0]))]);
     assert!(message(Weights::open(&[one, two])).contains("repeats a"));
 }
+
+#[test]
+fn released_weights_are_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let values: Vec<f32> = (0..100_000).map(|i| i as f32).collect();
+    let path = file(dir.path(), "m.safetensors", &[("a", Dtype::F32, vec![100_000], f32s(&values))]);
+    let weights = Weights::open(&[path]).unwrap();
+    let before = weights.matrix("a", &[100_000]);
+    let mut row = [0.0];
+    before.read_row(99_999, &mut row);
+    weights.release().unwrap();
+    // A view from before as well as a new one.
+    for (matrix, at) in [(&before, 99_999), (&weights.matrix("a", &[100_000]), 1)] {
+        matrix.read_row(at, &mut row);
+        assert_eq!(row[0], at as f32);
+    }
+    Weights::open::<PathBuf>(&[]).unwrap().release().unwrap();
+}

@@ -1,0 +1,297 @@
+//! Loops that only multiply, in registers, or only read: what no kernel on this machine can beat.
+//!
+//! Every loop returns what it computed, so that it can be checked and is not optimised away.
+
+use std::hint::black_box;
+
+/// Independent running sums of a loop: more than the latency of an instruction times how many start a cycle.
+pub(crate) const CHAINS: usize = 16;
+
+/// A loop over products of int8 or of bf16 values: `run(a, b, rounds)` is `rounds · CHAINS · (a · b)`.
+pub(crate) struct PeakLoop<A, B, Sum> {
+    /// The instructions it is made of.
+    pub(crate) name: &'static str,
+    pub(crate) run: fn(&A, &B, u32) -> Sum,
+}
+
+/// Values of `a` up to 127, so that sums of pairs fit 16 bits.
+pub(crate) type Int8Loop = PeakLoop<[u8; 64], [i8; 64], i32>;
+/// Bits of bf16 values.
+pub(crate) type Bf16Loop = PeakLoop<[u16; 32], [u16; 32], f32>;
+
+/// Loops this machine can run, the fastest first; the last one runs everywhere.
+pub(crate) fn int8_loops() -> Vec<Int8Loop> {
+    let mut loops = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    x86::add_int8(&mut loops);
+    loops.push(PeakLoop { name: "portable", run: int8_portable });
+    loops
+}
+
+/// Loops this machine can run, the fastest first; the last one runs everywhere. Where there is no product of
+/// bf16 values, values are widened and the loop is one of f32 products.
+pub(crate) fn bf16_loops() -> Vec<Bf16Loop> {
+    let mut loops = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    x86::add_bf16(&mut loops);
+    loops.push(PeakLoop { name: "portable", run: bf16_portable });
+    loops
+}
+
+/// A function that reads all words once and returns their wrapping sum.
+pub(crate) fn reader() -> fn(&[u64]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(reader) = x86::reader() {
+        return reader;
+    }
+    sum
+}
+
+fn int8_portable(a: &[u8; 64], b: &[i8; 64], rounds: u32) -> i32 {
+    let mut sums = [0i32; 64];
+    for _ in 0..rounds as usize * CHAINS {
+        let (a, b) = (black_box(a), black_box(b));
+        for i in 0..64 {
+            sums[i] = sums[i].wrapping_add(i32::from(i16::from(a[i]) * i16::from(b[i])));
+        }
+    }
+    sums.into_iter().fold(0, i32::wrapping_add)
+}
+
+fn bf16_portable(a: &[u16; 32], b: &[u16; 32], rounds: u32) -> f32 {
+    let (a, b) = (widened(a), widened(b));
+    let mut sums = [0.0f32; 32];
+    for _ in 0..rounds as usize * CHAINS {
+        let (a, b) = (black_box(&a), black_box(&b));
+        for i in 0..32 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    sums.iter().sum()
+}
+
+fn widened(bits: &[u16; 32]) -> [f32; 32] {
+    bits.map(|bits| f32::from_bits(u32::from(bits) << 16))
+}
+
+#[inline(always)]
+fn sum(words: &[u64]) -> u64 {
+    const LANES: usize = 64;
+    let mut sums = [0u64; LANES];
+    let (chunks, rest) = words.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            sums[i] = sums[i].wrapping_add(chunk[i]);
+        }
+    }
+    sums.iter().chain(rest).fold(0, |sum, word| sum.wrapping_add(*word))
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "instructions of a CPU that was asked for them")]
+mod x86 {
+    use std::arch::asm;
+    use std::arch::x86_64::*;
+
+    use super::{Bf16Loop, CHAINS, Int8Loop, PeakLoop, sum, widened};
+
+    pub(super) fn add_int8(loops: &mut Vec<Int8Loop>) {
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
+            // SAFETY: the CPU has the features the function is compiled for.
+            loops.push(PeakLoop { name: "AVX-512 VPDPBUSD", run: |a, b, n| unsafe { vnni(a, b, n) } });
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
+            loops.push(PeakLoop { name: "AVX2 VPMADDUBSW", run: |a, b, n| unsafe { maddubs(a, b, n) } });
+        }
+    }
+
+    pub(super) fn add_bf16(loops: &mut Vec<Bf16Loop>) {
+        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
+            // SAFETY: the CPU has the features the function is compiled for.
+            loops.push(PeakLoop { name: "AVX-512 VDPBF16PS", run: |a, b, n| unsafe { dpbf16(a, b, n) } });
+        }
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: as above.
+            loops.push(PeakLoop { name: "AVX-512 FMA of f32", run: |a, b, n| unsafe { fma512(a, b, n) } });
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            // SAFETY: as above.
+            loops.push(PeakLoop { name: "AVX2 FMA of f32", run: |a, b, n| unsafe { fma256(a, b, n) } });
+        }
+    }
+
+    pub(super) fn reader() -> Option<fn(&[u64]) -> u64> {
+        #[target_feature(enable = "avx512f")]
+        fn sum_512(words: &[u64]) -> u64 {
+            sum(words)
+        }
+        #[target_feature(enable = "avx2")]
+        fn sum_256(words: &[u64]) -> u64 {
+            sum(words)
+        }
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the CPU has the features the function is compiled for.
+            return Some(|words| unsafe { sum_512(words) });
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
+            return Some(|words| unsafe { sum_256(words) });
+        }
+        None
+    }
+
+    /// Sums start apart, else the compiler would keep one of them.
+    const STARTS: i32 = (CHAINS * (CHAINS - 1) / 2) as i32;
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn vnni(a: &[u8; 64], b: &[i8; 64], rounds: u32) -> i32 {
+        // SAFETY: both arrays are 64 bytes, and the loads need no alignment.
+        let (a, b) =
+            unsafe { (_mm512_loadu_si512(a.as_ptr().cast()), _mm512_loadu_si512(b.as_ptr().cast())) };
+        let mut sums: [__m512i; CHAINS] = std::array::from_fn(|i| _mm512_set1_epi32(i as i32));
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, a, b);
+            }
+        }
+        let total = sums.into_iter().fold(_mm512_setzero_si512(), |all, sum| _mm512_add_epi32(all, sum));
+        _mm512_reduce_add_epi32(total).wrapping_sub(16 * STARTS)
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn maddubs(a: &[u8; 64], b: &[i8; 64], rounds: u32) -> i32 {
+        let at = |i: usize| {
+            // SAFETY: `i` is 0 or 32, 32 bytes before the end of either array at least.
+            unsafe {
+                let load = |start: *const u8| _mm256_loadu_si256(start.add(i).cast());
+                (load(a.as_ptr()), load(b.as_ptr().cast()))
+            }
+        };
+        let (parts, ones) = ([at(0), at(32)], _mm256_set1_epi16(1));
+        // Eight pairs of sums: sixteen registers have to hold operands too.
+        let mut sums = [_mm256_setzero_si256(); 8];
+        for _ in 0..rounds {
+            for _ in 0..CHAINS / sums.len() {
+                for sum in &mut sums {
+                    for (mut a, b) in parts {
+                        // SAFETY: an empty instruction, after which the compiler cannot know `a`: a product
+                        // that it knew would be computed once for all rounds.
+                        unsafe {
+                            asm!("/* {0} */", inout(ymm_reg) a, options(nomem, nostack, preserves_flags))
+                        };
+                        let pairs = _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones);
+                        *sum = _mm256_add_epi32(*sum, pairs);
+                    }
+                }
+            }
+        }
+        let mut lanes = [0i32; 8];
+        let total = sums.into_iter().fold(_mm256_setzero_si256(), |all, sum| _mm256_add_epi32(all, sum));
+        // SAFETY: `lanes` is 32 bytes, and the store needs no alignment.
+        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), total) };
+        lanes.into_iter().fold(0, i32::wrapping_add)
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn dpbf16(a: &[u16; 32], b: &[u16; 32], rounds: u32) -> f32 {
+        // SAFETY: `__m512bh` is 64 bytes without a rule on their values, as are the arrays.
+        let bits = |x: &[u16; 32]| unsafe { std::mem::transmute::<[u16; 32], __m512bh>(*x) };
+        let (a, b) = (bits(a), bits(b));
+        let mut sums: [__m512; CHAINS] = std::array::from_fn(|i| _mm512_set1_ps(i as f32));
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbf16_ps(*sum, a, b);
+            }
+        }
+        total(sums) - 16.0 * STARTS as f32
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn fma512(a: &[u16; 32], b: &[u16; 32], rounds: u32) -> f32 {
+        let (a, b) = (widened(a), widened(b));
+        // SAFETY: 16 and 16 of the 32 values of each array, and the loads need no alignment.
+        let load =
+            |x: &[f32; 32]| unsafe { [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))] };
+        let (a, b) = (load(&a), load(&b));
+        let mut sums: [__m512; CHAINS] = std::array::from_fn(|i| _mm512_set1_ps(i as f32));
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                for i in 0..2 {
+                    *sum = _mm512_fmadd_ps(a[i], b[i], *sum);
+                }
+            }
+        }
+        total(sums) - 16.0 * STARTS as f32
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn total(sums: [__m512; CHAINS]) -> f32 {
+        _mm512_reduce_add_ps(sums.into_iter().fold(_mm512_setzero_ps(), |all, sum| _mm512_add_ps(all, sum)))
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    fn fma256(a: &[u16; 32], b: &[u16; 32], rounds: u32) -> f32 {
+        let (a, b) = (widened(a), widened(b));
+        // SAFETY: `i` is at most 3: eight values from 8 · i on lie within the array.
+        let at = |x: &[f32; 32], i: usize| unsafe { _mm256_loadu_ps(x.as_ptr().add(8 * i)) };
+        let parts: [(__m256, __m256); 2] = std::array::from_fn(|i| (at(&a, i), at(&b, i)));
+        let rest: [(__m256, __m256); 2] = std::array::from_fn(|i| (at(&a, 2 + i), at(&b, 2 + i)));
+        let mut sums: [__m256; 8] = std::array::from_fn(|i| _mm256_set1_ps(i as f32));
+        for _ in 0..rounds {
+            for _ in 0..CHAINS / sums.len() {
+                for (a, b) in parts.into_iter().chain(rest) {
+                    for sum in &mut sums {
+                        *sum = _mm256_fmadd_ps(a, b, *sum);
+                    }
+                }
+            }
+        }
+        let mut lanes = [0.0f32; 8];
+        let all = sums.into_iter().fold(_mm256_setzero_ps(), |all, sum| _mm256_add_ps(all, sum));
+        // SAFETY: `lanes` is 32 bytes, and the store needs no alignment.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), all) };
+        lanes.iter().sum::<f32>() - 8.0 * 28.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loops_compute_products() {
+        let a: [u8; 64] = std::array::from_fn(|i| (i * 37 % 128) as u8);
+        let b: [i8; 64] = std::array::from_fn(|i| (i as i32 * 91 % 255 - 127) as i8);
+        let dot: i32 = a.iter().zip(&b).map(|(a, b)| i32::from(*a) * i32::from(*b)).sum();
+        for rounds in [0, 1, 5] {
+            let expected = dot * rounds as i32 * CHAINS as i32;
+            for PeakLoop { name, run } in int8_loops() {
+                assert_eq!(run(&a, &b, rounds), expected, "{name}, {rounds} rounds");
+            }
+        }
+    }
+
+    #[test]
+    fn loops_compute_products_of_bf16() {
+        // Small whole numbers: exact in bf16, their sums in f32.
+        let value = |i: usize, step: usize| (i * step % 7) as f32 - 3.0;
+        let bits = |step| std::array::from_fn(|i| (value(i, step).to_bits() >> 16) as u16);
+        let dot: f32 = (0..32).map(|i| value(i, 3) * value(i, 5)).sum();
+        for rounds in [0, 1, 5] {
+            for PeakLoop { name, run } in bf16_loops() {
+                let expected = dot * rounds as f32 * CHAINS as f32;
+                assert_eq!(run(&bits(3), &bits(5), rounds), expected, "{name}, {rounds} rounds");
+            }
+        }
+    }
+
+    #[test]
+    fn every_word_is_read() {
+        for n in [0, 1, 63, 64, 1000] {
+            let words: Vec<u64> = (0..n).map(|i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
+            let expected = words.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word));
+            assert_eq!(reader()(&words), expected, "{n}");
+        }
+    }
+}
