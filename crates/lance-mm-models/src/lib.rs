@@ -28,6 +28,7 @@
 //! ```
 
 mod config;
+mod cost;
 pub mod latent;
 mod llm;
 mod sequence;

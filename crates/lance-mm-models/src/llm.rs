@@ -268,6 +268,16 @@ impl Llm {
         }
     }
 
+    /// The UND expert's linear layers, the output head not among them.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.layers.iter().flat_map(Layer::linears)
+    }
+
+    /// The output head.
+    pub(crate) fn lm_head(&self) -> &Linear {
+        &self.lm_head
+    }
+
     /// The UND expert's norm of the residual stream at a checkpoint path: `layers.0.input_layernorm`,
     /// `layers.0.post_attention_layernorm`, `norm`.
     pub fn residual_norm(&self, path: &str) -> Option<&RmsNorm> {

@@ -59,6 +59,16 @@ impl Vit {
         &self.config
     }
 
+    /// Linear layers that run on every patch.
+    pub(crate) fn patch_linears(&self) -> impl Iterator<Item = &Linear> {
+        std::iter::once(&self.patch_embed).chain(self.blocks.iter().flat_map(VitBlock::linears))
+    }
+
+    /// Linear layers that run on every merge group.
+    pub(crate) fn group_linears(&self) -> [&Linear; 2] {
+        [&self.mlp_0, &self.mlp_2]
+    }
+
     /// `patches` f32 `(N, 1176)` in merge-group order, one grid of patches a picture or video, to f32
     /// `(N/4, out_hidden_size)` in the same order.
     ///

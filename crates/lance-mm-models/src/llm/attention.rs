@@ -66,6 +66,12 @@ impl Attention {
         }
     }
 
+    /// The UND expert's projections.
+    pub(super) fn linears(&self) -> [&Linear; 4] {
+        let Projections { q_proj, k_proj, v_proj, o_proj, .. } = &self.parts.und;
+        [q_proj, k_proj, v_proj, o_proj]
+    }
+
     /// `(T, D)` to `(T, D)`; keys and values of the rows go into layer `index` of the cache.
     pub(super) fn forward(
         &self,

@@ -76,6 +76,23 @@ impl Cache {
         }
     }
 
+    /// Repeats the rows from the first on until there are `len` of them: a long context for measuring times,
+    /// without the time to compute it. Does nothing when there are as many, or none.
+    ///
+    /// # Errors
+    /// What candle refuses.
+    pub fn repeat_to(&mut self, len: usize) -> Result<()> {
+        while !self.is_empty() && self.len() < len {
+            let take = self.len().min(len - self.len());
+            for layer in 0..self.layers.len() {
+                if let (Some(k), Some(v)) = (self.keys(layer)?, self.values(layer)?) {
+                    self.append(layer, &k.narrow(1, 0, take)?.copy()?, &v.narrow(1, 0, take)?.copy()?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// A copy that goes on independently.
     ///
     /// # Errors

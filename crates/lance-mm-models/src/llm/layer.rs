@@ -46,6 +46,12 @@ impl Layer {
         }
     }
 
+    /// The UND expert's linear layers.
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let Mlp { gate_proj, up_proj, down_proj } = &self.mlp.und;
+        self.self_attn.linears().into_iter().chain([gate_proj, up_proj, down_proj])
+    }
+
     /// The UND expert's norm of the residual stream of this name.
     pub(super) fn norm(&self, name: &str) -> Option<&RmsNorm> {
         match name {

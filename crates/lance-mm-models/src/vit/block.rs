@@ -35,6 +35,10 @@ impl VitBlock {
         })
     }
 
+    pub(super) fn linears(&self) -> [&Linear; 5] {
+        [&self.qkv, &self.proj, &self.gate_proj, &self.up_proj, &self.down_proj]
+    }
+
     /// `(N, D)` in window order to the same.
     pub(super) fn forward(
         &self,
