@@ -14,6 +14,9 @@ pub(crate) struct ModelArgs {
     /// default, is the bundled one.
     #[arg(short, long, value_name = "PATH|ORG/NAME", env = "LANCE_MM_MODEL", hide_env_values = true)]
     pub(crate) model: Option<String>,
+    /// Give the memory of the vision transformer's weights back after every picture.
+    #[arg(long)]
+    pub(crate) low_memory: bool,
 }
 
 /// How pictures are read.

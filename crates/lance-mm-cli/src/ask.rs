@@ -47,10 +47,10 @@ pub(crate) struct Args {
     /// The question is about no image.
     #[arg(long)]
     text: bool,
-    /// Print one JSON object: the answer, tokens, times, why it ended.
+    /// Print one JSON object: the answer, tokens, times, memory, why it ended.
     #[arg(long)]
     json: bool,
-    /// Say on standard error how long each step took.
+    /// Say on standard error how long each step took, and how much memory.
     #[arg(long)]
     stats: bool,
     /// No hints on standard error.
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let options = args.answer.options(&args.pictures, hints)?;
     let inputs = picture::read_all(paths, &args.pictures, hints)?;
-    let model = model::load(args.model.model.as_deref(), hints)?;
+    let model = model::load_with(&args.model, hints)?;
     picture::warn(&inputs, &model.lance, hints);
     let visuals = encode(&model, &inputs, &options, hints)?;
 

@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let options = args.answer.options(&args.pictures, hints)?;
     let inputs = picture::read_all(&args.images, &args.pictures, hints)?;
-    let model = model::load(args.model.model.as_deref(), hints)?;
+    let model = model::load_with(&args.model, hints)?;
     picture::warn(&inputs, &model.lance, hints);
     let session = {
         let _busy = hints.busy("looking at the image");

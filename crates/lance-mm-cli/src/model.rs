@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use lance_mm::{Checkpoint, Files, Understanding};
 
+use crate::args::ModelArgs;
 use crate::hub::RepoName;
 use crate::output::Hints;
 
@@ -21,6 +22,12 @@ pub(crate) struct Model {
     pub(crate) lance: Understanding,
     /// Time it took to load.
     pub(crate) time: Duration,
+}
+
+/// Loads what the arguments name, as they say.
+pub(crate) fn load_with(args: &ModelArgs, hints: Hints) -> Result<Model> {
+    let model = load(args.model.as_deref(), hints)?;
+    Ok(Model { lance: model.lance.with_low_memory(args.low_memory), ..model })
 }
 
 /// Loads what `--model` names.

@@ -3,7 +3,8 @@
 //! Start from [`Understanding`]: load a checkpoint, [`generate`](Understanding::generate) an answer about a
 //! picture, or take the steps one by one: [`image`] and [`video`] prepare pixels, [`Tokenizer`] and
 //! [`prompt`] text, [`Understanding::answer`] streams, [`Look`] asks many questions about one picture,
-//! [`Chat`] goes on over several turns. [`eval`] measures what quantization costs.
+//! [`Chat`] goes on over several turns. [`eval`] measures what quantization costs,
+//! [`memory`] what answering takes.
 
 mod decode;
 mod error;
@@ -13,6 +14,7 @@ pub mod image;
 pub mod inspect;
 mod lance;
 pub mod layout;
+pub mod memory;
 pub mod prompt;
 mod sampling;
 mod schedule;

@@ -36,6 +36,7 @@ pub struct Understanding {
     pub(crate) checkpoint: Checkpoint,
     llm: Llm,
     vit: Option<Vit>,
+    low_memory: bool,
 }
 
 /// How a question is put and answered. The default is upstream's published setting.
@@ -150,7 +151,13 @@ impl Understanding {
             Some(weights) => Some(Vit::load(&checkpoint.config.vision, weights)?),
             None => None,
         };
-        Ok(Self { checkpoint, llm, vit })
+        Ok(Self { checkpoint, llm, vit, low_memory: false })
+    }
+
+    /// The same model, which gives the memory of the vision transformer's weights back after every picture: it
+    /// then never holds those and the language model's at once. The next picture maps them again.
+    pub fn with_low_memory(self, low_memory: bool) -> Self {
+        Self { low_memory, ..self }
     }
 
     /// The configuration.
@@ -239,6 +246,9 @@ impl Understanding {
         let rows =
             Tensor::from_vec(patches.values, (grid.count(), vit.config().patch_width()), &Device::Cpu)?;
         let features = vit.forward(&rows, &[grid])?;
+        if let (true, Some(weights)) = (self.low_memory, &self.checkpoint.vit) {
+            weights.release()?;
+        }
         let grid = grid.merged(vit.config().spatial_merge_size);
         Ok(Visual { features, grid, medium, time: start.elapsed() })
     }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use lance_mm::{Answer, Visual};
+use lance_mm::{Answer, Visual, memory};
 use serde::Serialize;
 
 use crate::model::Model;
-use crate::output::plural;
+use crate::output::{bytes, plural};
 
 /// An answer and how it came about; the object that `--json` prints.
 #[derive(Serialize)]
@@ -25,6 +25,19 @@ pub(crate) struct Report<'a> {
     /// Of the random choices; null when there were none.
     seed: Option<u64>,
     times: Times,
+    /// Null where the system does not say.
+    memory: Option<Resident>,
+}
+
+/// Bytes that were resident.
+#[derive(Serialize)]
+struct Resident {
+    /// At most, the program's own and mapped files together.
+    peak: u64,
+    /// At the end, the program's own.
+    anonymous: u64,
+    /// At the end, of mapped files.
+    file: u64,
 }
 
 /// Milliseconds.
@@ -85,6 +98,7 @@ impl<'a> Report<'a> {
             ids: &answer.ids,
             seed: answer.seed,
             times,
+            memory: memory::now().map(|m| Resident { peak: m.peak, anonymous: m.anonymous, file: m.file }),
         }
     }
 
@@ -107,6 +121,9 @@ impl<'a> Report<'a> {
             duration(times.total),
             self.finish_reason,
         );
+        if let Some(memory) = &self.memory {
+            stats += &format!("; memory {} at most", bytes(memory.peak));
+        }
         match self.seed {
             Some(seed) => format!("{stats}; seed {seed}"),
             None => stats,

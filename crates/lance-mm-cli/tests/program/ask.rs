@@ -94,6 +94,9 @@ fn options_reach_the_model() {
         "{}",
         short.stderr
     );
+    assert_eq!(short.stderr.contains("; memory "), cfg!(target_os = "linux"), "{}", short.stderr);
+    let low = lance_mm(["ask", &landmark, question, "--low-memory"]);
+    assert_eq!(low.stdout, lance_mm(["ask", &landmark, question]).stdout);
     let grid = |args: &[&str]| {
         let run = lance_mm(["ask", "--json", "-n", "1", &landmark, question].iter().chain(args));
         let json: Value = serde_json::from_str(&run.stdout).unwrap();
