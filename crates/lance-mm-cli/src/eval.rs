@@ -1,9 +1,9 @@
 //! `lance-mm eval`: what a quantized checkpoint lost against its reference.
 
 pub(crate) mod data;
-mod document;
+pub(crate) mod document;
 mod layers;
-mod number;
+pub(crate) mod number;
 mod oracle;
 mod parity;
 mod plot;

@@ -6,6 +6,7 @@
 
 mod args;
 mod ask;
+mod bench;
 mod chat;
 mod completions;
 mod eval;
@@ -46,6 +47,7 @@ enum Command {
     Ask(ask::Args),
     Chat(chat::Args),
     Inspect(inspect::Args),
+    Bench(bench::Args),
     Eval(eval::Args),
     Pull(pull::Args),
     Quantize(quantize::Args),
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
             Command::Ask(args) => ask::run(args),
             Command::Chat(args) => chat::run(args),
             Command::Inspect(args) => inspect::run(args),
+            Command::Bench(args) => bench::run(args),
             Command::Eval(args) => eval::run(args),
             Command::Pull(args) => pull::run(args),
             Command::Quantize(args) => quantize::run(args),

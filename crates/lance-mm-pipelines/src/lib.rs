@@ -4,8 +4,9 @@
 //! picture, or take the steps one by one: [`image`] and [`video`] prepare pixels, [`Tokenizer`] and
 //! [`prompt`] text, [`Understanding::answer`] streams, [`Look`] asks many questions about one picture,
 //! [`Chat`] goes on over several turns. [`eval`] measures what quantization costs,
-//! [`memory`] what answering takes.
+//! [`bench`](mod@bench) and [`memory`] what answering does.
 
+pub mod bench;
 mod decode;
 mod error;
 pub mod eval;

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod ask;
+mod bench;
 mod broken;
 mod chat;
 mod eval;
@@ -19,7 +20,7 @@ fn help_and_version_are_results() {
         (version.code, version.stdout.as_str()),
         (0, concat!("lance-mm ", env!("CARGO_PKG_VERSION"), "\n"))
     );
-    for command in ["", "ask", "chat", "inspect", "pull", "completions", "eval"] {
+    for command in ["", "ask", "chat", "inspect", "pull", "completions", "eval", "bench"] {
         let help = lance_mm(command.split_whitespace().chain(["--help"]));
         assert_eq!((help.code, help.stderr.as_str()), (0, ""), "{command}");
         assert!(help.stdout.contains("Examples:\n  lance-mm "), "{command}");

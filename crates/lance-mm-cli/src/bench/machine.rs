@@ -1,0 +1,104 @@
+//! The machine and its limits.
+
+use std::time::Duration;
+
+use lance_mm::tensor::limits::{self, Peak, ReadBuffer};
+use serde::Serialize;
+
+use super::row::{self, Row};
+use crate::eval::document::Document;
+
+/// Bytes read through for the bandwidth.
+const BUFFER: usize = 512 << 20;
+/// How long products are computed for a peak.
+const PEAK_TIME: Duration = Duration::from_millis(60);
+
+pub(super) const BANDWIDTH: &str = "read bandwidth";
+
+/// Limits met in the course of a run.
+#[derive(Default)]
+pub(super) struct Limits {
+    buffer: Option<ReadBuffer>,
+    bandwidth: Vec<f64>,
+    int8: Vec<Peak>,
+    bf16: Vec<Peak>,
+}
+
+impl Limits {
+    /// Bytes a second now.
+    pub(super) fn bandwidth(&mut self) -> f64 {
+        let buffer = self.buffer.get_or_insert_with(|| ReadBuffer::new(BUFFER));
+        let found = buffer.read(2);
+        self.bandwidth.push(found);
+        found
+    }
+
+    /// Operations on int8 values a second now.
+    pub(super) fn int8(&mut self) -> f64 {
+        let found = limits::int8(PEAK_TIME);
+        self.int8.push(found);
+        found.per_second
+    }
+
+    /// Operations on bf16 values a second now.
+    pub(super) fn bf16(&mut self) -> f64 {
+        let found = limits::bf16(PEAK_TIME);
+        self.bf16.push(found);
+        found.per_second
+    }
+
+    /// Gives the memory that is read through back, to measure that of others.
+    pub(super) fn release(&mut self) {
+        self.buffer = None;
+    }
+}
+
+/// What was measured on.
+#[derive(Serialize)]
+pub(super) struct Machine {
+    /// The processor's name; null where the system does not say.
+    cpu: Option<String>,
+    arch: &'static str,
+    os: &'static str,
+    /// Threads that share the work.
+    threads: usize,
+    limits: Vec<Row>,
+}
+
+impl Machine {
+    pub(super) fn new(met: &Limits) -> Self {
+        let mut rows = Vec::new();
+        if !met.bandwidth.is_empty() {
+            rows.push(Row::new(BANDWIDTH, "GB/s", met.bandwidth.iter().map(|v| v / 1e9).collect()));
+        }
+        for (what, peaks) in [("int8", &met.int8), ("bf16", &met.bf16)] {
+            if let Some(first) = peaks.first() {
+                let what = format!("{what} peak, {}", first.with);
+                rows.push(Row::new(what, "Gop/s", peaks.iter().map(|p| p.per_second / 1e9).collect()));
+            }
+        }
+        Self {
+            cpu: cpu(),
+            arch: std::env::consts::ARCH,
+            os: std::env::consts::OS,
+            threads: limits::threads(),
+            limits: rows,
+        }
+    }
+
+    pub(super) fn show(&self, document: &mut Document) {
+        let cpu = self.cpu.as_deref().unwrap_or("processor unknown");
+        let threads = crate::output::plural(self.threads, "thread");
+        document.text(format!("{cpu} ({}, {}), {threads}.", self.arch, self.os));
+        if !self.limits.is_empty() {
+            document.heading("Limits");
+            document.table(row::table(&self.limits));
+        }
+    }
+}
+
+fn cpu() -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}

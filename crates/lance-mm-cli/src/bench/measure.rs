@@ -1,0 +1,214 @@
+//! The measurements on one model, in their order.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use lance_mm::bench::{self, Step, TwoQuestions};
+use lance_mm::eval::Dataset;
+use lance_mm::{Understanding, memory};
+use serde::Serialize;
+
+use super::Part;
+use super::cases::{self, CaseTime};
+use super::machine::{BANDWIDTH, Limits};
+use super::row::Row;
+use crate::model::{self, Model};
+use crate::output::Hints;
+
+const CONTEXTS: [usize; 2] = [64, 4096];
+const PROMPTS: [usize; 2] = [512, 1024];
+/// Sides of square pictures in pixels: a quarter of a megapixel, and one.
+const PICTURES: [usize; 2] = [504, 1008];
+/// Side of the picture of questions, as large as the published models take it.
+const PICTURE: u32 = 672;
+/// Two questions of a usual length.
+const QUESTIONS: [&str; 2] =
+    ["What is the license plate number of the car?", "What colour is the car in front?"];
+
+/// What is measured, and how often.
+pub(super) struct Plan {
+    parts: Vec<Part>,
+    repeats: usize,
+    /// Tokens generated in a repeat.
+    steps: usize,
+    /// Tokens of a case's answer at most.
+    pub(super) answer: usize,
+}
+
+impl Plan {
+    pub(super) fn new(quick: bool, wanted: impl Fn(Part) -> bool) -> Self {
+        let all = [Part::Ask, Part::Decode, Part::Prefill, Part::Vit];
+        let parts = all.into_iter().filter(|part| wanted(*part)).collect();
+        match quick {
+            true => Self { parts, repeats: 1, steps: 16, answer: 32 },
+            false => Self { parts, repeats: 3, steps: 32, answer: 256 },
+        }
+    }
+}
+
+/// What was measured on one model.
+#[derive(Serialize)]
+pub(super) struct Measured {
+    pub(super) name: String,
+    quantized: bool,
+    pub(super) rows: Vec<Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) cases: Vec<CaseTime>,
+}
+
+/// Measures one model; the limits it is compared with are added to `limits`.
+pub(super) fn model(
+    name: &str,
+    plan: &Plan,
+    low_memory: bool,
+    data: Option<&Dataset>,
+    limits: &mut Limits,
+    hints: Hints,
+) -> Result<Measured> {
+    limits.release();
+    let load = || -> Result<Model> {
+        let model = model::load(Some(name), Hints::new(true))?;
+        Ok(Model { lance: model.lance.with_low_memory(low_memory), ..model })
+    };
+    let watch = memory::Watch::start();
+    let loaded = load()?;
+    let lance = &loaded.lance;
+    let mut run = Run { lance, plan, limits, hints, rows: Vec::new() };
+    if plan.parts.contains(&Part::Ask) {
+        run.memory(watch)?;
+        run.loads(loaded.time, load)?;
+        run.questions()?;
+    }
+    for part in &plan.parts {
+        match part {
+            Part::Ask => {}
+            Part::Decode => run.decode()?,
+            Part::Prefill => run.prefill()?,
+            Part::Vit => run.vit()?,
+        }
+    }
+    let rows = run.rows;
+    let cases = match data {
+        Some(data) => cases::measure(&loaded, data, plan.answer, hints)?,
+        None => Vec::new(),
+    };
+    Ok(Measured { quantized: lance.is_quantized(), name: loaded.name, rows, cases })
+}
+
+/// Measurements on a loaded model.
+struct Run<'a> {
+    lance: &'a Understanding,
+    plan: &'a Plan,
+    limits: &'a mut Limits,
+    hints: Hints,
+    rows: Vec<Row>,
+}
+
+impl Run<'_> {
+    /// The first question after loading, watched since before that.
+    fn memory(&mut self, watch: memory::Watch) -> Result<()> {
+        let _busy = self.hints.busy("measuring memory");
+        let picture = bench::picture(PICTURE)?;
+        let time = bench::question(self.lance, &picture, QUESTIONS[0], 8)?;
+        self.push(Row::new("first question, 8 tokens", "s", vec![time.as_secs_f64()]));
+        let Some(most) = watch.finish() else {
+            self.hints.note("note: the system does not say how much memory is in use");
+            return Ok(());
+        };
+        for (what, bytes) in [
+            ("peak memory", most.peak),
+            ("peak memory, anonymous", most.anonymous),
+            ("peak memory, mapped files", most.file),
+        ] {
+            self.push(Row::new(what, "GB", vec![bytes as f64 / 1e9]));
+        }
+        Ok(())
+    }
+
+    fn loads(&mut self, first: Duration, load: impl Fn() -> Result<Model>) -> Result<()> {
+        let _busy = self.hints.busy("measuring loading");
+        let mut times = vec![first.as_secs_f64()];
+        for _ in 1..self.plan.repeats {
+            times.push(load()?.time.as_secs_f64());
+        }
+        self.push(Row::new("load", "s", times));
+        Ok(())
+    }
+
+    fn questions(&mut self) -> Result<()> {
+        let _busy = self.hints.busy("measuring questions");
+        let picture = bench::picture(PICTURE)?;
+        let found = self.repeat(|run| Ok(bench::two_questions(run.lance, &picture, QUESTIONS)?))?;
+        let seconds = |of: fn(&TwoQuestions) -> f64| found.iter().map(of).collect::<Vec<f64>>();
+        self.push(Row::new("time to first token", "s", seconds(|f| f.first.as_secs_f64())));
+        self.push(Row::new("time to first token, second question", "s", seconds(|f| f.second.as_secs_f64())));
+        let ratio = seconds(|f| f.second.as_secs_f64() / f.first.as_secs_f64());
+        self.push(Row::new("second question to first", "ratio", ratio));
+        Ok(())
+    }
+
+    fn decode(&mut self) -> Result<()> {
+        for context in CONTEXTS {
+            let _busy = self.hints.busy(&format!("measuring decoding after {context} tokens"));
+            let mut decode = bench::Decode::new(self.lance, context)?;
+            decode.run(1)?;
+            let steps = self.plan.steps;
+            let found = self.repeat(|run| {
+                let limit = run.limits.bandwidth();
+                let step = decode.run(steps)?;
+                Ok((step, step.bytes / step.time.as_secs_f64() / limit))
+            })?;
+            let row = rates(format!("decode after {context} tokens"), "tokens/s", &found);
+            self.push(row.with_share(BANDWIDTH, found.iter().map(|(_, share)| *share).collect()));
+        }
+        Ok(())
+    }
+
+    fn prefill(&mut self) -> Result<()> {
+        let (of, int8) = match self.lance.is_quantized() {
+            true => ("int8 peak", true),
+            false => ("bf16 peak", false),
+        };
+        for rows in PROMPTS {
+            let _busy = self.hints.busy(&format!("measuring prompts of {rows} tokens"));
+            let found = self.repeat(|run| {
+                let limit = if int8 { run.limits.int8() } else { run.limits.bf16() };
+                let step = bench::prefill(run.lance, rows)?;
+                Ok((step, step.flops / step.time.as_secs_f64() / limit))
+            })?;
+            let row = rates(format!("prompt of {rows} tokens"), "tokens/s", &found);
+            self.push(row.with_share(of, found.iter().map(|(_, share)| *share).collect()));
+        }
+        Ok(())
+    }
+
+    fn vit(&mut self) -> Result<()> {
+        let patch = self.lance.vit()?.config().patch_size;
+        for side in PICTURES {
+            let _busy = self.hints.busy(&format!("measuring the vision transformer at {side} x {side}"));
+            let found = self.repeat(|run| {
+                let limit = run.limits.bf16();
+                let step = bench::vit(run.lance, side / patch)?;
+                Ok((step, step.flops / step.time.as_secs_f64() / limit))
+            })?;
+            let times = found.iter().map(|(step, _)| step.time.as_secs_f64()).collect();
+            let row = Row::new(format!("vision transformer, {side} x {side} pixels"), "s", times);
+            self.push(row.with_share("bf16 peak", found.iter().map(|(_, share)| *share).collect()));
+        }
+        Ok(())
+    }
+
+    fn repeat<T>(&mut self, mut once: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
+        (0..self.plan.repeats).map(|_| once(self)).collect()
+    }
+
+    fn push(&mut self, row: Row) {
+        self.rows.push(row);
+    }
+}
+
+/// Rows of a step a second.
+fn rates(what: String, unit: &'static str, found: &[(Step, f64)]) -> Row {
+    let rate = |(step, _): &(Step, f64)| step.rows as f64 / step.time.as_secs_f64();
+    Row::new(what, unit, found.iter().map(rate).collect())
+}

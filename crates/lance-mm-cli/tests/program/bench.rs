@@ -1,0 +1,72 @@
+//! `lance-mm bench`.
+
+use serde_json::Value;
+
+use crate::support::{Files, lance_mm};
+
+#[test]
+fn every_part_is_measured_against_a_limit() {
+    let run = lance_mm(["bench", "--quick", "--json", "--cases"]);
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""));
+    let json: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert!(json["machine"]["threads"].as_u64().unwrap() > 0);
+    let limits: Vec<&str> = names(&json["machine"]["limits"]);
+    assert_eq!(limits[0], "read bandwidth");
+    assert!(limits[1].starts_with("bf16 peak, "), "{limits:?}");
+
+    let model = &json["models"][0];
+    assert_eq!((model["name"].as_str(), model["quantized"].as_bool()), (Some("bundled nano"), Some(false)));
+    let found = names(&model["rows"]);
+    for what in [
+        "load",
+        "time to first token",
+        "second question to first",
+        "decode after 64 tokens",
+        "decode after 4096 tokens",
+        "prompt of 512 tokens",
+        "prompt of 1024 tokens",
+        "vision transformer, 504 x 504 pixels",
+        "vision transformer, 1008 x 1008 pixels",
+    ] {
+        assert!(found.contains(&what), "{what}: {found:?}");
+    }
+    if cfg!(target_os = "linux") {
+        assert!(found.contains(&"peak memory, anonymous"), "{found:?}");
+    }
+    for row in model["rows"].as_array().unwrap() {
+        assert!(row["median"].as_f64().unwrap() > 0.0 && row["min"].as_f64() <= row["max"].as_f64(), "{row}");
+        if let Some(share) = row["share"]["median"].as_f64() {
+            assert!(share > 0.0 && share.is_finite(), "{row}");
+        }
+    }
+    let cases = model["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), lance_mm_nano::DEMOS.len());
+    for (case, demo) in cases.iter().zip(&lance_mm_nano::DEMOS) {
+        assert_eq!(case["question"], demo.question);
+        let number = |name: &str| case[name].as_f64().unwrap();
+        let rest = number("seconds_per_token") * number("tokens");
+        assert!((number("seconds") - number("prompt_seconds") - rest).abs() < 1e-9, "{case}");
+    }
+}
+
+fn names(rows: &Value) -> Vec<&str> {
+    rows.as_array().unwrap().iter().map(|row| row["what"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn several_models_stand_side_by_side() {
+    let run = lance_mm(["bench", "nano", "nano", "--quick", "--only", "prefill", "--low-memory"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stdout.contains("## Ratios to bundled nano"), "{}", run.stdout);
+    assert!(!run.stdout.contains("decode") && !run.stdout.contains("## Answers"), "{}", run.stdout);
+}
+
+#[test]
+fn what_cannot_be_measured_is_told() {
+    let files = Files::demos();
+    assert!(lance_mm(["bench", "/nowhere"]).error().contains("/nowhere"));
+    let cases = lance_mm(["bench", "--cases", "/nowhere.jsonl"]);
+    assert!(cases.error().contains("/nowhere.jsonl"));
+    assert!(lance_mm(["bench", &files.demo(0)]).error().contains("demo_chart.png"));
+    assert_eq!(lance_mm(["bench", "--only", "speed"]).code, 2);
+}

@@ -1,0 +1,252 @@
+//! The steps of an answer one at a time: how long each takes, and what it has to read and compute at least.
+//!
+//! Each function measures once. Repeating, and [limits](lance_mm_tensor::limits) to set the numbers against,
+//! are the caller's: times of one run can be compared, those of different runs often not.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use lance_mm_models::{Cache, Cursor, Grid, Segment, Sequence};
+
+use crate::decode::Decoding;
+use crate::error::{Error, Result};
+use crate::image::{self, RgbImage};
+use crate::sampling::{Sampler, Sampling};
+use crate::understand::{Options, Part, Understanding};
+
+/// A step that was measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// How long it took.
+    pub time: Duration,
+    /// Tokens or patches that were worked through.
+    pub rows: usize,
+    /// Bytes of weights and cache that it cannot but read.
+    pub bytes: f64,
+    /// Operations of matrices and attention; a product and its sum are two.
+    pub flops: f64,
+}
+
+/// Works through a prompt of `rows` tokens of text and picks the token after it.
+///
+/// # Errors
+/// More rows than the model can see, or none.
+pub fn prefill(lance: &Understanding, rows: usize) -> Result<Step> {
+    let mut run = Run::new(lance, rows)?;
+    let start = Instant::now();
+    run.prefill(rows)?;
+    let time = start.elapsed();
+    Ok(Step { time, rows, bytes: lance.llm().step_bytes() as f64, flops: lance.llm().flops(rows, 0) })
+}
+
+/// Tokens generated one by one after a context.
+pub struct Decode<'a> {
+    run: Run<'a>,
+    id: u32,
+}
+
+impl<'a> Decode<'a> {
+    /// Begins after `context` tokens. Only the first few are worked through, the rest repeats them: what is in
+    /// the cache does not matter for the time.
+    ///
+    /// # Errors
+    /// A context longer than the model can see, or none.
+    pub fn new(lance: &'a Understanding, context: usize) -> Result<Self> {
+        const COMPUTED: usize = 64;
+        let mut run = Run::new(lance, context)?;
+        let id = run.prefill(context.min(COMPUTED))?;
+        run.cache.repeat_to(context)?;
+        run.at = Cursor { rows: context, position: context as u32 };
+        Ok(Self { run, id })
+    }
+
+    /// Generates `steps` tokens, then forgets them.
+    ///
+    /// # Errors
+    /// More than the model can see together with the context.
+    pub fn run(&mut self, steps: usize) -> Result<Step> {
+        let (lance, begin) = (self.run.lance, self.run.at);
+        fits(lance, begin.rows + steps)?;
+        let start = Instant::now();
+        let mut id = self.id;
+        for _ in 0..steps {
+            id = self.run.step(id)?;
+        }
+        let time = start.elapsed();
+        self.run.cache.truncate(begin.rows);
+        self.run.at = begin;
+        let per_step = lance.llm().step_bytes() + self.run.cache.row_bytes()?;
+        let flops = (0..steps).map(|step| lance.llm().flops(1, begin.rows + step)).sum();
+        Ok(Step { time, rows: steps, bytes: (steps * per_step) as f64, flops })
+    }
+}
+
+/// Runs the vision transformer over a square picture of `side` by `side` patches.
+///
+/// # Errors
+/// No vision transformer; a side that is no multiple of its merge size.
+pub fn vit(lance: &Understanding, side: usize) -> Result<Step> {
+    let vit = lance.vit()?;
+    let grid = Grid { t: 1, h: side, w: side };
+    let n = grid.count() * vit.config().patch_width();
+    let values: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin()).collect();
+    let patches = Tensor::from_vec(values, (grid.count(), vit.config().patch_width()), &Device::Cpu)
+        .map_err(lance_mm_tensor::Error::from)?;
+    let start = Instant::now();
+    vit.forward(&patches, &[grid])?;
+    let (time, flops) = (start.elapsed(), vit.flops(grid));
+    Ok(Step { time, rows: grid.count(), bytes: 0.0, flops })
+}
+
+/// Times to the first token of two questions about one picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TwoQuestions {
+    /// From the decoded picture to the first token of an answer.
+    pub first: Duration,
+    /// Of that, the vision transformer.
+    pub encode: Duration,
+    /// From the second question, the picture kept, to the first token of its answer.
+    pub second: Duration,
+    /// Tokens of the first prompt.
+    pub prompt_tokens: usize,
+}
+
+/// Asks two questions about a picture.
+///
+/// # Errors
+/// As [`Understanding::look`](crate::Understanding::look).
+pub fn two_questions(
+    lance: &Understanding,
+    picture: &RgbImage,
+    questions: [&str; 2],
+) -> Result<TwoQuestions> {
+    let decoding = Decoding { max_new_tokens: 1, ..Decoding::default() };
+    let options = Options { decoding, ..Options::default() };
+    let start = Instant::now();
+    let visual = lance.encode_image(picture, None)?;
+    let encode = visual.time();
+    let mut look = lance.look(&[visual], &options)?;
+    let mut ask = |question| look.ask(question, &options, &mut |_| ControlFlow::Continue(()));
+    let prompt_tokens = ask(questions[0])?.prompt_tokens;
+    let first = start.elapsed();
+    let start = Instant::now();
+    ask(questions[1])?;
+    Ok(TwoQuestions { first, encode, second: start.elapsed(), prompt_tokens })
+}
+
+/// Asks one question about a picture and generates up to `tokens` tokens of the answer: what `ask` does.
+///
+/// # Errors
+/// As [`Understanding::answer`].
+pub fn question(
+    lance: &Understanding,
+    picture: &RgbImage,
+    question: &str,
+    tokens: usize,
+) -> Result<Duration> {
+    let decoding = Decoding { max_new_tokens: tokens, ..Decoding::default() };
+    let options = Options { decoding, ..Options::default() };
+    let start = Instant::now();
+    let visual = lance.encode_image(picture, None)?;
+    let parts = [Part::Visual(&visual), Part::Text(question)];
+    lance.answer(&parts, &options, &mut |_| ControlFlow::Continue(()))?;
+    Ok(start.elapsed())
+}
+
+/// A picture to measure with: soft colours, `side` pixels high and wide.
+///
+/// # Errors
+/// A side of 0.
+pub fn picture(side: u32) -> Result<RgbImage> {
+    let value = |i: u32| (128.0 + 100.0 * (f64::from(i) * 0.01).sin()) as u8;
+    let pixels =
+        (0..side * side).flat_map(|i| [value(i % side), value(i / side), value(i % side + i / side)]);
+    image::from_raw(side, side, pixels.collect())
+}
+
+/// A cache that is filled with text.
+struct Run<'a> {
+    lance: &'a Understanding,
+    cache: Cache,
+    at: Cursor,
+    sampler: Sampler,
+}
+
+impl<'a> Run<'a> {
+    fn new(lance: &'a Understanding, rows: usize) -> Result<Self> {
+        if rows == 0 {
+            return Err(Error::option("rows", "at least 1", 0));
+        }
+        fits(lance, rows)?;
+        let sampler = Sampler::new(&Sampling::default(), lance.tokenizer().vocab_limit())?;
+        Ok(Self { lance, cache: lance.llm().cache(), at: Cursor::default(), sampler })
+    }
+
+    fn prefill(&mut self, rows: usize) -> Result<u32> {
+        let vocab = self.lance.tokenizer().vocab_limit();
+        let ids = (0..rows as u32).map(|i| i.wrapping_mul(7919) % vocab).collect();
+        let llm = self.lance.llm();
+        let sequence = Sequence::new(&[Segment::Text(ids)], &llm.config().layout(), self.at);
+        let normed = llm.prefill(&llm.embed(&sequence, &[])?, &sequence, &mut self.cache)?;
+        self.at = sequence.end();
+        self.pick(&normed)
+    }
+
+    fn step(&mut self, id: u32) -> Result<u32> {
+        let normed = self.lance.llm().step(id, self.at, &mut self.cache)?;
+        self.at = Cursor { rows: self.at.rows + 1, position: self.at.position + 1 };
+        self.pick(&normed)
+    }
+
+    fn pick(&mut self, normed: &Tensor) -> Result<u32> {
+        let logits = self.lance.llm().logits(normed)?.flatten_all().and_then(|l| l.to_vec1::<f32>());
+        self.sampler.pick(&logits.map_err(lance_mm_tensor::Error::from)?, &[])
+    }
+}
+
+fn fits(lance: &Understanding, rows: usize) -> Result<()> {
+    match lance.config().max_position_embeddings {
+        max if rows <= max => Ok(()),
+        max => Err(Error::option("rows", format!("at most {max} tokens in all"), rows)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::checkpoint;
+
+    #[test]
+    fn every_step_is_measured() {
+        let lance = Understanding::new(checkpoint()).unwrap();
+        let step = prefill(&lance, 20).unwrap();
+        assert_eq!((step.rows, step.bytes), (20, lance.llm().step_bytes() as f64));
+        assert!(step.time > Duration::ZERO && step.flops > 1e6);
+
+        let mut decode = Decode::new(&lance, 200).unwrap();
+        let (one, three) = (decode.run(1).unwrap(), decode.run(3).unwrap());
+        assert_eq!((one.bytes * 3.0, three.rows), (three.bytes, 3));
+        assert!(one.bytes > step.bytes && three.flops > 2.9 * one.flops);
+
+        let seen = vit(&lance, 12).unwrap();
+        assert_eq!(seen.rows, 144);
+
+        let picture = picture(100).unwrap();
+        let two = two_questions(&lance, &picture, ["What is it?", "What colour?"]).unwrap();
+        assert!(two.first > two.encode + two.second, "{two:?}");
+        assert!(question(&lance, &picture, "What is it?", 2).unwrap() > Duration::ZERO);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let lance = Understanding::new(checkpoint()).unwrap();
+        let max = lance.config().max_position_embeddings;
+        for error in [prefill(&lance, 0).err(), prefill(&lance, max + 1).err(), Decode::new(&lance, 0).err()]
+        {
+            assert!(error.unwrap().to_string().starts_with("option rows: expected at "));
+        }
+        assert!(Decode::new(&lance, 8).unwrap().run(max).is_err());
+        assert!(vit(&lance, 13).is_err());
+    }
+}
