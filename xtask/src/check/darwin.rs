@@ -14,6 +14,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, ensure};
 
 const TARGET: &str = "aarch64-apple-darwin";
+const FEATURES: &str = "lance-mm-tensor/metal";
 const PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy"];
 
 /// Stands in for a C compiler. Some build scripts (`ring`) compile C for the target; a type check asks only
@@ -44,6 +45,7 @@ pub(super) fn run() -> Result<ExitCode> {
     for (name, program, first) in [("check", "cargo", "check"), ("clippy", "cargo-clippy", "clippy")] {
         let mut command = toolchain.command(program)?;
         command.arg(first).args(["-Z", "build-std", "--target", TARGET, "--workspace", "--all-targets"]);
+        command.args(["--features", FEATURES]);
         command.arg("--quiet").env("CARGO_TARGET_DIR", target.join("darwin"));
         if first == "clippy" {
             command.args(["--", "--deny", "warnings"]);

@@ -6,13 +6,17 @@
 //! family of operations.
 
 mod affine;
+mod apply;
 mod attention;
+#[cfg(all(feature = "metal", target_os = "macos"))]
+mod device;
 mod norm;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
 mod simulator;
 
 pub use affine::{Affine, affine_matmul, affine_rows};
+pub use apply::apply;
 pub use attention::{Heads, MAX_HEAD_DIM, attention, key_ranges};
 pub use norm::{norm_rope, rms_norm};
 
@@ -35,13 +39,21 @@ pub struct Plan {
     /// Its host name.
     pub kernel: String,
     /// Values of `[[function_constant(i)]]`, for `i` from 0.
-    pub constants: Vec<u32>,
+    pub constants: Vec<u16>,
     /// Threadgroups of the grid.
     pub groups: [usize; 3],
     /// Threads of a threadgroup.
     pub threads: [usize; 3],
     /// Arguments in the order of their buffer slots.
     pub args: Vec<Arg>,
+}
+
+impl Plan {
+    /// Values of the output.
+    pub fn output_len(&self) -> usize {
+        let len = |arg: &Arg| if let Arg::Output(len) = arg { Some(*len) } else { None };
+        self.args.iter().find_map(len).unwrap_or(0)
+    }
 }
 
 /// One argument of a kernel.

@@ -7,8 +7,8 @@
 #include <metal_simdgroup_matrix>
 using namespace metal;
 
-constant uint BITS [[function_constant(0)]];
-constant uint GROUP [[function_constant(1)]];
+constant ushort BITS [[function_constant(0)]];
+constant ushort GROUP [[function_constant(1)]];
 
 // Codes 0 to 7 of the eight that begin at `p`.
 inline void codes8(const device uchar* p, thread float* q) {

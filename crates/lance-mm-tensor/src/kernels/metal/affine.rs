@@ -39,7 +39,7 @@ impl Affine {
     }
 
     fn plan(&self, kernel: &str, x: FloatType, groups: [usize; 3], threads: usize, args: Vec<Arg>) -> Plan {
-        let constant = |n: usize| u32::try_from(n).expect("bits and group sizes are small");
+        let constant = |n: usize| u16::try_from(n).expect("bits and group sizes are small");
         Plan {
             source: &SOURCE,
             kernel: format!("{kernel}_{}_{}", type_name(x), type_name(self.scales)),

@@ -6,7 +6,7 @@
 #include <metal_simdgroup_matrix>
 using namespace metal;
 
-constant uint D [[function_constant(0)]];      // width of a head: a multiple of 8, at most 128
+constant ushort D [[function_constant(0)]];      // width of a head: a multiple of 8, at most 128
 
 // 32 rows of q of one head a threadgroup, eight to each of four SIMD groups; 32 keys at a time. Rows of a
 // fragment are scaled by a product with a diagonal, so that nothing depends on which lane holds which element.

@@ -55,7 +55,7 @@ pub fn attention(shape: Heads, x: FloatType) -> Plan {
     Plan {
         source: &SOURCE,
         kernel: format!("{kernel}_{}", type_name(x)),
-        constants: vec![u32::try_from(dim).expect("checked above")],
+        constants: vec![u16::try_from(dim).expect("checked above")],
         groups: [groups, heads, 1],
         threads: [threads, 1, 1],
         args,

@@ -34,7 +34,7 @@ template <typename T>
   for (uint i = t; i < D; i += threads.x) y[group.x * D + i] = T(float(row[i]) * r * w[i]);
 }
 
-constant uint NORM [[function_constant(0)]];
+constant ushort NORM [[function_constant(0)]];
 
 // Heads (T, H, D) to (H, T, D): normed over D when NORM, then channel j turned with j + D/2 by the angle of
 // row t and pair j. One SIMD group a head.

@@ -31,7 +31,7 @@ pub fn norm_rope([n, heads, dim]: [usize; 3], eps: Option<f32>, x: FloatType) ->
     Plan {
         source: &SOURCE,
         kernel: format!("norm_rope_{}", type_name(x)),
-        constants: vec![u32::from(eps.is_some())],
+        constants: vec![u16::from(eps.is_some())],
         groups: [(n * heads).div_ceil(HEADS), 1, 1],
         threads: [32 * HEADS, 1, 1],
         args,

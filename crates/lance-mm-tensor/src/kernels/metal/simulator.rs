@@ -47,9 +47,8 @@ pub(crate) fn run_source(
     let mut launch = Launch::new(&plan.kernel, dim(plan.groups), dim(plan.threads)).order(order);
     launch.constants = (0..).zip(plan.constants.iter().map(|c| c.to_le_bytes().to_vec())).collect();
     let mut buffers: Vec<Vec<u8>> = inputs.to_vec();
-    let len = plan.args.iter().find_map(|arg| if let Arg::Output(n) = arg { Some(*n) } else { None });
     // Not a number in every type, so that a value left out shows.
-    let mut output = vec![0xff; len.expect("a plan has an output") * out.size()];
+    let mut output = vec![0xff; plan.output_len() * out.size()];
     let mut inputs: Vec<Option<&mut Vec<u8>>> = buffers.iter_mut().map(Some).collect();
     let mut output_slot = Some(&mut output);
     for (slot, arg) in (0..).zip(&plan.args) {

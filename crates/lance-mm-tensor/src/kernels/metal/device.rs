@@ -1,0 +1,109 @@
+//! Hands plans to a Metal device. The plans say what runs; here is only how.
+
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use candle_core::metal_backend::{DeviceId, MetalError};
+use candle_core::{DType, Layout, MetalDevice, MetalStorage, Result, bail};
+use candle_metal_kernels::metal::{
+    Buffer, ComputeCommandEncoder, ComputePipeline, ConstantValues, Library, Value,
+};
+use objc2_metal::{MTLCompileOptions, MTLMathMode, MTLSize};
+
+use super::{Arg, Plan};
+
+/// The contiguous values of one tensor.
+pub(super) struct Input<'a> {
+    buffer: &'a Buffer,
+    /// In bytes.
+    offset: usize,
+}
+
+impl<'a> Input<'a> {
+    pub(super) fn new(storage: &'a MetalStorage, layout: &Layout) -> Result<Self> {
+        use candle_core::backend::BackendStorage;
+
+        if !layout.is_contiguous() {
+            bail!("expected contiguous values, found strides {:?}", layout.stride())
+        }
+        let offset = layout.start_offset() * storage.dtype().size_in_bytes();
+        Ok(Self { buffer: storage.buffer(), offset })
+    }
+}
+
+/// Encodes one dispatch; the device runs it when its command buffer is committed.
+pub(super) fn run(
+    plan: &Plan,
+    device: &MetalDevice,
+    inputs: &[Input<'_>],
+    dtype: DType,
+) -> Result<MetalStorage> {
+    let pipeline = pipeline(plan, device)?;
+    let count = plan.output_len();
+    let output = device.new_buffer_builder().with_size_for(count, dtype).with_label(&plan.kernel).build()?;
+    {
+        // Holds a lock that every operation on the device takes: nothing else may happen in here.
+        let guard = device.command_encoder()?;
+        let encoder: &ComputeCommandEncoder = guard.as_ref();
+        encoder.set_compute_pipeline_state(&pipeline);
+        for (slot, arg) in plan.args.iter().enumerate() {
+            match arg {
+                Arg::Input(i) => {
+                    encoder.set_input_buffer(slot, Some(inputs[*i].buffer), inputs[*i].offset);
+                }
+                Arg::Output(_) => encoder.set_output_buffer(slot, Some(&output), 0),
+                Arg::U32(n) => encoder.set_bytes(slot, n),
+                Arg::F32(n) => encoder.set_bytes(slot, n),
+            }
+        }
+        encoder.dispatch_thread_groups(size(plan.groups), size(plan.threads));
+    }
+    Ok(MetalStorage::new(output, device.clone(), count, dtype))
+}
+
+fn size([width, height, depth]: [usize; 3]) -> MTLSize {
+    MTLSize { width, height, depth }
+}
+
+type Libraries = HashMap<(DeviceId, &'static str), Library>;
+type Pipelines = HashMap<(DeviceId, String, Vec<u16>), ComputePipeline>;
+
+/// The compiled kernel of a plan. A source is compiled once a device, a kernel once for each set of constants.
+fn pipeline(plan: &Plan, device: &MetalDevice) -> Result<ComputePipeline> {
+    static LIBRARIES: LazyLock<Mutex<Libraries>> = LazyLock::new(Mutex::default);
+    static PIPELINES: LazyLock<Mutex<Pipelines>> = LazyLock::new(Mutex::default);
+    let mut pipelines = PIPELINES.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (device.id(), plan.kernel.clone(), plan.constants.clone());
+    if let Some(pipeline) = pipelines.get(&key) {
+        return Ok(pipeline.clone());
+    }
+    let mut libraries = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
+    let library = match libraries.get(&(device.id(), plan.source.name)) {
+        Some(library) => library.clone(),
+        None => {
+            let options = MTLCompileOptions::new();
+            // The default may assume that nothing is infinite; the softmax starts from minus infinity.
+            options.setMathMode(MTLMathMode::Safe);
+            let library = device
+                .metal_device()
+                .new_library_with_source(plan.source.text, Some(&options))
+                .map_err(MetalError::from)?;
+            libraries.insert((device.id(), plan.source.name), library.clone());
+            library
+        }
+    };
+    let constants = plan.constants.iter().map(|c| Value::U16(*c)).enumerate().collect();
+    let function = library
+        .get_function(&plan.kernel, Some(&ConstantValues::new(constants)))
+        .map_err(MetalError::from)?;
+    let pipeline = device
+        .metal_device()
+        .new_compute_pipeline_state_with_function(&function)
+        .map_err(MetalError::from)?;
+    let (has, needs) = (pipeline.max_total_threads_per_threadgroup(), plan.threads.iter().product());
+    if has < needs {
+        bail!("{}: {needs} threads a threadgroup, this device runs {has}", plan.kernel)
+    }
+    pipelines.insert(key, pipeline.clone());
+    Ok(pipeline)
+}
