@@ -6,6 +6,7 @@ mod convert;
 mod fixtures;
 mod folder;
 mod located;
+mod nano;
 mod random;
 mod safetensors_file;
 mod split;
@@ -39,6 +40,7 @@ enum Command {
         #[command(subcommand)]
         command: fixtures::Command,
     },
+    Nano(nano::Nano),
     /// Write a checkpoint with random weights in the MLX layout.
     Random(random::Random),
 }
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Command::Split { src, dst } => split::run(&src, &dst),
         Command::Check(check) => check.run(),
         Command::Fixtures { command } => command.run(),
+        Command::Nano(nano) => nano.run(),
         Command::Random(random) => random.run(),
     };
     match result {

@@ -45,9 +45,12 @@ enum Format {
 impl Random {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         let mut json = self.config()?;
-        match self.und_only {
-            true => json["lance_mm"]["experts"] = json!(["und"]),
-            false => drop(json.as_object_mut().map(|object| object.remove("lance_mm"))),
+        // What a configuration says of its own weights is not true of random ones.
+        for key in ["lance_mm", "quantization", "quantization_config"] {
+            json.as_object_mut().map(|object| object.remove(key));
+        }
+        if self.und_only {
+            json["lance_mm"]["experts"] = json!(["und"]);
         }
         let config = Config::from_json(json.to_string().as_bytes())?;
         let experts = if self.und_only { Experts::Und } else { Experts::Both };

@@ -93,35 +93,24 @@ pub(crate) fn checkpoint(model: &str) -> Result<Checkpoint> {
     }
 }
 
-fn is_bundled(model: &str) -> bool {
+/// Whether this is the name of the bundled model.
+pub(crate) fn is_bundled(model: &str) -> bool {
     model == NANO && !Path::new(model).exists()
 }
 
 /// A file of a checkpoint's folder besides the language model.
 pub(crate) struct Extra {
     pub(crate) name: String,
-    from: From,
-}
-
-enum From {
-    Path(PathBuf),
-    Memory(&'static [u8]),
+    path: PathBuf,
 }
 
 impl Extra {
     pub(crate) fn read(&self) -> Result<Vec<u8>> {
-        match &self.from {
-            From::Path(path) => std::fs::read(path).with_context(|| path.display().to_string()),
-            From::Memory(bytes) => Ok(bytes.to_vec()),
-        }
+        std::fs::read(&self.path).with_context(|| self.path.display().to_string())
     }
 
     pub(crate) fn write(&self, to: &Path) -> Result<()> {
-        let result = match &self.from {
-            From::Path(path) => std::fs::copy(path, to).map(drop),
-            From::Memory(bytes) => std::fs::write(to, bytes),
-        };
-        result.with_context(|| to.display().to_string())
+        std::fs::copy(&self.path, to).map(drop).with_context(|| to.display().to_string())
     }
 }
 
@@ -138,23 +127,10 @@ const EXTRAS: [&str; 8] = [
 ];
 
 pub(crate) fn extras(model: &str) -> Result<Vec<Extra>> {
-    if is_bundled(model) {
-        let nano = nano();
-        let files = [
-            ("config.json", nano.config),
-            ("generation_config.json", nano.generation_config),
-            ("tokenizer.json", nano.tokenizer),
-            ("vit.safetensors", nano.vit),
-        ];
-        return Ok(files
-            .into_iter()
-            .map(|(name, bytes)| Extra { name: name.to_owned(), from: From::Memory(bytes) })
-            .collect());
-    }
     let folder = folder(model)?;
     let extra = |name: &&str| {
         let path = folder.join(name);
-        path.is_file().then(|| Extra { name: (*name).to_owned(), from: From::Path(path) })
+        path.is_file().then(|| Extra { name: (*name).to_owned(), path })
     };
     Ok(EXTRAS.iter().filter_map(extra).collect())
 }

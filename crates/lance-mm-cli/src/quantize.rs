@@ -33,7 +33,7 @@ const EXAMPLES: &str = "\
 Examples:
   lance-mm quantize ./Lance-3B-bf16 ./Lance-3B-mine --calib questions.jsonl
   lance-mm quantize --recipe rtn --gen keep ./Lance-3B-bf16 ./Lance-3B-plain
-  lance-mm quantize --bits 3 --size-like-seed nano ./nano-3bit
+  lance-mm quantize --bits 3 --calib bundled tests/fixtures/nano-bf16 ./nano-3bit
 
 The calibration file has one JSON object a line: {\"image\": \"a.png\", \"question\": \"What?\", \"answer\": \"A star\"};
 without an answer the model's own is taken. An interrupted run goes on with the same command.";
@@ -42,7 +42,7 @@ without an answer the model's own is taken. An interrupted run goes on with the 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The checkpoint: a folder, org/name in the hub's cache, or `nano`.
+    /// The checkpoint: a folder, or org/name in the hub's cache.
     #[arg(value_name = "MODEL")]
     model: String,
     /// The folder to write.
@@ -72,8 +72,8 @@ pub(crate) struct Args {
     /// Steps of the recipe to leave out, to see what each brings.
     #[arg(long, value_enum, value_name = "STEP", value_delimiter = ',')]
     without: Vec<Step>,
-    /// Questions about pictures to fit to. [default: the bundled drawn ones, for the nano model only]
-    #[arg(long, value_name = "FILE.jsonl")]
+    /// Questions about pictures to fit to; `bundled`: the drawn ones that the nano model knows.
+    #[arg(long, value_name = "FILE.jsonl|bundled")]
     calib: Option<PathBuf>,
     /// Recorded inputs of every linear layer; a quarter of them is held back.
     #[arg(long, value_name = "N", default_value_t = 1024)]
@@ -243,18 +243,26 @@ fn refuse_quantized(checkpoint: &Checkpoint, name: &str) -> Result<()> {
     match packed {
         None => Ok(()),
         Some(tensor) => bail!(
-            "{name}: expected a checkpoint that is not quantized, found {}; quantizing twice is not offered",
-            tensor.name
+            "{name}: expected a checkpoint that is not quantized, found {}; quantizing twice is not offered{}",
+            tensor.name,
+            if model::is_bundled(name) {
+                " (what the bundled model was made from is tests/fixtures/nano-bf16 in the repository)"
+            } else {
+                ""
+            }
         ),
     }
 }
 
 fn dataset(args: &Args) -> Result<Dataset> {
     match &args.calib {
+        Some(name) if name.as_os_str() == "bundled" && !name.exists() => {
+            Ok(bundled("bundled", &lance_mm_nano::CALIBRATION))
+        }
         Some(path) => Ok(Dataset::read(path)?),
-        None if args.model == "nano" => Ok(bundled("bundled", &lance_mm_nano::CALIBRATION)),
         None => bail!(
-            "--calib: expected a file of questions about pictures, found none (only the nano model has its own)"
+            "--calib: expected a file of questions about pictures, found none (--recipe rtn needs none; a nano \
+             model is fitted to those in this program by --calib bundled)"
         ),
     }
 }

@@ -9,9 +9,10 @@ use lance_mm_tensor::{Quantization, Result, Weights};
 
 fn main() -> Result<()> {
     let config = Config::from_json(lance_mm_nano::CONFIG)?;
-    // A quantized checkpoint states its scheme in config.json; this one has none.
+    // A quantized checkpoint states its scheme in config.json.
+    let json = serde_json::from_slice(lance_mm_nano::CONFIG).expect("the bundled config.json is JSON");
     let weights = Weights::from_static("nano/model.safetensors", lance_mm_nano::MODEL)?
-        .with_quantization(Quantization::default());
+        .with_quantization(Quantization::from_config(&json)?);
     let llm = Llm::load(&config, &weights, Experts::Und)?;
 
     let mut cache = llm.cache();

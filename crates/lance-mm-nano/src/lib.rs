@@ -1,5 +1,8 @@
-//! A very small Lance that was really trained, as data: the UND expert and the vision transformer in the
-//! published MLX layout, bf16, 9 MB.
+//! A very small Lance that was really trained, as data, in the published MLX layout: the UND expert in 4 bits and
+//! groups of 128 like the published `Lance-3B-AWQ-INT4`, the vision transformer in bf16; 4.5 MB.
+//!
+//! The 4 bits are this project's own: `cargo xtask nano` makes them from `tests/fixtures/nano-bf16` in the
+//! repository and [`CALIBRATION`].
 //!
 //! It answers questions about simple drawn pictures (charts, plates, amounts, shapes, a few landmarks) and
 //! nothing else. It exists so that the program and its tests run without a download, and so that loss by

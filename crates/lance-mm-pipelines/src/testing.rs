@@ -1,4 +1,4 @@
-//! The bundled nano checkpoint for the tests of this crate.
+//! The nano checkpoint in bf16, of which the bundled one is a quantization, for the tests of this crate.
 
 use crate::eval::Dataset;
 use crate::eval::dataset::{Picture, Sample, Shown};
@@ -6,10 +6,10 @@ use crate::{Checkpoint, Files, Tokenizer};
 
 pub(crate) const NANO: Files = Files {
     name: "nano",
-    config: lance_mm_nano::CONFIG,
+    config: include_bytes!("../../../tests/fixtures/nano-bf16/config.json"),
     generation_config: lance_mm_nano::GENERATION_CONFIG,
     tokenizer: lance_mm_nano::TOKENIZER,
-    model: lance_mm_nano::MODEL,
+    model: include_bytes!("../../../tests/fixtures/nano-bf16/model.safetensors"),
     vit: lance_mm_nano::VIT,
 };
 

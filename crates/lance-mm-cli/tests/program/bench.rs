@@ -12,10 +12,10 @@ fn every_part_is_measured_against_a_limit() {
     assert!(json["machine"]["threads"].as_u64().unwrap() > 0);
     let limits: Vec<&str> = names(&json["machine"]["limits"]);
     assert_eq!(limits[0], "read bandwidth");
-    assert!(limits[1].starts_with("bf16 peak, "), "{limits:?}");
+    assert!(limits[1].starts_with("int8 peak, ") && limits[2].starts_with("bf16 peak, "), "{limits:?}");
 
     let model = &json["models"][0];
-    assert_eq!((model["name"].as_str(), model["quantized"].as_bool()), (Some("bundled nano"), Some(false)));
+    assert_eq!((model["name"].as_str(), model["quantized"].as_bool()), (Some("bundled nano"), Some(true)));
     let found = names(&model["rows"]);
     for what in [
         "load",

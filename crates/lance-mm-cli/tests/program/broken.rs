@@ -138,7 +138,7 @@ fn models_that_are_broken() {
         ("no vit", &|f| remove(f, "vit.safetensors"), &["vit.safetensors"]),
     ];
     for (name, damage, expected) in cases {
-        let files = Files::nano();
+        let files = Files::nano_bf16();
         damage(&files);
         let run = lance_mm(["ask", "--model", &files.arg("nano"), &files.demo(2), "What?"]);
         let error = run.error();

@@ -47,7 +47,7 @@ fn a_model_has_parity_with_itself() {
     ]);
     assert_eq!((run.code, run.stderr.as_str()), (0, ""));
     assert!(run.stdout.starts_with("# Parity of bundled nano with bundled nano\n"), "{}", run.stdout);
-    let row = "| bundled nano | 100.0 % | 100.0 % | 100.0 % | 0 | 0 | 100.0 % | 8.9 MB | 8851200 | 16.01 |";
+    let row = "| bundled nano | 100.0 % | 100.0 % | 100.0 % | 0 | 0 | 100.0 % | 4.4 MB | 4424448 | 8.00 |";
     assert_eq!(run.stdout.lines().filter(|line| *line == row).count(), 2, "{}", run.stdout);
     assert!(run.stdout.contains("| plate | small sample | 1 | 9 | 100.0 % | 100.0 % |"), "{}", run.stdout);
 

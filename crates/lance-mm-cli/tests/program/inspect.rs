@@ -10,11 +10,12 @@ fn a_checkpoint_is_shown_in_a_table() {
     let run = lance_mm(["inspect", &files.arg("nano")]);
     assert_eq!((run.code, run.stderr.as_str()), (0, ""));
     for expected in [
-        "MLX layout, dense",
+        "MLX layout, quantized",
+        "affine of 4 bits in groups of 128: 30 matrices, 4.25 bits per weight",
         "4 layers of width 256",
         "UND layers",
         "vision transformer",
-        "16.01",
+        "16.00",
         "1000 tokens",
     ] {
         assert!(run.stdout.contains(expected), "{expected}: {}", run.stdout);
@@ -31,7 +32,7 @@ fn json_is_the_librarys_report() {
     let json: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(
         (run.code, &json["layout"], &json["problems"]),
-        (0, &Value::from("mlx"), &Value::Array(Vec::new()))
+        (0, &Value::from("mlx-quantized"), &Value::Array(Vec::new()))
     );
     let parts = json["components"].as_array().unwrap();
     assert!(parts.iter().all(|part| part["fingerprint"].as_str().is_some_and(|text| text.len() == 16)));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::support::{Files, command, lance_mm};
+use crate::support::{Files, NANO_BF16, command, lance_mm};
 
 /// The six demo questions as a calibration file: few rows, so that a run is short.
 fn calibration(files: &Files, dir: &Path) -> String {
@@ -50,7 +50,7 @@ fn a_quantized_checkpoint_answers_as_the_original() {
     let calib = calibration(&files, dir.path());
     let out = dir.path().join("out");
     let target = out.display().to_string();
-    let run = lance_mm(["quantize", "-q", "nano", &target, "--calib", &calib, "--size-like-seed"]);
+    let run = lance_mm(["quantize", "-q", NANO_BF16, &target, "--calib", &calib, "--size-like-seed"]);
     assert_eq!((run.code, run.stderr.as_str()), (0, ""));
     assert!(
         run.stdout.contains("self_attn.q_proj") && run.stdout.contains("bits per weight"),
@@ -77,7 +77,7 @@ fn a_run_that_is_killed_goes_on_to_the_same_bytes() {
     let (whole, cut) = (dir.path().join("whole"), dir.path().join("cut"));
     let args = |out: &Path| {
         let out = out.display().to_string();
-        ["quantize", "-q", "nano", &out, "--calib", &calib, "--rows", "128"].map(str::to_owned)
+        ["quantize", "-q", NANO_BF16, &out, "--calib", &calib, "--rows", "128"].map(str::to_owned)
     };
     let start = Instant::now();
     assert_eq!(lance_mm(args(&whole)).code, 0);
@@ -102,25 +102,25 @@ fn what_cannot_be_quantized_is_refused() {
     let files = Files::demos();
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out").display().to_string();
-    let run = lance_mm(["quantize", "-q", "nano", &out, "--recipe", "rtn"]);
+    let run = lance_mm(["quantize", "-q", NANO_BF16, &out, "--recipe", "rtn"]);
     assert_eq!(run.code, 0, "{}", run.stderr);
-    let same = lance_mm(["quantize", "-q", "nano", &out, "--recipe", "rtn"]);
+    let same = lance_mm(["quantize", "-q", NANO_BF16, &out, "--recipe", "rtn"]);
     assert_eq!((same.code, same.stdout.as_str()), (0, ""), "finished before: {}", same.stderr);
-    let again = lance_mm(["quantize", "-q", "nano", &out, "--recipe", "rtn", "--bits", "8"]);
+    let again = lance_mm(["quantize", "-q", NANO_BF16, &out, "--recipe", "rtn", "--bits", "8"]);
     assert!(again.error().contains("expected a folder that does not exist yet"), "{}", again.stderr);
     let other = dir.path().join("other").display().to_string();
     let twice = lance_mm(["quantize", "-q", &out, &other, "--recipe", "rtn"]);
     assert!(twice.error().contains("quantizing twice is not offered"), "{}", twice.stderr);
-    let bits = lance_mm(["quantize", "-q", "nano", &other, "--bits", "7"]);
+    let bits = lance_mm(["quantize", "-q", NANO_BF16, &other, "--bits", "7"]);
     assert!(bits.error().contains("bits 2, 3, 4, 5, 6 or 8"), "{}", bits.stderr);
-    let vit = lance_mm(["quantize", "-q", "nano", &other, "--vit", "5"]);
+    let vit = lance_mm(["quantize", "-q", NANO_BF16, &other, "--vit", "5"]);
     assert!(vit.error().contains("--vit: expected 8 or 4, found 5"), "{}", vit.stderr);
-    let missing = lance_mm(["quantize", "-q", "nano", &other, "--calib", "nowhere.jsonl"]);
+    let missing = lance_mm(["quantize", "-q", NANO_BF16, &other, "--calib", "nowhere.jsonl"]);
     assert!(missing.error().contains("nowhere.jsonl"), "{}", missing.stderr);
     let few = dir.path().join("few.jsonl");
     let line = serde_json::json!({ "image": files.demo(0), "question": "What?" }).to_string();
     fs::write(&few, line).unwrap();
-    let few = lance_mm(["quantize", "-q", "nano", &other, "--calib", &few.display().to_string()]);
+    let few = lance_mm(["quantize", "-q", NANO_BF16, &other, "--calib", &few.display().to_string()]);
     assert!(few.error().contains("expected 4 samples or more"), "{}", few.stderr);
     assert!(!Path::new(&other).exists());
 }

@@ -104,6 +104,18 @@ impl Files {
         files
     }
 
+    /// With the demo pictures, and in `nano` the checkpoint that the bundled one is a quantization of.
+    pub(crate) fn nano_bf16() -> Self {
+        let files = Self::demos();
+        fs::create_dir(files.path("nano")).unwrap();
+        for entry in fs::read_dir(NANO_BF16).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap();
+            fs::copy(&path, files.path("nano").join(name)).unwrap();
+        }
+        files
+    }
+
     pub(crate) fn root(&self) -> &Path {
         self.0.path()
     }
@@ -126,6 +138,9 @@ impl Files {
         self.arg(name)
     }
 }
+
+/// The folder of the checkpoint that the bundled one is a quantization of.
+pub(crate) const NANO_BF16: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/nano-bf16");
 
 /// The bundled model's files.
 pub(crate) fn nano() -> [(&'static str, &'static [u8]); 5] {

@@ -36,7 +36,7 @@ fn identical_weights_are_infinitely_good() {
 
 /// The nano model with tensors of the language model changed; values are widened to f32.
 fn changed(change: impl Fn(&str, &mut [f32], &[usize])) -> Understanding {
-    let file = safetensors::SafeTensors::deserialize(lance_mm_nano::MODEL).unwrap();
+    let file = safetensors::SafeTensors::deserialize(crate::testing::NANO.model).unwrap();
     let mut tensors = Vec::new();
     for (name, view) in file.tensors() {
         let mut values: Vec<f32> = match view.dtype() {

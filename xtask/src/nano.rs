@@ -1,0 +1,59 @@
+//! `cargo xtask nano`: the bundled model, made from its bf16 original.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+/// Quantize tests/fixtures/nano-bf16 into the model that lance-mm-nano bundles.
+///
+/// Prints the command, a `lance-mm quantize` that anyone can run. The same bytes come out on any number of
+/// threads; a processor that sums in another order rounds a few weights to another code.
+#[derive(Args)]
+pub(crate) struct Nano {
+    /// Compare with the bundled files instead of replacing them; a difference fails the command.
+    #[arg(long)]
+    verify: bool,
+}
+
+/// What `lance-mm quantize` is given between the two folders.
+const OPTIONS: [&str; 5] = ["--calib", "bundled", "--rows", "12000", "--size-like-seed"];
+/// The files of the bundled model that quantizing makes; the others are those of the original.
+const MADE: [&str; 2] = ["config.json", "model.safetensors"];
+
+impl Nano {
+    pub(crate) fn run(&self) -> Result<ExitCode> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let assets = root.join("crates/lance-mm-nano/assets");
+        crate::folder::temporary(&root.join("target/nano"), "made", |folder| {
+            let out = folder.join("nano");
+            quantize(&root, &out)?;
+            let mut same = true;
+            for name in MADE {
+                let (made, bundled) = (out.join(name), assets.join(name));
+                let bytes = fs::read(&made).with_context(|| made.display().to_string())?;
+                let equal = fs::read(&bundled).is_ok_and(|old| old == bytes);
+                println!("{name}: {}", if equal { "the bundled bytes" } else { "other bytes" });
+                same &= equal;
+                if !self.verify && !equal {
+                    fs::write(&bundled, bytes).with_context(|| bundled.display().to_string())?;
+                }
+            }
+            Ok(if same || !self.verify { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        })
+    }
+}
+
+fn quantize(root: &Path, out: &Path) -> Result<()> {
+    println!("lance-mm quantize tests/fixtures/nano-bf16 OUT {}", OPTIONS.join(" "));
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root).args(["run", "--quiet", "--package", "lance-mm-cli", "--", "quantize"]);
+    command.arg("tests/fixtures/nano-bf16").arg(out).args(OPTIONS);
+    let status = command.status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("lance-mm quantize: {status}");
+    }
+    Ok(())
+}
