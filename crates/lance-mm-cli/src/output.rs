@@ -64,9 +64,27 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
         Some(lance_mm::Error::Option { name, expected, found }) => {
             format!("--{}: expected {expected}, found {found}", name.replace('_', "-"))
         }
-        _ => error.to_string(),
+        _ => with_causes(error),
     };
     text.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+/// What went wrong and why: a file, then what the system said of it. Messages of the library, and others that
+/// repeat their cause, are whole already.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let message = cause.to_string();
+        if text.is_empty() {
+            text = message;
+        } else if !text.contains(&message) {
+            text += &format!(": {message}");
+        }
+        if cause.is::<lance_mm::Error>() {
+            break;
+        }
+    }
+    text
 }
 
 /// An error of the command line that clap's rules cannot express.
@@ -188,5 +206,12 @@ mod tests {
         let option = lance_mm::Error::Option { name: "top_p", expected: "x".into(), found: "y".into() };
         assert_eq!(message(&option.into()), "--top-p: expected x, found y");
         assert_eq!(message(&anyhow::anyhow!("a\n  b\n\nc")), "a; b; c");
+    }
+
+    #[test]
+    fn errors_name_the_thing_and_the_reason_once() {
+        let full = || anyhow::Error::from(io::Error::other("disk full"));
+        assert_eq!(message(&full().context("a.json")), "a.json: disk full");
+        assert_eq!(message(&full().context("a.json: disk full")), "a.json: disk full");
     }
 }
