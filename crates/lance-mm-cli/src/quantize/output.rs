@@ -88,10 +88,13 @@ impl Output<'_> {
         let json =
             self.extras.iter().find(|extra| extra.name == "config.json").context("expected config.json")?;
         let config = config::quantized(&json.read()?, &names, self.schemes, self.gen_, self.report)?;
-        fs::write(dir.join("config.json"), config)?;
-        fs::write(dir.join("quantization_report.json"), self.report.json()?)?;
-        Ok(())
+        write(&dir.join("config.json"), &config)?;
+        write(&dir.join("quantization_report.json"), self.report.json()?.as_bytes())
     }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).with_context(|| path.display().to_string())
 }
 
 /// A tensor of the new model file, read when it is written.
@@ -147,6 +150,7 @@ fn write_vit(dir: &Path, source: &Checkpoint, extras: &[Extra], schemes: &Scheme
     }
     match file {
         Some(file) if tensors.values().all(|t| t.dtype != Dtype::U32) => file.write(&path),
-        _ => Ok(safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, Shared(t))), None, &path)?),
+        _ => safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, Shared(t))), None, &path)
+            .with_context(|| path.display().to_string()),
     }
 }

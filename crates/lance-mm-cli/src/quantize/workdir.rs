@@ -63,7 +63,10 @@ impl WorkDir {
     pub(super) fn write_with(&self, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let path = self.file(name);
         let partial = self.file(&format!("{name}.partial"));
-        fill(&partial).with_context(|| partial.display().to_string())?;
+        fill(&partial).with_context(|| partial.display().to_string()).inspect_err(|_| {
+            // A disk that is full has better use for the space.
+            let _ = fs::remove_file(&partial);
+        })?;
         fs::rename(&partial, &path).with_context(|| path.display().to_string())
     }
 

@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Files, NANO_BF16, command, lance_mm};
+use crate::support::{Files, NANO_BF16, Run, command, lance_mm, run};
 
 /// The six demo questions as a calibration file: few rows, so that a run is short.
 fn calibration(files: &Files, dir: &Path) -> String {
@@ -97,6 +97,46 @@ fn a_run_that_is_killed_goes_on_to_the_same_bytes() {
     assert!(bytes(&whole) == bytes(&cut), "the bytes differ");
 }
 
+/// The program where no file may become larger than `blocks` of 512 or 1,024 bytes: writing more fails as on a
+/// full disk, in the middle of a file.
+#[cfg(unix)]
+fn with_little_space(blocks: u32, args: &[String]) -> Run {
+    let program = command();
+    let mut shell = Command::new("sh");
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
+    shell.args(["-c", &script, "sh"]).arg(program.get_program()).args(args).stdin(Stdio::null());
+    run(&mut shell)
+}
+
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_no_half_file() {
+    let files = Files::demos();
+    let dir = tempfile::tempdir().unwrap();
+    let calib = calibration(&files, dir.path());
+    let (whole, full) = (dir.path().join("whole"), dir.path().join("full"));
+    let args = |out: &Path| {
+        let out = out.display().to_string();
+        ["quantize", "-q", NANO_BF16, &out, "--calib", &calib, "--rows", "64", "--without", "descent"]
+            .map(str::to_owned)
+    };
+    // In the plan, in the recorded inputs or a layer, in the model file or the vision transformer.
+    for (blocks, names) in [(0, "plan.json"), (200, ".safetensors"), (2000, ".safetensors")] {
+        let run = with_little_space(blocks, &args(&full));
+        let error = run.error();
+        assert!(error.contains(names) && error.contains("File too large"), "{blocks}: {error}");
+        assert_eq!(run.stdout, "", "{blocks}");
+        assert!(!full.exists() && !dir.path().join(".full.partial").exists(), "{blocks}");
+        for (name, _) in bytes(&dir.path().join(".full.work")) {
+            let is_whole = name.ends_with(".json") || name.ends_with(".safetensors");
+            assert!(is_whole && !name.starts_with('.'), "{blocks}: {name} is left");
+        }
+    }
+    assert_eq!(lance_mm(args(&full)).code, 0);
+    assert_eq!(lance_mm(args(&whole)).code, 0);
+    assert!(bytes(&whole) == bytes(&full), "the bytes differ");
+}
+
 #[test]
 fn what_cannot_be_quantized_is_refused() {
     let files = Files::demos();
@@ -117,6 +157,10 @@ fn what_cannot_be_quantized_is_refused() {
     assert!(vit.error().contains("--vit: expected 8 or 4, found 5"), "{}", vit.stderr);
     let missing = lance_mm(["quantize", "-q", NANO_BF16, &other, "--calib", "nowhere.jsonl"]);
     assert!(missing.error().contains("nowhere.jsonl"), "{}", missing.stderr);
+    let none = lance_mm(["quantize", "-q", NANO_BF16, &other]);
+    assert!(none.error().contains("--calib: expected a file of questions"), "{}", none.stderr);
+    let bundled = lance_mm(["quantize", "-q", "nano", &other, "--recipe", "rtn"]);
+    assert!(bundled.error().ends_with("tests/fixtures/nano-bf16 in the repository)"), "{}", bundled.stderr);
     let few = dir.path().join("few.jsonl");
     let line = serde_json::json!({ "image": files.demo(0), "question": "What?" }).to_string();
     fs::write(&few, line).unwrap();
