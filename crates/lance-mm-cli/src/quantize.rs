@@ -184,10 +184,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let prepared = match &dataset {
         None => None,
-        Some(dataset) => {
-            let lance = Understanding::new(open()?)?;
-            Some(Samples::prepare(&lance, dataset, (args.rows, args.seed), &work, hints)?)
-        }
+        Some(dataset) => Some(match Samples::stored(&work)? {
+            Some(samples) => (samples, None),
+            None => {
+                let lance = Understanding::new(open()?)?;
+                let (samples, inputs) = Samples::prepare(&lance, dataset, (args.rows, args.seed), hints)?;
+                (samples, Some(inputs))
+            }
+        }),
     };
     let (samples, inputs) = match prepared {
         None => (None, None),
@@ -197,21 +201,25 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut capture = Capture::new(layers, samples.as_ref().map(|samples| (samples, inputs)), &work)?;
     for index in 0..layers {
         let busy = hints.busy(&progress(index, layers, start));
-        let sites = match &samples {
-            None => None,
-            Some(_) => capture.layer(&Understanding::new(open()?)?, index)?,
+        let sites = match capture.awaits(index) {
+            false => None,
+            true => capture.layer(&Understanding::new(open()?)?, index)?,
         };
-        let gen_ = has_gen && args.gen_ == Gen::Fit;
-        layer::quantize(&open()?, &schemes, &recipe, index, sites, gen_, &work)?;
+        if !layer::is_done(&work, &layer::layer_name(index)) {
+            let gen_ = has_gen && args.gen_ == Gen::Fit;
+            layer::quantize(&open()?, &schemes, &recipe, index, sites, gen_, &work)?;
+        }
         capture.advance(index)?;
         drop(busy);
     }
     let _busy = hints.busy("embedding, head and files");
-    let head_rows = match &samples {
-        None => None,
-        Some(_) => capture.head_rows(&Understanding::new(open()?)?)?,
-    };
-    layer::quantize_ends(&open()?, &schemes, &recipe, head_rows, &work)?;
+    if !layer::is_done(&work, layer::ENDS) {
+        let head_rows = match &samples {
+            None => None,
+            Some(_) => capture.head_rows(&Understanding::new(open()?)?)?,
+        };
+        layer::quantize_ends(&open()?, &schemes, &recipe, head_rows, &work)?;
+    }
     let report = Report::gather(&work, args.recipe, &plan, samples.as_ref(), layers)?;
     let extras = model::extras(&args.model)?;
     output::Output {

@@ -58,6 +58,11 @@ impl<'a> Capture<'a> {
         Ok(capture)
     }
 
+    /// Whether the samples are still to be run through a layer: there are any, and no earlier run did.
+    pub(super) fn awaits(&self, index: usize) -> bool {
+        self.samples.is_some() && self.at == index
+    }
+
     /// Runs the samples through a layer and returns what its linear layers read; `None` without samples, or
     /// where an earlier run was further.
     pub(super) fn layer(&mut self, lance: &Understanding, index: usize) -> Result<Option<SiteRows>> {

@@ -56,7 +56,7 @@ pub(super) fn layer_name(index: usize) -> String {
 /// The embedding and the head.
 pub(super) const ENDS: &str = "ends";
 
-/// Quantizes layer `index`, unless an earlier run has. `gen_`: the GEN expert too, fitted to its weights.
+/// Quantizes layer `index`. `gen_`: the GEN expert too, fitted to its weights.
 pub(super) fn quantize(
     source: &Checkpoint,
     schemes: &Schemes,
@@ -66,9 +66,6 @@ pub(super) fn quantize(
     gen_: bool,
     work: &WorkDir,
 ) -> Result<()> {
-    if is_done(work, &layer_name(index)) {
-        return Ok(());
-    }
     let config = source.config();
     let heads = Heads {
         n_heads: config.num_attention_heads,
@@ -133,9 +130,6 @@ pub(super) fn quantize_ends(
     head_rows: Option<Rows>,
     work: &WorkDir,
 ) -> Result<()> {
-    if is_done(work, ENDS) {
-        return Ok(());
-    }
     let config = source.config();
     let (d, vocab) = (config.hidden_size, config.vocab_size);
     let (mut tensors, mut part) = (HashMap::new(), Part::default());
@@ -227,7 +221,8 @@ fn bf16s(matrix: &Matrix) -> Stored {
     Stored { dtype: Dtype::BF16, shape: vec![matrix.n_rows(), matrix.n_cols()], bytes }
 }
 
-fn is_done(work: &WorkDir, name: &str) -> bool {
+/// Whether an earlier run has quantized a part.
+pub(super) fn is_done(work: &WorkDir, name: &str) -> bool {
     work.has(&format!("{name}.safetensors"))
 }
 

@@ -48,18 +48,18 @@ pub(super) fn hashes(dataset: &Dataset) -> Result<Vec<String>> {
 }
 
 impl Samples {
-    /// Lays all samples out and chooses rows, or reads what an earlier run chose. The second value is the
-    /// input of the first layer, when it was made here.
+    /// What an earlier run chose.
+    pub(super) fn stored(work: &WorkDir) -> Result<Option<Self>> {
+        work.read_json(FILE)?.as_ref().map(Self::from_json).transpose()
+    }
+
+    /// Lays all samples out and chooses rows. The second value is the input of the first layer.
     pub(super) fn prepare(
         lance: &Understanding,
         dataset: &Dataset,
         (rows, seed): (usize, u64),
-        work: &WorkDir,
         hints: Hints,
-    ) -> Result<(Self, Option<Vec<Tensor>>)> {
-        if let Some(stored) = work.read_json(FILE)? {
-            return Ok((Self::from_json(&stored)?, None));
-        }
+    ) -> Result<(Self, Vec<Tensor>)> {
         if dataset.samples.len() < 4 {
             bail!(
                 "{}: expected 4 samples or more, of which a quarter is held back, found {}",
@@ -79,7 +79,7 @@ impl Samples {
         }
         let mut samples = Self { runs };
         samples.choose(lance, rows, seed)?;
-        Ok((samples, Some(inputs)))
+        Ok((samples, inputs))
     }
 
     /// Keeps what was chosen, once the first layer's input is stored.
