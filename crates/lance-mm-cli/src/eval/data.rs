@@ -7,6 +7,8 @@ use lance_mm::eval::Dataset;
 use lance_mm::eval::dataset::{Picture, Sample, Shown};
 use lance_mm::{Decoding, Options};
 
+use crate::model::Model;
+
 /// How questions are put.
 #[derive(clap::Args)]
 pub(crate) struct AskArgs {
@@ -39,6 +41,35 @@ impl AskArgs {
             Some(max) => data.limited(max as usize),
             None => data,
         }
+    }
+}
+
+/// Two checkpoints, the questions put to both, and where results go.
+#[derive(clap::Args)]
+pub(crate) struct CompareArgs {
+    /// The reference.
+    #[arg(value_name = "REF")]
+    reference: String,
+    /// The checkpoint to compare with it.
+    #[arg(value_name = "CAND")]
+    candidate: String,
+    /// File of questions.
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    data: PathBuf,
+    #[command(flatten)]
+    pub(crate) ask: AskArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+impl CompareArgs {
+    pub(crate) fn questions(&self) -> Result<Dataset> {
+        self.ask.read(&self.data)
+    }
+
+    /// The reference and the candidate, each as `load` gives it.
+    pub(crate) fn models(&self, load: impl Fn(&str) -> Result<Model>) -> Result<[Model; 2]> {
+        Ok([load(&self.reference)?, load(&self.candidate)?])
     }
 }
 

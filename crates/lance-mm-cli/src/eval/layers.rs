@@ -2,12 +2,10 @@
 
 mod tables;
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use lance_mm::eval::{LayerOptions, ModelInfo, layers};
 
-use super::data::{AskArgs, OutputArgs};
+use super::data::CompareArgs;
 use super::progress::Progress;
 use super::result::{self, Data};
 use crate::model;
@@ -27,30 +25,18 @@ Give questions that no calibration has seen: rows of one that was are flattered.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The reference.
-    #[arg(value_name = "REF")]
-    reference: String,
-    /// The checkpoint to compare with it.
-    #[arg(value_name = "CAND")]
-    candidate: String,
-    /// File of questions.
-    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
-    data: PathBuf,
+    #[command(flatten)]
+    compare: CompareArgs,
     /// Rows of each sample that linear layers are compared on.
     #[arg(long, value_name = "N", default_value_t = LayerOptions::default().rows)]
     rows: usize,
-    #[command(flatten)]
-    ask: AskArgs,
-    #[command(flatten)]
-    output: OutputArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let hints = Hints::new(args.output.quiet);
-    let data = args.ask.read(&args.data)?;
-    let options = LayerOptions { asking: args.ask.options(), rows: args.rows };
-    let reference = model::load(Some(&args.reference), hints)?;
-    let candidate = model::load(Some(&args.candidate), hints)?;
+    let hints = Hints::new(args.compare.output.quiet);
+    let data = args.compare.questions()?;
+    let options = LayerOptions { asking: args.compare.ask.options(), rows: args.rows };
+    let [reference, candidate] = args.compare.models(|name| model::load(Some(name), hints))?;
     let mut progress = Progress::new("questions", hints);
     let report = layers(&reference.lance, &candidate.lance, &data, &options, &mut |done, all| {
         progress.show(done, all)
@@ -58,5 +44,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     drop(progress);
     let models = [&reference, &candidate].map(|model| ModelInfo::of(&model.lance, &model.name));
     let document = tables::document(&models, &report);
-    result::show("eval layers", &models, Data::of(&data, report.rows)?, &report, &document, &args.output)
+    result::show(
+        "eval layers",
+        &models,
+        Data::of(&data, report.rows)?,
+        &report,
+        &document,
+        &args.compare.output,
+    )
 }

@@ -77,25 +77,39 @@ fn document(report: &OracleReport) -> Document {
     }
     document.text("Of the cases in which a rule can tell; the first model is REF.");
     document.table(totals);
+    document.heading("Answers");
+    let head = ["case", "question", "answered by", "as REF", "as upstream", "answer"];
+    let mut answers = Table::new(head, 6);
+    let mut times = Table::new(["case", "model", "picture", "prefill", "tokens", "a token"], 2);
     for (i, case) in report.cases.iter().enumerate() {
-        document.heading(&format!("{}. {}", i + 1, case.question));
+        let number = (i + 1).to_string();
+        let question = format!("{} ({})", case.question, case.shown.join(", "));
         let upstream = or_dash(case.upstream.clone(), |answer| answer);
-        document.text(format!("{}; upstream: {upstream}", case.shown.join(", ")));
-        let head = ["model", "as REF", "as upstream", "answer", "tokens", "prefill", "a token"];
-        let mut table = Table::new(head, 4);
+        let dash = || yes_no(None);
+        answers.row([number.clone(), question, "upstream".to_owned(), dash(), dash(), upstream]);
         for (model, result) in report.models.iter().zip(&case.results) {
             let answer = &result.answer;
-            table.row([
+            answers.row([
+                number.clone(),
+                String::new(),
                 model.name.clone(),
                 yes_no(result.matches_reference),
                 yes_no(result.matches_upstream),
                 answer.text.clone(),
-                answer.tokens.to_string(),
+            ]);
+            times.row([
+                number.clone(),
+                model.name.clone(),
+                millis(answer.encode_seconds),
                 millis(answer.prefill_seconds),
+                answer.tokens.to_string(),
                 millis(answer.seconds_per_token),
             ]);
         }
-        document.table(table);
     }
+    document.table(answers);
+    document.heading("Time");
+    document.text("Picture: through the vision transformer. Prefill: the prompt through the language model. A token: decoding,          divided by the tokens of the answer.");
+    document.table(times);
     document
 }

@@ -2,13 +2,11 @@
 
 mod tables;
 
-use std::path::PathBuf;
-
 use anyhow::Result;
 use lance_mm::Checkpoint;
 use lance_mm::eval::{Continuation, ModelInfo, ParityOptions, parity};
 
-use super::data::{AskArgs, OutputArgs};
+use super::data::CompareArgs;
 use super::progress::Progress;
 use super::result::{self, Data};
 use crate::model::{self, Model};
@@ -27,15 +25,8 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The reference.
-    #[arg(value_name = "REF")]
-    reference: String,
-    /// The checkpoint to compare with it.
-    #[arg(value_name = "CAND")]
-    candidate: String,
-    /// File of questions.
-    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
-    data: PathBuf,
+    #[command(flatten)]
+    compare: CompareArgs,
     /// Go through the data's answers instead of the reference's own.
     #[arg(long)]
     given: bool,
@@ -49,17 +40,13 @@ pub(crate) struct Args {
     /// Kinds that a second sum leaves out.
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     leave_out: Vec<String>,
-    #[command(flatten)]
-    ask: AskArgs,
-    #[command(flatten)]
-    output: OutputArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let hints = Hints::new(args.output.quiet);
-    let data = args.ask.read(&args.data)?;
+    let hints = Hints::new(args.compare.output.quiet);
+    let data = args.compare.questions()?;
     let options = ParityOptions {
-        asking: args.ask.options(),
+        asking: args.compare.ask.options(),
         continuation: if args.given { Continuation::Given } else { Continuation::Greedy },
         answers: !args.no_answers,
         leave_out: args.leave_out.clone(),
@@ -71,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Ok(Model { name: format!("{} (MLX rounding)", model.name), ..model })
         }
     };
-    let (reference, candidate) = (load(&args.reference)?, load(&args.candidate)?);
+    let [reference, candidate] = args.compare.models(load)?;
     let mut progress = Progress::new("questions", hints);
     let report = parity(&reference.lance, &candidate.lance, &data, &options, &mut |done, all| {
         progress.show(done, all)
@@ -80,5 +67,5 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let models = [&reference, &candidate].map(|model| ModelInfo::of(&model.lance, &model.name));
     let tokens = report.all.logits.map_or(0, |logits| logits.positions);
     let document = tables::document(&models, &report);
-    result::show("eval parity", &models, Data::of(&data, tokens)?, &report, &document, &args.output)
+    result::show("eval parity", &models, Data::of(&data, tokens)?, &report, &document, &args.compare.output)
 }
