@@ -12,8 +12,8 @@ use clap::ValueEnum;
 use lance_mm::eval::Dataset;
 use serde::Serialize;
 
+use crate::document::Document;
 use crate::eval::data::bundled;
-use crate::eval::document::Document;
 use crate::output::{self, Hints};
 use machine::{Limits, Machine};
 use measure::{Measured, Plan};

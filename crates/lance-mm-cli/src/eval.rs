@@ -1,12 +1,9 @@
 //! `lance-mm eval`: what a quantized checkpoint lost against its reference.
 
 pub(crate) mod data;
-pub(crate) mod document;
 mod layers;
-pub(crate) mod number;
 mod oracle;
 mod parity;
-mod plot;
 mod ppl;
 mod progress;
 mod result;

@@ -9,6 +9,7 @@ mod ask;
 mod bench;
 mod chat;
 mod completions;
+mod document;
 mod eval;
 mod hub;
 mod inspect;

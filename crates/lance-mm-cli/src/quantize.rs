@@ -4,6 +4,7 @@ mod capture;
 mod config;
 mod layer;
 mod output;
+mod page;
 mod report;
 mod samples;
 mod scheme;
@@ -222,7 +223,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let report = Report::gather(&work, args.recipe, &plan, samples.as_ref(), layers)?;
     let extras = model::extras(&args.model)?;
-    output::Output {
+    let table = output::Output {
+        source: &args.model,
         open: &open,
         extras: &extras,
         work: &work,
@@ -232,7 +234,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     .write(&args.out)?;
     work.remove()?;
-    out::print(&report.table(&args.out)?)
+    out::print(&table)
 }
 
 /// Names, types and shapes of all tensors in one number: another model is another plan.

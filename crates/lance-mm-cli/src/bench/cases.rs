@@ -8,8 +8,8 @@ use lance_mm::{Decoding, Options};
 use serde::Serialize;
 
 use super::measure::Measured;
-use crate::eval::document::{Document, Table};
-use crate::eval::number::short;
+use crate::document::number::short;
+use crate::document::{Document, Table};
 use crate::model::Model;
 use crate::output::Hints;
 

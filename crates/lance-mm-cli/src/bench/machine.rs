@@ -6,7 +6,7 @@ use lance_mm::tensor::limits::{self, Peak, ReadBuffer};
 use serde::Serialize;
 
 use super::row::{self, Row};
-use crate::eval::document::Document;
+use crate::document::Document;
 
 /// Bytes read through for the bandwidth.
 const BUFFER: usize = 512 << 20;

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::measure::Measured;
-use crate::eval::document::{Document, Table};
-use crate::eval::number::{percent, short};
+use crate::document::number::{percent, short};
+use crate::document::{Document, Table};
 
 /// Repeats of one measurement.
 #[derive(Debug, PartialEq, Serialize)]

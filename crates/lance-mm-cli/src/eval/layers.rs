@@ -14,7 +14,7 @@ use crate::output::Hints;
 const EXAMPLES: &str = "\
 Examples:
   lance-mm eval layers ./Lance-3B-bf16 ./Lance-3B-AWQ-INT4 --data held-out.jsonl
-  lance-mm eval layers nano ./nano-int4 --data held-out.jsonl --max 32 --html layers.html
+  lance-mm eval layers tests/fixtures/nano-bf16 nano --data held-out.jsonl --max 32 --html layers.html
 
 Give questions that no calibration has seen: rows of one that was are flattered.";
 

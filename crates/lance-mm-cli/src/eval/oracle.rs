@@ -7,10 +7,10 @@ use lance_mm::eval::oracle::{OracleReport, answers};
 use lance_mm::eval::{Dataset, ModelInfo};
 
 use super::data::{AskArgs, OutputArgs, bundled};
-use super::document::{Document, Table};
-use super::number::{millis, or_dash, yes_no};
 use super::progress::Progress;
 use super::result::{self, Data};
+use crate::document::number::{millis, or_dash, yes_no};
+use crate::document::{Document, Table};
 use crate::model;
 use crate::output::Hints;
 

@@ -15,7 +15,7 @@ use crate::output::Hints;
 const EXAMPLES: &str = "\
 Examples:
   lance-mm eval parity ./Lance-3B-bf16 ./Lance-3B-AWQ-INT4 --data questions.jsonl
-  lance-mm eval parity nano ./nano-int4 --data held-out.jsonl --given --leave-out compare,lookup
+  lance-mm eval parity tests/fixtures/nano-bf16 nano --data held-out.jsonl --given --leave-out compare,lookup
   lance-mm eval parity A B --data questions.jsonl --no-answers --json parity.json --html parity.html";
 
 /// Compare a checkpoint with its reference on the same questions.

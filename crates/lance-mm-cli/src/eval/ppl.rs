@@ -7,10 +7,10 @@ use lance_mm::eval::{ModelInfo, PerplexityReport, perplexity};
 use sha2::{Digest, Sha256};
 
 use super::data::OutputArgs;
-use super::document::{Document, Table};
-use super::number::short;
 use super::progress::Progress;
 use super::result::{self, Data};
+use crate::document::number::short;
+use crate::document::{Document, Table};
 use crate::model;
 use crate::output::Hints;
 

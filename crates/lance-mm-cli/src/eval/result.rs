@@ -7,7 +7,7 @@ use lance_mm::eval::{Dataset, ModelInfo};
 use serde::Serialize;
 
 use super::data::OutputArgs;
-use super::document::Document;
+use crate::document::Document;
 use crate::output;
 
 /// The object that `--json` writes.

@@ -13,6 +13,7 @@ use lance_mm::tensor::{TensorInfo, Weight, Weights};
 use safetensors::{Dtype, View};
 
 use super::layer::{self, ENDS, Shared, Stored, layer_name};
+use super::page::Page;
 use super::report::Report;
 use super::scheme::Schemes;
 use super::workdir::WorkDir;
@@ -24,6 +25,8 @@ const LARGE: usize = 1 << 20;
 
 /// What the new folder is made of.
 pub(super) struct Output<'a> {
+    /// Name of the checkpoint that it is made from.
+    pub(super) source: &'a str,
     pub(super) open: &'a dyn Fn() -> Result<Checkpoint>,
     pub(super) extras: &'a [Extra],
     pub(super) work: &'a WorkDir,
@@ -33,21 +36,28 @@ pub(super) struct Output<'a> {
 }
 
 impl Output<'_> {
-    /// Writes everything into a temporary sibling of `out` and renames it.
-    pub(super) fn write(&self, out: &Path) -> Result<()> {
+    /// Writes everything into a temporary sibling of `out` and renames it; returns the table to print.
+    pub(super) fn write(&self, out: &Path) -> Result<String> {
         let name = out.file_name().with_context(|| format!("{}: no name to write to", out.display()))?;
         let partial = out.with_file_name(format!(".{}.partial", name.to_string_lossy()));
         if partial.exists() {
             fs::remove_dir_all(&partial).with_context(|| partial.display().to_string())?;
         }
         fs::create_dir_all(&partial).with_context(|| partial.display().to_string())?;
-        let result = self.fill(&partial);
+        let result = self.fill(&partial).and_then(|()| self.write_page(&partial));
         if result.is_err() {
             // The error that stopped the writing says more than one about the clean-up.
             let _ = fs::remove_dir_all(&partial);
         }
-        result?;
-        fs::rename(&partial, out).with_context(|| out.display().to_string())
+        let table = result?;
+        fs::rename(&partial, out).with_context(|| out.display().to_string())?;
+        Ok(table)
+    }
+
+    fn write_page(&self, dir: &Path) -> Result<String> {
+        let page = Page::new(self.source, dir, self.report)?;
+        write(&dir.join("quantization_report.html"), page.whole().html().as_bytes())?;
+        Ok(page.summary().markdown())
     }
 
     fn fill(&self, dir: &Path) -> Result<()> {
@@ -89,6 +99,14 @@ impl Output<'_> {
             self.extras.iter().find(|extra| extra.name == "config.json").context("expected config.json")?;
         let config = config::quantized(&json.read()?, &names, self.schemes, self.gen_, self.report)?;
         write(&dir.join("config.json"), &config)?;
+        // The writer of tensors makes files that only their owner reads; they are to be as the others.
+        let permissions = fs::metadata(dir.join("config.json"))?.permissions();
+        for path in ["model.safetensors", "vit.safetensors"].map(|name| dir.join(name)) {
+            if path.is_file() {
+                fs::set_permissions(&path, permissions.clone())
+                    .with_context(|| path.display().to_string())?;
+            }
+        }
         write(&dir.join("quantization_report.json"), self.report.json()?.as_bytes())
     }
 }

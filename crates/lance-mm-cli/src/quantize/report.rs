@@ -1,11 +1,9 @@
-//! `quantization_report.json` and the table that is printed.
+//! `quantization_report.json`.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::path::Path;
 
 use anyhow::{Context, Result};
-use lance_mm::inspect::{InspectOptions, inspect};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Preset;
@@ -57,56 +55,34 @@ impl Report {
         self.linears().filter_map(scheme).collect()
     }
 
+    /// What all parts have under `key`.
+    pub(super) fn listed<T: DeserializeOwned>(&self, key: &str) -> Result<Vec<T>> {
+        let parts = self.value["parts"].as_object().into_iter().flat_map(|parts| parts.values());
+        let values = parts.flat_map(|part| part[key].as_array().into_iter().flatten());
+        values.map(|value| T::deserialize(value).context("quantization_report.json")).collect()
+    }
+
     fn linears(&self) -> impl Iterator<Item = &Value> {
         let parts = self.value["parts"].as_object().into_iter().flat_map(|parts| parts.values());
         parts.flat_map(|part| part["linears"].as_array().into_iter().flatten())
+    }
+
+    /// How it was made, in a sentence.
+    pub(super) fn about(&self) -> String {
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let made = format!("{}, recipe {}", text(&self.value["made_by"]), text(&self.value["preset"]));
+        match &self.value["calibration"] {
+            Value::Null => format!("{made}, no calibration."),
+            rows => format!(
+                "{made}, seed {}; {} samples, {} rows to search with and {} held back.",
+                self.value["plan"]["seed"], rows["samples"], rows["rows"], rows["rows_held_back"]
+            ),
+        }
     }
 
     /// What `config.json` keeps of it.
     pub(super) fn summary(&self) -> Value {
         json!({ "program": self.value["made_by"], "preset": self.value["preset"], "recipe": self.value["plan"]["recipe"],
                 "seed": self.value["plan"]["seed"] })
-    }
-
-    /// A table by part: bits, size, error of plain rounding and of what is in the file.
-    pub(super) fn table(&self, out: &Path) -> Result<String> {
-        let mut text =
-            format!("{:<28} {:>5} {:>6} {:>11} {:>11}\n", "linear layers", "bits", "group", "plain", "final");
-        let mut groups: Vec<(String, Vec<&Value>)> = Vec::new();
-        for linear in self.linears() {
-            let name = linear["name"].as_str().unwrap_or_default();
-            let kind = name.splitn(3, '.').nth(2).unwrap_or(name).to_owned();
-            match groups.iter_mut().find(|(known, _)| *known == kind) {
-                Some((_, list)) => list.push(linear),
-                None => groups.push((kind, vec![linear])),
-            }
-        }
-        for (kind, linears) in groups {
-            let mean = |key: &str| {
-                linears.iter().filter_map(|l| l[key].as_f64()).sum::<f64>() / linears.len() as f64
-            };
-            writeln!(
-                text,
-                "{kind:<28} {:>5} {:>6} {:>11.6} {:>11.6}",
-                linears[0]["bits"],
-                linears[0]["group_size"],
-                mean("plain"),
-                mean("final")
-            )?;
-        }
-        let report = inspect(out, InspectOptions::default())?;
-        if let Some(model) = &report.model {
-            let bits = model.bits_per_weight().unwrap_or_default();
-            writeln!(
-                text,
-                "{}: {} bytes in the model file, {bits:.3} bits per weight",
-                out.display(),
-                model.bytes
-            )?;
-        }
-        for problem in &report.problems {
-            writeln!(text, "problem: {problem}")?;
-        }
-        Ok(text)
     }
 }

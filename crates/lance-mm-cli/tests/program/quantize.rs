@@ -65,6 +65,13 @@ fn a_quantized_checkpoint_answers_as_the_original() {
     let config: serde_json::Value =
         serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
     assert_eq!(config["quantization"], serde_json::json!({ "bits": 4, "group_size": 128, "mode": "affine" }));
+    let report: serde_json::Value =
+        serde_json::from_slice(&fs::read(out.join("quantization_report.json")).unwrap()).unwrap();
+    let linears = report["parts"]["layer_000"]["linears"].as_array().unwrap();
+    let page = fs::read_to_string(out.join("quantization_report.html")).unwrap();
+    assert!(page.matches("<svg").count() >= 3 && page.contains("<td>layers.3.mlp.down_proj</td>"));
+    assert!(!page.contains("http") && !page.contains("<script") && !page.contains("<link"));
+    assert!(linears.iter().all(|linear| linear["final"].as_f64() < linear["plain"].as_f64()));
     let leftover = fs::read_dir(dir.path()).unwrap().count();
     assert_eq!(leftover, 2, "only the calibration file and the output are left");
 }

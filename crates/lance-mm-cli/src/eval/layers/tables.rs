@@ -3,9 +3,9 @@
 use lance_mm::eval::layers::{Class, Compounding, LinearReport, OneLayer};
 use lance_mm::eval::{LayerReport, ModelInfo};
 
-use crate::eval::document::{Document, Table};
-use crate::eval::number::{decibels, or_dash, short};
-use crate::eval::plot::{Plot, Series};
+use crate::document::number::{decibels, or_dash, short};
+use crate::document::{Document, Table};
+use crate::document::{Plot, Series};
 
 pub(super) fn document([reference, candidate]: &[ModelInfo; 2], report: &LayerReport) -> Document {
     let mut document = Document::new(format!("Layers of {} against {}", candidate.name, reference.name));

@@ -3,9 +3,9 @@
 use lance_mm::eval::parity::{Score, Stratum};
 use lance_mm::eval::{Continuation, LogitReport, ModelInfo, ParityReport};
 
-use crate::eval::document::{Document, Table};
-use crate::eval::number::{or_dash, percent, short};
-use crate::eval::plot::{Plot, Series};
+use crate::document::number::{or_dash, percent, short};
+use crate::document::{Document, Table};
+use crate::document::{Plot, Series};
 use crate::output::bytes;
 
 pub(super) fn document(models: &[ModelInfo; 2], report: &ParityReport) -> Document {

@@ -1,5 +1,12 @@
 //! Headings, tables and plots, as Markdown or as a page.
 
+mod grid;
+pub(crate) mod number;
+mod plot;
+
+pub(crate) use grid::Grid;
+pub(crate) use plot::{Plot, Series};
+
 /// A report for a person.
 pub(crate) struct Document {
     title: String,

@@ -1,6 +1,6 @@
 //! Plots as SVG.
 
-use super::document::escape;
+use super::escape;
 use super::number::short;
 
 const WIDTH: f64 = 860.0;
@@ -31,7 +31,7 @@ pub(crate) struct Plot<'a> {
 impl Plot<'_> {
     /// A group of bars for each place.
     pub(crate) fn bars(&self) -> String {
-        let axis = Axis::new(self, true);
+        let axis = Axis::new(self.series.iter().flat_map(|series| &series.values), self.log, true);
         let slot = axis.slot(self.places.len());
         let bar = slot * 0.8 / self.series.len().max(1) as f64;
         let mut marks = String::new();
@@ -56,16 +56,27 @@ impl Plot<'_> {
 
     /// A line for each series.
     pub(crate) fn lines(&self) -> String {
-        let axis = Axis::new(self, false);
+        self.lines_over(&[])
+    }
+
+    /// A line for each series, over a dashed one of the same colour for each of `before`.
+    pub(crate) fn lines_over(&self, before: &[Series]) -> String {
+        let values = self.series.iter().chain(before).flat_map(|series| &series.values);
+        let axis = Axis::new(values, self.log, false);
         let slot = axis.slot(self.places.len());
         let mut marks = String::new();
-        for (s, series) in self.series.iter().enumerate() {
+        let dashed = before
+            .iter()
+            .enumerate()
+            .map(|(s, series)| (s, series, " stroke-dasharray=\"4 4\" stroke-opacity=\"0.7\""));
+        let solid = self.series.iter().enumerate().map(|(s, series)| (s, series, ""));
+        for (s, series, dashes) in dashed.chain(solid) {
             let place = |(i, value): (usize, &f64)| Some((LEFT + slot * (i as f64 + 0.5), axis.y(*value)?));
             let points: Vec<Option<(f64, f64)>> = series.values.iter().enumerate().map(place).collect();
             for run in points.split(Option::is_none).filter(|run| !run.is_empty()) {
                 let text: Vec<String> = run.iter().flatten().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
                 marks += &format!(
-                    "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\"/>\n",
+                    "<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\"{dashes}/>\n",
                     text.join(" "),
                     colour(s)
                 );
@@ -133,9 +144,7 @@ struct Axis {
 }
 
 impl Axis {
-    fn new(plot: &Plot<'_>, from_zero: bool) -> Self {
-        let log = plot.log;
-        let values = plot.series.iter().flat_map(|series| &series.values);
+    fn new<'a>(values: impl Iterator<Item = &'a f64>, log: bool, from_zero: bool) -> Self {
         let usable = values.copied().filter(|v| v.is_finite() && (!log || *v > 0.0));
         let (mut low, mut high) =
             usable.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
@@ -201,6 +210,13 @@ mod tests {
                 );
             }
         }
+        let series = |values: &[f64]| [Series { name: "x".into(), values: values.to_vec() }];
+        let places = ["0".to_owned(), "1".to_owned()];
+        let after = series(&[1.0, 2.0]);
+        let plot = Plot { title: "t", places: &places, series: &after, log: true };
+        let over = plot.lines_over(&series(&[1e3, 1e4]));
+        assert!(over.matches("<polyline").count() == 2 && over.matches("dasharray").count() == 1);
+        assert!(over.contains(">10000</text>"), "the axis holds both: {over}");
         assert_eq!(svg(&[1.0, f64::NAN, 3.0, 4.0], false, false).matches("<polyline").count(), 2);
         assert_eq!(svg(&[1.0, f64::NAN, 3.0], false, true).matches("<title>").count(), 2);
     }

@@ -1,0 +1,166 @@
+//! Tables of what was chosen.
+
+use lance_mm::inspect::{Component, Count};
+use serde_json::Value;
+
+use super::{Linear, Page};
+use crate::document::Table;
+use crate::document::number::{or_dash, percent, short};
+
+/// One row a kind of matrix, then the sums.
+pub(super) fn parts(page: &Page<'_>) -> Table {
+    let head = ["part", "bits", "group", "bytes", "bits per weight", "error before", "error after"];
+    let mut table = Table::new(head, 1);
+    let mut kinds: Vec<(&str, Vec<&Linear>)> = Vec::new();
+    for linear in &page.linears {
+        let (_, kind) = linear.place();
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, list)) => list.push(linear),
+            None => kinds.push((kind, vec![linear])),
+        }
+    }
+    for (kind, linears) in kinds {
+        let bytes: usize = linears.iter().filter_map(|linear| page.bytes.get(&linear.name)).sum();
+        // A group costs its codes, a scale and a bias.
+        let groups = |l: &&Linear| {
+            let each = (l.bits * l.group_size).div_ceil(8) + 4;
+            page.bytes.get(&l.name).map_or(0, |bytes| bytes / each * l.group_size)
+        };
+        let weights: usize = linears.iter().map(groups).sum();
+        table.row([
+            kind.to_owned(),
+            range(linears.iter().map(|l| l.bits)),
+            range(linears.iter().map(|l| l.group_size)),
+            bytes.to_string(),
+            or_dash((weights > 0).then(|| 8.0 * bytes as f64 / weights as f64), |bits| format!("{bits:.3}")),
+            or_dash(mean(linears.iter().map(|l| l.plain)), short),
+            or_dash(mean(linears.iter().map(|l| l.error)), short),
+        ]);
+    }
+    let vit = page.inspected.components.iter().find(|part| part.component == Component::Vit);
+    let sums = [
+        ("model file", page.inspected.model),
+        ("vision transformer", vit.map(|part| part.count)),
+        ("all files", Some(page.inspected.total)),
+    ];
+    for (name, count) in sums.into_iter().filter_map(|(name, count)| Some((name, count?))) {
+        table.row(sum(name, count));
+    }
+    table
+}
+
+fn sum(name: &str, count: Count) -> [String; 7] {
+    let dash = || "–".to_owned();
+    let bits = or_dash(count.bits_per_weight(), |bits| format!("{bits:.3}"));
+    [name.to_owned(), dash(), dash(), count.bytes.to_string(), bits, dash(), dash()]
+}
+
+/// `4`, or `3–6`.
+fn range(values: impl Iterator<Item = usize> + Clone) -> String {
+    match (values.clone().min(), values.max()) {
+        (Some(least), Some(most)) if least != most => format!("{least}–{most}"),
+        (Some(only), _) => only.to_string(),
+        _ => "–".to_owned(),
+    }
+}
+
+/// Of the values that are there.
+fn mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    let (sum, n) = values.flatten().fold((0.0, 0), |(sum, n), value| (sum + value, n + 1));
+    (n > 0).then(|| sum / f64::from(n))
+}
+
+/// Every fusion pair.
+pub(super) fn scales(page: &Page<'_>) -> Table {
+    let head = [
+        "producers",
+        "pair",
+        "family",
+        "α",
+        "search, identity",
+        "search, best",
+        "held back, identity",
+        "held back, best",
+        "accepted",
+    ];
+    let mut table = Table::new(head, 3);
+    for pair in &page.pairs {
+        table.row([
+            pair.producers.join(", "),
+            pair.pair.clone(),
+            pair.family.clone(),
+            format!("{:.2}", pair.alpha),
+            or_dash(pair.identity, short),
+            or_dash(pair.best, short),
+            or_dash(pair.held_back_identity, short),
+            or_dash(pair.held_back_best, short),
+            if pair.accepted { "yes" } else { "no" }.to_owned(),
+        ]);
+    }
+    table
+}
+
+/// Every packed matrix.
+pub(super) fn matrices(page: &Page<'_>) -> Table {
+    let head = [
+        "matrix",
+        "rounding",
+        "bits",
+        "group",
+        "bytes",
+        "plain",
+        "scaled",
+        "final",
+        "SNR of the weights, dB",
+        "groups clipped",
+    ];
+    let mut table = Table::new(head, 2);
+    for linear in &page.linears {
+        table.row([
+            linear.name.clone(),
+            method(&linear.method),
+            linear.bits.to_string(),
+            linear.group_size.to_string(),
+            or_dash(page.bytes.get(&linear.name), |bytes| bytes.to_string()),
+            or_dash(linear.plain, short),
+            or_dash(linear.scaled, short),
+            or_dash(linear.error, short),
+            or_dash(linear.snr_db, |snr| format!("{snr:.1}")),
+            or_dash(linear.clipped, percent),
+        ]);
+    }
+    table
+}
+
+/// A way of rounding with what it was set to.
+fn method(value: &Value) -> String {
+    let words = |text: &str| text.replace('_', " ");
+    match value {
+        Value::String(name) => words(name),
+        Value::Object(object) => {
+            let one = |(name, setting): (&String, &Value)| format!("{} {setting}", words(name));
+            object.iter().map(one).collect::<Vec<_>>().join(", ")
+        }
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_differs_is_a_range() {
+        assert_eq!(range([4, 4].into_iter()), "4");
+        assert_eq!(range([4, 3, 6].into_iter()), "3–6");
+        assert_eq!(range([].into_iter()), "–");
+        assert_eq!(mean([Some(1.0), None, Some(3.0)].into_iter()), Some(2.0));
+        assert_eq!(mean([None].into_iter()), None);
+    }
+
+    #[test]
+    fn a_method_is_words_with_its_setting() {
+        assert_eq!(method(&Value::from("clip_refit")), "clip refit");
+        assert_eq!(method(&serde_json::json!({ "feedback_descent": 0.1 })), "feedback descent 0.1");
+    }
+}
