@@ -4,6 +4,9 @@
 
 mod pack;
 
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
 use half::{bf16, f16};
 
 use crate::dense::FloatType;
@@ -28,35 +31,59 @@ pub struct AffineWeight {
     rows: usize,
     cols: usize,
     mlx_rounding: bool,
+    check: Arc<Check>,
+}
+
+/// What a first look at scales and biases found. Loading does not look: it reads no weights.
+struct Check {
+    name: String,
+    /// Part and row of a value that is not finite.
+    damage: OnceLock<Option<(&'static str, usize)>>,
 }
 
 impl AffineWeight {
     /// Puts a matrix together from what a file holds. `name` names it in errors.
-    ///
-    /// # Errors
-    /// A scale or bias that is not finite, with its row.
-    pub(crate) fn new(
-        name: &str,
-        parts: AffineParts,
-        scheme: Scheme,
-        rows: usize,
-        cols: usize,
-    ) -> Result<Self> {
+    pub(crate) fn new(name: &str, parts: AffineParts, scheme: Scheme, rows: usize, cols: usize) -> Self {
         let AffineParts { words, scales, biases, dtype } = parts;
         assert_eq!(scheme.mode(), Mode::Affine, "the loader chose by mode");
         assert_eq!(words.len(), rows * scheme.words(cols) * 4, "shapes were checked");
         assert_eq!(scales.len(), rows * (cols / scheme.group_size()) * dtype.size(), "shapes were checked");
         assert_eq!(scales.len(), biases.len(), "shapes were checked");
-        let weight = Self { words, scales, biases, dtype, scheme, rows, cols, mlx_rounding: false };
-        for (part, bytes) in [("scales", &weight.scales), ("biases", &weight.biases)] {
-            if let Some(index) = first_non_finite(bytes, dtype) {
-                return Err(Error::File {
-                    file: format!("{name}.{part}"),
-                    message: format!("not finite in row {}", index / weight.groups()),
-                });
-            }
+        let check = Arc::new(Check { name: name.to_owned(), damage: OnceLock::new() });
+        Self { words, scales, biases, dtype, scheme, rows, cols, mlx_rounding: false, check }
+    }
+
+    /// Looks for scales and biases that are not finite, once.
+    ///
+    /// # Errors
+    /// The first one, with its row.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.check.damage.get_or_init(|| self.damage(0..self.rows)) {
+            None => Ok(()),
+            Some(damage) => Err(self.damaged(*damage)),
         }
-        Ok(weight)
+    }
+
+    /// As [`check`](Self::check), of one row only.
+    pub(crate) fn check_row(&self, row: usize) -> Result<()> {
+        self.damage(row..row + 1).map_or(Ok(()), |damage| Err(self.damaged(damage)))
+    }
+
+    fn damage(&self, rows: Range<usize>) -> Option<(&'static str, usize)> {
+        let groups = self.groups();
+        let bytes = rows.start * groups * self.dtype.size()..rows.end * groups * self.dtype.size();
+        let find = |(part, stored): (&'static str, &Bytes)| {
+            let index = first_non_finite(&stored[bytes.clone()], self.dtype)?;
+            Some((part, rows.start + index / groups))
+        };
+        [("scales", &self.scales), ("biases", &self.biases)].into_iter().find_map(find)
+    }
+
+    fn damaged(&self, (part, row): (&'static str, usize)) -> Error {
+        Error::File {
+            file: format!("{}.{part}", self.check.name),
+            message: format!("not finite in row {row}"),
+        }
     }
 
     /// Quantizes f32 values, row by row, as `mx.quantize` does; scales and biases are kept in f32.
@@ -97,7 +124,8 @@ impl AffineWeight {
             biases: Bytes::from_vec(parts.biases),
             dtype,
         };
-        Self::new(name, parts, scheme, rows, cols)
+        let weight = Self::new(name, parts, scheme, rows, cols);
+        weight.check().map(|()| weight)
     }
 
     /// The same matrix, read by products and lookups with [`read_row_rounded`](Self::read_row_rounded).
@@ -150,7 +178,8 @@ impl AffineWeight {
             biases: stored(biases),
             dtype,
         };
-        Self::new(name, parts, scheme, rows, cols)
+        let weight = Self::new(name, parts, scheme, rows, cols);
+        weight.check().map(|()| weight)
     }
 
     /// Rows `R`.

@@ -26,10 +26,11 @@ pub enum Weight {
 impl Weight {
     /// Loads the matrix of the module at `weights`: dense when the file has no `scales` beside it.
     ///
-    /// What is missing or contradictory is noted in `weights`; see [`Weights::check`].
+    /// What is missing or contradictory is noted in `weights`; see [`Weights::check`]. No value is read:
+    /// scales or biases that are not finite are an error of the first product or lookup that reads them.
     ///
     /// # Errors
-    /// Scales or biases that are not finite.
+    /// Only what candle refuses.
     pub fn load(weights: &Weights, rows: usize, cols: usize) -> Result<Self> {
         let weight = if weights.has("scales") {
             Self::load_quantized(weights, rows, cols)?
@@ -79,7 +80,7 @@ impl Weight {
         };
         let parts = AffineParts { words: words.bytes, scales: scales.bytes, biases: biases.bytes, dtype };
         let name = format!("{}: {}", weights.files(), weights.path());
-        let weight = AffineWeight::new(&name, parts, scheme, rows, cols)?;
+        let weight = AffineWeight::new(&name, parts, scheme, rows, cols);
         Ok(Some(Self::Affine(weight.with_mlx_rounding(weights.mlx_rounding()))))
     }
 
@@ -142,11 +143,15 @@ impl Weight {
     /// `x · Wᵀ`: f32 `(.., K)` to f32 `(.., R)`.
     ///
     /// # Errors
-    /// `x` of another width or dtype, or on a device without a kernel for this weight.
+    /// `x` of another width or dtype, or on a device without a kernel for this weight; scales or biases that are
+    /// not finite.
     pub fn matmul(&self, x: &Tensor) -> Result<Tensor> {
         if x.dims().last() != Some(&self.n_cols()) || x.dtype() != DType::F32 {
             let expected = format!("f32 rows of {}", self.n_cols());
             return Err(Error::input("linear input", expected, format!("{:?} {:?}", x.dtype(), x.dims())));
+        }
+        if let Self::Affine(w) = self {
+            w.check()?;
         }
         Ok(x.contiguous()?.apply_op1_no_bwd(self)?)
     }
@@ -262,7 +267,7 @@ impl Embedding {
     /// Rows `ids`, f32 `(T, K)`.
     ///
     /// # Errors
-    /// An id past the end of the table.
+    /// An id past the end of the table; a row whose scales or biases are not finite.
     pub fn forward(&self, ids: &[u32]) -> Result<Tensor> {
         let (rows, cols) = (self.weight.n_rows(), self.weight.n_cols());
         let mut out = vec![0.0; ids.len() * cols];
@@ -271,6 +276,9 @@ impl Embedding {
             let Some(row) = row else {
                 return Err(Error::input("token id", format!("an id below {rows}"), id));
             };
+            if let Weight::Affine(w) = &self.weight {
+                w.check_row(row)?;
+            }
             self.weight.read_row(row, out);
         }
         Ok(Tensor::from_vec(out, (ids.len(), cols), &self.device)?)

@@ -122,12 +122,20 @@ fn wrong_modules_are_reported_by_name() {
 }
 
 #[test]
-fn a_scale_that_is_not_finite_names_its_row() {
+fn a_scale_that_is_not_finite_names_its_row_when_it_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let (_, mut stored) = packed();
     stored[1].3 = bf16s(&[1.0, 1.0, 1.0, 1.0, 1.0, f32::NAN, 1.0, 1.0]);
     let weights = open(dir.path(), &stored, serde_json::json!({}));
-    let text = Linear::load(&weights.pp("m"), 64, 4).err().unwrap().to_string();
+    let linear = Linear::load(&weights.pp("m"), 64, 4).unwrap();
+    let x = Tensor::zeros((1, 64), DType::F32, &Device::Cpu).unwrap();
+    for _ in 0..2 {
+        let text = linear.forward(&x).unwrap_err().to_string();
+        assert!(text.contains("m.scales: not finite in row 2"), "{text}");
+    }
+    let table = Embedding::load(&weights.pp("m"), 4, 64).unwrap();
+    assert_eq!(table.forward(&[0, 1, 3]).unwrap().dims(), [3, 64]);
+    let text = table.forward(&[0, 2]).unwrap_err().to_string();
     assert!(text.contains("m.scales: not finite in row 2"), "{text}");
 }
 
