@@ -37,7 +37,7 @@ pub fn reset_peak() -> bool {
 /// Looks at the memory every few milliseconds, for the peak of each kind.
 pub struct Watch {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Option<Memory>>,
+    thread: Option<JoinHandle<Option<Memory>>>,
 }
 
 impl Watch {
@@ -54,14 +54,20 @@ impl Watch {
             }
             Some(most.most(now()?))
         });
-        Self { stop, thread }
+        Self { stop, thread: Some(thread) }
     }
 
     /// The most of each kind since [`start`](Self::start); `None` where the system does not say. Anonymous and
     /// mapped pages may have had their peaks at different times.
-    pub fn finish(self) -> Option<Memory> {
+    pub fn finish(mut self) -> Option<Memory> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().ok().flatten()
+        self.thread.take()?.join().ok().flatten()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

@@ -70,11 +70,11 @@ pub(super) fn model(
         let model = model::load(Some(name), Hints::new(true))?;
         Ok(Model { lance: model.lance.with_low_memory(low_memory), ..model })
     };
-    let watch = memory::Watch::start();
+    let watch = plan.parts.contains(&Part::Ask).then(memory::Watch::start);
     let loaded = load()?;
     let lance = &loaded.lance;
     let mut run = Run { lance, plan, limits, hints, rows: Vec::new() };
-    if plan.parts.contains(&Part::Ask) {
+    if let Some(watch) = watch {
         run.memory(watch)?;
         run.loads(loaded.time, load)?;
         run.questions()?;
