@@ -69,6 +69,22 @@ impl Weights {
         Store::from_bytes(name, Bytes::from_static(bytes)).map(Self::new)
     }
 
+    /// As [`from_static`](Self::from_static), the bytes given away.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_vec(name: &str, bytes: Vec<u8>) -> Result<Self> {
+        Store::from_bytes(name, Bytes::from_vec(bytes)).map(Self::new)
+    }
+
+    /// The same tensors, but for those that `over` has under the same name, and its others: what a changed
+    /// layer does is seen without writing a checkpoint. A dense module that `over` has packed is packed.
+    pub fn overlaid(&self, over: &Self) -> Self {
+        let store = self.inner.store.overlaid(&over.inner.store);
+        let Inner { quantization, mlx_rounding, .. } = &*self.inner;
+        Self::read_as(store, quantization.clone(), *mlx_rounding, self.prefix.clone())
+    }
+
     fn new(store: Store) -> Self {
         Self::read_as(store, Quantization::default(), false, String::new())
     }

@@ -186,6 +186,20 @@ impl Store {
         Ok(())
     }
 
+    /// The files of both; of a name in both the tensor of `over` counts.
+    pub(crate) fn overlaid(&self, over: &Self) -> Self {
+        let mut store = self.clone();
+        for name in &over.names {
+            let entry = over.entries[name].clone();
+            let moved = Entry { file: self.files.len() + entry.file, ..entry };
+            if store.entries.insert(name.clone(), moved).is_none() {
+                store.names.push(name.clone());
+            }
+        }
+        store.files.extend_from_slice(&over.files);
+        store
+    }
+
     pub(crate) fn get(&self, name: &str) -> Option<&Entry> {
         self.entries.get(name)
     }

@@ -33,6 +33,26 @@ fn a_tensor_is_read_by_path_and_shape() {
 }
 
 #[test]
+fn a_tensor_laid_over_another_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = |name: &str, tensors: &[(&str, f32)]| {
+        let tensors: Vec<_> = tensors.iter().map(|(n, v)| (*n, Dtype::F32, vec![1], f32s(&[*v]))).collect();
+        Weights::open(&[file(dir.path(), name, &tensors)]).unwrap()
+    };
+    let below = of("below.safetensors", &[("a.x", 1.0), ("a.y", 2.0)]);
+    let bytes = std::fs::read(dir.path().join("below.safetensors")).unwrap();
+    let over = of("over.safetensors", &[("a.y", 3.0), ("a.z", 4.0)]);
+    for below in [below, Weights::from_vec("below", bytes).unwrap()] {
+        let both = below.pp("a").overlaid(&over);
+        for (name, expected) in [("x", 1.0), ("y", 3.0), ("z", 4.0)] {
+            assert_eq!(both.tensor(name, &[1]).unwrap().to_vec1::<f32>().unwrap(), [expected], "{name}");
+        }
+        assert_eq!(both.tensors().len(), 3);
+        assert!(!below.has("a.z"), "the tensors below are as they were");
+    }
+}
+
+#[test]
 fn every_wrong_tensor_is_named_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let tensors = [
