@@ -24,12 +24,11 @@ pub struct Item {
     pub choices: Vec<Choice>,
 }
 
-/// The widths worth trying, narrow to wide; `None` is bf16.
-pub fn widths() -> [Option<Scheme>; 8] {
-    let scheme = |(bits, group)| Scheme::affine(bits, group).ok();
-    let quantized = [(3, 128), (4, 128), (4, 64), (4, 32), (5, 64), (6, 64), (8, 64)].map(scheme);
-    let [a, b, c, d, e, f, g] = quantized;
-    [a, b, c, d, e, f, g, None]
+/// The widths worth trying below bf16, narrow to wide.
+pub fn widths() -> Vec<Scheme> {
+    let widths =
+        [(2, 128), (2, 64), (3, 128), (3, 64), (4, 128), (4, 64), (4, 32), (5, 64), (6, 64), (8, 64)];
+    widths.into_iter().filter_map(|(bits, group)| Scheme::affine(bits, group).ok()).collect()
 }
 
 /// Bytes of a matrix in a file: words, scales and biases, or bf16 values.
@@ -148,7 +147,9 @@ mod tests {
         assert_eq!(stored_bytes(1, 6_171_394_048, scheme), 6_171_394_048 * 34 / 64);
         assert_eq!(stored_bytes(3, 128, Scheme::affine(3, 32).ok()), 3 * (48 + 16));
         assert_eq!(stored_bytes(3, 128, None), 768);
-        let sizes: Vec<u64> = widths().iter().map(|w| stored_bytes(1, 128, *w)).collect();
+        let all = widths().into_iter().map(Some).chain([None]);
+        let sizes: Vec<u64> = all.map(|w| stored_bytes(1, 128, w)).collect();
+        assert_eq!(sizes.len(), 11);
         assert!(sizes.windows(2).all(|w| w[0] < w[1]), "{sizes:?}");
     }
 

@@ -4,7 +4,7 @@ use lance_mm_tensor::{AffineWeight, Result, Scheme};
 
 use crate::fuse::{ExpertWeights, Heads, divide};
 use crate::inputs::Inputs;
-use crate::linear::quantize_linear;
+use crate::linear::{quantize_linear, width_errors};
 use crate::matrix::{Matrix, Scaled, Source, setting};
 use crate::names::{Expert, Pair, Proj, Site, Tie};
 use crate::recipe::{Recipe, Scaling};
@@ -24,6 +24,7 @@ pub struct LayerWeights {
 }
 
 /// Recorded inputs of one expert's layer, by site.
+#[derive(Clone)]
 pub struct SiteRows {
     /// Of q, k, v.
     pub a: Rows,
@@ -36,6 +37,12 @@ pub struct SiteRows {
 }
 
 impl SiteRows {
+    /// At most `n` rows of each site.
+    pub fn thinned(&self, n: usize) -> Self {
+        let Self { a, b, c, d } = self;
+        Self { a: a.thinned(n), b: b.thinned(n), c: c.thinned(n), d: d.thinned(n) }
+    }
+
     fn get(&self, site: Site) -> &Rows {
         match site {
             Site::A => &self.a,
@@ -71,6 +78,8 @@ pub struct LinearResult {
     pub form: Form,
     /// What was done; none for a weight that stays dense.
     pub report: Option<LinearReport>,
+    /// Its errors in the schemes that were asked for: see [`measure_layer`].
+    pub errors: Vec<Option<f64>>,
 }
 
 /// One expert's part of the result.
@@ -111,6 +120,22 @@ pub fn quantize_layer(
     scheme: &dyn Fn(Expert, Proj) -> Option<Scheme>,
     recipe: &Recipe,
 ) -> Result<LayerResult> {
+    measure_layer(weights, rows, scheme, recipe, &[])
+}
+
+/// As [`quantize_layer`], measuring every linear layer that has inputs in other schemes too, with the scales
+/// that were found for `scheme`. Each error is relative, at the output, on the rows held back, of at most 512
+/// rows of the weight; `None` where columns are not whole groups.
+///
+/// # Errors
+/// As [`quantize_layer`].
+pub fn measure_layer(
+    weights: LayerWeights,
+    rows: Vec<Option<SiteRows>>,
+    scheme: &dyn Fn(Expert, Proj) -> Option<Scheme>,
+    recipe: &Recipe,
+    schemes: &[Scheme],
+) -> Result<LayerResult> {
     let mut work = Work::new(weights, rows, scheme, recipe)?;
     let mut pairs = Vec::new();
     for pair in Pair::LAYER {
@@ -134,7 +159,7 @@ pub fn quantize_layer(
             _ => {}
         }
     }
-    Ok(LayerResult { experts: work.finish()?, pairs })
+    Ok(LayerResult { experts: work.finish(schemes)?, pairs })
 }
 
 struct Work<'a> {
@@ -247,7 +272,7 @@ impl<'a> Work<'a> {
     }
 
     /// Quantizes every linear layer; a weight is freed when it is done.
-    fn finish(self) -> Result<Vec<ExpertResult>> {
+    fn finish(self, others: &[Scheme]) -> Result<Vec<ExpertResult>> {
         let Self { layer, scheme, recipe, .. } = self;
         let mut results = Vec::new();
         for ((weights, rows), plain) in self.experts.into_iter().zip(self.rows).zip(self.plain) {
@@ -264,14 +289,11 @@ impl<'a> Work<'a> {
                 }
                 let name = proj.path(layer, expert);
                 let known = current.as_ref().map(|(_, inputs)| inputs);
-                linears.push(quantize_one(
-                    name,
-                    matrix,
-                    known,
-                    scheme(expert, proj),
-                    recipe,
-                    plain[proj as usize],
-                )?);
+                let others = if known.is_some() { others } else { &[] };
+                let errors = width_errors(&name, &matrix, known, others, recipe)?;
+                let plain = plain[proj as usize];
+                let done = quantize_one(name, matrix, known, scheme(expert, proj), recipe, plain)?;
+                linears.push(LinearResult { errors, ..done });
             }
             results.push(ExpertResult {
                 expert,
@@ -294,11 +316,12 @@ fn quantize_one(
     plain: Option<f64>,
 ) -> Result<LinearResult> {
     let Some(scheme) = scheme else {
-        return Ok(LinearResult { name, form: Form::Dense(matrix), report: None });
+        return Ok(LinearResult { name, form: Form::Dense(matrix), report: None, errors: Vec::new() });
     };
     let quantized = quantize_linear(&name, &matrix, inputs, scheme, recipe)?;
     let report = LinearReport::new(name.clone(), &quantized, plain);
-    Ok(LinearResult { name, form: Form::Packed(quantized.weight), report: Some(report) })
+    let form = Form::Packed(quantized.weight);
+    Ok(LinearResult { name, form, report: Some(report), errors: Vec::new() })
 }
 
 /// A quantized output head.
@@ -309,6 +332,8 @@ pub struct HeadResult {
     pub report: LinearReport,
     /// The pair of the last norm, if it was searched.
     pub pair: Option<PairReport>,
+    /// Its errors in the schemes that were asked for: see [`measure_layer`].
+    pub errors: Vec<Option<f64>>,
 }
 
 /// Quantizes `lm_head` and divides the last norm's weight by the scale that is chosen for it. The weight is
@@ -320,9 +345,25 @@ pub fn quantize_head(
     name: &str,
     norm: &mut [f32],
     weight: &dyn Source,
+    rows: Rows,
+    scheme: Scheme,
+    recipe: &Recipe,
+) -> Result<HeadResult> {
+    measure_head(name, norm, weight, rows, scheme, recipe, &[])
+}
+
+/// As [`quantize_head`], measuring other schemes too, as [`measure_layer`] does.
+///
+/// # Errors
+/// As [`quantize_layer`].
+pub fn measure_head(
+    name: &str,
+    norm: &mut [f32],
+    weight: &dyn Source,
     mut rows: Rows,
     scheme: Scheme,
     recipe: &Recipe,
+    schemes: &[Scheme],
 ) -> Result<HeadResult> {
     if norm.len() != weight.n_cols() || rows.n_cols() != norm.len() {
         let found = format!("{} and rows of {}", norm.len(), rows.n_cols());
@@ -344,7 +385,8 @@ pub fn quantize_head(
     let inputs = Inputs::new(format!("inputs of {name}"), rows);
     let quantized = quantize_linear(name, &scaled, Some(&inputs), scheme, recipe)?;
     let report = LinearReport::new(name.to_owned(), &quantized, plain);
-    Ok(HeadResult { weight: quantized.weight, report, pair })
+    let errors = width_errors(name, &scaled, Some(&inputs), schemes, recipe)?;
+    Ok(HeadResult { weight: quantized.weight, report, pair, errors })
 }
 
 #[cfg(test)]

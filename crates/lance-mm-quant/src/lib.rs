@@ -56,10 +56,12 @@ pub use allocate::{Choice, Item, allocate, stored_bytes, widths};
 pub use fuse::{ExpertWeights, Heads};
 pub use inputs::Inputs;
 pub use layer::{
-    ExpertResult, Form, HeadResult, LayerResult, LayerWeights, LinearResult, SiteRows, quantize_head,
-    quantize_layer,
+    ExpertResult, Form, HeadResult, LayerResult, LayerWeights, LinearResult, SiteRows, measure_head,
+    measure_layer, quantize_head, quantize_layer,
 };
-pub use linear::{GroupFits, Method, Quantized, Trial, fit_groups, quantize_by, quantize_linear};
+pub use linear::{
+    GroupFits, Method, Quantized, Trial, fit_groups, quantize_by, quantize_linear, width_errors,
+};
 pub use matrix::{Matrix, Source};
 pub use names::{Expert, Pair, Proj, Site, Tie};
 pub use recipe::{Recipe, Scaling};

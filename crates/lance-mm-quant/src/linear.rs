@@ -13,7 +13,7 @@ use crate::factor::Factor;
 use crate::gptq::{Choice, gptq};
 use crate::gram::GroupGram;
 use crate::inputs::Inputs;
-use crate::matrix::{Matrix, Source, check_rows, read_rows, setting};
+use crate::matrix::{Matrix, Sampled, Source, check_rows, read_rows, setting};
 use crate::recipe::Recipe;
 use crate::refit::refit;
 
@@ -23,6 +23,8 @@ const CLIPS: usize = 10;
 const REFITS: usize = 3;
 /// Damping of GPTQ, in means of the Hessian's diagonal.
 const DAMPING: f64 = 0.01;
+/// Rows of a weight on which ways of rounding are compared.
+const ROWS: usize = 2048;
 
 /// A way of rounding a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -91,7 +93,8 @@ impl Recipe {
 }
 
 /// Quantizes a weight every way that `recipe` allows and keeps the one with the smallest error on the rows
-/// held back; of equal ones the earlier. Without inputs the error of the weights decides.
+/// held back; of equal ones the earlier. Without inputs the error of the weights decides. Of a weight with
+/// more than 2048 rows as many decide, and only the way that is kept sees all of them.
 ///
 /// # Errors
 /// Columns that are not whole groups or not those of the inputs, values that are not finite: all named.
@@ -119,21 +122,54 @@ pub fn quantize_by(
     methods: &[Method],
 ) -> Result<Quantized> {
     check(name, weight, inputs, scheme)?;
+    let some = Sampled::new(weight, ROWS);
     let mut best: Option<(AffineWeight, usize)> = None;
     let mut trials: Vec<Trial> = Vec::new();
     for method in methods {
         let way = Way::new(name, *method, inputs, scheme, recipe)?;
-        let (quantized, trial) = run(name, weight, inputs, scheme, &way)?;
+        let (quantized, trial) = run(name, &some, inputs, scheme, &way)?;
         let is_better = best.as_ref().is_none_or(|(_, at)| trial.held_back < trials[*at].held_back);
         if is_better {
             best = Some((quantized, trials.len()));
         }
         trials.push(trial);
     }
-    match best {
-        Some((weight, chosen)) => Ok(Quantized { weight, chosen, trials }),
-        None => Err(setting(name, "a way to round", "none")),
+    let Some((mut packed, chosen)) = best else { return Err(setting(name, "a way to round", "none")) };
+    if some.n_rows() < weight.n_rows() {
+        let way = Way::new(name, methods[chosen], inputs, scheme, recipe)?;
+        (packed, trials[chosen]) = run(name, weight, inputs, scheme, &way)?;
     }
+    Ok(Quantized { weight: packed, chosen, trials })
+}
+
+/// The error of a weight in several schemes: relative, on the rows held back, of at most 512 rows of the
+/// weight; `None` where columns are not whole groups. Of the ways that `recipe` allows two are tried: clipped
+/// ranges, and descent with the middle damping.
+///
+/// # Errors
+/// As [`quantize_linear`].
+pub fn width_errors(
+    name: &str,
+    weight: &dyn Source,
+    inputs: Option<&Inputs>,
+    schemes: &[Scheme],
+    recipe: &Recipe,
+) -> Result<Vec<Option<f64>>> {
+    let some = Sampled::new(weight, 512);
+    let all = recipe.methods(weight.n_cols(), inputs.is_some());
+    let middle = recipe.dampings.get(recipe.dampings.len() / 2);
+    let few = |method: &Method| match method {
+        Method::ClipRefit => true,
+        Method::FeedbackDescent(damping) => Some(damping) == middle,
+        Method::Plain | Method::Feedback => false,
+    };
+    let few: Vec<Method> = all.iter().copied().filter(few).collect();
+    let methods = if few.is_empty() { &all } else { &few };
+    let error = |scheme: &Scheme| match weight.n_cols().is_multiple_of(scheme.group_size()) {
+        true => Ok(Some(quantize_by(name, &some, inputs, *scheme, recipe, methods)?.trial().held_back)),
+        false => Ok(None),
+    };
+    schemes.iter().map(error).collect()
 }
 
 /// A method with what it needs to run on some rows.

@@ -50,6 +50,34 @@ impl Source for Scaled<'_> {
     }
 }
 
+/// Some rows of a source, spread evenly: rows are rounded one by one, so a part of them tells how well a way
+/// of rounding does.
+pub(crate) struct Sampled<'a> {
+    source: &'a dyn Source,
+    n: usize,
+}
+
+impl<'a> Sampled<'a> {
+    /// At most `n` rows.
+    pub(crate) fn new(source: &'a dyn Source, n: usize) -> Self {
+        Self { source, n: n.min(source.n_rows()) }
+    }
+}
+
+impl Source for Sampled<'_> {
+    fn n_rows(&self) -> usize {
+        self.n
+    }
+
+    fn n_cols(&self) -> usize {
+        self.source.n_cols()
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        self.source.read_row(row * self.source.n_rows() / self.n, out);
+    }
+}
+
 /// Rows `first..first + n` of a source, one after another.
 pub(crate) fn read_rows(source: &dyn Source, first: usize, n: usize) -> Vec<f32> {
     let cols = source.n_cols();
@@ -182,6 +210,14 @@ mod tests {
         assert_eq!(w.values(), [0.5, 10.0, 150.0, 1.0, 12.5, 150.0]);
         assert_eq!((w.n_rows(), w.n_cols()), (2, 3));
         assert_eq!(read_rows(&w, 1, 1), [1.0, 12.5, 150.0]);
+    }
+
+    #[test]
+    fn sampled_rows_are_spread_evenly() {
+        let w = Matrix::new("w", (0..10).map(|i| i as f32).collect(), 1).unwrap();
+        let of = |n| read_rows(&Sampled::new(&w, n), 0, n.min(10));
+        assert_eq!(of(4), [0.0, 2.0, 5.0, 7.0]);
+        assert_eq!(of(20), w.values());
     }
 
     #[test]

@@ -45,6 +45,23 @@ impl Rows {
         Self::new(name, search, &held_back, cols)
     }
 
+    /// At most `n` rows, spread evenly over those to search with and those held back: enough to compare.
+    pub fn thinned(&self, n: usize) -> Self {
+        let total = self.n_search() + self.n_held_back();
+        if total <= n {
+            return self.clone();
+        }
+        let pick = |rows: &[f32]| -> Vec<f32> {
+            let all = rows.len() / self.cols;
+            let some = (all * n / total).max(1);
+            (0..some).flat_map(|i| &rows[i * all / some * self.cols..][..self.cols]).copied().collect()
+        };
+        let mut values = pick(self.search());
+        let n_search = values.len() / self.cols;
+        values.extend(pick(self.held_back()));
+        Self { values, cols: self.cols, n_search }
+    }
+
     /// Columns `K`.
     pub fn n_cols(&self) -> usize {
         self.cols
@@ -150,6 +167,15 @@ mod tests {
         let nan = [1.0, f32::INFINITY];
         let error = Rows::new("layers.2 site D", vec![1.0; 2], &nan, 2).unwrap_err().to_string();
         assert_eq!(error, "layers.2 site D, held back: not finite in row 0");
+    }
+
+    #[test]
+    fn thinned_rows_are_spread_evenly() {
+        let values: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let rows = Rows::new("a", values.clone(), &values[..4], 1).unwrap();
+        let few = rows.thinned(4);
+        assert_eq!((few.search(), few.held_back()), ([0., 4., 8.].as_slice(), [0.].as_slice()));
+        assert_eq!(rows.thinned(16).search(), values);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::block::{Block, CHUNK, energy, output_energy, relative};
-use crate::matrix::{Source, read_rows, setting};
+use crate::matrix::{Sampled, Source, read_rows, setting};
 use crate::names::Tie;
 use crate::rows::Rows;
 
@@ -162,12 +162,19 @@ pub struct Search {
     pub scale: Vec<f32>,
 }
 
-/// Searches the scale of a pair.
+/// Rows of a consumer by which scales are judged: more change neither the order nor what is accepted.
+const ROWS: usize = 2048;
+
+/// Searches the scale of a pair. Of consumers with more than 2048 rows as many are judged by.
 ///
 /// # Errors
 /// As [`Channels::measure`]; columns that are not whole groups; losses that are not finite.
 pub fn search(consumers: &[Consumer<'_>], tie: &Tie) -> Result<Search> {
     let channels = Channels::measure(consumers, tie)?;
+    let sampled: Vec<Sampled<'_>> = consumers.iter().map(|c| Sampled::new(c.weight, ROWS)).collect();
+    let consumers: Vec<Consumer<'_>> =
+        consumers.iter().zip(&sampled).map(|(c, weight)| Consumer { weight, ..*c }).collect();
+    let consumers = consumers.as_slice();
     let list = candidates();
     let scales: Vec<Vec<f32>> = list.iter().map(|c| channels.scale(*c)).collect();
     let losses: Vec<f64> = sum(&losses(consumers, tie, &scales, Rows::search)?);

@@ -140,3 +140,26 @@ fn a_head_takes_its_scale_from_the_last_norm() {
     assert!(head.report.final_error < head.report.plain);
     assert_eq!((head.weight.n_rows(), head.weight.n_cols()), (300, cols));
 }
+
+#[test]
+fn errors_in_other_schemes_are_those_of_quantizing_in_them() {
+    let scheme = |bits| Scheme::affine(bits, 32).unwrap();
+    let wide = Scheme::affine(4, 128).unwrap();
+    let rows = || vec![Some(site_rows(5))];
+    let recipe = Recipe { scaling: Scaling::Off, dampings: vec![0.1], ..Recipe::default() };
+    let measured =
+        measure_layer(weights(&[Expert::Und]), rows(), &four_bits, &recipe, &[scheme(2), wide, scheme(6)])
+            .unwrap();
+    for bits in [2, 6] {
+        let found =
+            quantize_layer(weights(&[Expert::Und]), rows(), &|_, _| Some(scheme(bits)), &recipe).unwrap();
+        for (a, b) in measured.experts[0].linears.iter().zip(&found.experts[0].linears) {
+            let at = if bits == 2 { 0 } else { 2 };
+            let ratio = a.errors[at].unwrap() / b.report.as_ref().unwrap().final_error;
+            assert!((1.0..1.3).contains(&ratio), "{} {bits}: {ratio}", a.name);
+            assert_eq!(a.errors[1], None, "{}: groups of 128", a.name);
+        }
+    }
+    let unknown = measure_layer(weights(&[Expert::Und]), vec![None], &four_bits, &recipe, &[wide]).unwrap();
+    assert!(unknown.experts[0].linears.iter().all(|l| l.errors.is_empty()));
+}

@@ -45,6 +45,25 @@ fn descent_after_feedback_is_better_on_the_search_rows() {
 }
 
 #[test]
+fn of_many_rows_some_decide_and_all_are_quantized() {
+    let (w, scheme) = (weight(ROWS + 100, 32), Scheme::affine(3, 32).unwrap());
+    let inputs = Inputs::new("x", correlated(60, 20, 32, 2));
+    let recipe = Recipe { dampings: vec![0.1], ..Recipe::default() };
+    let found = quantize_linear("w", &w, Some(&inputs), scheme, &recipe).unwrap();
+    let method = found.trial().method;
+    let alone = quantize_by("w", &w, Some(&inputs), scheme, &recipe, &[method]).unwrap();
+    assert_eq!(found.weight.n_rows(), ROWS + 100);
+    assert_eq!(found.weight.word_bytes(), alone.weight.word_bytes());
+    assert_eq!(found.trial().held_back, alone.trial().held_back);
+    let errors = width_errors("w", &w, Some(&inputs), &[scheme], &recipe).unwrap();
+    assert!(
+        (errors[0].unwrap() / found.trial().held_back - 1.0).abs() < 0.3,
+        "{errors:?} {:?}",
+        found.trial()
+    );
+}
+
+#[test]
 fn without_inputs_the_weights_decide() {
     let (w, scheme) = (weight(5, 64), Scheme::affine(2, 64).unwrap());
     let found = quantize_linear("w", &w, None, scheme, &Recipe::default()).unwrap();
