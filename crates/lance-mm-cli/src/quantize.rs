@@ -2,12 +2,15 @@
 
 mod capture;
 mod config;
+mod judge;
 mod layer;
 mod output;
 mod page;
 mod report;
 mod samples;
 mod scheme;
+mod vit;
+mod widths;
 mod workdir;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +31,7 @@ use capture::Capture;
 use report::Report;
 use samples::Samples;
 use scheme::Schemes;
+use widths::{Measuring, Sensitivity};
 use workdir::WorkDir;
 
 const EXAMPLES: &str = "\
@@ -35,6 +39,7 @@ Examples:
   lance-mm quantize ./Lance-3B-bf16 ./Lance-3B-mine --calib questions.jsonl
   lance-mm quantize --recipe rtn --gen keep ./Lance-3B-bf16 ./Lance-3B-plain
   lance-mm quantize --bits 3 --calib bundled tests/fixtures/nano-bf16 ./nano-3bit
+  lance-mm quantize --recipe vqa-mixed --bits-per-weight 4.5 --calib questions.jsonl ./Lance-3B-bf16 ./Lance-3B-mixed
 
 The calibration file has one JSON object a line: {\"image\": \"a.png\", \"question\": \"What?\", \"answer\": \"A star\"};
 without an answer the model's own is taken. An interrupted run goes on with the same command.";
@@ -49,10 +54,14 @@ pub(crate) struct Args {
     /// The folder to write.
     #[arg(value_name = "OUT")]
     out: PathBuf,
+    /// Taken so that the refusal of `--gen calibrate FILE` is seen before one of FILE.
+    #[arg(hide = true)]
+    rest: Option<String>,
     /// How weights are rounded.
     #[arg(long, value_enum, default_value = "vqa-int4")]
     recipe: Preset,
-    /// Bits of the linear layers: 2, 3, 4, 5, 6 or 8.
+    /// Bits of the linear layers: 2, 3, 4, 5, 6 or 8. With vqa-mixed those of the GEN expert, and those at
+    /// which the others are tried out.
     #[arg(long, value_name = "N", default_value_t = 4)]
     bits: usize,
     /// Neighbouring weights that share a scale: 32, 64 or 128.
@@ -61,8 +70,16 @@ pub(crate) struct Args {
     /// The same bits for embedding and output head too, as the published checkpoint: lance-mlx loads it.
     #[arg(long)]
     size_like_seed: bool,
-    /// The GEN expert: quantized without inputs, kept in bf16, or left out.
-    #[arg(long = "gen", value_enum, value_name = "WHAT", default_value = "fit")]
+    /// Size that vqa-mixed divides among the matrices: bits for each weight of the model file, scales and
+    /// norms included. [default: 4.75]
+    #[arg(long, value_name = "F")]
+    bits_per_weight: Option<f64>,
+    /// How vqa-mixed measures what answers mind. [default: layer]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    sensitivity: Option<Sensitivity>,
+    /// The GEN expert: quantized without inputs (fit), kept in bf16 (keep), or left out (drop).
+    #[arg(long = "gen", value_name = "WHAT", default_value = "fit")]
+    #[arg(value_parser = gen_setting)]
     gen_: Gen,
     /// Bits of the vision transformer, in groups of 64. [default: kept in bf16]
     #[arg(long, value_name = "8|4")]
@@ -96,14 +113,29 @@ enum Preset {
     Seed,
     /// Scales, clipping, refit and error feedback on recorded inputs; embedding and head wider.
     VqaInt4,
+    /// The same, bits and groups of every matrix by what answers mind, within --bits-per-weight.
+    VqaMixed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Gen {
+    /// Quantized without inputs.
     Fit,
+    /// Kept in bf16.
     Keep,
+    /// Left out.
     Drop,
+}
+
+/// Refuses one setting that other tools have, with the reason.
+fn gen_setting(text: &str) -> Result<Gen, String> {
+    match text {
+        "calibrate" => {
+            Err("recording the inputs of the GEN expert is not offered; expected fit, keep or drop".into())
+        }
+        other => Gen::from_str(other, false).map_err(|_| "expected fit, keep or drop".into()),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -119,6 +151,7 @@ enum Gptq {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Step {
     Scaling,
+    #[value(name = "v-o")]
     VO,
     UpDown,
     Clip,
@@ -131,7 +164,7 @@ impl Args {
         let mut recipe = match self.recipe {
             Preset::Rtn => return Recipe::rtn(),
             Preset::Seed => return Recipe::seed(),
-            Preset::VqaInt4 => Recipe::default(),
+            Preset::VqaInt4 | Preset::VqaMixed => Recipe::default(),
         };
         recipe.feedback = match self.gptq {
             Gptq::Auto => 4096,
@@ -153,26 +186,52 @@ impl Args {
         recipe
     }
 
+    /// The budget, of the recipe that has one.
+    fn bits_per_weight(&self) -> Option<f64> {
+        (self.recipe == Preset::VqaMixed).then(|| self.bits_per_weight.unwrap_or(4.75))
+    }
+
+    /// Refuses options that say nothing to the recipe.
+    fn check(&self) -> Result<()> {
+        if let Some(rest) = &self.rest {
+            bail!("expected MODEL and OUT, found a third argument {rest:?}");
+        }
+        let is_mixed = self.recipe == Preset::VqaMixed;
+        if !is_mixed && (self.bits_per_weight.is_some() || self.sensitivity.is_some()) {
+            bail!("--bits-per-weight and --sensitivity: expected with --recipe vqa-mixed only");
+        }
+        if is_mixed && self.size_like_seed {
+            bail!("--size-like-seed: expected without --recipe vqa-mixed, whose matrices differ in bits");
+        }
+        match self.bits_per_weight {
+            Some(bits) if !bits.is_finite() || bits <= 0.0 => {
+                bail!("--bits-per-weight: expected a number above 0, found {bits}")
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Everything that decides the result, for the work folder to compare.
     fn plan(&self, source: &str, samples: &[String]) -> serde_json::Value {
         serde_json::json!({
             "source": source, "recipe": self.recipe(), "preset": self.recipe, "bits": self.bits,
             "group_size": self.group_size, "uniform": self.size_like_seed, "gen": self.gen_, "vit": self.vit,
-            "rows": self.rows, "seed": self.seed, "samples": samples, "version": env!("CARGO_PKG_VERSION"),
+            "bits_per_weight": self.bits_per_weight().map(|bits| bits.to_string()),
+            "sensitivity": self.sensitivity, "rows": self.rows, "seed": self.seed, "samples": samples, "version": env!("CARGO_PKG_VERSION"),
         })
     }
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    args.check()?;
     let hints = Hints::new(args.quiet);
-    let start = Instant::now();
     // Mapped pages count as memory until the map is gone, so each stage opens the files anew.
     let open = || model::checkpoint(&args.model);
     let source = open()?;
     refuse_quantized(&source, &args.model)?;
     let has_gen = source.model().tensors().iter().any(|t| t.name.contains("_moe_gen"));
     let layers = source.config().num_hidden_layers;
-    let schemes = Schemes::new(args.recipe, args.bits, args.group_size, args.size_like_seed, args.vit)?;
+    let mut schemes = Schemes::new(args.recipe, args.bits, args.group_size, args.size_like_seed, args.vit)?;
     let dataset = match args.recipe {
         Preset::Rtn => None,
         _ => Some(dataset(args)?),
@@ -200,6 +259,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let recipe = args.recipe();
     let mut capture = Capture::new(layers, samples.as_ref().map(|samples| (samples, inputs)), &work)?;
+    if let (Some(bits), Some(samples)) = (args.bits_per_weight(), &samples) {
+        if !work.has(widths::FILE) {
+            let measuring = Measuring {
+                open: &open,
+                schemes: &schemes,
+                recipe: &recipe,
+                sensitivity: args.sensitivity.unwrap_or(Sensitivity::Layer),
+                samples,
+                work: &work,
+                hints,
+            };
+            measuring.run(&mut capture, layers)?;
+            capture.rewind()?;
+            widths::allot(&open()?, &schemes, args.gen_, bits, layers, &work)?;
+        }
+        schemes = schemes.with(widths::read(&work)?.unwrap_or_default());
+    }
+    let start = Instant::now();
     for index in 0..layers {
         let busy = hints.busy(&progress(index, layers, start));
         let sites = match capture.awaits(index) {

@@ -103,12 +103,44 @@ impl<'a> Capture<'a> {
 
     /// Stores the next layer's inputs once layer `index` is finished.
     pub(super) fn advance(&mut self, index: usize) -> Result<()> {
+        self.advance_keeping_first(index)?;
+        self.work.forget(&hidden_file(index))
+    }
+
+    /// As [`advance`](Self::advance), the first layer's inputs left for another pass.
+    pub(super) fn advance_keeping_first(&mut self, index: usize) -> Result<()> {
         if self.samples.is_none() || self.at != index {
             return Ok(());
         }
         self.at = index + 1;
         self.store(self.at)?;
-        self.work.forget(&hidden_file(index))
+        match index {
+            0 => Ok(()),
+            _ => self.work.forget(&hidden_file(index)),
+        }
+    }
+
+    /// Goes back to the first layer's inputs.
+    pub(super) fn rewind(&mut self) -> Result<()> {
+        self.hidden = self.inputs()?;
+        for layer in 1..=self.at {
+            self.work.forget(&hidden_file(layer))?;
+        }
+        self.at = 0;
+        Ok(())
+    }
+
+    /// The inputs of the layer that was reached.
+    pub(super) fn hidden(&self) -> &[Tensor] {
+        &self.hidden
+    }
+
+    /// The first layer's inputs.
+    pub(super) fn inputs(&self) -> Result<Vec<Tensor>> {
+        match self.at {
+            0 => Ok(self.hidden.clone()),
+            _ => load(self.work, &hidden_file(0), self.hidden.len()),
+        }
     }
 
     /// What the output head reads, after the final norm.

@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use lance_mm::Checkpoint;
+use lance_mm::models::Config;
 use lance_mm::quant::{
-    Expert, ExpertWeights, Form, Heads, LayerWeights, LinearReport, Matrix, PairReport, Proj, Recipe, Rows,
-    SiteRows, quantize_head, quantize_layer, quantize_linear,
+    Expert, ExpertResult, ExpertWeights, Form, Heads, LayerWeights, LinearReport, Matrix, PairReport, Proj,
+    Recipe, Rows, SiteRows, quantize_head, quantize_layer, quantize_linear,
 };
 use lance_mm::tensor::{AffineWeight, Weight, Weights};
 use safetensors::{Dtype, View};
@@ -67,22 +68,18 @@ pub(super) fn quantize(
     work: &WorkDir,
 ) -> Result<()> {
     let config = source.config();
-    let heads = Heads {
-        n_heads: config.num_attention_heads,
-        n_kv_heads: config.num_key_value_heads,
-        head_dim: config.head_dim(),
-    };
+    let heads = heads(config);
     let mut experts = vec![read(source, index, Expert::Und)?];
     let mut rows = vec![sites];
     if gen_ {
         experts.push(read(source, index, Expert::Gen)?);
         rows.push(None);
     }
-    let before: Vec<[Vec<f32>; 3]> = experts
+    let before: HashMap<String, Stored> = experts
         .iter()
-        .map(|e| {
-            let bias = e.v_bias.clone().unwrap_or_default();
-            [e.input_layernorm.clone(), e.post_attention_layernorm.clone(), bias]
+        .flat_map(|e| {
+            let v_bias = e.v_bias.as_deref();
+            vectors(index, e.expert, &e.input_layernorm, &e.post_attention_layernorm, v_bias)
         })
         .collect();
     let scheme = |expert: Expert, proj: Proj| {
@@ -90,36 +87,65 @@ pub(super) fn quantize(
             Proj::DownProj => config.intermediate_size,
             _ => config.hidden_size,
         };
-        schemes.linear(expert, proj, cols)
+        schemes.linear(&proj.path(index, expert), cols)
     };
     let result = quantize_layer(LayerWeights { layer: index, heads, experts }, rows, &scheme, recipe)?;
     let mut tensors = HashMap::new();
     let mut part = Part { pairs: result.pairs, linears: Vec::new() };
-    for (expert, old) in result.experts.into_iter().zip(before) {
-        let suffix = expert.expert.suffix();
-        let norm = |name: &str| format!("layers.{index}.{name}{suffix}.weight");
-        let bias = format!("{}.bias", Proj::VProj.path(index, expert.expert));
-        let new =
-            [expert.input_layernorm, expert.post_attention_layernorm, expert.v_bias.unwrap_or_default()];
-        for ((name, new), old) in
-            [norm("input_layernorm"), norm("post_attention_layernorm"), bias].into_iter().zip(new).zip(old)
-        {
-            // What no scale has changed stays in the file as it was, in its own type.
-            if new != old {
-                tensors.insert(name, f32s(&new));
-            }
-        }
-        for linear in expert.linears {
-            match linear.form {
-                Form::Packed(weight) => packed(&linear.name, &weight, &mut tensors),
-                Form::Dense(matrix) => {
-                    drop(tensors.insert(format!("{}.weight", linear.name), bf16s(&matrix)))
-                }
-            }
-            part.linears.extend(linear.report);
-        }
+    for expert in result.experts {
+        part.linears.extend(store(index, expert, bf16s, &mut tensors));
     }
+    // What no scale has changed stays in the file as it was, in its own type.
+    tensors.retain(|name, new| before.get(name).is_none_or(|old| old.bytes != new.bytes));
     finish(work, &layer_name(index), &tensors, &part)
+}
+
+/// Adds all tensors of one expert's layer; `dense` stores what is not packed.
+pub(super) fn store(
+    index: usize,
+    expert: ExpertResult,
+    dense: fn(&Matrix) -> Stored,
+    tensors: &mut HashMap<String, Stored>,
+) -> Vec<LinearReport> {
+    let ExpertResult { expert, input_layernorm, post_attention_layernorm, v_bias, linears } = expert;
+    tensors.extend(vectors(index, expert, &input_layernorm, &post_attention_layernorm, v_bias.as_deref()));
+    let mut reports = Vec::new();
+    for linear in linears {
+        match linear.form {
+            Form::Packed(weight) => packed(&linear.name, &weight, tensors),
+            Form::Dense(matrix) => drop(tensors.insert(format!("{}.weight", linear.name), dense(&matrix))),
+        }
+        reports.extend(linear.report);
+    }
+    reports
+}
+
+/// The tensors of a layer that scales are moved into.
+fn vectors(
+    index: usize,
+    expert: Expert,
+    input_layernorm: &[f32],
+    post_attention_layernorm: &[f32],
+    v_bias: Option<&[f32]>,
+) -> Vec<(String, Stored)> {
+    let norm = |name: &str| format!("layers.{index}.{name}{}.weight", expert.suffix());
+    let mut vectors = vec![
+        (norm("input_layernorm"), f32s(input_layernorm)),
+        (norm("post_attention_layernorm"), f32s(post_attention_layernorm)),
+    ];
+    if let Some(bias) = v_bias {
+        vectors.push((format!("{}.bias", Proj::VProj.path(index, expert)), f32s(bias)));
+    }
+    vectors
+}
+
+/// The heads of a layer.
+pub(super) fn heads(config: &Config) -> Heads {
+    Heads {
+        n_heads: config.num_attention_heads,
+        n_kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim(),
+    }
 }
 
 /// Quantizes embedding and head. The embedding has no inputs and is fitted to its weights.
@@ -164,7 +190,7 @@ pub(super) fn quantize_ends(
 }
 
 /// Reads one expert's layer in f32.
-fn read(source: &Checkpoint, index: usize, expert: Expert) -> Result<ExpertWeights> {
+pub(super) fn read(source: &Checkpoint, index: usize, expert: Expert) -> Result<ExpertWeights> {
     let (config, weights) = (source.config(), source.model());
     let (d, f) = (config.hidden_size, config.intermediate_size);
     let kv = config.num_key_value_heads * config.head_dim();
@@ -194,7 +220,7 @@ fn read(source: &Checkpoint, index: usize, expert: Expert) -> Result<ExpertWeigh
     })
 }
 
-fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+pub(super) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(tensor.flatten_all()?.to_vec1()?)
 }
 
@@ -211,9 +237,14 @@ pub(super) fn packed(name: &str, weight: &AffineWeight, tensors: &mut HashMap<St
     }
 }
 
-fn f32s(values: &[f32]) -> Stored {
+pub(super) fn f32s(values: &[f32]) -> Stored {
     let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     Stored { dtype: Dtype::F32, shape: vec![values.len()], bytes }
+}
+
+/// Values as they are, to try them out.
+pub(super) fn f32_matrix(matrix: &Matrix) -> Stored {
+    Stored { shape: vec![matrix.n_rows(), matrix.n_cols()], ..f32s(matrix.values()) }
 }
 
 fn bf16s(matrix: &Matrix) -> Stored {

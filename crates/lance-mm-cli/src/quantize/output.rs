@@ -8,16 +8,15 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use lance_mm::Checkpoint;
 use lance_mm::models::is_generation;
-use lance_mm::quant::{Recipe, quantize_linear};
-use lance_mm::tensor::{TensorInfo, Weight, Weights};
+use lance_mm::tensor::{TensorInfo, Weights};
 use safetensors::{Dtype, View};
 
-use super::layer::{self, ENDS, Shared, Stored, layer_name};
+use super::layer::{self, ENDS, layer_name};
 use super::page::Page;
 use super::report::Report;
 use super::scheme::Schemes;
 use super::workdir::WorkDir;
-use super::{Gen, config};
+use super::{Gen, config, vit};
 use crate::model::Extra;
 
 /// Bytes from which a tensor is read through a map of its own, whose pages are given back.
@@ -88,7 +87,7 @@ impl Output<'_> {
             .with_context(|| path.display().to_string())?;
         // A source that changed meanwhile would have left a file that does not fit its header.
         Weights::open(&[&path])?;
-        write_vit(dir, &source, self.extras, self.schemes)?;
+        vit::write(dir, &source, self.extras, self.schemes)?;
         for extra in self.extras {
             let made = ["config.json", "vit.safetensors"].contains(&extra.name.as_str());
             if !made && (self.gen_ != Gen::Drop || extra.name != "vae.safetensors") {
@@ -97,7 +96,8 @@ impl Output<'_> {
         }
         let json =
             self.extras.iter().find(|extra| extra.name == "config.json").context("expected config.json")?;
-        let config = config::quantized(&json.read()?, &names, self.schemes, self.gen_, self.report)?;
+        let wide = vit::mlp_width(&source, self.schemes);
+        let config = config::quantized(&json.read()?, &names, wide, self.gen_, self.report)?;
         write(&dir.join("config.json"), &config)?;
         // The writer of tensors makes files that only their owner reads; they are to be as the others.
         let permissions = fs::metadata(dir.join("config.json"))?.permissions();
@@ -137,38 +137,5 @@ impl View for Entry<'_> {
 
     fn data_len(&self) -> usize {
         self.info.bytes
-    }
-}
-
-/// The vision transformer: copied, or with packed matrices.
-fn write_vit(dir: &Path, source: &Checkpoint, extras: &[Extra], schemes: &Schemes) -> Result<()> {
-    let path = dir.join("vit.safetensors");
-    let Some(vit) = source.vit() else { return Ok(()) };
-    let file = extras.iter().find(|extra| extra.name == "vit.safetensors");
-    if let Some(file) = file.filter(|_| !schemes.packs_vit()) {
-        return file.write(&path);
-    }
-    let mut tensors: HashMap<String, Stored> = HashMap::new();
-    for tensor in vit.tensors() {
-        let packs = tensor.name.strip_suffix(".weight").zip(match tensor.shape[..] {
-            [rows, cols] => schemes.vit(cols).map(|scheme| (rows, cols, scheme)),
-            _ => None,
-        });
-        match packs {
-            Some((module, (rows, cols, scheme))) => {
-                let weight = Weight::load(&vit.pp(module), rows, cols)?;
-                let result = quantize_linear(module, &weight, None, scheme, &Recipe::default())?;
-                layer::packed(module, &result.weight, &mut tensors);
-            }
-            None => {
-                let bytes = vit.with_bytes(&tensor.name, <[u8]>::to_vec).unwrap_or_default();
-                tensors.insert(tensor.name, Stored { dtype: tensor.dtype, shape: tensor.shape, bytes });
-            }
-        }
-    }
-    match file {
-        Some(file) if tensors.values().all(|t| t.dtype != Dtype::U32) => file.write(&path),
-        _ => safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, Shared(t))), None, &path)
-            .with_context(|| path.display().to_string()),
     }
 }

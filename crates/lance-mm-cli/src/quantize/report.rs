@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::Preset;
 use super::layer::{ENDS, layer_name};
 use super::samples::Samples;
+use super::widths;
 use super::workdir::WorkDir;
 
 /// What was done, gathered from the work folder.
@@ -37,7 +38,7 @@ impl Report {
         });
         let value = json!({
             "made_by": concat!("lance-mm ", env!("CARGO_PKG_VERSION")), "preset": preset, "plan": plan,
-            "calibration": rows, "parts": parts,
+            "calibration": rows, "parts": parts, "widths": work.read_json(widths::FILE)?,
         });
         Ok(Self { value })
     }

@@ -29,7 +29,8 @@ pub(super) struct Samples {
 /// One sample, laid out.
 pub(super) struct Run {
     segments: Vec<Segment>,
-    n_answer: usize,
+    /// Tokens of the answer, at the end.
+    pub(super) n_answer: usize,
     /// Rows that are recorded, rising.
     pub(super) picks: Vec<usize>,
     /// Rows after which a token of the answer is chosen, recorded for the output head.

@@ -1,7 +1,8 @@
 //! Which module gets how many bits.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, bail};
-use lance_mm::quant::{Expert, Proj};
 use lance_mm::tensor::Scheme;
 
 use super::Preset;
@@ -12,6 +13,8 @@ pub(super) struct Schemes {
     embed: Scheme,
     head: Scheme,
     vit: Option<Scheme>,
+    /// What a budget allots to modules: before all the others.
+    allotted: BTreeMap<String, Option<Scheme>>,
 }
 
 impl Schemes {
@@ -34,20 +37,30 @@ impl Schemes {
             Some(bits @ (4 | 8)) => Some(Scheme::affine(bits, 64)?),
             Some(other) => bail!("--vit: expected 8 or 4, found {other}"),
         };
-        Ok(Self { linear, embed, head, vit })
+        Ok(Self { linear, embed, head, vit, allotted: BTreeMap::new() })
     }
 
-    /// Of a linear layer; `None` where its columns are not whole groups of any size.
-    pub(super) fn linear(&self, _: Expert, _: Proj, cols: usize) -> Option<Scheme> {
-        fitting(self.linear, cols)
+    /// The same, with these modules as they are allotted; `None` is bf16.
+    pub(super) fn with(self, allotted: BTreeMap<String, Option<Scheme>>) -> Self {
+        Self { allotted, ..self }
+    }
+
+    /// Of a linear layer of this path; `None` leaves it in bf16: a budget says so, or its columns are not
+    /// whole groups of any size.
+    pub(super) fn linear(&self, path: &str, cols: usize) -> Option<Scheme> {
+        self.of(path, self.linear, cols)
     }
 
     pub(super) fn embed(&self, cols: usize) -> Option<Scheme> {
-        fitting(self.embed, cols)
+        self.of("embed_tokens", self.embed, cols)
     }
 
     pub(super) fn head(&self, cols: usize) -> Option<Scheme> {
-        fitting(self.head, cols)
+        self.of("lm_head", self.head, cols)
+    }
+
+    fn of(&self, path: &str, default: Scheme, cols: usize) -> Option<Scheme> {
+        self.allotted.get(path).copied().unwrap_or_else(|| fitting(default, cols))
     }
 
     /// Whether the vision transformer is quantized at all.
@@ -58,11 +71,6 @@ impl Schemes {
     /// Of a matrix of the vision transformer.
     pub(super) fn vit(&self, cols: usize) -> Option<Scheme> {
         self.vit.filter(|s| cols.is_multiple_of(s.group_size()))
-    }
-
-    /// The setting that `config.json` states for all modules.
-    pub(super) fn default(&self) -> Scheme {
-        self.linear
     }
 }
 

@@ -77,14 +77,61 @@ fn a_quantized_checkpoint_answers_as_the_original() {
 }
 
 #[test]
-fn a_run_that_is_killed_goes_on_to_the_same_bytes() {
+fn a_budget_is_divided_among_the_matrices() {
+    let files = Files::demos();
+    let dir = tempfile::tempdir().unwrap();
+    let calib = calibration(&files, dir.path());
+    let quantize = |out: &Path, bits: &str| {
+        let out = out.display().to_string();
+        let mixed = ["--recipe", "vqa-mixed", "--bits-per-weight", bits, "--calib", &calib];
+        let quick = ["--rows", "256", "--gptq", "off", "--without", "clip,refit"];
+        lance_mm(["quantize", "-q", NANO_BF16, &out].into_iter().chain(mixed).chain(quick))
+    };
+    let out = dir.path().join("out");
+    let run = quantize(&out, "3.6");
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""));
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(out.join(name)).unwrap()).unwrap()
+    };
+    // The widths of the report are those of the configuration and of the file.
+    let (config, report) = (read("config.json"), read("quantization_report.json"));
+    let (config, widths) = (&config["quantization"], report["widths"].as_array().unwrap());
+    assert_eq!(widths.len(), 30, "embedding, head and 28 linear layers");
+    let mut found = std::collections::HashSet::new();
+    for width in widths {
+        let entry = &config[width["name"].as_str().unwrap()];
+        let of = |key: &str| if entry[key].is_null() { &config[key] } else { &entry[key] };
+        match &width["bits"] {
+            serde_json::Value::Null => assert_eq!(entry, false, "{width}"),
+            bits => assert_eq!((of("bits"), of("group_size")), (bits, &width["group_size"]), "{width}"),
+        }
+        found.insert((width["bits"].to_string(), width["group_size"].to_string()));
+    }
+    assert!(found.len() > 1, "{found:?}");
+    let inspect = lance_mm(["inspect", "--json", &out.display().to_string()]);
+    assert_eq!(inspect.code, 0, "{}", inspect.stdout);
+    let inspect: serde_json::Value = serde_json::from_str(&inspect.stdout).unwrap();
+    let bits = inspect["model"]["bits_per_weight"].as_f64().unwrap();
+    assert!(bits > 3.4 && bits <= 3.6, "{bits}");
+    // The least is named, and can be had.
+    let small = dir.path().join("small");
+    let error = quantize(&small, "1.5").error().to_owned();
+    let least = error.strip_prefix("--bits-per-weight: expected ").and_then(|rest| rest.split(' ').next());
+    let least = least.unwrap_or_else(|| panic!("{error}")).to_owned();
+    fs::remove_dir_all(dir.path().join(".small.work")).unwrap();
+    assert_eq!(quantize(&small, &least).code, 0);
+}
+
+/// Kills a run at ten moments, going on each time; the last call finishes it.
+fn killed_and_whole(more: &[&str]) {
     let files = Files::demos();
     let dir = tempfile::tempdir().unwrap();
     let calib = calibration(&files, dir.path());
     let (whole, cut) = (dir.path().join("whole"), dir.path().join("cut"));
-    let args = |out: &Path| {
+    let args = |out: &Path| -> Vec<String> {
         let out = out.display().to_string();
-        ["quantize", "-q", NANO_BF16, &out, "--calib", &calib, "--rows", "128"].map(str::to_owned)
+        let args = ["quantize", "-q", NANO_BF16, &out, "--calib", &calib, "--rows", "128"];
+        args.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
     };
     let start = Instant::now();
     assert_eq!(lance_mm(args(&whole)).code, 0);
@@ -102,6 +149,17 @@ fn a_run_that_is_killed_goes_on_to_the_same_bytes() {
     let last = lance_mm(args(&cut));
     assert_eq!((last.code, last.stderr.as_str()), (0, ""));
     assert!(bytes(&whole) == bytes(&cut), "the bytes differ");
+}
+
+#[test]
+fn a_run_that_is_killed_goes_on_to_the_same_bytes() {
+    killed_and_whole(&[]);
+}
+
+#[test]
+fn a_run_with_a_budget_that_is_killed_goes_on_to_the_same_bytes() {
+    let budget = ["--recipe", "vqa-mixed", "--bits-per-weight", "4.1", "--sensitivity", "linear"];
+    killed_and_whole(&[budget.as_slice(), &["--gptq", "off", "--without", "clip,refit"]].concat());
 }
 
 /// The program where no file may become larger than `blocks` of 512 or 1,024 bytes: writing more fails as on a
@@ -144,6 +202,67 @@ fn a_full_disk_leaves_no_half_file() {
     assert!(bytes(&whole) == bytes(&full), "the bytes differ");
 }
 
+/// The nano model in bf16, the MLPs of its vision transformer cut to `width`.
+fn cut_vit(dir: &Path, width: usize) {
+    let nano = Path::new(NANO_BF16);
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&fs::read(nano.join("config.json")).unwrap()).unwrap();
+    let full = config["vision_config"]["intermediate_size"].as_u64().unwrap() as usize;
+    config["vision_config"]["intermediate_size"] = width.into();
+    fs::create_dir(dir).unwrap();
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    for name in ["generation_config.json", "tokenizer.json", "model.safetensors"] {
+        fs::copy(nano.join(name), dir.join(name)).unwrap();
+    }
+    let vit = fs::read(nano.join("vit.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&vit).unwrap();
+    let cut = |name: &str, view: &safetensors::tensor::TensorView<'_>| -> (Vec<usize>, Vec<u8>) {
+        let (mut shape, data) = (view.shape().to_vec(), view.data());
+        let row = data.len() / shape[0];
+        if !name.contains(".mlp.") || !name.starts_with("blocks.") {
+            return (shape, data.to_vec());
+        }
+        if shape[0] == full {
+            shape[0] = width;
+            return (shape, data[..row * width].to_vec());
+        }
+        if shape.get(1) == Some(&full) {
+            shape[1] = width;
+            return (shape, data.chunks(row).flat_map(|r| r[..row / full * width].to_vec()).collect());
+        }
+        (shape, data.to_vec())
+    };
+    let cuts: Vec<_> =
+        file.tensors().iter().map(|(name, view)| (name.clone(), view.dtype(), cut(name, view))).collect();
+    let views = cuts.iter().map(|(name, dtype, (shape, data))| {
+        (name, safetensors::tensor::TensorView::new(*dtype, shape.clone(), data).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &dir.join("vit.safetensors")).unwrap();
+}
+
+#[test]
+fn an_mlp_of_the_vision_transformer_is_padded_to_whole_groups() {
+    let files = Files::demos();
+    let dir = tempfile::tempdir().unwrap();
+    let (cut, out) = (dir.path().join("cut"), dir.path().join("out"));
+    cut_vit(&cut, 340);
+    let of = |path: &Path| path.display().to_string();
+    // The language model at 8 bits, so that what differs is the vision transformer.
+    let run =
+        lance_mm(["quantize", "-q", &of(&cut), &of(&out), "--recipe", "rtn", "--bits", "8", "--vit", "8"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let inspect = lance_mm(["inspect", &of(&out)]);
+    assert_eq!(inspect.code, 0, "{}", inspect.stdout);
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["vision_config"]["intermediate_size"], 384);
+    let vit = fs::read(out.join("vit.safetensors")).unwrap();
+    let vit = safetensors::SafeTensors::deserialize(&vit).unwrap();
+    assert_eq!(vit.tensor("blocks.0.mlp.down_proj.weight").unwrap().shape(), [128, 96]);
+    assert_eq!(vit.tensor("blocks.0.mlp.up_proj.bias").unwrap().shape(), [384]);
+    assert_eq!(answers(&files, &out), answers(&files, &cut));
+}
+
 #[test]
 fn what_cannot_be_quantized_is_refused() {
     let files = Files::demos();
@@ -162,6 +281,11 @@ fn what_cannot_be_quantized_is_refused() {
     assert!(bits.error().contains("bits 2, 3, 4, 5, 6 or 8"), "{}", bits.stderr);
     let vit = lance_mm(["quantize", "-q", NANO_BF16, &other, "--vit", "5"]);
     assert!(vit.error().contains("--vit: expected 8 or 4, found 5"), "{}", vit.stderr);
+    let gen_ = lance_mm(["quantize", "-q", NANO_BF16, &other, "--gen", "calibrate", "pictures.jsonl"]);
+    assert_eq!(gen_.code, 2);
+    assert!(gen_.stderr.contains("inputs of the GEN expert"), "{}", gen_.stderr);
+    let budget = lance_mm(["quantize", "-q", NANO_BF16, &other, "--bits-per-weight", "4"]);
+    assert!(budget.error().contains("--recipe vqa-mixed only"), "{}", budget.stderr);
     let missing = lance_mm(["quantize", "-q", NANO_BF16, &other, "--calib", "nowhere.jsonl"]);
     assert!(missing.error().contains("nowhere.jsonl"), "{}", missing.stderr);
     let none = lance_mm(["quantize", "-q", NANO_BF16, &other]);

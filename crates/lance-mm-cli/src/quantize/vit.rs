@@ -1,0 +1,102 @@
+//! The vision transformer: copied, or with packed matrices.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use lance_mm::Checkpoint;
+use lance_mm::quant::{Recipe, Source, quantize_linear};
+use lance_mm::tensor::{TensorInfo, Weight};
+use safetensors::Dtype;
+
+use super::layer::{self, Shared, Stored};
+use super::scheme::Schemes;
+use crate::model::Extra;
+
+const FILE: &str = "vit.safetensors";
+
+/// Width of the MLP in the new file: whole groups, where its matrices are packed. What is added is zero and
+/// computes zero, since `silu(0) · 0 = 0`.
+pub(super) fn mlp_width(source: &Checkpoint, schemes: &Schemes) -> Option<usize> {
+    let width = source.vit()?.info("blocks.0.mlp.down_proj.weight")?.shape.get(1).copied()?;
+    let padded = width.next_multiple_of(64);
+    (padded != width && schemes.vit(padded).is_some()).then_some(padded)
+}
+
+/// Writes `vit.safetensors`, if the source has one.
+pub(super) fn write(dir: &Path, source: &Checkpoint, extras: &[Extra], schemes: &Schemes) -> Result<()> {
+    let path = dir.join(FILE);
+    let Some(vit) = source.vit() else { return Ok(()) };
+    let file = extras.iter().find(|extra| extra.name == FILE);
+    if let Some(file) = file.filter(|_| !schemes.packs_vit()) {
+        return file.write(&path);
+    }
+    let wide = mlp_width(source, schemes);
+    let mut tensors: HashMap<String, Stored> = HashMap::new();
+    for tensor in vit.tensors() {
+        let shape = padded(&tensor, wide);
+        let packs = tensor.name.strip_suffix(".weight").zip(match shape[..] {
+            [rows, cols] => schemes.vit(cols).map(|scheme| (rows, cols, scheme)),
+            _ => None,
+        });
+        if let Some((module, (rows, cols, scheme))) = packs {
+            let weight = Weight::load(&vit.pp(module), tensor.shape[0], tensor.shape[1])?;
+            let weight = Padded { weight: &weight, rows, cols };
+            let result = quantize_linear(module, &weight, None, scheme, &Recipe::default())?;
+            layer::packed(module, &result.weight, &mut tensors);
+            continue;
+        }
+        let mut bytes = vit.with_bytes(&tensor.name, <[u8]>::to_vec).context("a tensor of this file")?;
+        // Only whole rows are added to what is not packed.
+        bytes.resize(bytes.len() / tensor.shape[0] * shape[0], 0);
+        tensors.insert(tensor.name, Stored { dtype: tensor.dtype, shape, bytes });
+    }
+    vit.check()?;
+    match file {
+        Some(file) if tensors.values().all(|t| t.dtype != Dtype::U32) => file.write(&path),
+        _ => safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, Shared(t))), None, &path)
+            .with_context(|| path.display().to_string()),
+    }
+}
+
+/// The shape of a tensor with the MLP `wide`.
+fn padded(tensor: &TensorInfo, wide: Option<usize>) -> Vec<usize> {
+    let mut shape = tensor.shape.clone();
+    let (Some(wide), Some((_, name))) = (wide, tensor.name.split_once(".mlp.")) else { return shape };
+    if !tensor.name.starts_with("blocks.") {
+        return shape;
+    }
+    match (name, &mut shape[..]) {
+        ("gate_proj.weight" | "up_proj.weight", [rows, _]) => *rows = wide,
+        ("gate_proj.bias" | "up_proj.bias", [rows]) => *rows = wide,
+        ("down_proj.weight", [_, cols]) => *cols = wide,
+        _ => {}
+    }
+    shape
+}
+
+/// A weight with zeros below and to the right.
+struct Padded<'a> {
+    weight: &'a Weight,
+    rows: usize,
+    cols: usize,
+}
+
+impl Source for Padded<'_> {
+    fn n_rows(&self) -> usize {
+        self.rows
+    }
+
+    fn n_cols(&self) -> usize {
+        self.cols
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        let (values, rest) = out.split_at_mut(self.weight.n_cols());
+        rest.fill(0.0);
+        match row < self.weight.n_rows() {
+            true => self.weight.read_row(row, values),
+            false => values.fill(0.0),
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! Bits and groups of every matrix under a budget: what rounding does to each of them at each width, and how
+//! much answers mind.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use lance_mm::models::{Experts, Llm, is_generation};
+use lance_mm::quant::{
+    Choice, Expert, Item, LayerWeights, Proj, Recipe, SiteRows, allocate, measure_head, measure_layer,
+    quantize_linear, stored_bytes, width_errors, widths,
+};
+use lance_mm::tensor::{Scheme, TensorInfo, Weight, Weights};
+use lance_mm::{Checkpoint, Understanding};
+use serde::{Deserialize, Serialize};
+
+use super::Gen;
+use super::capture::Capture;
+use super::judge::Judge;
+use super::layer::{self, Stored};
+use super::samples::Samples;
+use super::scheme::Schemes;
+use super::workdir::WorkDir;
+use crate::output::Hints;
+
+/// What the widths are, for resumed runs and the report.
+pub(super) const FILE: &str = "widths.json";
+
+/// Rows that are measured with: fewer than those that weights are fitted to.
+const ROWS: usize = 2048;
+
+/// How much answers mind an error is measured..
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Sensitivity {
+    /// .. not at all: every weight counts the same.
+    None,
+    /// .. by rounding one layer at a time.
+    Layer,
+    /// .. by rounding one matrix at a time.
+    Linear,
+}
+
+/// What is known of a matrix.
+#[derive(Serialize, Deserialize)]
+struct Measured {
+    name: String,
+    rows: usize,
+    cols: usize,
+    /// Divergence of answers by relative output error.
+    sensitivity: f64,
+    /// Relative output error in each scheme of [`widths`].
+    errors: Vec<Option<f64>>,
+}
+
+/// The width of a matrix; none leaves it in bf16.
+#[derive(Serialize, Deserialize)]
+struct Width {
+    name: String,
+    bits: Option<usize>,
+    group_size: Option<usize>,
+    sensitivity: f64,
+    /// Divergence that is expected of it, nats.
+    damage: f64,
+}
+
+/// What measuring needs.
+pub(super) struct Measuring<'a> {
+    pub(super) open: &'a dyn Fn() -> Result<Checkpoint>,
+    pub(super) schemes: &'a Schemes,
+    pub(super) recipe: &'a Recipe,
+    pub(super) sensitivity: Sensitivity,
+    pub(super) samples: &'a Samples,
+    pub(super) work: &'a WorkDir,
+    pub(super) hints: Hints,
+}
+
+impl Measuring<'_> {
+    /// Measures every matrix of the UND expert, layer by layer; what an earlier run measured is left as it is.
+    pub(super) fn run(&self, capture: &mut Capture<'_>, layers: usize) -> Result<()> {
+        let judge = match self.sensitivity {
+            Sensitivity::None => None,
+            _ => {
+                let _busy = self.hints.busy("answers of the unchanged model");
+                let inputs = capture.inputs()?;
+                Some(Judge::new(&Understanding::new((self.open)()?)?, self.samples, &inputs)?)
+            }
+        };
+        let judge = judge.as_ref();
+        self.part("embed", || self.embedding(judge, capture))?;
+        for index in 0..layers {
+            let _busy = self.hints.busy(&format!("measuring layer {} of {layers}", index + 1));
+            let before = capture.hidden().to_vec();
+            if let Some(sites) = capture.layer(&Understanding::new((self.open)()?)?, index)? {
+                self.part(&index.to_string(), || self.layer(judge, index, &sites, &before))?;
+            }
+            capture.advance_keeping_first(index)?;
+        }
+        let _busy = self.hints.busy("measuring the head");
+        self.part("head", || self.head(judge, capture, layers))
+    }
+
+    /// Writes what `measure` finds, unless it is there.
+    fn part(&self, name: &str, measure: impl FnOnce() -> Result<Vec<Measured>>) -> Result<()> {
+        let file = part_file(name);
+        if self.work.has(&file) {
+            return Ok(());
+        }
+        self.work.write(&file, &serde_json::to_vec(&measure()?)?)
+    }
+
+    /// Divergence with some tensors changed.
+    fn divergence(
+        &self,
+        judge: Option<&Judge>,
+        changed: &HashMap<String, Stored>,
+        first: usize,
+        hidden: &[candle_core::Tensor],
+    ) -> Result<f64> {
+        let Some(judge) = judge else { return Ok(0.0) };
+        let llm = self.changed(changed)?;
+        judge.divergence(&llm, first, &|at, _| Ok(hidden[at].clone()))
+    }
+
+    fn changed(&self, tensors: &HashMap<String, Stored>) -> Result<Llm> {
+        let views = tensors.iter().map(|(name, tensor)| (name, layer::Shared(tensor)));
+        let over = Weights::from_vec("changed weights", safetensors::serialize(views, None)?)?;
+        let source = (self.open)()?;
+        Ok(Llm::load(source.config(), &source.model().overlaid(&over), Experts::Und)?)
+    }
+
+    fn layer(
+        &self,
+        judge: Option<&Judge>,
+        index: usize,
+        sites: &SiteRows,
+        hidden: &[candle_core::Tensor],
+    ) -> Result<Vec<Measured>> {
+        let source = (self.open)()?;
+        let heads = layer::heads(source.config());
+        let sites = &sites.thinned(ROWS);
+        let und = layer::read(&source, index, Expert::Und)?;
+        let shapes: Vec<(usize, usize)> = und.linears.iter().map(|w| (w.n_rows(), w.n_cols())).collect();
+        // Rounds the matrices that `which` names, the others stay as they are but for their scales.
+        let round = |which: &dyn Fn(Proj) -> bool, others: &[Scheme]| {
+            let weights = LayerWeights { layer: index, heads, experts: vec![und.clone()] };
+            let scheme = |expert: Expert, proj: Proj| {
+                let cols = shapes[proj as usize].1;
+                self.schemes.linear(&proj.path(index, expert), cols).filter(|_| which(proj))
+            };
+            let mut result = measure_layer(weights, vec![Some(sites.clone())], &scheme, self.recipe, others)?;
+            result.experts.pop().context("one expert")
+        };
+        let judged = |expert: lance_mm::quant::ExpertResult| -> Result<(f64, f64)> {
+            let mut tensors = HashMap::new();
+            let reports = layer::store(index, expert, layer::f32_matrix, &mut tensors);
+            let error: f64 = reports.iter().map(|report| report.final_error).sum();
+            Ok((self.divergence(judge, &tensors, index, hidden)?, error))
+        };
+        let all = round(&|_| true, &widths())?;
+        let errors: Vec<Vec<Option<f64>>> = all.linears.iter().map(|l| l.errors.clone()).collect();
+        let sensitivities = match self.sensitivity {
+            Sensitivity::None => shapes.iter().map(|(rows, cols)| (rows * cols) as f64).collect(),
+            Sensitivity::Layer => {
+                let (moved, error) = judged(all)?;
+                vec![ratio(moved, error); Proj::ALL.len()]
+            }
+            Sensitivity::Linear => {
+                let each = |proj: Proj| {
+                    let (moved, error) = judged(round(&|other| other == proj, &[])?)?;
+                    Ok(ratio(moved, error))
+                };
+                Proj::ALL.into_iter().map(each).collect::<Result<Vec<f64>>>()?
+            }
+        };
+        let parts = Proj::ALL.into_iter().zip(shapes.iter().copied()).zip(sensitivities).zip(errors);
+        Ok(parts
+            .map(|(((proj, (rows, cols)), sensitivity), errors)| Measured {
+                name: proj.path(index, Expert::Und),
+                rows,
+                cols,
+                sensitivity,
+                errors,
+            })
+            .collect())
+    }
+
+    /// Its error is that of the weights; answers mind it through text rows alone.
+    fn embedding(&self, judge: Option<&Judge>, capture: &Capture<'_>) -> Result<Vec<Measured>> {
+        let name = "embed_tokens";
+        let source = (self.open)()?;
+        let (rows, cols) = (source.config().vocab_size, source.config().hidden_size);
+        let weight = Weight::load(&source.model().pp(name), rows, cols)?;
+        source.model().check()?;
+        let errors = width_errors(name, &weight, None, &widths(), self.recipe)?;
+        let sensitivity = match (judge, self.schemes.embed(cols)) {
+            (Some(judge), Some(scheme)) => {
+                let result = quantize_linear(name, &weight, None, scheme, self.recipe)?;
+                let mut tensors = HashMap::new();
+                layer::packed(name, &result.weight, &mut tensors);
+                let llm = self.changed(&tensors)?;
+                let moved = judge.divergence(&llm, 0, &|at, sequence| {
+                    let x = &capture.hidden()[at];
+                    let features = sequence.visual().iter().map(|rows| x.narrow(0, rows.start, rows.len()));
+                    Ok(llm.embed(sequence, &features.collect::<candle_core::Result<Vec<_>>>()?)?)
+                })?;
+                ratio(moved, result.trial().held_back)
+            }
+            _ => (rows * cols) as f64,
+        };
+        Ok(vec![Measured { name: name.into(), rows, cols, sensitivity, errors }])
+    }
+
+    fn head(&self, judge: Option<&Judge>, capture: &Capture<'_>, layers: usize) -> Result<Vec<Measured>> {
+        let name = "lm_head";
+        let source = (self.open)()?;
+        let (rows, cols) = (source.config().vocab_size, source.config().hidden_size);
+        let Some(scheme) = self.schemes.head(cols).filter(|_| source.model().pp(name).has("weight")) else {
+            return Ok(Vec::new());
+        };
+        let inputs =
+            capture.head_rows(&Understanding::new((self.open)()?)?)?.context("samples")?.thinned(ROWS);
+        let weight = Weight::load(&source.model().pp(name), rows, cols)?;
+        let mut norm = layer::values(&source.model().tensor("norm.weight", &[cols])?)?;
+        source.model().check()?;
+        let result = measure_head(name, &mut norm, &weight, inputs, scheme, self.recipe, &widths())?;
+        let sensitivity = match judge {
+            None => (rows * cols) as f64,
+            Some(_) => {
+                let mut tensors = HashMap::new();
+                layer::packed(name, &result.weight, &mut tensors);
+                tensors.insert("norm.weight".to_owned(), layer::f32s(&norm));
+                ratio(self.divergence(judge, &tensors, layers, capture.hidden())?, result.report.final_error)
+            }
+        };
+        Ok(vec![Measured { name: name.into(), rows, cols, sensitivity, errors: result.errors }])
+    }
+}
+
+fn part_file(name: &str) -> String {
+    format!("widths_{name}.json")
+}
+
+/// Nothing that comes of no error says nothing.
+fn ratio(moved: f64, error: f64) -> f64 {
+    if error > 0.0 { moved / error } else { 0.0 }
+}
+
+/// Divides `bits` per weight of the file among what was measured, and keeps the result.
+pub(super) fn allot(
+    source: &Checkpoint,
+    schemes: &Schemes,
+    gen_: Gen,
+    bits: f64,
+    layers: usize,
+    work: &WorkDir,
+) -> Result<()> {
+    let mut measured: Vec<Measured> = Vec::new();
+    for name in ["embed".to_owned(), "head".to_owned()].into_iter().chain((0..layers).map(|i| i.to_string()))
+    {
+        let part = work.read_json(&part_file(&name))?.with_context(|| format!("{name}: not measured"))?;
+        measured.extend(serde_json::from_value::<Vec<Measured>>(part)?);
+    }
+    let items: Vec<Item> = measured.iter().map(|m| item(m, source)).collect();
+    let room = Room::new(source, &measured, schemes, gen_);
+    let least = room.others + items.iter().map(smallest).sum::<u64>();
+    let budget = (bits * room.parameters as f64 / 8.0).floor() as u64;
+    if least > budget {
+        // Rounded up, so that the number can be asked for.
+        let smallest = (8000.0 * least as f64 / room.parameters as f64).ceil() / 1000.0;
+        bail!("--bits-per-weight: expected {smallest} or more, the least this model takes, found {bits}");
+    }
+    let picked = allocate(&items, budget - room.others)?;
+    let widths: Vec<Width> = measured
+        .iter()
+        .zip(items.iter().zip(picked))
+        .map(|(m, (item, at))| {
+            let Choice { scheme, damage, .. } = item.choices[at];
+            let (bits, group_size) = (scheme.map(|s| s.bits()), scheme.map(|s| s.group_size()));
+            Width { name: m.name.clone(), bits, group_size, sensitivity: m.sensitivity, damage }
+        })
+        .collect();
+    work.write(FILE, &serde_json::to_vec(&widths)?)
+}
+
+/// The widths that an earlier call of [`allot`] kept.
+pub(super) fn read(work: &WorkDir) -> Result<Option<BTreeMap<String, Option<Scheme>>>> {
+    let Some(stored) = work.read_json(FILE)? else { return Ok(None) };
+    let widths: Vec<Width> = serde_json::from_value(stored).context(FILE)?;
+    let scheme = |width: Width| {
+        let scheme = match (width.bits, width.group_size) {
+            (Some(bits), Some(group)) => Some(Scheme::affine(bits, group)?),
+            _ => None,
+        };
+        Ok((width.name, scheme))
+    };
+    widths.into_iter().map(scheme).collect::<Result<_>>().map(Some)
+}
+
+fn item(measured: &Measured, source: &Checkpoint) -> Item {
+    let Measured { name, rows, cols, sensitivity, errors } = measured;
+    let mut choices: Vec<Choice> = widths()
+        .into_iter()
+        .zip(errors)
+        .filter_map(|(scheme, error)| {
+            let bytes = stored_bytes(*rows, *cols, Some(scheme));
+            Some(Choice { scheme: Some(scheme), bytes, damage: sensitivity * (*error)? })
+        })
+        .collect();
+    // Embedding and head stay in the type of their file.
+    let whole = source.model().info(&format!("{name}.weight")).filter(|_| !name.starts_with("layers."));
+    let bytes = whole.map_or(stored_bytes(*rows, *cols, None), |info| info.bytes as u64);
+    choices.push(Choice { scheme: None, bytes, damage: 0.0 });
+    Item { name: name.clone(), choices }
+}
+
+fn smallest(item: &Item) -> u64 {
+    item.choices.iter().map(|choice| choice.bytes).min().unwrap_or(0)
+}
+
+/// What the model file holds besides the matrices that share the budget.
+struct Room {
+    parameters: u64,
+    others: u64,
+}
+
+impl Room {
+    fn new(source: &Checkpoint, measured: &[Measured], schemes: &Schemes, gen_: Gen) -> Self {
+        let mut room = Self { parameters: 0, others: 0 };
+        let shared: Vec<String> = measured.iter().map(|m| format!("{}.weight", m.name)).collect();
+        let kept = |t: &TensorInfo| gen_ != Gen::Drop || !is_generation(&t.name);
+        for tensor in source.model().tensors().into_iter().filter(kept) {
+            room.parameters += tensor.shape.iter().product::<usize>() as u64;
+            if !shared.contains(&tensor.name) {
+                room.others += stored(&tensor, schemes, gen_);
+            }
+        }
+        room
+    }
+}
+
+/// Bytes, at most, of a tensor that has no share in the budget.
+fn stored(tensor: &TensorInfo, schemes: &Schemes, gen_: Gen) -> u64 {
+    let is_in_layer = tensor.name.starts_with("layers.");
+    match tensor.shape[..] {
+        // What takes scales is written in f32.
+        [n] if tensor.name.contains("norm") || tensor.name.contains("v_proj") => n as u64 * 4,
+        // Of matrices in layers only those of the GEN expert are left.
+        [rows, cols] if is_in_layer && gen_ == Gen::Fit => {
+            stored_bytes(rows, cols, schemes.linear(&tensor.name, cols))
+        }
+        _ => tensor.bytes as u64,
+    }
+}
