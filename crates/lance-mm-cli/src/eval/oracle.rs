@@ -109,7 +109,10 @@ fn document(report: &OracleReport) -> Document {
     }
     document.table(answers);
     document.heading("Time");
-    document.text("Picture: through the vision transformer. Prefill: the prompt through the language model. A token: decoding,          divided by the tokens of the answer.");
+    document.text(
+        "Picture: through the vision transformer. Prefill: the prompt through the language model. A token: \
+         decoding, divided by the tokens of the answer.",
+    );
     document.table(times);
     document
 }
