@@ -15,6 +15,10 @@ const DEPTH: usize = 256;
 const BAND: usize = 8;
 /// Pixels of the result whose input is laid out at a time.
 const TILE: usize = 256;
+/// Pixels whose values begin a multiple of this many apart fall on few lines of the caches, and drive each
+/// other out. A gap of [`GAP`] values between them spreads them.
+const ALIASED: usize = 256;
+const GAP: usize = 16;
 
 /// The filters' size and where they lie on a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,12 +74,26 @@ pub(crate) fn add_conv(x: Frames<'_>, geometry: &Geometry, weight: &DenseWeight,
     }
     let taps: Vec<usize> = present.iter().map(|(tap, _)| *tap).collect();
     let packed = pack(weight, &taps, filter);
+    let aliased = x.channels.is_multiple_of(ALIASED);
+    let pitch = x.channels + if aliased { GAP } else { 0 };
+    // Without gaps, a filter's row is one run of values.
+    let run = if aliased { x.channels } else { kernel_columns * x.channels };
+    let pieces = (0..kernel_columns * x.channels / run)
+        .flat_map(|i| (0..run).step_by(DEPTH).map(move |start| (i, start)))
+        .map(|(i, start)| Piece {
+            input: i * pitch + start,
+            depth: i * run + start,
+            len: DEPTH.min(run - start),
+        })
+        .collect();
     let product = Product {
         frames: present.into_iter().map(|(_, frame)| frame).collect(),
         x,
         geometry,
         packed: &packed,
         n_out,
+        pitch,
+        pieces,
         isa: Isa::detect(),
     };
     // A few tasks for each thread, so that none waits long for the last.
@@ -125,7 +143,20 @@ struct Product<'a> {
     geometry: &'a Geometry,
     packed: &'a [f32],
     n_out: usize,
+    /// Values from one pixel of a tile's input to the next.
+    pitch: usize,
+    /// The parts of a filter's row.
+    pieces: Vec<Piece>,
     isa: Isa,
+}
+
+/// Neighbouring values under one row of a filter.
+struct Piece {
+    /// Where they begin in a tile's input, from the filter's first pixel.
+    input: usize,
+    /// Where they begin in a filter's row.
+    depth: usize,
+    len: usize,
 }
 
 impl Product<'_> {
@@ -133,23 +164,21 @@ impl Product<'_> {
     fn tile(&self, first_row: usize, positions: std::ops::Range<usize>, columns: usize, out: &mut [f32]) {
         let Geometry { kernel: [kernel_rows, kernel_columns], window: Window { stride, .. } } =
             *self.geometry;
-        let channels = self.x.channels;
         let rows = out.len() / (columns * self.n_out);
         // The input under the tile, borders included, one frame after the other.
         let height = (rows - 1) * stride + kernel_rows;
         let width = (positions.len() - 1) * stride + kernel_columns;
         let input = self.gather(first_row * stride, positions.start * stride, height, width);
 
-        let run = kernel_columns * channels;
-        let depth = self.frames.len() * kernel_rows * run;
+        let filter_row = kernel_columns * self.x.channels;
+        let depth = self.frames.len() * kernel_rows * filter_row;
         for line in 0..self.frames.len() * kernel_rows {
             let (frame, y) = (line / kernel_rows, line % kernel_rows);
-            for start in (0..run).step_by(DEPTH) {
-                let len = DEPTH.min(run - start);
+            for piece in &self.pieces {
                 for (n, panel) in self.packed.chunks_exact(depth * PANEL).enumerate() {
-                    let panel = &panel[(line * run + start) * PANEL..][..len * PANEL];
+                    let panel = &panel[(line * filter_row + piece.depth) * PANEL..][..piece.len * PANEL];
                     for row in 0..rows {
-                        let from = ((frame * height + row * stride + y) * width) * channels + start;
+                        let from = (frame * height + row * stride + y) * width * self.pitch + piece.input;
                         let to = (row * columns + positions.start) * self.n_out + n * PANEL;
                         self.line(&input[from..], panel, positions.len(), n, &mut out[to..]);
                     }
@@ -160,7 +189,7 @@ impl Product<'_> {
 
     /// Adds panel `n` of filters to `count` positions side by side.
     fn line(&self, input: &[f32], panel: &[f32], count: usize, n: usize, out: &mut [f32]) {
-        let step = self.geometry.window.stride * self.x.channels;
+        let step = self.geometry.window.stride * self.pitch;
         let filters = (self.n_out - n * PANEL).min(PANEL);
         let block = self.isa.rows();
         for first in (0..count).step_by(block) {
@@ -180,26 +209,18 @@ impl Product<'_> {
         }
     }
 
-    /// Rows and columns of every frame from padded place `(top, left)` on, zeros where there is no pixel.
+    /// Rows and columns of every frame from padded place `(top, left)` on, zeros where there is no pixel and
+    /// between pixels.
     fn gather(&self, top: usize, left: usize, height: usize, width: usize) -> Vec<f32> {
         let (geometry, x) = (self.geometry, self.x);
-        let Window { before, zoom, .. } = geometry.window;
-        let mut input = vec![0.0; self.frames.len() * height * width * x.channels];
-        for (line, out) in input.chunks_exact_mut(width * x.channels).enumerate() {
+        let mut input = vec![0.0; self.frames.len() * height * width * self.pitch];
+        for (line, out) in input.chunks_exact_mut(width * self.pitch).enumerate() {
             let (frame, y) = (self.frames[line / height], line % height);
             let Some(row) = geometry.pixel(top + y, x.height) else { continue };
             let row = &frame[row * x.width * x.channels..][..x.width * x.channels];
-            if zoom == 1 {
-                let skip = before.saturating_sub(left);
-                let from = (left + skip).saturating_sub(before);
-                let count = width.saturating_sub(skip).min(x.width.saturating_sub(from));
-                out[skip * x.channels..][..count * x.channels]
-                    .copy_from_slice(&row[from * x.channels..][..count * x.channels]);
-                continue;
-            }
-            for (column, out) in out.chunks_exact_mut(x.channels).enumerate() {
+            for (column, out) in out.chunks_exact_mut(self.pitch).enumerate() {
                 if let Some(column) = geometry.pixel(left + column, x.width) {
-                    out.copy_from_slice(&row[column * x.channels..][..x.channels]);
+                    out[..x.channels].copy_from_slice(&row[column * x.channels..][..x.channels]);
                 }
             }
         }
