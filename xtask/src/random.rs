@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use lance_mm::models::{Config, Experts, LatentLayers, Llm, Vit, is_generation, latent, required};
+use lance_mm::models::{
+    Config, Experts, LatentLayers, Llm, Vae, VaeConfig, Vit, is_generation, latent, required,
+};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -26,7 +28,7 @@ pub(crate) struct Random {
     /// Seed of the values.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Leave the GEN expert out.
+    /// Leave out what only generation reads: the GEN expert and the VAE.
     #[arg(long)]
     und_only: bool,
     /// Folder whose tokenizer files are copied.
@@ -63,6 +65,10 @@ impl Random {
             }
         };
         let vit = required(|weights| Vit::load(&config.vision, weights).map(drop))?;
+        let vae = match self.und_only {
+            true => Vec::new(),
+            false => required(|weights| Vae::load(&self.vae(), weights).map(drop))?,
+        };
         crate::folder::write(&self.dst, |dir| {
             if self.format == Format::Int4 {
                 let quantization = json!({"group_size": 128, "bits": 4, "mode": "affine"});
@@ -74,14 +80,19 @@ impl Random {
             let stored: Vec<Stored> =
                 llm.iter().flat_map(|(name, shape)| self.stored(name, shape, side)).collect();
             write_file(&dir.join("model.safetensors"), &stored, self.seed)?;
-            let stored: Vec<Stored> = vit
-                .iter()
-                .map(|(name, shape)| Stored::new(name.clone(), Kind::Bf16, shape.clone()))
-                .collect();
-            write_file(&dir.join("vit.safetensors"), &stored, self.seed ^ 1)?;
+            for (file, part, seed) in [("vit", &vit, 1), ("vae", &vae, 2)] {
+                if part.is_empty() {
+                    continue;
+                }
+                let stored: Vec<Stored> = part
+                    .iter()
+                    .map(|(name, shape)| Stored::new(name.clone(), Kind::Bf16, shape.clone()))
+                    .collect();
+                write_file(&dir.join(format!("{file}.safetensors")), &stored, self.seed ^ seed)?;
+            }
             self.copy_tokenizer(dir)
         })?;
-        println!("{}: {} tensors", self.dst.display(), llm.len() + vit.len());
+        println!("{}: {} tensors", self.dst.display(), llm.len() + vit.len() + vae.len());
         Ok(ExitCode::SUCCESS)
     }
 
@@ -94,6 +105,14 @@ impl Random {
                     .with_context(|| format!("--size {path}: neither real, nano nor a config.json"))?;
                 serde_json::from_slice(&text).with_context(|| path.to_owned())
             }
+        }
+    }
+
+    /// The published VAE, or one as narrow as the rest.
+    fn vae(&self) -> VaeConfig {
+        match self.size.as_str() {
+            "real" => VaeConfig::default(),
+            _ => VaeConfig { encoder_width: 4, decoder_width: 6 },
         }
     }
 
@@ -190,7 +209,7 @@ impl Stored {
         for _ in 0..self.count() {
             match self.kind {
                 Kind::F32 => out.extend((1.0 + 0.1 * state.unit()).to_le_bytes()),
-                Kind::Bf16 if self.name.contains("norm") || self.name.contains("ln_q") => {
+                Kind::Bf16 if ["norm", "ln_q", "gamma"].iter().any(|part| self.name.contains(part)) => {
                     out.extend(bf16(1.0 + 0.1 * state.unit()));
                 }
                 Kind::Bf16 if self.shape.len() == 1 => out.extend(bf16(0.1 * state.unit())),
