@@ -28,18 +28,22 @@ mod geometry;
 mod jpeg;
 mod load;
 mod patches;
+mod png;
 mod resample;
 mod resize;
 mod rgb;
+mod signed;
 
 pub use ::image::RgbImage;
 
 pub use geometry::{Crop, bucket, buckets, crop, native_size};
 pub use load::{LoadOptions, decode, from_raw, load};
 pub use patches::{PATCH_VALUES, PatchRows, patches};
+pub use png::{encode_png, encode_png_animation};
 pub use resample::resample;
 pub(crate) use resize::check_frames;
 pub use resize::{Resize, resize, resize_frames};
+pub use signed::{from_signed, resize_to_bucket, to_signed};
 
 /// Sides of a prepared picture are multiples of this: a 2 x 2 group of patches of 14 pixels, one token.
 pub(crate) const FACTOR: u32 = 28;

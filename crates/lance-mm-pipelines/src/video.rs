@@ -2,8 +2,11 @@
 //!
 //! The model sees 12 frames per second of a clip, at most 69, spread over all of it. [`Clip::sampled`] picks
 //! them; [`resize_frames`](crate::image::resize_frames) and [`patches`](crate::image::patches) do the rest.
-//! Video files are not decoded here: an animated GIF or a folder of stills is, and frames in memory are as
-//! good.
+//! An animated GIF or a folder of stills is decoded here, and frames in memory are as good; for video files
+//! [`Ffmpeg`] runs the program of that name. [`Animation`] writes frames.
+
+mod animation;
+mod ffmpeg;
 
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
@@ -11,6 +14,8 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::image::{LoadOptions, RgbImage, check_frames, gif, load};
+pub use animation::Animation;
+pub use ffmpeg::Ffmpeg;
 
 /// Frames per second the model was trained on.
 pub const SAMPLED_FPS: f64 = 12.0;

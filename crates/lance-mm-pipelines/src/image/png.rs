@@ -1,0 +1,104 @@
+//! PNG files that say how they came about.
+
+use std::io::Write;
+
+use ::image::RgbImage;
+use ::png::{BitDepth, ColorType, Encoder, EncodingError};
+
+use super::resize::check_frames;
+use crate::error::{Error, Result};
+
+/// A PNG file of a picture; `texts` are keywords of 1 to 79 Latin characters and what they say, kept as
+/// international text.
+///
+/// # Errors
+/// A picture without pixels, a keyword that PNG does not allow.
+pub fn encode_png(picture: &RgbImage, texts: &[(&str, &str)]) -> Result<Vec<u8>> {
+    encode(&[picture], None, texts)
+}
+
+/// An animated PNG file of frames of one size at `fps` frames a second, repeated for ever.
+///
+/// # Errors
+/// No frames, frames of different sizes, and as [`encode_png`].
+pub fn encode_png_animation(frames: &[RgbImage], fps: u16, texts: &[(&str, &str)]) -> Result<Vec<u8>> {
+    encode(&frames.iter().collect::<Vec<_>>(), Some(fps), texts)
+}
+
+fn encode(frames: &[&RgbImage], fps: Option<u16>, texts: &[(&str, &str)]) -> Result<Vec<u8>> {
+    let (width, height) = check_frames(frames)?.dimensions();
+    let mut bytes = Vec::new();
+    let result = write(&mut bytes, frames, (width, height), fps, texts);
+    let name = || format!("PNG of {width}x{height} pixels");
+    result.map_err(|error| Error::Image { name: name(), message: error.to_string() })?;
+    Ok(bytes)
+}
+
+fn write(
+    out: impl Write,
+    frames: &[&RgbImage],
+    (width, height): (u32, u32),
+    fps: Option<u16>,
+    texts: &[(&str, &str)],
+) -> std::result::Result<(), EncodingError> {
+    let mut encoder = Encoder::new(out, width, height);
+    encoder.set_color(ColorType::Rgb);
+    encoder.set_depth(BitDepth::Eight);
+    if let Some(fps) = fps {
+        encoder.set_animated(frames.len() as u32, 0)?;
+        encoder.set_frame_delay(1, fps)?;
+    }
+    for (keyword, text) in texts {
+        encoder.add_itxt_chunk((*keyword).to_owned(), (*text).to_owned())?;
+    }
+    let mut writer = encoder.write_header()?;
+    for frame in frames {
+        writer.write_image_data(frame.as_raw())?;
+    }
+    writer.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+    use crate::image::{LoadOptions, decode};
+
+    fn picture(level: u8) -> RgbImage {
+        RgbImage::from_fn(5, 3, |x, y| ::image::Rgb([x as u8, y as u8, level]))
+    }
+
+    #[test]
+    fn pixels_and_texts_come_back() {
+        let prompt = "Ein Fuchs, 一只狐狸";
+        let bytes = encode_png(&picture(9), &[("prompt", prompt), ("seed", "42")]).unwrap();
+        assert_eq!(decode(&bytes, "x", &LoadOptions::default()).unwrap(), picture(9));
+        let reader = ::png::Decoder::new(Cursor::new(&bytes)).read_info().unwrap();
+        let texts = &reader.info().utf8_text;
+        assert_eq!((texts[0].keyword.as_str(), texts[0].get_text().unwrap().as_str()), ("prompt", prompt));
+        assert_eq!(texts[1].get_text().unwrap(), "42");
+    }
+
+    #[test]
+    fn an_animation_has_all_frames() {
+        let frames: Vec<_> = (0..3).map(picture).collect();
+        let bytes = encode_png_animation(&frames, 12, &[]).unwrap();
+        let mut reader = ::png::Decoder::new(Cursor::new(&bytes)).read_info().unwrap();
+        assert_eq!(reader.info().animation_control.unwrap().num_frames, 3);
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        for frame in &frames {
+            reader.next_frame(&mut pixels).unwrap();
+            assert_eq!(&pixels, frame.as_raw());
+            assert_eq!(reader.info().frame_control.unwrap().delay_den, 12);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_named() {
+        assert!(encode_png(&RgbImage::new(0, 3), &[]).unwrap_err().to_string().starts_with("PNG of 0x3"));
+        assert!(encode_png(&picture(0), &[(&"k".repeat(80), "")]).is_err());
+        assert!(encode_png_animation(&[], 12, &[]).is_err());
+        assert!(encode_png_animation(&[picture(0), RgbImage::new(1, 1)], 12, &[]).is_err());
+    }
+}

@@ -1,0 +1,252 @@
+//! Video files, through the program ffmpeg.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{ErrorKind, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+use super::{Clip, SAMPLED_FPS, sample_indices};
+use crate::error::{Error, Result};
+use crate::image::{LoadOptions, RgbImage, check_frames, from_raw};
+
+/// The programs ffmpeg and ffprobe, looked for in `PATH`.
+#[derive(Clone, Debug)]
+pub struct Ffmpeg(());
+
+impl Ffmpeg {
+    /// Finds the programs.
+    ///
+    /// # Errors
+    /// A program that is not there, or that does not run.
+    pub fn find() -> Result<Self> {
+        for program in ["ffmpeg", "ffprobe"] {
+            let output = Command::new(program).arg("-version").stdin(Stdio::null()).output();
+            match output {
+                Ok(output) if output.status.success() => {}
+                Ok(output) => return Err(failed(program, &output.stderr)),
+                Err(error) => return Err(not_run(program, &error)),
+            }
+        }
+        Ok(Self(()))
+    }
+
+    /// The frames of a video file that the model sees, as [`sample_indices`] picks them: the result holds
+    /// those, at [`SAMPLED_FPS`]. `fps` replaces the file's own average rate.
+    ///
+    /// # Errors
+    /// A file that ffmpeg cannot read or that has no video, more than [`LoadOptions::max_pixels`] pixels in all
+    /// sampled frames, or what [`sample_indices`] refuses.
+    pub fn read(&self, path: &Path, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
+        std::fs::File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let (count, rate) = probe(path)?;
+        let indices = sample_indices(count, fps.unwrap_or(rate))?;
+        let mut wanted = indices.clone();
+        wanted.dedup();
+        let frames = sampled(path, &wanted, options)?;
+        let Some(last) = frames.len().checked_sub(1) else {
+            return Err(Error::Video(format!("{}: expected frames, ffmpeg found none", path.display())));
+        };
+        // Counting packets may find more frames than decoding does.
+        let place = |index: &usize| wanted.binary_search(index).unwrap_or(last).min(last);
+        let picked = indices.iter().map(|index| frames[place(index)].clone()).collect();
+        Clip::from_frames(picked, SAMPLED_FPS)
+    }
+
+    /// Writes frames of one size as the video file `path`, whose name tells ffmpeg the format.
+    ///
+    /// # Errors
+    /// No frames, frames of different sizes, or what ffmpeg refuses.
+    pub fn write(&self, frames: &[RgbImage], fps: u16, path: &Path) -> Result<()> {
+        let (width, height) = check_frames(frames)?.dimensions();
+        let mut command = ffmpeg(["-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]);
+        command.args(["-video_size", &format!("{width}x{height}"), "-framerate", &fps.to_string()]);
+        // Players want colours at half resolution.
+        command.args(["-i", "-", "-an", "-pix_fmt", "yuv420p"]).arg(file(path));
+        let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::null()))?;
+        let written = match child.stdin.take() {
+            Some(mut input) => frames.iter().try_for_each(|frame| input.write_all(frame.as_raw())),
+            None => Ok(()),
+        };
+        finish(child)?;
+        written.map_err(|error| not_run("ffmpeg", &error))
+    }
+}
+
+/// ffmpeg that says nothing but what went wrong, and asks nothing.
+fn ffmpeg<const N: usize>(args: [&str; N]) -> Command {
+    let mut command = Command::new("ffmpeg");
+    command.args(["-nostdin", "-v", "error"]).args(args);
+    command
+}
+
+/// A path that cannot be taken for an option or a protocol.
+fn file(path: &Path) -> OsString {
+    let mut argument = OsString::from("file:");
+    argument.push(path);
+    argument
+}
+
+/// Frames and average rate of a file.
+fn probe(path: &Path) -> Result<(usize, f64)> {
+    let mut command = Command::new("ffprobe");
+    command.args(["-v", "error", "-select_streams", "v:0", "-count_packets", "-of", "json"]);
+    command.args(["-show_entries", "stream=avg_frame_rate,nb_read_packets"]).arg(file(path));
+    let output = command.stdin(Stdio::null()).output().map_err(|error| not_run("ffprobe", &error))?;
+    let name = path.display().to_string();
+    if !output.status.success() {
+        return Err(Error::Video(format!("{name}: {}", last_line(&output.stderr))));
+    }
+    let value: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|error| Error::Video(format!("{name}: ffprobe: {error}")))?;
+    let text = |key: &str| value.pointer(&format!("/streams/0/{key}")).and_then(Value::as_str);
+    let count = text("nb_read_packets").and_then(|n| n.parse().ok());
+    let rate = text("avg_frame_rate").and_then(|rate| {
+        let (frames, seconds) = rate.split_once('/')?;
+        Some(frames.parse::<f64>().ok()? / seconds.parse::<f64>().ok()?)
+    });
+    match (count, rate) {
+        // A rate of 0/0 is one that the file does not tell.
+        (Some(count), rate) => Ok((count, rate.filter(|r| r.is_finite()).unwrap_or(super::UNKNOWN_FPS))),
+        _ => Err(Error::Video(format!("{name}: expected a video, found none in the file"))),
+    }
+}
+
+/// The frames of these numbers, which are rising.
+fn sampled(path: &Path, wanted: &[usize], options: &LoadOptions) -> Result<Vec<RgbImage>> {
+    let select: Vec<String> = wanted.iter().map(|i| format!("eq(n\\,{i})")).collect();
+    // Frames that were picked follow each other, or ffmpeg would fill the gaps with copies.
+    let filter = format!("select={},setpts=N/(FRAME_RATE*TB)", select.join("+"));
+    let mut command = ffmpeg(["-i"]);
+    command.arg(file(path)).args(["-map", "0:v:0", "-vf", &filter, "-frames:v", &wanted.len().to_string()]);
+    command.args(["-f", "image2pipe", "-c:v", "ppm", "-"]);
+    let mut child = spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+    let mut frames = Vec::with_capacity(wanted.len());
+    let mut result = Ok(());
+    if let Some(out) = child.stdout.take() {
+        let mut out = std::io::BufReader::new(out);
+        let mut pixels = 0;
+        loop {
+            match ppm(&mut out, &mut pixels, options.max_pixels) {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break,
+                Err(message) => {
+                    result = Err(Error::Video(format!("{}: {message}", path.display())));
+                    break;
+                }
+            }
+        }
+    }
+    if result.is_err() {
+        // The error that stopped the reading says more than ffmpeg's about its closed output.
+        let _ = child.kill();
+        let _ = child.wait();
+    } else {
+        finish(child).map_err(|error| Error::Video(format!("{}: {error}", path.display())))?;
+    }
+    result.map(|()| frames)
+}
+
+/// The next picture of a stream of binary PPM files; `None` at its end.
+fn ppm(
+    input: &mut impl Read,
+    pixels: &mut u64,
+    max_pixels: u64,
+) -> std::result::Result<Option<RgbImage>, String> {
+    let mut header = Vec::new();
+    // "P6", width, height, 255, each followed by one white space.
+    while header.iter().filter(|b: &&u8| b.is_ascii_whitespace()).count() < 4 {
+        let mut byte = [0];
+        match input.read(&mut byte) {
+            Ok(0) if header.is_empty() => return Ok(None),
+            Ok(1) if header.len() < 64 => header.push(byte[0]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            _ => return Err("expected frames from ffmpeg, found something else".into()),
+        }
+    }
+    let text = String::from_utf8_lossy(&header);
+    let fields: Vec<&str> = text.split_ascii_whitespace().collect();
+    let size = match fields[..] {
+        ["P6", width, height, "255"] => width.parse::<u32>().ok().zip(height.parse::<u32>().ok()),
+        _ => None,
+    };
+    let Some((width, height)) = size else {
+        return Err(format!("expected frames from ffmpeg, found {text:?}"));
+    };
+    *pixels += u64::from(width) * u64::from(height);
+    if *pixels > max_pixels {
+        return Err(format!("expected at most {max_pixels} pixels in the sampled frames, found more"));
+    }
+    let mut bytes = vec![0; width as usize * height as usize * 3];
+    input.read_exact(&mut bytes).map_err(|error| error.to_string())?;
+    from_raw(height, width, bytes).map(Some).map_err(|error| error.to_string())
+}
+
+fn spawn(command: &mut Command) -> Result<Child> {
+    command.stderr(Stdio::piped()).spawn().map_err(|error| not_run("ffmpeg", &error))
+}
+
+/// Waits for the end; an error with what the program said last.
+fn finish(mut child: Child) -> Result<()> {
+    let mut said = Vec::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        let _ = stderr.read_to_end(&mut said);
+    }
+    match child.wait() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err(failed("ffmpeg", &said)),
+        Err(error) => Err(not_run("ffmpeg", &error)),
+    }
+}
+
+fn failed(program: impl AsRef<OsStr>, said: &[u8]) -> Error {
+    Error::Video(format!("{}: {}", program.as_ref().to_string_lossy(), last_line(said)))
+}
+
+fn last_line(said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(said);
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
+    line.unwrap_or("ended with an error").to_owned()
+}
+
+fn not_run(program: &str, error: &std::io::Error) -> Error {
+    match error.kind() {
+        ErrorKind::NotFound => Error::Video(format!(
+            "expected the program {program}, which video files need, found none in PATH (GIF files and folders \
+             of pictures need none)"
+        )),
+        _ => Error::Video(format!("{program}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_of_pictures_is_cut_into_frames() {
+        let mut bytes = b"P6\n2 1\n255\n".to_vec();
+        bytes.extend([1, 2, 3, 4, 5, 6]);
+        bytes.extend(b"P6\n2 1\n255\n\x0a\x20\x0a\x0a\x0a\x0a");
+        let (mut input, mut pixels) = (bytes.as_slice(), 0);
+        let mut next = || ppm(&mut input, &mut pixels, 4);
+        assert_eq!(next().unwrap().unwrap().as_raw(), &[1, 2, 3, 4, 5, 6]);
+        assert_eq!(next().unwrap().unwrap().as_raw(), &[10, 32, 10, 10, 10, 10]);
+        assert!(next().unwrap().is_none());
+        for (bytes, what) in [
+            (&b"P6\n3 2\n255\n"[..], "at most 4 pixels"),
+            (b"P5\n1 1\n255\n0", "found \"P5"),
+            (b"P6\n1 1\n255\n0", "fill whole buffer"),
+            (b"P6\n1", "found something else"),
+        ] {
+            let error = ppm(&mut &*bytes, &mut 0, 4).unwrap_err();
+            assert!(error.contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn paths_are_no_options() {
+        assert_eq!(file(Path::new("-i")), "file:-i");
+    }
+}
