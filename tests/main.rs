@@ -4,4 +4,5 @@
 
 mod checkpoints;
 mod experts;
+mod generate;
 mod support;

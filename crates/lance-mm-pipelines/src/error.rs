@@ -71,6 +71,12 @@ pub enum Error {
     /// Logits that no token can be chosen from.
     #[error("logits: {0}")]
     Logits(String),
+    /// Latents that are no picture.
+    #[error("latents: {0}")]
+    Latents(String),
+    /// Generation was asked to stop.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 impl From<candle_core::Error> for Error {

@@ -17,6 +17,7 @@ pub struct Checkpoint {
     pub(crate) config: Config,
     pub(crate) model: Weights,
     pub(crate) vit: Option<Weights>,
+    pub(crate) vae: Option<Weights>,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) stop_ids: Vec<u32>,
     pub(crate) name: String,
@@ -55,8 +56,11 @@ impl Checkpoint {
         require_loadable(&dir.display().to_string(), &config, &model)?;
         let generation = files.generation_config.as_deref().map(read).transpose()?;
         let vit = files.vit.as_ref().map(layout::Part::open).transpose()?;
+        let vae = files.vae.as_ref().map(layout::Part::open).transpose()?;
         let tokenizer = Tokenizer::from_dir(dir)?;
-        Self::assemble(&dir.display().to_string(), &config, generation.as_deref(), tokenizer, model, vit)
+        let name = dir.display().to_string();
+        let checkpoint = Self::assemble(&name, &config, generation.as_deref(), tokenizer, model, vit)?;
+        Ok(Self { vae, ..checkpoint })
     }
 
     /// A checkpoint whose files lie in memory.
@@ -95,6 +99,7 @@ impl Checkpoint {
         Ok(Self {
             model: model.with_quantization(quantization.clone()),
             vit: vit.map(|vit| vit.with_quantization(quantization.clone())),
+            vae: None,
             quantization,
             stop_ids: stop_ids(name, generation, &tokenizer)?,
             base: base_size(name, &value)?,
@@ -123,6 +128,36 @@ impl Checkpoint {
     /// The tensors of `vit.safetensors`, if it is there.
     pub fn vit(&self) -> Option<&Weights> {
         self.vit.as_ref()
+    }
+
+    /// The tensors of `vae.safetensors`, if it is there.
+    pub fn vae(&self) -> Option<&Weights> {
+        self.vae.as_ref()
+    }
+
+    /// The same checkpoint with the VAE of another file: `Weights::open_in(folder, "vae")`.
+    pub fn with_vae(self, vae: Weights) -> Self {
+        Self { vae: Some(vae), ..self }
+    }
+
+    /// Whether `config.json` says that matrices are quantized, or any of a layer is.
+    pub fn is_quantized(&self) -> bool {
+        let packed = |name: &str| name.starts_with("layers.") && name.ends_with(".scales");
+        self.quantization != Quantization::default() || self.model.tensors().iter().any(|t| packed(&t.name))
+    }
+
+    /// In how many bits matrices are quantized, in words.
+    pub(crate) fn bits(&self) -> String {
+        let modules = self.quantization.modules().filter_map(|(_, scheme)| scheme);
+        let mut bits: Vec<usize> =
+            self.quantization.default_scheme().into_iter().chain(modules).map(|s| s.bits()).collect();
+        bits.sort_unstable();
+        bits.dedup();
+        let list: Vec<String> = bits.iter().map(usize::to_string).collect();
+        match list.is_empty() {
+            true => "quantized weights".to_owned(),
+            false => format!("weights in {} bits", list.join(" and ")),
+        }
     }
 
     /// The tokenizer.

@@ -3,19 +3,22 @@
 //! Start from [`Understanding`]: load a checkpoint, [`generate`](Understanding::generate) an answer about a
 //! picture, or take the steps one by one: [`image`] and [`video`] prepare pixels, [`Tokenizer`] and
 //! [`prompt`] text, [`Understanding::answer`] streams, [`Look`] asks many questions about one picture,
-//! [`Chat`] goes on over several turns. [`eval`] measures what quantization costs,
-//! [`bench`](mod@bench) and [`memory`] what answering does.
+//! [`Chat`] goes on over several turns. [`Generation`] draws pictures and videos; [`mod@generate`] has its parts.
+//! [`eval`] measures what quantization costs, [`bench`](mod@bench) and [`memory`] what answering does.
 
 pub mod bench;
 mod decode;
+mod denoise;
 mod error;
 pub mod eval;
+pub mod generate;
 mod guidance;
 pub mod image;
 pub mod inspect;
 mod lance;
 pub mod layout;
 pub mod memory;
+mod noise;
 pub mod prompt;
 mod sampling;
 mod schedule;
@@ -27,9 +30,12 @@ mod understand;
 pub mod video;
 
 pub use decode::{Decoding, Finish, Sink};
+pub use denoise::{Denoised, Prefix};
 pub use error::{Error, Result};
+pub use generate::{Generation, GenerationOptions, Request};
 pub use guidance::{Guidance, Renorm};
 pub use lance::{Checkpoint, Files};
+pub use noise::noise;
 pub use sampling::{Sampler, Sampling};
 pub use schedule::{Schedule, Step};
 pub use solver::{Method, Solver};

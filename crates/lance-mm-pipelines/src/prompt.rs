@@ -4,12 +4,15 @@
 //! between special tokens are encoded on their own and ids are inserted, so no text of a user is ever
 //! parsed for structure.
 
+mod generation;
+
 use std::fmt;
 
 use lance_mm_models::{Grid, Segment};
 
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
+pub use generation::{GenerationPrompt, Task};
 
 const IM_START: &str = "<|im_start|>";
 const IM_END: &str = "<|im_end|>";
@@ -231,6 +234,15 @@ impl<'t> Prompt<'t> {
             segments.push(Segment::Text(ids));
         }
         Ok(segments)
+    }
+
+    /// As [`take`](Self::take), for text alone.
+    fn take_ids(&mut self) -> Result<Vec<u32>> {
+        let ids = |segment| match segment {
+            Segment::Text(ids) => ids,
+            _ => Vec::new(),
+        };
+        Ok(self.take()?.into_iter().flat_map(ids).collect())
     }
 
     fn token(&mut self, name: &str) -> Result<()> {

@@ -174,7 +174,7 @@ impl Understanding {
     /// Whether matrices of the language model are quantized. The published quantized checkpoint was made
     /// for pictures; its authors did not try videos.
     pub fn is_quantized(&self) -> bool {
-        self.checkpoint.model.tensors().iter().any(|tensor| tensor.name.ends_with(".scales"))
+        self.checkpoint.is_quantized()
     }
 
     /// The tokenizer.

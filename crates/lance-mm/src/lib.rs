@@ -5,7 +5,7 @@
 //!
 //! | module | crate | what |
 //! |---|---|---|
-//! | the root | `lance-mm-pipelines` | tasks: start from [`Understanding`] |
+//! | the root | `lance-mm-pipelines` | tasks: start from [`Understanding`] to ask, [`Generation`] to draw |
 //! | [`models`] | `lance-mm-models` | the networks |
 //! | [`quant`] | `lance-mm-quant` | arithmetic of quantization: scales, rounding, error feedback |
 //! | [`tensor`] | `lance-mm-tensor` | weights, quantized matrices, attention |

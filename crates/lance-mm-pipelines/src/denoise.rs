@@ -1,0 +1,149 @@
+//! The loop that turns noise into latents.
+
+use std::ops::ControlFlow;
+
+use candle_core::Tensor;
+use lance_mm_models::{Cache, LatentLayers, Llm};
+
+use crate::error::{Error, Result};
+use crate::generate::{Plan, Unconditional};
+use crate::guidance::Guidance;
+use crate::schedule::{Schedule, Step};
+use crate::solver::{Method, Solver};
+
+/// Keys and values of what comes before the noise block: constant over all steps.
+pub struct Prefix {
+    /// With the caption.
+    pub conditional: Cache,
+    /// Without; `None` when no step needs it.
+    pub unconditional: Option<Cache>,
+}
+
+/// A step that was taken: tensors f32 `(N, 48)`, one row a latent of the noise block.
+pub struct Denoised<'a> {
+    /// Which.
+    pub step: Step,
+    /// Of how many.
+    pub of: usize,
+    /// The latents it began with.
+    pub x: &'a Tensor,
+    /// The velocity with the caption.
+    pub v_cond: &'a Tensor,
+    /// The velocity without, in steps that guidance applies to.
+    pub v_uncond: Option<&'a Tensor>,
+    /// The velocity that was followed.
+    pub v: &'a Tensor,
+    /// The latents it ended with.
+    pub next: &'a Tensor,
+}
+
+impl Denoised<'_> {
+    /// What the latents would be if the velocity were followed to the end at once, f32 `(N, 48)`: a preview.
+    ///
+    /// # Errors
+    /// What candle refuses.
+    pub fn estimate(&self) -> Result<Tensor> {
+        Ok((self.x - (self.v * f64::from(self.step.t))?)?)
+    }
+}
+
+/// Sees each step, and asks to stop by returning `Break`.
+pub(crate) type Watch<'a> = dyn FnMut(&Denoised<'_>) -> ControlFlow<()> + 'a;
+
+/// What the loop needs besides its latents.
+pub(crate) struct Denoiser<'a> {
+    pub(crate) llm: &'a Llm,
+    pub(crate) latents: &'a LatentLayers,
+    pub(crate) plan: &'a Plan,
+    pub(crate) prefix: Prefix,
+    pub(crate) guidance: &'a Guidance,
+    pub(crate) unconditional: Unconditional,
+    /// Latent frames at the beginning that are clean and stay as they are.
+    pub(crate) clean_frames: usize,
+}
+
+/// Velocities at one place and time, f32 `(N, 48)`.
+pub(crate) struct Velocities {
+    cond: Tensor,
+    uncond: Option<Tensor>,
+    /// What is followed.
+    pub(crate) v: Tensor,
+}
+
+impl Denoiser<'_> {
+    /// Runs all steps from `x` f32 `(N, 48)`: the latents at time 0, likewise.
+    pub(crate) fn run(
+        &mut self,
+        x: Tensor,
+        schedule: &Schedule,
+        method: Method,
+        watch: &mut Watch<'_>,
+    ) -> Result<Tensor> {
+        let mut solver = Solver::new(method);
+        let of = schedule.steps().len();
+        let mut x = x;
+        for step in schedule.steps() {
+            let Velocities { cond, uncond, v } = self.velocities(&x, step)?;
+            let next = self.keep_clean(&x, solver.step(&x, &v, step)?)?;
+            finite(&next, step)?;
+            let v_uncond = uncond.as_ref();
+            if watch(&Denoised { step, of, x: &x, v_cond: &cond, v_uncond, v: &v, next: &next }).is_break() {
+                return Err(Error::Interrupted);
+            }
+            x = next;
+        }
+        Ok(x)
+    }
+
+    /// The velocity at `x`, guided where guidance applies.
+    pub(crate) fn velocities(&mut self, x: &Tensor, step: Step) -> Result<Velocities> {
+        let grid = self.plan.grid;
+        let times: Vec<f32> = (0..grid.t).map(|f| if f < self.clean_frames { 0.0 } else { step.t }).collect();
+        let of = |noise, cache: &mut Cache| self.latents.velocity(self.llm, x, grid, &times, noise, cache);
+        let cond = of(&self.plan.noise, &mut self.prefix.conditional)?;
+        let uncond = match &mut self.prefix.unconditional {
+            Some(cache) if self.guidance.applies(step.t) => Some(of(&self.plan.unconditional_noise, cache)?),
+            _ => None,
+        };
+        let v = match &uncond {
+            Some(uncond) => self.guided(&cond, uncond)?,
+            None => cond.clone(),
+        };
+        Ok(Velocities { cond, uncond, v })
+    }
+
+    /// Rows that stay as they are.
+    fn clean_rows(&self) -> usize {
+        self.clean_frames * self.plan.grid.h * self.plan.grid.w
+    }
+
+    fn guided(&self, cond: &Tensor, uncond: &Tensor) -> Result<Tensor> {
+        let (clean, n) = (self.clean_rows(), cond.dim(0)?);
+        if clean == 0 || clean == n || self.unconditional == Unconditional::Cached {
+            return self.guidance.combine(cond, uncond);
+        }
+        let moving = |v: &Tensor| v.narrow(0, clean, n - clean);
+        let guided = self.guidance.combine(&moving(cond)?, &moving(uncond)?)?;
+        Ok(Tensor::cat(&[cond.narrow(0, 0, clean)?, guided], 0)?)
+    }
+
+    fn keep_clean(&self, x: &Tensor, next: Tensor) -> Result<Tensor> {
+        let (clean, n) = (self.clean_rows(), next.dim(0)?);
+        match clean {
+            0 => Ok(next),
+            _ if clean == n => Ok(x.clone()),
+            _ => Ok(Tensor::cat(&[x.narrow(0, 0, clean)?, next.narrow(0, clean, n - clean)?], 0)?),
+        }
+    }
+}
+
+/// Weights that are no Lance at all overflow; a picture of NaN would be black without a word.
+fn finite(x: &Tensor, step: Step) -> Result<()> {
+    let sum = x.abs()?.sum_all()?.to_scalar::<f32>()?;
+    match sum.is_finite() {
+        true => Ok(()),
+        false => {
+            Err(Error::Latents(format!("expected finite numbers after step {}, found {sum}", step.index)))
+        }
+    }
+}

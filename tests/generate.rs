@@ -1,0 +1,123 @@
+//! Drawing through the facade, on a checkpoint with random weights. That its numbers are the original's is
+//! checked by `cargo xtask fixtures check`, whose tests run on the same fixtures.
+
+use std::ops::ControlFlow;
+
+use candle_core::{DType, Tensor};
+use lance_mm::generate::{Event, Generated, Resolution, Size, Stage};
+use lance_mm::image::RgbImage;
+use lance_mm::tensor::Weights;
+use lance_mm::{Checkpoint, Error, Generation, GenerationOptions, Guidance, Request};
+
+use crate::support::fixtures;
+
+fn lance() -> Generation {
+    let vae = Weights::open_in(&fixtures("vae/ckpt/mlx"), "vae").unwrap();
+    Generation::new(Checkpoint::open(fixtures("generation/ckpt/mlx")).unwrap().with_vae(vae)).unwrap()
+}
+
+fn picture() -> RgbImage {
+    RgbImage::from_fn(90, 70, |x, y| [x as u8 * 2, y as u8 * 3, (x * y) as u8].into())
+}
+
+/// Few steps; with the stages and, for each step, whether there was a second pass.
+fn draw(request: &Request<'_>, options: &GenerationOptions) -> (Generated, Vec<Stage>, Vec<bool>) {
+    let (mut stages, mut guided) = (Vec::new(), Vec::new());
+    let drawn = lance().generate("A red fox", request, options, &mut |event| {
+        match event {
+            Event::Begin(stage) => stages.push(stage),
+            Event::Step(step) => {
+                assert_eq!(
+                    (step.x.dtype(), step.v.dtype(), step.next.dtype()),
+                    (DType::F32, DType::F32, DType::F32)
+                );
+                guided.push(step.v_uncond.is_some());
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    (drawn.unwrap(), stages, guided)
+}
+
+fn short() -> GenerationOptions {
+    GenerationOptions { steps: 2, ..GenerationOptions::default() }
+}
+
+#[test]
+fn the_seed_decides_and_guidance_1_needs_no_second_pass() {
+    let request = Request::TextToImage { size: Size::new(32, 48).unwrap() };
+    let (drawn, stages, guided) = draw(&request, &short());
+    assert_eq!((stages, guided), (vec![Stage::Prompt, Stage::Denoise, Stage::Decode], vec![true, true]));
+    assert_eq!((drawn.frames.len(), drawn.frames[0].dimensions()), (1, (48, 32)));
+    assert_eq!(draw(&request, &short()).0.frames, drawn.frames);
+    let other = GenerationOptions { seed: 43, ..short() };
+    assert_ne!(draw(&request, &other).0.frames, drawn.frames);
+    let plain = GenerationOptions { guidance: Guidance { scale: 1.0, ..Guidance::default() }, ..short() };
+    assert_eq!(draw(&request, &plain).2, [false, false]);
+    // A seed stands for the noise of the documented generator.
+    let given = GenerationOptions { noise: Some(lance_mm::noise(42, 6).unwrap()), seed: 1, ..short() };
+    assert_eq!(draw(&request, &given).0.frames, drawn.frames);
+}
+
+#[test]
+fn a_video_keeps_the_latents_of_its_first_frame() {
+    let image = picture();
+    let resolution = Resolution { vae: 64, vit: 56 };
+    let request = Request::ImageToVideo { image: &image, frames: 5, resolution };
+    let (drawn, stages, _) = draw(&request, &short());
+    assert_eq!(stages, [Stage::Encode, Stage::Prompt, Stage::Denoise, Stage::Decode]);
+    assert_eq!(drawn.frames.len(), 5);
+    let encoded = lance().encode(&request, &short(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let flat = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    // (48, 1, h, w) -> (h·w, 48)
+    let first = encoded.latents.unwrap().permute((1, 2, 3, 0)).unwrap();
+    let n = drawn.grid.h * drawn.grid.w;
+    assert_eq!(flat(drawn.latents.narrow(0, 0, n).unwrap()), flat(first));
+}
+
+#[test]
+fn an_edit_looks_at_its_source_twice() {
+    let image = picture();
+    let request = Request::EditImage { image: &image, resolution: Resolution { vae: 64, vit: 56 } };
+    let (drawn, stages, _) = draw(&request, &short());
+    assert_eq!(stages, [Stage::See, Stage::Encode, Stage::Prompt, Stage::Denoise, Stage::Decode]);
+    let mut other = image.clone();
+    other.pixels_mut().for_each(|pixel| pixel.0[0] = 255 - pixel.0[0]);
+    let changed = Request::EditImage { image: &other, resolution: Resolution { vae: 64, vit: 56 } };
+    assert_ne!(draw(&changed, &short()).0.frames, drawn.frames);
+}
+
+#[test]
+fn it_stops_when_asked() {
+    let request = Request::TextToImage { size: Size::new(32, 32).unwrap() };
+    let mut steps = 0;
+    let result =
+        lance().generate("A fox", &request, &GenerationOptions::default(), &mut |event| match event {
+            Event::Step(_) if steps == 2 => ControlFlow::Break(()),
+            Event::Step(_) => {
+                steps += 1;
+                ControlFlow::Continue(())
+            }
+            Event::Begin(_) => ControlFlow::Continue(()),
+        });
+    assert!(matches!(result, Err(Error::Interrupted)) && steps == 2);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let lance = lance();
+    let request = Request::TextToImage { size: Size::new(32, 32).unwrap() };
+    let check =
+        |options: &GenerationOptions| lance.check("x", &request, options).err().map(|e| e.to_string());
+    let wrong = GenerationOptions { noise: Some(lance_mm::noise(1, 5).unwrap()), ..short() };
+    assert_eq!(check(&wrong).unwrap(), "option noise: expected F32 [4, 48], found F32 [5, 48]");
+    // Noise of the type of a packed weight is none.
+    let noise = lance_mm::noise(1, 4).unwrap().to_dtype(DType::U32).unwrap();
+    let cast = GenerationOptions { noise: Some(noise), ..short() };
+    assert!(check(&cast).unwrap().ends_with("found U32 [4, 48]"));
+    assert!(check(&short()).is_none());
+    // The answering side of the same folder is no model that draws.
+    let und = Checkpoint::open(fixtures("understanding/ckpt/mlx")).unwrap();
+    let error = Generation::new(und).err().unwrap().to_string();
+    assert!(error.contains("expected both experts") || error.contains("expected vae.safetensors"), "{error}");
+}
