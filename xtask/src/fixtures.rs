@@ -14,16 +14,19 @@ mod compare;
 mod components;
 mod diagnostics;
 mod float_modes;
+mod generation;
 mod greedy;
 mod logits;
 mod manifest;
 mod modules;
+mod plans;
 mod preprocess;
 mod prompts;
 mod questions;
 mod report;
 mod sampling;
 mod schedulers;
+mod sources;
 mod tokenizer;
 mod tolerance;
 mod vae;
@@ -102,7 +105,10 @@ struct Kind {
 }
 
 /// Tried in this order.
-const KINDS: [Kind; 17] = [
+const KINDS: [Kind; 20] = [
+    Kind { is: generation::is, run: generation::run },
+    Kind { is: sources::is, run: sources::run },
+    Kind { is: plans::is, run: plans::run },
     Kind { is: x2t::is, run: x2t::run },
     Kind { is: components::is, run: components::run },
     Kind { is: preprocess::is, run: preprocess::run },

@@ -42,7 +42,7 @@ fn copy(from: &Path, to: &Path) {
 fn everything_recorded_in_the_repository_is_reproduced() {
     let [understanding, quant, generation, vae] =
         ["understanding", "quant", "generation", "vae"].map(|name| fixtures().join(name));
-    let (output, text) = check(&[&understanding, &quant, &generation, &vae], &["--skip", "t2i_nocfg"]);
+    let (output, text) = check(&[&understanding, &quant, &generation, &vae], &[]);
     let (passed, failed) = counts(&text);
     assert!(output.status.success() && failed == 0, "{text}");
     assert!(passed > 400, "{passed} lines");
@@ -61,6 +61,15 @@ fn everything_recorded_in_the_repository_is_reproduced() {
         "enc.mid_attn",
         "dec.up3",
         "pixels_out_u8",
+        "uncond_position_ids",
+        "attention_mask",
+        "vae_in0_latent",
+        "cache_cond.1.v",
+        "v_uncond",
+        "x_steps",
+        "frames_u8",
+        "full.latent",
+        "latent_pos_embed_rows",
     ] {
         assert!(text.lines().any(|line| line.contains(stage) && line.ends_with("ok")), "no line of {stage}");
     }
