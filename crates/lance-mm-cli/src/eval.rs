@@ -1,11 +1,12 @@
 //! `lance-mm eval`: what a quantized checkpoint lost against its reference.
 
 pub(crate) mod data;
+mod generation;
 mod layers;
 mod oracle;
 mod parity;
 mod ppl;
-mod progress;
+pub(crate) mod progress;
 mod result;
 
 use anyhow::Result;
@@ -22,7 +23,7 @@ A MODEL is a checkpoint folder, org/name of one that was pulled, or nano. A data
 line: {\"image\": \"a.png\", \"question\": \"What is it?\", \"answer\": \"A star\", \"kind\": \"shape\"}, with
 answer and kind optional, and images (a list) or video instead of image. Paths are relative to the file.";
 
-/// Measure a checkpoint against its reference: answers, logits, layers, perplexity.
+/// Measure a checkpoint against its reference: answers, logits, layers, drawings, perplexity.
 ///
 /// Prints tables in Markdown: numbers only, what they are good for is the reader's to say.
 #[derive(clap::Args)]
@@ -36,6 +37,7 @@ pub(crate) struct Args {
 enum Command {
     Parity(parity::Args),
     Layers(layers::Args),
+    Generation(generation::Args),
     Oracle(oracle::Args),
     Ppl(ppl::Args),
 }
@@ -44,6 +46,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.command {
         Command::Parity(args) => parity::run(args),
         Command::Layers(args) => layers::run(args),
+        Command::Generation(args) => generation::run(args),
         Command::Oracle(args) => oracle::run(args),
         Command::Ppl(args) => ppl::run(args),
     }

@@ -3,7 +3,8 @@
 //! [`parity()`] is the first thing to run: both models go through the same answers and their logits are
 //! compared at every token ([`logits`]), then each answers on its own ([`text`]). [`layers()`] says which
 //! linear layer loses how much, [`oracle`] puts answers of several models side by side, [`perplexity()`]
-//! reads a text. Questions come from a [`Dataset`]. [`frequency`] measures pictures. All numbers are f64
+//! reads a text. Questions come from a [`Dataset`]. [`drawing()`] compares what two models draw from the same
+//! noise; [`frequency`] and [`similarity`] measure pictures. All numbers are f64
 //! over f32 logits, all answers greedy; nothing here says whether a number is good.
 //!
 //! ```no_run
@@ -23,6 +24,7 @@
 pub mod dataset;
 mod distribution;
 pub mod frequency;
+pub mod generation;
 pub mod layers;
 pub mod logits;
 mod model;
@@ -30,10 +32,12 @@ pub mod oracle;
 pub mod parity;
 mod perplexity;
 mod relative;
+pub mod similarity;
 pub mod text;
 
 pub use dataset::{Dataset, Picture, Sample, Shown};
 pub use distribution::Distribution;
+pub use generation::{DrawingOptions, DrawingReport, drawing};
 pub use layers::{LayerOptions, LayerReport, layers};
 pub use logits::{LogitReport, Position};
 pub use model::ModelInfo;

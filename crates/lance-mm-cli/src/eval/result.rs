@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use lance_mm::eval::{Dataset, ModelInfo};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use super::data::OutputArgs;
 use crate::document::Document;
@@ -41,6 +42,19 @@ impl<'a> Data<'a> {
             tokens,
             hashes: data.samples.iter().map(hash).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// Captions; no token of them is counted.
+    pub(crate) fn of_prompts(prompts: &[String]) -> Self {
+        let hash = |prompt: &String| {
+            Sha256::digest(prompt).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        };
+        Self {
+            name: "prompts",
+            samples: prompts.len(),
+            tokens: 0,
+            hashes: prompts.iter().map(hash).collect(),
+        }
     }
 
     /// A text.

@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
+use crate::generate::Generation;
 use crate::inspect::{ComponentSummary, Count, components_of};
+use crate::lance::Checkpoint;
 use crate::understand::Understanding;
 
 /// A model as it was measured.
@@ -23,7 +25,16 @@ pub struct ModelInfo {
 impl ModelInfo {
     /// Reads every byte of the model's weights for the fingerprints.
     pub fn of(lance: &Understanding, name: &str) -> Self {
-        let components = components_of(&lance.checkpoint);
+        Self::of_checkpoint(&lance.checkpoint, name)
+    }
+
+    /// As [`of`](Self::of), for a model that draws; its VAE is not read.
+    pub fn of_generation(lance: &Generation, name: &str) -> Self {
+        Self::of_checkpoint(&lance.checkpoint, name)
+    }
+
+    fn of_checkpoint(checkpoint: &Checkpoint, name: &str) -> Self {
+        let components = components_of(checkpoint);
         Self {
             name: name.to_owned(),
             total: components.iter().map(|part| part.count).sum(),

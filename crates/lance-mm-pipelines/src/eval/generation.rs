@@ -1,0 +1,302 @@
+//! What two checkpoints draw from the same noise.
+//!
+//! lance-mlx reports that quantizing takes 80 % of a picture's fine detail. Its runs began from noise that had
+//! been cast to the type of the embedding, which is packed `U32` in a quantized file: no noise at all. Here both
+//! models begin from one f32 tensor, and two controls stand beside the candidate: the reference begun from
+//! that cast noise, and the reference begun from another seed, whose difference is no loss.
+
+use std::ops::ControlFlow;
+
+use candle_core::Tensor;
+use serde::Serialize;
+
+use super::frequency::Frequency;
+use super::similarity::Similarity;
+use super::{Progress, Relative};
+use crate::error::{Error, Result};
+use crate::generate::{Encoded, Event, Generated, Generation, GenerationOptions, Request, Size};
+use crate::image::{self, RgbImage};
+use crate::noise::noise;
+use crate::prompt::Task;
+use crate::schedule::Step;
+
+/// What is drawn, and how closely it is looked at.
+#[derive(Clone, Debug)]
+pub struct DrawingOptions {
+    /// Of the pictures.
+    pub size: Size,
+    /// Steps, guidance and the seed of the first prompt; each further one has the next.
+    pub generation: GenerationOptions,
+    /// Decode what each step would lead to, and compare the pictures: a run of the VAE a step and model.
+    pub each_step: bool,
+}
+
+/// The comparison.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DrawingReport {
+    /// One a prompt.
+    pub drawings: Vec<Drawing>,
+}
+
+/// What one prompt led to.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Drawing {
+    /// The caption.
+    pub prompt: String,
+    /// Of the noise.
+    pub seed: u64,
+    /// The reference's picture.
+    pub reference: Frequency,
+    /// The candidate, with the reference's noise.
+    pub candidate: Compared,
+    /// The reference, begun from its noise cast to unsigned integers.
+    pub cast_noise: Compared,
+    /// The reference, begun from another seed.
+    pub other_seed: Compared,
+}
+
+/// A run against the reference's.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Compared {
+    /// What it began from.
+    pub start: Start,
+    /// Step by step.
+    pub steps: Vec<StepError>,
+    /// The last latents against the reference's.
+    pub latents: Relative,
+    /// The picture.
+    pub picture: PictureError,
+}
+
+/// Statistics of the values a run began from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Start {
+    /// Mean.
+    pub mean: f64,
+    /// Standard deviation.
+    pub std: f64,
+    /// Share of values that are exactly zero.
+    pub zeros: f64,
+}
+
+/// A step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepError {
+    /// Its time.
+    pub t: f32,
+    /// The velocity at the reference's latents against the reference's; only the candidate has one.
+    pub local: Option<Relative>,
+    /// The velocity on the run's own way against the reference's on its own.
+    pub accumulated: Relative,
+    /// The latents after it.
+    pub latents: Relative,
+    /// The picture it would lead to.
+    pub picture: Option<PictureError>,
+}
+
+/// A picture against the reference's.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PictureError {
+    /// How alike they are.
+    #[serde(flatten)]
+    pub similarity: Option<Similarity>,
+    /// Its detail.
+    pub frequency: Frequency,
+    /// `hf_ratio` over the reference's, minus 1.
+    pub hf_ratio_change: f64,
+    /// `hf_seed` over the reference's, minus 1.
+    pub hf_seed_change: f64,
+}
+
+/// Draws every prompt with both models and the two controls.
+///
+/// # Errors
+/// No prompts, and what [`Generation::check`] refuses; quantized weights are allowed.
+pub fn drawing(
+    reference: &Generation,
+    candidate: &Generation,
+    prompts: &[String],
+    options: &DrawingOptions,
+    progress: &mut Progress<'_>,
+) -> Result<DrawingReport> {
+    if prompts.is_empty() {
+        return Err(Error::option("prompts", "at least one", 0));
+    }
+    let mut drawings = Vec::with_capacity(prompts.len());
+    for (i, prompt) in prompts.iter().enumerate() {
+        let seed = options.generation.seed.wrapping_add(i as u64);
+        drawings.push(Pair { reference, prompt, seed, options }.draw(candidate, prompts.len())?);
+        progress(i + 1, prompts.len());
+    }
+    Ok(DrawingReport { drawings })
+}
+
+struct Pair<'a> {
+    reference: &'a Generation,
+    prompt: &'a str,
+    seed: u64,
+    options: &'a DrawingOptions,
+}
+
+/// A run with all it went through.
+struct Run {
+    drawn: Generated,
+    steps: Vec<Taken>,
+}
+
+struct Taken {
+    step: Step,
+    x: Tensor,
+    v: Tensor,
+    next: Tensor,
+    estimate: Tensor,
+}
+
+impl Pair<'_> {
+    fn draw(&self, candidate: &Generation, prompts: usize) -> Result<Drawing> {
+        let n = self.request().grid()?.count();
+        let start = noise(self.seed, n)?;
+        // Beyond the seeds of all prompts, so that no other begins from the same noise.
+        let other = noise(self.seed.wrapping_add(prompts as u64), n)?;
+        let (truth, run) = (self.run(self.reference, &start)?, self.run(candidate, &start)?);
+        let local = self.local(candidate, &truth)?;
+        let control = |start: &Tensor| self.compare(&truth, &self.run(self.reference, start)?, None);
+        Ok(Drawing {
+            prompt: self.prompt.to_owned(),
+            seed: self.seed,
+            reference: Frequency::of(&truth.drawn.frames[0]),
+            candidate: self.compare(&truth, &run, Some(local))?,
+            cast_noise: control(&as_unsigned(&start)?)?,
+            other_seed: control(&other)?,
+        })
+    }
+
+    fn request(&self) -> Request<'static> {
+        Request::TextToImage { size: self.options.size }
+    }
+
+    fn settings(&self, start: &Tensor) -> GenerationOptions {
+        let noise = Some(start.clone());
+        GenerationOptions { noise, allow_quantized: true, ..self.options.generation.clone() }
+    }
+
+    fn run(&self, model: &Generation, start: &Tensor) -> Result<Run> {
+        let mut steps = Vec::new();
+        let mut fault = None;
+        let drawn = model.generate(self.prompt, &self.request(), &self.settings(start), &mut |event| {
+            let Event::Step(step) = event else { return ControlFlow::Continue(()) };
+            match step.estimate() {
+                Ok(estimate) => steps.push(Taken {
+                    step: step.step,
+                    x: step.x.clone(),
+                    v: step.v.clone(),
+                    next: step.next.clone(),
+                    estimate,
+                }),
+                Err(error) => fault = Some(error),
+            }
+            ControlFlow::Continue(())
+        })?;
+        fault.map_or(Ok(Run { drawn, steps }), Err)
+    }
+
+    /// The candidate's velocities at the reference's latents.
+    fn local(&self, candidate: &Generation, truth: &Run) -> Result<Vec<Tensor>> {
+        let settings = self.settings(&truth.steps[0].x);
+        let (encoded, grid) = (Encoded::default(), truth.drawn.grid);
+        let plan = candidate.plan(self.prompt, Task::TextToImage, &encoded, grid, settings.unconditional)?;
+        let mut denoiser = candidate.denoiser(&plan, &encoded, &settings, 0)?;
+        truth.steps.iter().map(|taken| Ok(denoiser.velocities(&taken.x, taken.step)?.v)).collect()
+    }
+
+    fn compare(&self, truth: &Run, run: &Run, local: Option<Vec<Tensor>>) -> Result<Compared> {
+        let mut steps = Vec::with_capacity(truth.steps.len());
+        for (i, (t, r)) in truth.steps.iter().zip(&run.steps).enumerate() {
+            let picture = match self.options.each_step {
+                true => {
+                    Some(picture_error(&self.picture(truth, &t.estimate)?, &self.picture(run, &r.estimate)?))
+                }
+                false => None,
+            };
+            steps.push(StepError {
+                t: t.step.t,
+                local: local.as_ref().map(|local| relative(&t.v, &local[i])).transpose()?,
+                accumulated: relative(&t.v, &r.v)?,
+                latents: relative(&t.next, &r.next)?,
+                picture,
+            });
+        }
+        Ok(Compared {
+            // What the loop had in hand, whatever it was given.
+            start: Start::of(&run.steps[0].x)?,
+            steps,
+            latents: relative(&truth.drawn.latents, &run.drawn.latents)?,
+            picture: picture_error(&truth.drawn.frames[0], &run.drawn.frames[0]),
+        })
+    }
+
+    /// Both models' estimates go through the reference's VAE: quantizing leaves it as it is.
+    fn picture(&self, run: &Run, latents: &Tensor) -> Result<RgbImage> {
+        let pixels = self.reference.pixels(latents, run.drawn.grid)?;
+        let mut frames = image::from_signed(&pixels)?;
+        Ok(frames.swap_remove(0))
+    }
+}
+
+impl Start {
+    fn of(values: &Tensor) -> Result<Self> {
+        let values: Vec<f32> = values.flatten_all()?.to_vec1()?;
+        let n = values.len().max(1) as f64;
+        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
+        let std = (values.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n).sqrt();
+        Ok(Self { mean, std, zeros: values.iter().filter(|v| **v == 0.0).count() as f64 / n })
+    }
+}
+
+/// Values as unsigned integers and back, what lance-mlx makes of noise for a quantized checkpoint on a GPU that
+/// holds negatives at 0 (`pipeline/t2i.py`, the cast to `embed_tokens.weight.dtype`). For comparison only:
+/// nothing here ever takes a type from a weight.
+///
+/// # Errors
+/// What candle refuses.
+pub fn as_unsigned(values: &Tensor) -> Result<Tensor> {
+    let whole: Vec<f32> = values.flatten_all()?.to_vec1::<f32>()?.iter().map(|v| *v as u32 as f32).collect();
+    Ok(Tensor::from_vec(whole, values.shape(), values.device())?)
+}
+
+fn relative(reference: &Tensor, found: &Tensor) -> Result<Relative> {
+    let mut relative = Relative::default();
+    let flat = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
+    relative.push(&flat(reference)?, &flat(found)?);
+    Ok(relative)
+}
+
+fn picture_error(reference: &RgbImage, picture: &RgbImage) -> PictureError {
+    let (before, frequency) = (Frequency::of(reference), Frequency::of(picture));
+    let change = |of: fn(&Frequency) -> f64| of(&frequency) / of(&before) - 1.0;
+    PictureError {
+        similarity: Similarity::of(reference, picture),
+        hf_ratio_change: change(|f| f.hf_ratio),
+        hf_seed_change: change(|f| f.hf_seed),
+        frequency,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cast_to_unsigned_integers_leaves_no_noise() {
+        let intact = noise(42, 4096).unwrap();
+        let (before, after) =
+            (Start::of(&intact).unwrap(), Start::of(&as_unsigned(&intact).unwrap()).unwrap());
+        assert!(
+            before.mean.abs() < 0.01 && (before.std - 1.0).abs() < 0.01 && before.zeros < 1e-4,
+            "{before:?}"
+        );
+        // Half is negative, a third is below 1: what is left is 1, 2 and 3.
+        assert!((after.mean - 0.18).abs() < 0.01 && (after.std - 0.44).abs() < 0.01, "{after:?}");
+        assert!((after.zeros - 0.84).abs() < 0.01, "{after:?}");
+    }
+}
