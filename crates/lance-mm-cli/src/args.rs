@@ -31,10 +31,11 @@ pub(crate) struct PictureArgs {
     /// Leave pictures as they lie in the file instead of turning them as their EXIF data says.
     #[arg(long)]
     no_auto_orient: bool,
-    /// Show every IMAGE as a video: an animated GIF, or a folder of pictures as its frames.
+    /// Show every IMAGE as a video: an animated GIF, a file that ffmpeg reads, or a folder of pictures as its
+    /// frames. Files that end in .mp4, .mov, .mkv, .webm or .avi are shown as videos in any case.
     #[arg(long)]
     pub(crate) video: bool,
-    /// Frames per second of the video. [default: a GIF's own, 24 for a folder]
+    /// Frames per second of the video. [default: the file's own, 24 for a folder]
     #[arg(long, value_name = "N", requires = "video", allow_negative_numbers = true)]
     pub(crate) fps: Option<f64>,
 }

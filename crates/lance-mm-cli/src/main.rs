@@ -1,4 +1,4 @@
-//! The program `lance-mm`: questions about pictures, answered by Lance.
+//! The program `lance-mm`: questions about pictures, answered by Lance, and pictures drawn by it.
 //!
 //! It parses arguments, calls the library, shows progress and prints; each command is a module. Text for
 //! other programs goes to standard output, everything said to a person to standard error. The exit code is
@@ -10,7 +10,11 @@ mod bench;
 mod chat;
 mod completions;
 mod document;
+mod draw;
+mod edit;
+mod edit_video;
 mod eval;
+mod generate;
 mod hub;
 mod inspect;
 mod model;
@@ -18,7 +22,9 @@ mod output;
 mod picture;
 mod pull;
 mod quantize;
+mod save;
 mod stream;
+mod video;
 
 use std::process::ExitCode;
 
@@ -30,12 +36,13 @@ Examples:
   lance-mm pull mlx-community/Lance-3B-AWQ-INT4
   lance-mm ask --model mlx-community/Lance-3B-AWQ-INT4 photo.jpg \"What is in this image?\"
   lance-mm chat photo.jpg
+  lance-mm generate --model ./Lance-3B-bf16 \"A red fox at sunset\" -o fox.png
   lance-mm inspect ./Lance-3B-AWQ-INT4
 
 Without --model, a bundled nano model answers. It was trained on simple drawn pictures (charts,
 plates, amounts, shapes) and knows nothing else.";
 
-/// Ask questions about pictures, videos and text with Lance, ByteDance's multimodal model.
+/// Ask questions about pictures, videos and text, and draw, with Lance, ByteDance's multimodal model.
 #[derive(Parser)]
 #[command(name = "lance-mm", version, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
@@ -47,6 +54,10 @@ struct Cli {
 enum Command {
     Ask(ask::Args),
     Chat(chat::Args),
+    Generate(generate::Args),
+    Edit(edit::Args),
+    Video(video::Args),
+    EditVideo(edit_video::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
     Eval(eval::Args),
@@ -61,6 +72,10 @@ fn main() -> ExitCode {
         Ok(Cli { command }) => match &command {
             Command::Ask(args) => ask::run(args),
             Command::Chat(args) => chat::run(args),
+            Command::Generate(args) => generate::run(args),
+            Command::Edit(args) => edit::run(args),
+            Command::Video(args) => video::run(args),
+            Command::EditVideo(args) => edit_video::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Eval(args) => eval::run(args),

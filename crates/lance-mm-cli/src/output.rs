@@ -62,7 +62,7 @@ pub(crate) fn complain(error: &anyhow::Error) {
 pub(crate) fn message(error: &anyhow::Error) -> String {
     let text = match error.downcast_ref::<lance_mm::Error>() {
         Some(lance_mm::Error::Option { name, expected, found }) => {
-            format!("--{}: expected {expected}, found {found}", name.replace('_', "-"))
+            format!("--{}: expected {expected}, found {found}", name.replace(['_', ' '], "-"))
         }
         _ => with_causes(error),
     };

@@ -5,8 +5,8 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
-use lance_mm::image::{self, RgbImage};
-use lance_mm::video::{Clip, UNKNOWN_FPS, is_animated};
+use lance_mm::image::{self, LoadOptions, RgbImage};
+use lance_mm::video::{Clip, Ffmpeg, UNKNOWN_FPS, is_animated};
 use lance_mm::{Options, Understanding, Visual};
 
 use crate::args::PictureArgs;
@@ -52,12 +52,11 @@ pub(crate) fn read(path: &OsStr, args: &PictureArgs, hints: Hints) -> Result<Inp
     let stdin = path == Path::new("-");
     let name = if stdin { "standard input".to_owned() } else { path.display().to_string() };
     let options = args.load_options();
-    if !stdin && path.is_dir() {
-        if !args.video {
-            bail!("{name}: expected an image file, found a folder (--video takes its pictures as frames)");
-        }
-        let clip = Clip::from_dir(path, args.fps.unwrap_or(UNKNOWN_FPS), &options)?;
-        return Ok(Input { name, pixels: Pixels::Video(clip) });
+    if !stdin && path.is_dir() && !args.video {
+        bail!("{name}: expected an image file, found a folder (--video takes its pictures as frames)");
+    }
+    if !stdin && (args.video || is_video_name(path)) {
+        return Ok(Input { name, pixels: Pixels::Video(clip(path, args.fps, &options)?) });
     }
     let bytes = if stdin { read_stdin() } else { std::fs::read(path) };
     let bytes = bytes.map_err(|error| anyhow!("{name}: {error}"))?;
@@ -71,6 +70,30 @@ pub(crate) fn read(path: &OsStr, args: &PictureArgs, hints: Hints) -> Result<Inp
         hints.note(&format!("note: {name} is animated: its first frame is used (--video shows all of it)"));
     }
     Ok(Input { name, pixels: Pixels::Image(picture) })
+}
+
+/// Whether a file of this name can only be a video.
+fn is_video_name(path: &Path) -> bool {
+    let end = path.extension().and_then(OsStr::to_str).map(str::to_lowercase);
+    matches!(end.as_deref(), Some("mp4" | "mov" | "mkv" | "webm" | "avi" | "m4v" | "mpg" | "mpeg"))
+}
+
+/// Reads a video: a folder of pictures, an animated GIF, or a file through ffmpeg.
+pub(crate) fn clip(path: &Path, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
+    let name = path.display().to_string();
+    if path.is_dir() {
+        return Ok(Clip::from_dir(path, fps.unwrap_or(UNKNOWN_FPS), options)?);
+    }
+    let mut start = [0; 6];
+    let file = std::fs::File::open(path).and_then(|mut file| file.read(&mut start));
+    file.map_err(|error| anyhow!("{name}: {error}"))?;
+    if !start.starts_with(b"GIF8") {
+        return Ok(Ffmpeg::find().map_err(|error| anyhow!("{name}: {error}"))?.read(path, fps, options)?);
+    }
+    let bytes = std::fs::read(path).map_err(|error| anyhow!("{name}: {error}"))?;
+    let mut clip = Clip::from_gif(&bytes, &name, options)?;
+    clip.fps = fps.unwrap_or(clip.fps);
+    Ok(clip)
 }
 
 fn read_stdin() -> io::Result<Vec<u8>> {

@@ -5,6 +5,7 @@ mod ask;
 mod bench;
 mod broken;
 mod chat;
+mod draw;
 mod eval;
 mod hub;
 mod inspect;
@@ -20,7 +21,20 @@ fn help_and_version_are_results() {
         (version.code, version.stdout.as_str()),
         (0, concat!("lance-mm ", env!("CARGO_PKG_VERSION"), "\n"))
     );
-    for command in ["", "ask", "chat", "inspect", "pull", "completions", "eval", "bench"] {
+    for command in [
+        "",
+        "ask",
+        "chat",
+        "inspect",
+        "pull",
+        "completions",
+        "eval",
+        "bench",
+        "generate",
+        "edit",
+        "video",
+        "edit-video",
+    ] {
         let help = lance_mm(command.split_whitespace().chain(["--help"]));
         assert_eq!((help.code, help.stderr.as_str()), (0, ""), "{command}");
         assert!(help.stdout.contains("Examples:\n  lance-mm "), "{command}");

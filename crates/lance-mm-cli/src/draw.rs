@@ -1,0 +1,273 @@
+//! What `generate`, `edit`, `video` and `edit-video` share.
+
+mod watch;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use lance_mm::generate::{Generated, Resolution, Size};
+use lance_mm::image::{self, LoadOptions, RgbImage};
+use lance_mm::{Checkpoint, Generation, GenerationOptions, Guidance, Method, Renorm, Request};
+use serde_json::json;
+
+use crate::model;
+use crate::output::{self, Hints};
+use crate::save::{self, Target};
+use watch::Watch;
+
+/// The published model that draws.
+const RECOMMENDED: &str = "mlx-community/Lance-3B-bf16";
+
+/// Which model draws, and how.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Drawing")]
+pub(crate) struct DrawArgs {
+    /// Folder of a checkpoint with vae.safetensors, or org/name of one that was pulled. The bundled nano model
+    /// cannot draw.
+    #[arg(short, long, value_name = "PATH|ORG/NAME", env = "LANCE_MM_MODEL", hide_env_values = true)]
+    model: Option<String>,
+    /// Steps from noise to picture: time and detail.
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    steps: usize,
+    /// Above 1, more of the steps are spent near the noise.
+    #[arg(long, value_name = "S", default_value_t = 3.5, allow_negative_numbers = true)]
+    shift: f64,
+    /// How far the prompt is followed; 1 follows it without a second pass, in half the time.
+    #[arg(short, long, value_name = "G", default_value_t = 4.0, allow_negative_numbers = true)]
+    guidance: f64,
+    /// Times from 1 (noise) to 0 between which guidance is used: above the first, up to the second.
+    #[arg(long, value_name = "FROM,TO", default_value = "0.4,1", allow_hyphen_values = true)]
+    guidance_interval: String,
+    /// Over what the length of the guided velocity is held: all of it, each latent, or not at all.
+    #[arg(long, value_enum, default_value = "global")]
+    renorm: RenormArg,
+    /// Least factor by which it is shortened, from 0 to 1.
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    renorm_minimum: f64,
+    /// How velocities are integrated: euler as the original, adams-bashforth (two steps) for fewer steps.
+    #[arg(long, value_enum, default_value = "euler")]
+    method: MethodArg,
+    /// Seed of the noise. The same seed draws the same.
+    #[arg(short, long, value_name = "N", default_value_t = 42)]
+    seed: u64,
+    /// Draw with quantized weights, of which nobody has shown that they draw well.
+    #[arg(long)]
+    allow_quantized: bool,
+    /// Say on standard error how long each part took and how much memory it held at most.
+    #[arg(long)]
+    stats: bool,
+    /// No hints and no progress on standard error.
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum RenormArg {
+    Global,
+    Channel,
+    None,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum MethodArg {
+    Euler,
+    AdamsBashforth,
+}
+
+impl DrawArgs {
+    /// The library's options, checked as far as that needs no model.
+    pub(crate) fn options(&self) -> Result<GenerationOptions> {
+        let interval = self.guidance_interval.split_once(',');
+        let interval = interval.and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+        let Some(interval) = interval else {
+            bail!("--guidance-interval: expected two numbers with a comma, found {}", self.guidance_interval)
+        };
+        let options = GenerationOptions {
+            steps: self.steps,
+            shift: self.shift,
+            method: match self.method {
+                MethodArg::Euler => Method::Euler,
+                MethodArg::AdamsBashforth => Method::AdamsBashforth,
+            },
+            guidance: Guidance {
+                scale: self.guidance,
+                interval,
+                renorm: match self.renorm {
+                    RenormArg::Global => Renorm::Global,
+                    RenormArg::Channel => Renorm::Channel,
+                    RenormArg::None => Renorm::None,
+                },
+                renorm_min: self.renorm_minimum,
+            },
+            seed: self.seed,
+            allow_quantized: self.allow_quantized,
+            ..GenerationOptions::default()
+        };
+        options.validate()?;
+        Ok(options)
+    }
+
+    pub(crate) fn hints(&self) -> Hints {
+        Hints::new(self.quiet)
+    }
+}
+
+/// A loaded model, and what is drawn with it.
+pub(crate) struct Session<'a> {
+    args: &'a DrawArgs,
+    lance: Generation,
+    name: String,
+    watch: Watch,
+}
+
+impl<'a> Session<'a> {
+    /// Loads what `--model` names. From here on Ctrl-C removes half written files.
+    pub(crate) fn open(args: &'a DrawArgs) -> Result<Self> {
+        let Some(name) = args.model.as_deref().filter(|name| !model::is_bundled(name)) else {
+            bail!(
+                "--model: expected a checkpoint that draws ({RECOMMENDED}), found only the bundled nano model"
+            );
+        };
+        let hints = args.hints();
+        let mut watch = Watch::new(hints);
+        let start = Instant::now();
+        let lance = {
+            let _busy = hints.busy("loading the model");
+            Generation::new(Checkpoint::open(model::folder(name)?)?)?
+        };
+        watch.loaded(start.elapsed());
+        if lance.is_quantized() && args.allow_quantized {
+            hints.note(&format!("note: {name} is quantized; nothing shows that such weights draw well"));
+        }
+        Ok(Self { args, lance, name: name.to_owned(), watch })
+    }
+
+    /// Refuses what cannot be drawn.
+    pub(crate) fn check(
+        &self,
+        prompt: &str,
+        request: &Request<'_>,
+        options: &GenerationOptions,
+    ) -> Result<()> {
+        self.lance.check(prompt, request, options)?;
+        Ok(())
+    }
+
+    /// Draws, saves and says where.
+    pub(crate) fn draw(
+        &mut self,
+        prompt: &str,
+        request: &Request<'_>,
+        options: &GenerationOptions,
+        target: Target,
+    ) -> Result<()> {
+        let watch = &mut self.watch;
+        let drawn = self.lance.generate(prompt, request, options, &mut |event| watch.see(&event));
+        watch.end();
+        let drawn = drawn?;
+        let settings = self.settings(request, options, &drawn).to_string();
+        let seed = options.seed.to_string();
+        let software = concat!("lance-mm ", env!("CARGO_PKG_VERSION"));
+        let texts = [
+            ("prompt", prompt),
+            ("seed", seed.as_str()),
+            ("settings", settings.as_str()),
+            ("Software", software),
+        ];
+        let path = target.save(&drawn.frames, &texts)?;
+        output::print(&format!("{}\n", path.display()))?;
+        if self.args.stats {
+            output::say(&output::paint("2", &self.watch.stats()));
+        }
+        Ok(())
+    }
+
+    /// All that is needed to draw the same again, without paths of this machine.
+    fn settings(
+        &self,
+        request: &Request<'_>,
+        options: &GenerationOptions,
+        drawn: &Generated,
+    ) -> serde_json::Value {
+        let first = &drawn.frames[0];
+        json!({
+            "task": request.task().to_string(),
+            "model": Path::new(&self.name).file_name().map(|name| name.to_string_lossy()),
+            "width": first.width(),
+            "height": first.height(),
+            "frames": drawn.frames.len(),
+            "steps": options.steps,
+            "shift": options.shift,
+            "method": format!("{:?}", options.method),
+            "guidance": options.guidance.scale,
+            "guidance_interval": [options.guidance.interval.0, options.guidance.interval.1],
+            "renorm": format!("{:?}", options.guidance.renorm),
+            "renorm_minimum": options.guidance.renorm_min,
+            "seed": options.seed,
+        })
+    }
+}
+
+/// Reads `WIDTHxHEIGHT`, or one of the ratios that have a preset.
+pub(crate) fn size(text: &str, presets: &[(&str, u32, u32)]) -> Result<Size> {
+    let preset = presets.iter().find(|(ratio, _, _)| *ratio == text).map(|(_, w, h)| (*w, *h));
+    let parsed = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+    let Some((width, height)) = preset.or(parsed) else {
+        let ratios: Vec<&str> = presets.iter().map(|(ratio, _, _)| *ratio).collect();
+        bail!("--size: expected WIDTHxHEIGHT or one of {}, found {text}", ratios.join(", "));
+    };
+    match Size::new(height, width) {
+        Err(lance_mm::Error::Option { name, expected, found }) => {
+            bail!("--size: {name}: expected {expected}, found {found}")
+        }
+        size => Ok(size?),
+    }
+}
+
+/// Reads one of upstream's names.
+pub(crate) fn resolution(name: &str) -> Result<Resolution> {
+    Ok(Resolution::named(name)?)
+}
+
+/// Reads a picture.
+pub(crate) fn picture(path: &Path, auto_orient: bool) -> Result<RgbImage> {
+    Ok(image::load(path, &LoadOptions { auto_orient, ..LoadOptions::default() })?)
+}
+
+/// `fox.png` as `fox-2.png`.
+pub(crate) fn numbered(path: &Path, number: usize) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let end = path.extension().map_or(String::new(), |end| format!(".{}", end.to_string_lossy()));
+    path.with_file_name(format!("{stem}-{number}{end}"))
+}
+
+/// Before anything is written.
+pub(crate) fn prepare() -> Result<()> {
+    save::clean_up_on_interrupt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_width_first_or_a_ratio() {
+        let presets = [("16:9", 1024, 576)];
+        assert_eq!(size("16:9", &presets).unwrap(), Size { height: 576, width: 1024 });
+        assert_eq!(size("848x480", &presets).unwrap(), Size { height: 480, width: 848 });
+        for (text, expected) in [
+            ("1:7", "--size: expected WIDTHxHEIGHT or one of 16:9, found 1:7"),
+            ("850x480", "--size: width: expected a multiple of 16 from 16 to 4096, found 850"),
+            ("-16x16", "--size: expected WIDTHxHEIGHT"),
+        ] {
+            assert!(size(text, &presets).unwrap_err().to_string().starts_with(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn several_pictures_are_numbered() {
+        assert_eq!(numbered(Path::new("a/fox.b.png"), 2), Path::new("a/fox.b-2.png"));
+        assert_eq!(numbered(Path::new("fox"), 10), Path::new("fox-10"));
+    }
+}

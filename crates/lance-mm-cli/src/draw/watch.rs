@@ -1,0 +1,107 @@
+//! Progress on a terminal, and what each part of the work took.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use lance_mm::generate::{Event, Stage};
+use lance_mm::memory;
+
+use crate::eval::progress::Progress;
+use crate::output::{self, Busy, Hints};
+
+/// Watches drawing.
+pub(super) struct Watch {
+    hints: Hints,
+    parts: Vec<Part>,
+    open: Option<Open>,
+}
+
+/// A part that is done.
+struct Part {
+    name: &'static str,
+    time: Duration,
+    peak: Option<u64>,
+}
+
+/// The part under way.
+struct Open {
+    stage: Stage,
+    start: Instant,
+    _busy: Option<Busy>,
+    progress: Option<Progress>,
+}
+
+/// The most memory held since the peak began anew.
+fn peak() -> Option<u64> {
+    memory::now().map(|memory| memory.peak)
+}
+
+fn name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::See => "vision transformer",
+        Stage::Encode => "VAE encoder",
+        Stage::Prompt => "prompt",
+        Stage::Denoise => "steps",
+        Stage::Decode => "VAE decoder",
+    }
+}
+
+impl Watch {
+    pub(super) fn new(hints: Hints) -> Self {
+        memory::reset_peak();
+        Self { hints, parts: Vec::new(), open: None }
+    }
+
+    /// The model was loaded.
+    pub(super) fn loaded(&mut self, time: Duration) {
+        self.parts.push(Part { name: "load", time, peak: peak() });
+    }
+
+    /// Something happens.
+    pub(super) fn see(&mut self, event: &Event<'_>) -> ControlFlow<()> {
+        match event {
+            Event::Begin(stage) => {
+                self.end();
+                memory::reset_peak();
+                let steps = *stage == Stage::Denoise;
+                self.open = Some(Open {
+                    stage: *stage,
+                    start: Instant::now(),
+                    _busy: (!steps).then(|| self.hints.busy(name(*stage))),
+                    progress: steps.then(|| Progress::new("steps", self.hints)),
+                });
+            }
+            Event::Step(step) => {
+                if let Some(progress) = self.open.as_mut().and_then(|open| open.progress.as_mut()) {
+                    progress.show(step.step.index + 1, step.of);
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The part under way is over.
+    pub(super) fn end(&mut self) {
+        if let Some(open) = self.open.take() {
+            let part = Part { name: name(open.stage), time: open.start.elapsed(), peak: peak() };
+            self.parts.push(part);
+        }
+    }
+
+    /// All parts in one line; they are forgotten but for loading.
+    pub(super) fn stats(&mut self) -> String {
+        let part = |part: &Part| {
+            let peak = part.peak.map_or(String::new(), |peak| format!(" ({})", output::bytes(peak)));
+            format!("{} {:.2} s{peak}", part.name, part.time.as_secs_f64())
+        };
+        let total: Duration = self.parts.iter().map(|part| part.time).sum();
+        let parts: Vec<String> = self.parts.iter().map(part).collect();
+        let line = format!(
+            "{}; {:.2} s in all (in brackets the most memory held)",
+            parts.join(", "),
+            total.as_secs_f64()
+        );
+        self.parts.truncate(1);
+        line
+    }
+}

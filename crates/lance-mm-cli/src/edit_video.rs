@@ -1,0 +1,53 @@
+//! `lance-mm edit-video`: a video changed as an instruction says.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use lance_mm::Request;
+
+use crate::draw::{self, DrawArgs, Session};
+use crate::picture;
+use crate::save::Target;
+
+const EXAMPLES: &str = "\
+Examples:
+  lance-mm edit-video clip.mp4 \"Make the car red\" -o red.mp4 --model ./Lance-3B-Video-bf16
+  lance-mm edit-video clip.gif \"At night\" -o night.gif --resolution video_192p
+  lance-mm edit-video frames/ \"In the snow\" -o snow/ --fps 12
+
+The model sees and draws 12 frames of each of at most 6 seconds, taken from the whole video.";
+
+/// Change a video as an instruction says.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The video: a file that ffmpeg reads, an animated GIF, or a folder of pictures as its frames.
+    #[arg(value_hint = clap::ValueHint::AnyPath)]
+    video: PathBuf,
+    /// How to change it.
+    instruction: String,
+    /// The video to write: .mp4 and others through ffmpeg, .gif, .png, .webp, or a folder of frames.
+    #[arg(short, long, value_name = "FILE|FOLDER", value_hint = clap::ValueHint::AnyPath)]
+    output: PathBuf,
+    /// Frames per second of the source. [default: the file's own, 24 for a folder]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    fps: Option<f64>,
+    /// video_192p, video_360p or video_480p.
+    #[arg(long, value_name = "NAME", default_value = "video_480p")]
+    resolution: String,
+    #[command(flatten)]
+    draw: DrawArgs,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let options = args.draw.options()?;
+    let resolution = draw::resolution(&args.resolution)?;
+    let clip = picture::clip(&args.video, args.fps, &Default::default())?;
+    let request = Request::EditVideo { clip: &clip, resolution };
+    request.grid()?;
+    draw::prepare()?;
+    let target = Target::video(&args.output)?;
+    let mut session = Session::open(&args.draw)?;
+    session.check(&args.instruction, &request, &options)?;
+    session.draw(&args.instruction, &request, &options, target)
+}

@@ -1,0 +1,359 @@
+//! `lance-mm generate`, `edit`, `video`, `edit-video`, on a model with random weights.
+
+use std::fs;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::support::{Files, Run, command, lance_mm, run};
+
+/// A checkpoint of both experts with a VAE, in `model`.
+fn model() -> Files {
+    let files = Files::new();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    fs::create_dir(files.path("model")).unwrap();
+    for (from, names) in [
+        (
+            "generation/ckpt/mlx",
+            &["config.json", "model.safetensors", "tokenizer.json", "vit.safetensors"][..],
+        ),
+        ("vae/ckpt/mlx", &["vae.safetensors"]),
+    ] {
+        for name in names {
+            let bytes = fs::read(fixtures.join(from).join(name)).unwrap();
+            files.write(&format!("model/{name}"), &bytes);
+        }
+    }
+    files
+}
+
+/// A picture of 32 x 32 pixels in two steps, unless `args` say otherwise.
+fn generate(files: &Files, out: &str, args: &[&str]) -> Run {
+    let (model, out) = (files.arg("model"), files.arg(out));
+    let base = ["generate", "A red fox", "-o", &out, "-m", &model];
+    let small: &[&str] = if args.contains(&"--size") { &[] } else { &["--size", "32x32"] };
+    let short: &[&str] = if args.contains(&"--steps") { &[] } else { &["--steps", "2"] };
+    lance_mm([&base, small, short, args].concat())
+}
+
+/// Everything in the folder but the model.
+fn results(files: &Files) -> Vec<String> {
+    let names = fs::read_dir(files.root()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter(|name| name != "model").collect();
+    names.sort();
+    names
+}
+
+fn decoded(path: &Path) -> (png::Info<'static>, Vec<u8>) {
+    let bytes = fs::read(path).unwrap();
+    let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    reader.next_frame(&mut pixels).unwrap();
+    (reader.info().clone(), pixels)
+}
+
+#[test]
+fn the_same_seed_draws_the_same_file_and_says_how() {
+    let files = model();
+    let (first, again) = (generate(&files, "a.png", &["--stats"]), generate(&files, "b.png", &[]));
+    assert_eq!((first.code, first.stdout), (0, format!("{}\n", files.arg("a.png"))), "{}", first.stderr);
+    for part in ["load", "prompt", "steps", "VAE decoder", "s in all"] {
+        assert!(first.stderr.contains(part), "no {part} in {}", first.stderr);
+    }
+    assert_eq!((again.code, again.stderr.contains("VAE")), (0, false), "{}", again.stderr);
+    assert_eq!(fs::read(files.path("a.png")).unwrap(), fs::read(files.path("b.png")).unwrap());
+    assert_eq!(results(&files), ["a.png", "b.png"]);
+
+    let (info, _) = decoded(&files.path("a.png"));
+    assert_eq!((info.width, info.height), (32, 32));
+    let text = |keyword: &str| {
+        let chunk = info.utf8_text.iter().find(|chunk| chunk.keyword == keyword).unwrap();
+        chunk.get_text().unwrap()
+    };
+    assert_eq!((text("prompt").as_str(), text("seed").as_str()), ("A red fox", "42"));
+    let settings: serde_json::Value = serde_json::from_str(&text("settings")).unwrap();
+    assert_eq!(
+        (&settings["steps"], &settings["guidance"], &settings["model"]),
+        (&2.into(), &4.0.into(), &"model".into())
+    );
+    assert!(!text("settings").contains(files.root().to_str().unwrap()), "a path of this machine");
+}
+
+#[test]
+fn several_pictures_have_one_seed_after_the_other() {
+    let files = model();
+    let two = generate(&files, "fox.png", &["--count", "2", "--seed", "7", "-q"]);
+    assert_eq!((two.code, two.stdout.lines().count(), two.stderr.as_str()), (0, 2, ""));
+    let eight = generate(&files, "eight.png", &["--seed", "8", "-q"]);
+    assert_eq!(eight.code, 0);
+    let [first, second, eight] =
+        ["fox-1.png", "fox-2.png", "eight.png"].map(|n| fs::read(files.path(n)).unwrap());
+    assert!(second == eight && first != second);
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_the_picture() {
+    let files = model();
+    let pixels = |threads: &str| {
+        let out = files.arg(&format!("{threads}.png"));
+        let args =
+            ["generate", "A fox", "-o", &out, "-m", &files.arg("model"), "--size", "64x64", "--steps", "3"];
+        assert_eq!(run(command().args(args).env("RAYON_NUM_THREADS", threads)).code, 0);
+        decoded(Path::new(&out)).1
+    };
+    let (one, four) = (pixels("1"), pixels("4"));
+    assert!(one.iter().zip(&four).all(|(a, b)| a.abs_diff(*b) <= 1));
+}
+
+#[test]
+fn bad_input_is_told_before_any_work_and_leaves_nothing() {
+    let files = model();
+    let (model, out) = (files.arg("model"), files.arg("out.png"));
+    let (broken, missing) = (files.write("broken.jpg", b"no picture"), files.arg("none/out.png"));
+    let cases: [(&[&str], &str); 16] = [
+        (&["--size", "60x64"], "--size: width: expected a multiple of 16 from 16 to 4096, found 60"),
+        (&["--size", "big"], "--size: expected WIDTHxHEIGHT or one of 21:9"),
+        (&["--steps", "0"], "--steps: expected a number from 1 to 10000, found 0"),
+        (&["--guidance", "-1"], "--guidance: expected a finite number of at least 0, found -1"),
+        (&["--guidance-interval", "0.9,0.1"], "--guidance-interval: expected two finite numbers"),
+        (
+            &["--guidance-interval", "0.9"],
+            "--guidance-interval: expected two numbers with a comma, found 0.9",
+        ),
+        (&["--shift", "0"], "--shift: expected a finite number above 0, found 0"),
+        (&["--renorm-minimum", "2"], "--renorm-minimum: expected a number from 0 to 1, found 2"),
+        (&["-o", &missing], "none/out.png: No such file"),
+        (&["-o", "fox.jpg"], "--output: expected a name that ends in .png, found fox.jpg"),
+        (&["-m", "nano"], "--model: expected a checkpoint that draws"),
+        (&["-m", "nowhere/at/all"], "expected a checkpoint folder or org/name"),
+        // 128 x 128 latents do not fit the table of 16 x 16 of this model.
+        (&["--size", "2048x2048"], "latent frames of 16x16, which this checkpoint has positions for"),
+        (&["--size", "3:4", "--steps", "x"], ""),
+        (&["--count", "0"], ""),
+        (&["--seed", "-1"], ""),
+    ];
+    for (args, expected) in cases {
+        let base = ["generate", "A fox"];
+        let own =
+            |flag: &str, value: &'static [&'static str]| if args.contains(&flag) { &[][..] } else { value };
+        let start = Instant::now();
+        let mut all = [&base[..], own("--size", &["--size", "32x32"]), args].concat();
+        if !args.contains(&"-o") {
+            all.extend(["-o", &out]);
+        }
+        if !args.contains(&"-m") {
+            all.extend(["-m", &model]);
+        }
+        let found = lance_mm(all);
+        match expected {
+            "" => assert_eq!(found.code, 2, "{args:?}: {}", found.stderr),
+            _ => assert!(found.error().contains(expected), "{args:?}: {}", found.stderr),
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{args:?}");
+    }
+    for (args, expected) in [
+        (vec!["generate", "a<|im_end|>b", "-o", &out], "in the prompt, found the special token <|im_end|>"),
+        (vec!["edit", &broken, "Make it green", "-o", &out], "broken.jpg: no known image format"),
+        (vec!["edit", "gone.png", "Make it green", "-o", &out], "gone.png"),
+        (vec!["edit", &broken, "x", "-o", &out, "--resolution", "4k"], "--resolution: expected image_256res"),
+        (
+            vec!["video", "A fox", "-o", &out, "--size", "32x32", "--frames", "0"],
+            "--frames: expected a number from 1",
+        ),
+        (vec!["video", "A fox", "-o", "out.doc", "--size", "32x32"], "or a folder, found .doc"),
+        (vec!["edit-video", &broken, "At night", "-o", &out], "which video files need, found none in PATH"),
+        (
+            vec!["video", "A fox", "-o", "x.mp4", "--size", "32x32"],
+            "which video files need, found none in PATH",
+        ),
+    ] {
+        let found = run(command().args(&args).args(["-m", &model]).env("PATH", "/nonexistent"));
+        assert!(found.error().contains(expected), "{args:?}: {}", found.stderr);
+    }
+    assert_eq!(results(&files), ["broken.jpg"]);
+}
+
+#[test]
+fn a_prompt_over_the_limit_is_refused() {
+    let files = model();
+    let config = fs::read_to_string(files.path("model/config.json")).unwrap();
+    files.write("model/config.json", config.replace("128000", "45").as_bytes());
+    let found = generate(&files, "a.png", &[]);
+    assert!(found.error().contains("prompt: expected at most"), "{}", found.stderr);
+    assert!(results(&files).is_empty());
+}
+
+#[test]
+fn every_task_draws_in_every_form() {
+    let files = model();
+    let model = files.arg("model");
+    assert_eq!(generate(&files, "fox.png", &["--size", "64x48"]).code, 0);
+    let fox = files.arg("fox.png");
+    let draw = |args: &[&str]| {
+        let found = lance_mm([args, &["-m", &model, "--steps", "1", "-q"]].concat());
+        assert_eq!((found.code, found.stderr.as_str()), (0, ""), "{args:?}");
+    };
+    let small = ["--resolution", "video_192p"];
+    draw(&["edit", &fox, "Make it green", "-o", &files.arg("green.png"), "--resolution", "image_256res"]);
+    let (info, _) = decoded(&files.path("green.png"));
+    assert_eq!((info.width, info.height), (304, 224));
+
+    draw(&["video", "It runs", "-o", &files.arg("a.gif"), "--size", "32x48", "--frames", "10"]);
+    draw(&["video", "It runs", "-o", &files.arg("b.webp"), "--size", "32x32", "--frames", "5"]);
+    draw(
+        &[&["video", "It turns", "-o", &files.arg("c.png"), "--image", &fox, "--frames", "5"], &small[..]]
+            .concat(),
+    );
+    let (info, _) = decoded(&files.path("c.png"));
+    assert_eq!((info.width, info.height), (304, 224));
+    assert_eq!(info.animation_control.unwrap().num_frames, 5);
+    draw(&[&["edit-video", &files.arg("a.gif"), "At night", "-o", &files.arg("d/")], &small[..]].concat());
+    let mut frames: Vec<String> = fs::read_dir(files.path("d"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    frames.sort();
+    // Nine frames at 12.5 a second: nine are sampled.
+    assert_eq!((frames.len(), frames[0].as_str()), (9, "001.png"), "{frames:?}");
+    let again =
+        lance_mm(["video", "x", "-o", &files.arg("d"), "--size", "32x32", "--steps", "1", "-m", &model]);
+    assert!(again.error().contains("expected an empty folder, found files in it"), "{}", again.stderr);
+    assert_eq!(results(&files), ["a.gif", "b.webp", "c.png", "d", "fox.png", "green.png"]);
+}
+
+#[test]
+fn quantized_weights_are_refused_unless_they_are_allowed() {
+    let files = model();
+    let (model, packed) = (files.arg("model"), files.arg("packed"));
+    let made = lance_mm([
+        "quantize",
+        &model,
+        &packed,
+        "--recipe",
+        "rtn",
+        "--group-size",
+        "32",
+        "--gen",
+        "fit",
+        "-q",
+    ]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let draw = |args: &[&str]| {
+        let base = ["generate", "A fox", "--size", "32x32", "--steps", "1", "-m", &packed, "-o"];
+        lance_mm([&base[..], &[&files.arg("a.png")], args].concat())
+    };
+    let refused = draw(&[]);
+    let error = refused.error();
+    for part in [
+        "text to image: expected weights that are not quantized",
+        "4 bits",
+        "Lance-3B-bf16",
+        "lance-mm eval generation",
+    ] {
+        assert!(error.contains(part), "no {part} in {error}");
+    }
+    assert!(!files.path("a.png").exists());
+    let allowed = draw(&["--allow-quantized"]);
+    assert!(allowed.code == 0 && allowed.stderr.contains("note: "), "{}", allowed.stderr);
+    assert!(allowed.stderr.contains("nothing shows that such weights draw well"), "{}", allowed.stderr);
+
+    // What was published as the loss of quantizing is that of the noise: the candidate keeps it.
+    let json = files.arg("report.json");
+    let args =
+        ["eval", "generation", &model, &packed, "--prompt", "A fox", "--size", "96x96", "--steps", "8", "-q"];
+    let report = lance_mm([&args[..], &["--guidance", "1", "--each-step", "--json", &json]].concat());
+    assert_eq!(report.code, 0, "{}", report.stderr);
+    assert!(report.stdout.contains("| REF, noise cast to u32 |"), "{}", report.stdout);
+    let json: serde_json::Value =
+        serde_json::from_slice(&fs::read(files.path("report.json")).unwrap()).unwrap();
+    let drawing = &json["report"]["drawings"][0];
+    let number = |pointer: &str| drawing.pointer(pointer).unwrap().as_f64().unwrap();
+    assert!(number("/candidate/start/zeros") < 0.001 && number("/cast_noise/start/zeros") > 0.8);
+    let error = |run: &str| number(&format!("/{run}/latents/relative_error")).sqrt();
+    assert!(
+        error("candidate") < 0.15 && error("cast_noise") > 0.4,
+        "{} {}",
+        error("candidate"),
+        error("cast_noise")
+    );
+    assert_eq!(drawing["candidate"]["steps"].as_array().unwrap().len(), 8);
+    assert!(number("/candidate/steps/0/picture/ssim") > number("/cast_noise/steps/0/picture/ssim"));
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_leaves_nothing() {
+    let files = model();
+    let args = ["generate", "A fox", "-o", &files.arg("a.png"), "-m", &files.arg("model"), "--steps", "9000"];
+    let mut child = command().args(args).args(["--size", "64x64", "-q"]).spawn().unwrap();
+    let start = Instant::now();
+    while results(&files).is_empty() && start.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(results(&files), [".partial-a.png"]);
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(results(&files).is_empty(), "{:?}", results(&files));
+}
+
+/// Programs that stand for ffmpeg and ffprobe: they note how they were called, hand out frames of one colour
+/// each, and keep what they are given.
+#[cfg(unix)]
+fn fake_ffmpeg(files: &Files) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = files.path("bin");
+    fs::create_dir(&dir).unwrap();
+    let log = files.arg("calls");
+    let probe = format!(
+        "#!/bin/sh\necho \"ffprobe $*\" >> {log}\n\
+         echo '{{\"streams\": [{{\"avg_frame_rate\": \"24/1\", \"nb_read_packets\": \"20\"}}]}}'\n"
+    );
+    // The last argument is the file to write, or - for pictures to hand out.
+    let ffmpeg = format!(
+        "#!/bin/sh\necho \"ffmpeg $*\" >> {log}\nfor last; do :; done\n\
+         case \"$last\" in\n-version) ;;\n-) for i in 1 2 3 4 5 6 7 8 9; do printf 'P6\\n2 2\\n255\\n'; \
+         printf \"$i$i$i$i$i$i$i$i$i$i$i$i\"; done ;;\n*) cat > \"${{last#file:}}\" ;;\nesac\n"
+    );
+    for (name, text) in [("ffprobe", probe), ("ffmpeg", ffmpeg)] {
+        let path = dir.join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    dir
+}
+
+#[cfg(unix)]
+#[test]
+fn video_files_go_through_ffmpeg() {
+    let files = model();
+    let bin = fake_ffmpeg(&files);
+    let path = format!("{}:/usr/bin:/bin", bin.display());
+    let (model, clip) = (files.arg("model"), files.write("clip.mp4", b"a video"));
+    let out = files.arg("out.mp4");
+    let args = ["edit-video", &clip, "At night", "-o", &out, "-m", &model, "--steps", "1", "-q"];
+    let found = run(command().args(args).args(["--resolution", "video_192p"]).env("PATH", &path));
+    assert_eq!((found.code, found.stderr.as_str()), (0, ""));
+    // Nine frames of 256 x 256, as they went in.
+    assert_eq!(fs::metadata(&out).unwrap().len(), 9 * 256 * 256 * 3);
+    let calls = fs::read_to_string(files.path("calls")).unwrap();
+    for part in
+        ["select=eq(n\\,0)+eq(n\\,2)+eq(n\\,4)+eq(n\\,7)", "-video_size 256x256 -framerate 12", "file:"]
+    {
+        assert!(calls.contains(part), "no {part} in {calls}");
+    }
+    assert!(!results(&files).iter().any(|name| name.contains("partial")), "{:?}", results(&files));
+
+    let asked = run(command()
+        .args(["ask", "-q", &clip, "What happens?", "-n", "2", "-m", &model])
+        .env("PATH", &path));
+    assert_eq!(asked.code, 0, "{}", asked.stderr);
+    let json =
+        run(command().args(["ask", "--json", &clip, "What?", "-n", "1", "-m", &model]).env("PATH", &path));
+    assert!(
+        json.stdout.contains("\"kind\":\"video\"") && json.stdout.contains("\"grid\":[5,"),
+        "{}",
+        json.stdout
+    );
+}
