@@ -26,8 +26,8 @@ Examples:
   lance-mm bench ./Lance-3B-AWQ-INT4 --only decode --only prefill --quick
 
 Every number is the median of repeats, with the least and the greatest. Limits of the machine (bytes read,
-products of int8 and bf16 values a second) are measured beside each repeat, and a share is of the limit met at
-that moment. Let nothing else run meanwhile.";
+products of int8 and bf16 values a second) are measured before and after each repeat, and a share is of their
+mean. Let nothing else run meanwhile.";
 
 /// Measure how fast models answer, and how far that is from this machine's limits.
 #[derive(clap::Args)]

@@ -154,8 +154,7 @@ impl Run<'_> {
             decode.run(1)?;
             let steps = self.plan.steps;
             let found = self.repeat(|run| {
-                let limit = run.limits.bandwidth();
-                let step = decode.run(steps)?;
+                let (step, limit) = run.beside(Limits::bandwidth, || decode.run(steps))?;
                 Ok((step, step.bytes / step.time.as_secs_f64() / limit))
             })?;
             let row = rates(format!("decode after {context} tokens"), "tokens/s", &found);
@@ -172,8 +171,9 @@ impl Run<'_> {
         for rows in PROMPTS {
             let _busy = self.hints.busy(&format!("measuring prompts of {rows} tokens"));
             let found = self.repeat(|run| {
-                let limit = if int8 { run.limits.int8() } else { run.limits.bf16() };
-                let step = bench::prefill(run.lance, rows)?;
+                let lance = run.lance;
+                let limit = if int8 { Limits::int8 } else { Limits::bf16 };
+                let (step, limit) = run.beside(limit, || bench::prefill(lance, rows))?;
                 Ok((step, step.flops / step.time.as_secs_f64() / limit))
             })?;
             let row = rates(format!("prompt of {rows} tokens"), "tokens/s", &found);
@@ -187,8 +187,8 @@ impl Run<'_> {
         for side in PICTURES {
             let _busy = self.hints.busy(&format!("measuring the vision transformer at {side} x {side}"));
             let found = self.repeat(|run| {
-                let limit = run.limits.bf16();
-                let step = bench::vit(run.lance, side / patch)?;
+                let lance = run.lance;
+                let (step, limit) = run.beside(Limits::bf16, || bench::vit(lance, side / patch))?;
                 Ok((step, step.flops / step.time.as_secs_f64() / limit))
             })?;
             let times = found.iter().map(|(step, _)| step.time.as_secs_f64()).collect();
@@ -196,6 +196,17 @@ impl Run<'_> {
             self.push(row.with_share("bf16 peak", found.iter().map(|(_, share)| *share).collect()));
         }
         Ok(())
+    }
+
+    /// A step, and the mean of a limit right before and right after it.
+    fn beside(
+        &mut self,
+        limit: fn(&mut Limits) -> f64,
+        step: impl FnOnce() -> lance_mm::Result<Step>,
+    ) -> Result<(Step, f64)> {
+        let before = limit(self.limits);
+        let step = step()?;
+        Ok((step, (before + limit(self.limits)) / 2.0))
     }
 
     fn repeat<T>(&mut self, mut once: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
