@@ -115,6 +115,13 @@ impl Checkpoint {
         Self { model: self.model.with_mlx_rounding(), vit: self.vit.map(Weights::with_mlx_rounding), ..self }
     }
 
+    /// The same checkpoint, its quantized matrices multiplied with activations in f32
+    /// ([`Weights::with_f32_activations`]): to measure what rounding activations costs.
+    pub fn with_f32_activations(self) -> Self {
+        let vit = self.vit.map(Weights::with_f32_activations);
+        Self { model: self.model.with_f32_activations(), vit, ..self }
+    }
+
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config

@@ -11,7 +11,7 @@ use half::{bf16, f16};
 
 use crate::dense::FloatType;
 use crate::error::{Error, Result};
-use crate::kernels::Rows;
+use crate::kernels::{Affine, Rows};
 use crate::quantization::{Mode, Scheme};
 use crate::weights::Bytes;
 pub(crate) use pack::unpack_row;
@@ -30,7 +30,7 @@ pub struct AffineWeight {
     scheme: Scheme,
     rows: usize,
     cols: usize,
-    mlx_rounding: bool,
+    products: Products,
     check: Arc<Check>,
 }
 
@@ -39,6 +39,18 @@ struct Check {
     name: String,
     /// Part and row of a value that is not finite.
     damage: OnceLock<Option<(&'static str, usize)>>,
+}
+
+/// What products with an affine matrix are computed from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Products {
+    /// Codes and activations rounded to whole numbers.
+    #[default]
+    Integer,
+    /// Values and activations in f32.
+    F32,
+    /// Values rounded as `mx.dequantize` does, activations in f32.
+    MlxRounded,
 }
 
 impl AffineWeight {
@@ -50,7 +62,7 @@ impl AffineWeight {
         assert_eq!(scales.len(), rows * (cols / scheme.group_size()) * dtype.size(), "shapes were checked");
         assert_eq!(scales.len(), biases.len(), "shapes were checked");
         let check = Arc::new(Check { name: name.to_owned(), damage: OnceLock::new() });
-        Self { words, scales, biases, dtype, scheme, rows, cols, mlx_rounding: false, check }
+        Self { words, scales, biases, dtype, scheme, rows, cols, products: Products::default(), check }
     }
 
     /// Looks for scales and biases that are not finite, once.
@@ -128,9 +140,28 @@ impl AffineWeight {
         weight.check().map(|()| weight)
     }
 
-    /// The same matrix, read by products and lookups with [`read_row_rounded`](Self::read_row_rounded).
-    pub(crate) fn with_mlx_rounding(self, mlx_rounding: bool) -> Self {
-        Self { mlx_rounding, ..self }
+    /// The same matrix, multiplied with activations in f32: slow, and as exact as f32 is. By default they are
+    /// rounded to whole numbers, with one scale for each row and group: to 16 bits up to 16 rows, to 8 bits for more.
+    pub fn with_f32_activations(self) -> Self {
+        self.with_products(Products::F32)
+    }
+
+    pub(crate) fn with_products(self, products: Products) -> Self {
+        Self { products, ..self }
+    }
+
+    /// What the integer kernels read, where products are to be computed by them.
+    pub(crate) fn integer(&self) -> Option<Affine<'_>> {
+        (self.products == Products::Integer).then(|| Affine {
+            words: &self.words,
+            scales: &self.scales,
+            biases: &self.biases,
+            dtype: self.dtype,
+            bits: self.scheme.bits(),
+            group: self.scheme.group_size(),
+            rows: self.rows,
+            cols: self.cols,
+        })
     }
 
     /// Puts a matrix together from packed words `(R, K · bits / 32)` (see [`pack_codes`]) and scales and
@@ -310,9 +341,9 @@ impl Rows for AffineWeight {
     }
 
     fn read_row(&self, row: usize, out: &mut [f32]) {
-        match self.mlx_rounding {
-            true => self.read_row_rounded(row, out),
-            false => self.read_row(row, out),
+        match self.products {
+            Products::MlxRounded => self.read_row_rounded(row, out),
+            Products::Integer | Products::F32 => self.read_row(row, out),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The only door to `unsafe` code: products of activations with weights that stay in their stored form.
 
+mod affine_cpu;
 mod conv_cpu;
 mod gemm;
 pub mod metal;
@@ -7,6 +8,7 @@ pub(crate) mod peak;
 mod rows_cpu;
 mod tile;
 
+pub(crate) use affine_cpu::{Affine, affine_matmul};
 pub(crate) use conv_cpu::{Frames, Geometry, add_conv};
 pub use gemm::{MatRef, Real, add_product};
 pub(crate) use rows_cpu::matmul;

@@ -7,7 +7,7 @@ use crate::affine::{AffineParts, AffineWeight};
 use crate::dense::{DenseWeight, FloatType};
 use crate::error::{Error, Result};
 use crate::float_mode::FloatModeWeight;
-use crate::kernels::{Rows, matmul};
+use crate::kernels::{Rows, affine_matmul, matmul};
 use crate::quantization::{Mode, Scheme};
 use crate::weights::{Bytes, View, Weights};
 
@@ -81,7 +81,7 @@ impl Weight {
         let parts = AffineParts { words: words.bytes, scales: scales.bytes, biases: biases.bytes, dtype };
         let name = format!("{}: {}", weights.files(), weights.path());
         let weight = AffineWeight::new(&name, parts, scheme, rows, cols);
-        Ok(Some(Self::Affine(weight.with_mlx_rounding(weights.mlx_rounding()))))
+        Ok(Some(Self::Affine(weight.with_products(weights.products()))))
     }
 
     fn float_mode(
@@ -176,7 +176,12 @@ impl CustomOp1 for Weight {
         let Some(last) = dims.last_mut() else { candle_core::bail!("{} wants rows", self.name()) };
         *last = self.n_rows();
         let n = dims[..dims.len() - 1].iter().product();
-        Ok((CpuStorage::F32(matmul(x, n, self.rows())), Shape::from(dims)))
+        let integer = match self {
+            Self::Affine(w) => w.integer(),
+            Self::Dense(_) | Self::FloatMode(_) => None,
+        };
+        let y = integer.map_or_else(|| matmul(x, n, self.rows()), |w| affine_matmul(x, n, &w));
+        Ok((CpuStorage::F32(y), Shape::from(dims)))
     }
 }
 

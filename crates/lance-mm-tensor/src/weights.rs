@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{Device, Tensor};
 use safetensors::Dtype;
 
+use crate::affine::Products;
 use crate::dense::{DenseWeight, FloatType};
 use crate::error::{Error, Problem, Problems, Result};
 use crate::quantization::Quantization;
@@ -32,7 +33,7 @@ pub struct Weights {
 struct Inner {
     store: Store,
     quantization: Quantization,
-    mlx_rounding: bool,
+    products: Products,
     device: Device,
     used: Mutex<HashSet<String>>,
     problems: Mutex<Vec<Problem>>,
@@ -81,19 +82,19 @@ impl Weights {
     /// layer does is seen without writing a checkpoint. A dense module that `over` has packed is packed.
     pub fn overlaid(&self, over: &Self) -> Self {
         let store = self.inner.store.overlaid(&over.inner.store);
-        let Inner { quantization, mlx_rounding, .. } = &*self.inner;
-        Self::read_as(store, quantization.clone(), *mlx_rounding, self.prefix.clone())
+        let Inner { quantization, products, .. } = &*self.inner;
+        Self::read_as(store, quantization.clone(), *products, self.prefix.clone())
     }
 
     fn new(store: Store) -> Self {
-        Self::read_as(store, Quantization::default(), false, String::new())
+        Self::read_as(store, Quantization::default(), Products::default(), String::new())
     }
 
-    fn read_as(store: Store, quantization: Quantization, mlx_rounding: bool, prefix: String) -> Self {
+    fn read_as(store: Store, quantization: Quantization, products: Products, prefix: String) -> Self {
         let inner = Inner {
             store,
             quantization,
-            mlx_rounding,
+            products,
             device: Device::Cpu,
             used: Mutex::default(),
             problems: Mutex::default(),
@@ -103,14 +104,25 @@ impl Weights {
 
     /// The same files read under these quantization settings (`quantization` of `config.json`).
     pub fn with_quantization(self, quantization: Quantization) -> Self {
-        Self::read_as(self.inner.store.clone(), quantization, self.inner.mlx_rounding, self.prefix)
+        Self::read_as(self.inner.store.clone(), quantization, self.inner.products, self.prefix)
     }
 
     /// The same files, affine matrices read as `mx.dequantize` reads them: product and sum each rounded to
-    /// the type of the scales. The default is `scale · code + bias` in f32, as `mx.quantized_matmul` computes
-    /// with f32 activations; this is for comparing with numbers that were made from dequantized weights.
+    /// the type of the scales. The default is `scale · code + bias` without rounding, as `mx.quantized_matmul`
+    /// computes; this is for comparing with numbers that were made from dequantized weights. Activations are
+    /// in f32.
     pub fn with_mlx_rounding(self) -> Self {
-        Self::read_as(self.inner.store.clone(), self.inner.quantization.clone(), true, self.prefix)
+        self.with_products(Products::MlxRounded)
+    }
+
+    /// The same files, affine matrices multiplied with activations in f32, to measure what rounding them costs:
+    /// see [`AffineWeight::with_f32_activations`](crate::AffineWeight::with_f32_activations).
+    pub fn with_f32_activations(self) -> Self {
+        self.with_products(Products::F32)
+    }
+
+    fn with_products(self, products: Products) -> Self {
+        Self::read_as(self.inner.store.clone(), self.inner.quantization.clone(), products, self.prefix)
     }
 
     /// The weights below `part`: `weights.pp("layers").pp(3)`.
@@ -153,8 +165,8 @@ impl Weights {
         &self.inner.quantization
     }
 
-    pub(crate) fn mlx_rounding(&self) -> bool {
-        self.inner.mlx_rounding
+    pub(crate) fn products(&self) -> Products {
+        self.inner.products
     }
 
     /// Whether a tensor of this name is there.

@@ -1,0 +1,120 @@
+//! Sixty-four bytes at a time: the operations that the affine kernels are written in, once for every
+//! instruction set. Each set does the same arithmetic in the same order, so all give the same bits.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+/// An instruction set. A value of an implementing type proves that this machine has it.
+pub(super) trait Simd: Copy + Send + Sync {
+    /// Sixty-four bytes.
+    type Bytes: Copy;
+    /// Sixteen i32.
+    type Ints: Copy;
+    /// Sixteen f32.
+    type Floats: Copy;
+
+    fn load(self, from: &[u8; 64]) -> Self::Bytes;
+    fn store(self, bytes: Self::Bytes, to: &mut [u8; 64]);
+    /// Four bytes, sixteen times.
+    fn splat_four(self, from: [u8; 4]) -> Self::Bytes;
+    /// Low and high four bits of every byte.
+    fn nibbles(self, bytes: Self::Bytes) -> [Self::Bytes; 2];
+    /// Rows of sixteen four-byte columns to columns of sixteen rows.
+    fn transpose(self, rows: &mut [Self::Bytes; 16]);
+
+    fn zero_ints(self) -> Self::Ints;
+    /// Adds to each i32 the products of the four unsigned bytes of `codes` in its place with the four signed
+    /// ones of `x`. `WIDE` says that codes may exceed 127.
+    fn dot<const WIDE: bool>(self, sums: Self::Ints, codes: Self::Bytes, x: Self::Bytes) -> Self::Ints;
+    fn times_256(self, ints: Self::Ints) -> Self::Ints;
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    fn to_floats(self, ints: Self::Ints) -> Self::Floats;
+
+    fn splat(self, value: f32) -> Self::Floats;
+    /// Each of four values in four neighbouring places.
+    fn splat_quarters(self, values: [f32; 4]) -> Self::Floats;
+    fn load_floats(self, from: &[f32; 16]) -> Self::Floats;
+    /// Sixteen bf16 values, little endian.
+    fn widen_bf16(self, from: &[u8; 32]) -> Self::Floats;
+    fn store_floats(self, floats: Self::Floats, to: &mut [f32; 16]);
+    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+
+    /// The same bits.
+    fn floats_to_bytes(self, floats: Self::Floats) -> Self::Bytes;
+    fn bytes_to_floats(self, bytes: Self::Bytes) -> Self::Floats;
+
+    /// Asks for the cache line at an address, which need not be valid.
+    fn prefetch(self, at: *const u8);
+    /// Runs a kernel compiled for this instruction set.
+    fn run<K: Kernel>(self, kernel: K) -> K::Output;
+}
+
+/// A function over any instruction set. `run` is `#[inline(always)]` in every implementation, and so is what
+/// it calls: only then is it compiled for the set it is given.
+pub(super) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Sum of sixteen values, in one order everywhere.
+#[inline(always)]
+pub(super) fn sum(v: [f32; 16]) -> f32 {
+    let mut v = v;
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            v[i] += v[i + width];
+        }
+    }
+    v[0]
+}
+
+/// The instruction sets there are kernels for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Isa {
+    Portable(portable::Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2<false>),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(avx2::Avx2<true>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
+}
+
+impl Isa {
+    /// Those of this machine, the fastest first; the portable one is always the last.
+    pub(super) fn available() -> impl Iterator<Item = Self> {
+        #[cfg(target_arch = "x86_64")]
+        let sets = [
+            avx512::Avx512::detect().map(Self::Avx512),
+            avx2::Avx2::<true>::detect().map(Self::AvxVnni),
+            avx2::Avx2::<false>::detect().map(Self::Avx2),
+        ];
+        #[cfg(target_arch = "aarch64")]
+        let sets = [neon::Neon::detect().map(Self::Neon)];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let sets = [None];
+        sets.into_iter().flatten().chain([Self::Portable(portable::Portable)])
+    }
+
+    pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Self::Portable(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(simd) => simd.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(simd) => simd.run(kernel),
+        }
+    }
+}

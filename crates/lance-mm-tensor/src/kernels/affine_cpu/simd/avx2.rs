@@ -1,0 +1,210 @@
+//! AVX2 in halves of thirty-two bytes, with AVX-VNNI where the machine has it.
+
+#![expect(unsafe_code, reason = "intrinsics")]
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd};
+
+/// Only [`detect`](Self::detect) makes one.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Avx2<const VNNI: bool>(());
+
+impl<const VNNI: bool> Avx2<VNNI> {
+    pub(super) fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx2") && (!VNNI || is_x86_feature_detected!("avxvnni"));
+        has.then_some(Self(()))
+    }
+
+    #[inline(always)]
+    fn dot_half<const WIDE: bool>(self, sums: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            if VNNI {
+                return _mm256_dpbusd_avx_epi32(sums, codes, x);
+            }
+            let sum = if WIDE {
+                // Two products of codes up to 255 would not fit the 16 bits of `maddubs`.
+                let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
+                let odd = _mm256_srai_epi16::<8>(x);
+                _mm256_add_epi32(
+                    _mm256_madd_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(255)), even),
+                    _mm256_madd_epi16(_mm256_srli_epi16::<8>(codes), odd),
+                )
+            } else {
+                // Two products of codes up to 127 are at most 2 · 127 · 128 = 32,512.
+                _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), _mm256_set1_epi16(1))
+            };
+            _mm256_add_epi32(sums, sum)
+        }
+    }
+}
+
+/// Applies an operation to both halves.
+macro_rules! halves {
+    ($i:ident => $op:expr) => {{
+        let op = |$i: usize| $op;
+        [op(0), op(1)]
+    }};
+}
+
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
+    type Bytes = [__m256i; 2];
+    type Ints = [__m256i; 2];
+    type Floats = [__m256; 2];
+
+    #[inline(always)]
+    fn load(self, from: &[u8; 64]) -> [__m256i; 2] {
+        let halves = from.as_chunks::<32>().0;
+        // SAFETY: `self` proves the features; each half has 32 readable bytes.
+        halves!(i => unsafe { _mm256_loadu_si256(halves[i].as_ptr().cast()) })
+    }
+
+    #[inline(always)]
+    fn store(self, bytes: [__m256i; 2], to: &mut [u8; 64]) {
+        for (half, to) in bytes.into_iter().zip(to.as_chunks_mut::<32>().0) {
+            // SAFETY: `self` proves the features; each half has 32 writable bytes.
+            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), half) }
+        }
+    }
+
+    #[inline(always)]
+    fn splat_four(self, from: [u8; 4]) -> [__m256i; 2] {
+        // SAFETY: `self` proves the features.
+        [unsafe { _mm256_set1_epi32(i32::from_ne_bytes(from)) }; 2]
+    }
+
+    #[inline(always)]
+    fn nibbles(self, bytes: [__m256i; 2]) -> [[__m256i; 2]; 2] {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let mask = _mm256_set1_epi8(15);
+            [
+                halves!(i => _mm256_and_si256(bytes[i], mask)),
+                halves!(i => _mm256_and_si256(_mm256_srli_epi16::<4>(bytes[i]), mask)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, rows: &mut [[__m256i; 2]; 16]) {
+        let mut from = [[0; 64]; 16];
+        for (row, from) in rows.iter().zip(&mut from) {
+            self.store(*row, from);
+        }
+        super::portable::Portable.transpose(&mut from);
+        for (row, from) in rows.iter_mut().zip(&from) {
+            *row = self.load(from);
+        }
+    }
+
+    #[inline(always)]
+    fn zero_ints(self) -> [__m256i; 2] {
+        // SAFETY: `self` proves the features.
+        [unsafe { _mm256_setzero_si256() }; 2]
+    }
+
+    #[inline(always)]
+    fn dot<const WIDE: bool>(self, sums: [__m256i; 2], codes: [__m256i; 2], x: [__m256i; 2]) -> [__m256i; 2] {
+        halves!(i => self.dot_half::<WIDE>(sums[i], codes[i], x[i]))
+    }
+
+    #[inline(always)]
+    fn times_256(self, ints: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: `self` proves the features.
+        halves!(i => unsafe { _mm256_slli_epi32::<8>(ints[i]) })
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: `self` proves the features.
+        halves!(i => unsafe { _mm256_add_epi32(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn to_floats(self, ints: [__m256i; 2]) -> [__m256; 2] {
+        // SAFETY: `self` proves the features.
+        halves!(i => unsafe { _mm256_cvtepi32_ps(ints[i]) })
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> [__m256; 2] {
+        // SAFETY: `self` proves the features.
+        [unsafe { _mm256_set1_ps(value) }; 2]
+    }
+
+    #[inline(always)]
+    fn splat_quarters(self, v: [f32; 4]) -> [__m256; 2] {
+        // SAFETY: `self` proves the features.
+        halves!(i => unsafe { _mm256_set_m128(_mm_set1_ps(v[2 * i + 1]), _mm_set1_ps(v[2 * i])) })
+    }
+
+    #[inline(always)]
+    fn load_floats(self, from: &[f32; 16]) -> [__m256; 2] {
+        let halves = from.as_chunks::<8>().0;
+        // SAFETY: `self` proves the features; each half has eight readable values.
+        halves!(i => unsafe { _mm256_loadu_ps(halves[i].as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn widen_bf16(self, from: &[u8; 32]) -> [__m256; 2] {
+        let halves = from.as_chunks::<16>().0;
+        // SAFETY: `self` proves the features; each half has 16 readable bytes.
+        halves!(i => unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(halves[i].as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        })
+    }
+
+    #[inline(always)]
+    fn store_floats(self, floats: [__m256; 2], to: &mut [f32; 16]) {
+        for (half, to) in floats.into_iter().zip(to.as_chunks_mut::<8>().0) {
+            // SAFETY: `self` proves the features; each half has eight writable values.
+            unsafe { _mm256_storeu_ps(to.as_mut_ptr(), half) }
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: `self` proves the features.
+        halves!(i => unsafe { _mm256_add_ps(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn mul(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: `self` proves the features.
+        halves!(i => unsafe { _mm256_mul_ps(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn floats_to_bytes(self, floats: [__m256; 2]) -> [__m256i; 2] {
+        // SAFETY: `self` proves the features.
+        halves!(i => unsafe { _mm256_castps_si256(floats[i]) })
+    }
+
+    #[inline(always)]
+    fn bytes_to_floats(self, bytes: [__m256i; 2]) -> [__m256; 2] {
+        // SAFETY: `self` proves the features.
+        halves!(i => unsafe { _mm256_castsi256_ps(bytes[i]) })
+    }
+
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // SAFETY: a prefetch does not fault, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2")]
+        fn without<K: Kernel, S: Simd>(simd: S, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        #[target_feature(enable = "avx2,avxvnni")]
+        fn with<K: Kernel, S: Simd>(simd: S, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { if VNNI { with(self, kernel) } else { without(self, kernel) } }
+    }
+}

@@ -1,0 +1,197 @@
+//! AVX-512 with VNNI: Intel since Ice Lake, AMD since Zen 4.
+
+#![expect(unsafe_code, reason = "intrinsics")]
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd};
+
+/// Only [`detect`](Self::detect) makes one.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Avx512(());
+
+impl Avx512 {
+    pub(super) fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Self(()))
+    }
+}
+
+impl Simd for Avx512 {
+    type Bytes = __m512i;
+    type Ints = __m512i;
+    type Floats = __m512;
+
+    #[inline(always)]
+    fn load(self, from: &[u8; 64]) -> __m512i {
+        // SAFETY: `self` proves the features; the array has 64 readable bytes.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store(self, bytes: __m512i, to: &mut [u8; 64]) {
+        // SAFETY: `self` proves the features; the array has 64 writable bytes.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), bytes) }
+    }
+
+    #[inline(always)]
+    fn splat_four(self, from: [u8; 4]) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_set1_epi32(i32::from_ne_bytes(from)) }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, bytes: __m512i) -> [__m512i; 2] {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let mask = _mm512_set1_epi8(15);
+            [_mm512_and_si512(bytes, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask)]
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, r: &mut [__m512i; 16]) {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            // 4 x 4 blocks of four bytes within 128-bit lanes, then the lanes themselves.
+            let mut t = [_mm512_setzero_si512(); 16];
+            for i in 0..4 {
+                let [a, b, c, d] = [r[4 * i], r[4 * i + 1], r[4 * i + 2], r[4 * i + 3]];
+                let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+                t[4 * i] = _mm512_unpacklo_epi64(ab, cd);
+                t[4 * i + 1] = _mm512_unpackhi_epi64(ab, cd);
+                let (ab, cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+                t[4 * i + 2] = _mm512_unpacklo_epi64(ab, cd);
+                t[4 * i + 3] = _mm512_unpackhi_epi64(ab, cd);
+            }
+            for i in 0..4 {
+                // Lane l of t[4 j + i] holds column 4 l + i of rows 4 j to 4 j + 3.
+                let [a, b, c, d] = [t[i], t[4 + i], t[8 + i], t[12 + i]];
+                let (ab, cd) = (
+                    _mm512_shuffle_i32x4::<0b01_00_01_00>(a, b),
+                    _mm512_shuffle_i32x4::<0b01_00_01_00>(c, d),
+                );
+                r[i] = _mm512_shuffle_i32x4::<0b10_00_10_00>(ab, cd);
+                r[4 + i] = _mm512_shuffle_i32x4::<0b11_01_11_01>(ab, cd);
+                let (ab, cd) = (
+                    _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b),
+                    _mm512_shuffle_i32x4::<0b11_10_11_10>(c, d),
+                );
+                r[8 + i] = _mm512_shuffle_i32x4::<0b10_00_10_00>(ab, cd);
+                r[12 + i] = _mm512_shuffle_i32x4::<0b11_01_11_01>(ab, cd);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn zero_ints(self) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    fn dot<const WIDE: bool>(self, sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_dpbusd_epi32(sums, codes, x) }
+    }
+
+    #[inline(always)]
+    fn times_256(self, ints: __m512i) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_slli_epi32::<8>(ints) }
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn to_floats(self, ints: __m512i) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_cvtepi32_ps(ints) }
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn splat_quarters(self, values: [f32; 4]) -> __m512 {
+        // SAFETY: `self` proves the features; the array has four readable values.
+        unsafe {
+            let quarters = _mm512_castps128_ps512(_mm_loadu_ps(values.as_ptr()));
+            let places = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+            _mm512_permutexvar_ps(places, quarters)
+        }
+    }
+
+    #[inline(always)]
+    fn load_floats(self, from: &[f32; 16]) -> __m512 {
+        // SAFETY: `self` proves the features; the array has sixteen readable values.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn widen_bf16(self, from: &[u8; 32]) -> __m512 {
+        // SAFETY: `self` proves the features; the array has 32 readable bytes.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    fn store_floats(self, floats: __m512, to: &mut [f32; 16]) {
+        // SAFETY: `self` proves the features; the array has sixteen writable values.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), floats) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn floats_to_bytes(self, floats: __m512) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_castps_si512(floats) }
+    }
+
+    #[inline(always)]
+    fn bytes_to_floats(self, bytes: __m512i) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_castsi512_ps(bytes) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // SAFETY: a prefetch does not fault, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,f16c")]
+        fn inner<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+            kernel.run(simd)
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { inner(self, kernel) }
+    }
+}
