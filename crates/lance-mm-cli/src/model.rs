@@ -26,7 +26,8 @@ pub(crate) struct Model {
 
 /// Loads what the arguments name, as they say.
 pub(crate) fn load_with(args: &ModelArgs, hints: Hints) -> Result<Model> {
-    let model = load(args.model.as_deref(), hints)?;
+    let change = |checkpoint: Checkpoint| checkpoint.with_activations(args.activations());
+    let model = load_as(args.model.as_deref(), hints, change)?;
     Ok(Model { lance: model.lance.with_low_memory(args.low_memory), ..model })
 }
 

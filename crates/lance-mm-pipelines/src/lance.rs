@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lance_mm_models::Config;
-use lance_mm_tensor::{Quantization, Weights};
+use lance_mm_tensor::{Activations, Quantization, Weights};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -120,6 +120,12 @@ impl Checkpoint {
     pub fn with_f32_activations(self) -> Self {
         let vit = self.vit.map(Weights::with_f32_activations);
         Self { model: self.model.with_f32_activations(), vit, ..self }
+    }
+
+    /// The same checkpoint, inputs of products with bf16 matrices taken as `activations`; f32 by default.
+    pub fn with_activations(self, activations: Activations) -> Self {
+        let with = |weights: Weights| weights.with_activations(activations);
+        Self { model: with(self.model), vit: self.vit.map(with), ..self }
     }
 
     /// The configuration.

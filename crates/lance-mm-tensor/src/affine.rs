@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::kernels::{Affine, Rows};
 use crate::quantization::{Mode, Scheme};
 use crate::weights::Bytes;
-pub(crate) use pack::unpack_row;
 pub use pack::{pack_codes, quantize_group};
+pub(crate) use pack::{push, unpack_row};
 
 /// A `(R, K)` matrix of packed codes with one scale and one bias per group. Cloning shares the bytes.
 ///

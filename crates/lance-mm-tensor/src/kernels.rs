@@ -1,6 +1,10 @@
 //! The only door to `unsafe` code: products of activations with weights that stay in their stored form.
 
 mod affine_cpu;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+#[cfg(target_arch = "x86_64")]
+mod columns;
 mod conv_cpu;
 mod gemm;
 pub mod metal;
@@ -11,7 +15,6 @@ mod tile;
 pub(crate) use affine_cpu::{Affine, affine_matmul};
 pub(crate) use conv_cpu::{Frames, Geometry, add_conv};
 pub use gemm::{MatRef, Real, add_product};
-pub(crate) use rows_cpu::matmul;
 
 /// A matrix whose rows can be read as f32, whatever form they are stored in.
 pub(crate) trait Rows: Send + Sync {
@@ -23,4 +26,25 @@ pub(crate) trait Rows: Send + Sync {
 
     /// Writes row `row` into `out`, which has `n_cols` places.
     fn read_row(&self, row: usize, out: &mut [f32]);
+
+    /// The values as they are stored, row by row, if they are bf16, and what they are multiplied with.
+    #[cfg(target_arch = "x86_64")]
+    fn bf16(&self) -> Option<(&[[u8; 2]], crate::Activations)> {
+        None
+    }
+}
+
+/// `x` `(n, K)` times the transpose of `w` `(R, K)`: `(n, R)`, summed in f32.
+///
+/// # Panics
+/// When `x` is not `n` rows of `K`.
+pub(crate) fn matmul(x: &[f32], n: usize, w: &dyn Rows) -> Vec<f32> {
+    assert_eq!(x.len(), n * w.n_cols(), "x is n rows of K");
+    #[cfg(target_arch = "x86_64")]
+    if let Some((values, activations)) = w.bf16()
+        && let Some(w) = bf16::Bf16Matrix::new(values, w.n_cols(), activations)
+    {
+        return w.matmul(x, n);
+    }
+    rows_cpu::matmul(x, n, w)
 }

@@ -43,7 +43,7 @@ mod weights;
 pub use affine::{AffineWeight, pack_codes, quantize_group};
 pub use attention::{Block, attention};
 pub use conv::{Conv, Window};
-pub use dense::{DenseWeight, FloatType};
+pub use dense::{Activations, DenseWeight, FloatType};
 pub use error::{Error, Problem, Problems, Result};
 pub use float_mode::FloatModeWeight;
 pub use kernels::{MatRef, Real, add_product, metal};

@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use safetensors::Dtype;
 
 use crate::affine::Products;
-use crate::dense::{DenseWeight, FloatType};
+use crate::dense::{Activations, DenseWeight, FloatType};
 use crate::error::{Error, Problem, Problems, Result};
 use crate::quantization::Quantization;
 pub(crate) use store::Bytes;
@@ -30,10 +30,17 @@ pub struct Weights {
     prefix: String,
 }
 
-struct Inner {
-    store: Store,
+/// How the values of files are taken.
+#[derive(Clone, Default)]
+struct Reading {
     quantization: Quantization,
     products: Products,
+    activations: Activations,
+}
+
+struct Inner {
+    store: Store,
+    reading: Reading,
     device: Device,
     used: Mutex<HashSet<String>>,
     problems: Mutex<Vec<Problem>>,
@@ -82,29 +89,22 @@ impl Weights {
     /// layer does is seen without writing a checkpoint. A dense module that `over` has packed is packed.
     pub fn overlaid(&self, over: &Self) -> Self {
         let store = self.inner.store.overlaid(&over.inner.store);
-        let Inner { quantization, products, .. } = &*self.inner;
-        Self::read_as(store, quantization.clone(), *products, self.prefix.clone())
+        Self::read_as(store, self.inner.reading.clone(), self.prefix.clone())
     }
 
     fn new(store: Store) -> Self {
-        Self::read_as(store, Quantization::default(), Products::default(), String::new())
+        Self::read_as(store, Reading::default(), String::new())
     }
 
-    fn read_as(store: Store, quantization: Quantization, products: Products, prefix: String) -> Self {
-        let inner = Inner {
-            store,
-            quantization,
-            products,
-            device: Device::Cpu,
-            used: Mutex::default(),
-            problems: Mutex::default(),
-        };
+    fn read_as(store: Store, reading: Reading, prefix: String) -> Self {
+        let inner =
+            Inner { store, reading, device: Device::Cpu, used: Mutex::default(), problems: Mutex::default() };
         Self { inner: Arc::new(inner), prefix }
     }
 
     /// The same files read under these quantization settings (`quantization` of `config.json`).
     pub fn with_quantization(self, quantization: Quantization) -> Self {
-        Self::read_as(self.inner.store.clone(), quantization, self.inner.products, self.prefix)
+        self.read_with(|reading| reading.quantization = quantization)
     }
 
     /// The same files, affine matrices read as `mx.dequantize` reads them: product and sum each rounded to
@@ -121,8 +121,19 @@ impl Weights {
         self.with_products(Products::F32)
     }
 
+    /// The same files, inputs of products with bf16 matrices taken as `activations`; f32 by default.
+    pub fn with_activations(self, activations: Activations) -> Self {
+        self.read_with(|reading| reading.activations = activations)
+    }
+
     fn with_products(self, products: Products) -> Self {
-        Self::read_as(self.inner.store.clone(), self.inner.quantization.clone(), products, self.prefix)
+        self.read_with(|reading| reading.products = products)
+    }
+
+    fn read_with(self, change: impl FnOnce(&mut Reading)) -> Self {
+        let mut reading = self.inner.reading.clone();
+        change(&mut reading);
+        Self::read_as(self.inner.store.clone(), reading, self.prefix)
     }
 
     /// The weights below `part`: `weights.pp("layers").pp(3)`.
@@ -162,11 +173,11 @@ impl Weights {
     }
 
     pub(crate) fn quantization(&self) -> &Quantization {
-        &self.inner.quantization
+        &self.inner.reading.quantization
     }
 
     pub(crate) fn products(&self) -> Products {
-        self.inner.products
+        self.inner.reading.products
     }
 
     /// Whether a tensor of this name is there.
@@ -212,7 +223,10 @@ impl Weights {
     pub(crate) fn dense(&self, name: &str, shape: &[usize], rows: usize, cols: usize) -> Option<DenseWeight> {
         let view = self.view(name, shape)?;
         match FloatType::of(view.dtype) {
-            Some(dtype) => Some(DenseWeight::new(view.bytes, dtype, rows, cols)),
+            Some(dtype) => {
+                let weight = DenseWeight::new(view.bytes, dtype, rows, cols);
+                Some(weight.with_activations(self.inner.reading.activations))
+            }
             None => {
                 self.note(name, format!("expected F32, F16 or BF16, found {:?}", view.dtype));
                 None

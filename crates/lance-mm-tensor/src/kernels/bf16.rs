@@ -1,0 +1,305 @@
+//! `y = x · Wᵀ` for bf16 weights read straight from their file, on processors with bf16 products.
+//!
+//! Each value of x is the sum of two bf16 terms, which is nearly f32. Up to [`FEW`] rows the weight's bytes set
+//! the pace and the second term costs nothing; with more it halves the speed, and can be left out.
+
+#[expect(unsafe_code, reason = "processor instructions")]
+mod avx512;
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::columns::{Columns, Part};
+use crate::dense::Activations;
+use avx512::{Avx512Bf16, COLS, PanelWord, Terms};
+
+/// Up to this many rows of x, each weight is read once and multiplied where it lies.
+pub(super) const FEW: usize = 8;
+/// Rows of x that are multiplied with few rows of the weight at once, and stay near meanwhile.
+const NARROW: usize = 4;
+/// Rows of the weight that [`FEW`] rows of x pass over, [`NARROW`] at a time, before the next ones.
+const BLOCK: usize = 16;
+/// Rows of x in a register tile.
+const ROWS: usize = 12;
+/// Words of K (two values each) that a tile runs over before its sums are stored: 30 KB of x, and 80 KB of
+/// every panel of weights.
+const DEPTH: usize = 640;
+/// Panels of [`COLS`] rows of the weight packed at once by a thread: x is read from afar once for all.
+const PANELS: usize = 4;
+/// Rows of x packed at once: bounds what long inputs add to memory.
+const SLAB: usize = 4096;
+
+/// A `(R, K)` matrix of bf16 values as they lie in the file.
+#[derive(Clone, Copy)]
+pub(super) struct Bf16Matrix<'a> {
+    values: &'a [[u8; 2]],
+    k: usize,
+    activations: Activations,
+    kernels: Avx512Bf16,
+}
+
+impl<'a> Bf16Matrix<'a> {
+    /// The matrix with rows of `k`; `None` on processors without bf16 products.
+    pub(super) fn new(values: &'a [[u8; 2]], k: usize, activations: Activations) -> Option<Self> {
+        (k > 0).then_some(Self { values, k, activations, kernels: Avx512Bf16::detect()? })
+    }
+
+    fn n_rows(&self) -> usize {
+        self.values.len() / self.k
+    }
+
+    /// `n` rows of `x` times the transpose of the matrix: `(n, R)`, summed in f32.
+    pub(super) fn matmul(&self, x: &[f32], n: usize) -> Vec<f32> {
+        let mut y = vec![0.0; n * self.n_rows()];
+        match n {
+            _ if y.is_empty() => {}
+            1..=FEW => self.few(x, &mut y),
+            _ => match self.activations {
+                Activations::F32 => self.many::<2>(x, &mut y),
+                Activations::Bf16 => self.many::<1>(x, &mut y),
+            },
+        }
+        y
+    }
+
+    fn few(&self, x: &[f32], y: &mut [f32]) {
+        let parts: Vec<(usize, Vec<Terms>)> = x
+            .chunks(NARROW * self.k)
+            .map(|x| {
+                let n = x.len() / self.k;
+                let mut terms = vec![Terms([[0; 32]; 2]); n * self.k.div_ceil(32)];
+                for (i, row) in x.chunks_exact(self.k).enumerate() {
+                    self.kernels.split(row, |c, values| terms[c * n + i] = values);
+                }
+                (n, terms)
+            })
+            .collect();
+        Columns::new(y, self.n_rows()).in_parallel(BLOCK, 1024 / BLOCK, |columns| {
+            let range = columns.range();
+            for block in range.clone().step_by(BLOCK).map(|r| r..(r + BLOCK).min(range.end)) {
+                for (i, (n, terms)) in parts.iter().enumerate() {
+                    let first = i * NARROW;
+                    match n {
+                        1 => self.dots::<1, 1>(terms.as_chunks().0, first, block.clone(), columns),
+                        2 => self.dots::<1, 2>(terms.as_chunks().0, first, block.clone(), columns),
+                        3 => self.dots::<2, 3>(terms.as_chunks().0, first, block.clone(), columns),
+                        _ => self.dots::<2, NARROW>(terms.as_chunks().0, first, block.clone(), columns),
+                    }
+                }
+            }
+        });
+    }
+
+    /// Rows `first` and on of x with a block of rows of the weight, `R` of them at once: one stream of memory
+    /// for one or two rows of x, more products for every load of x where there are more.
+    fn dots<const R: usize, const N: usize>(
+        &self,
+        x: &[[Terms; N]],
+        first: usize,
+        block: Range<usize>,
+        columns: &mut Part<'_>,
+    ) {
+        for r in block.clone().step_by(R) {
+            // Past the end of the block its last row stands in.
+            let rows: [usize; R] = std::array::from_fn(|j| (r + j).min(block.end - 1));
+            let sums = self.kernels.dots(x, rows.map(|r| &self.values[r * self.k..(r + 1) * self.k]));
+            for (j, sums) in (r..block.end).zip(sums) {
+                for (i, sum) in sums.into_iter().enumerate() {
+                    columns.row(first + i, j..j + 1)[0] = sum;
+                }
+            }
+        }
+    }
+
+    fn many<const T: usize>(&self, x: &[f32], y: &mut [f32]) {
+        let rows = self.n_rows();
+        for (x, y) in x.chunks(SLAB * self.k).zip(y.chunks_mut(SLAB * rows)) {
+            let packed = PackedRows::<T>::new(x, self.k, self.kernels);
+            Columns::new(y, rows).in_parallel(COLS, PANELS, |columns| self.block(&packed, columns));
+        }
+    }
+
+    /// All rows of x against some columns of the output.
+    fn block<const T: usize>(&self, x: &PackedRows<T>, columns: &mut Part<'_>) {
+        let range = columns.range();
+        let words = self.k.div_ceil(2);
+        let panels: Vec<Range<usize>> =
+            range.clone().step_by(COLS).map(|r| r..(r + COLS).min(range.end)).collect();
+        let mut packed = vec![PanelWord([0; COLS]); panels.len() * words];
+        for (panel, out) in panels.iter().zip(packed.chunks_exact_mut(words)) {
+            self.kernels.pack(&self.values[panel.start * self.k..panel.end * self.k], self.k, out);
+        }
+        let depth = words.div_ceil(words.div_ceil(DEPTH));
+        for start in (0..words).step_by(depth) {
+            let depth = start..(start + depth).min(words);
+            for group in &x.groups {
+                for (panel, w) in panels.iter().zip(packed.chunks_exact(words)) {
+                    let mut sums = [[0.0; COLS]; ROWS];
+                    x.multiply(group, &w[depth.clone()], depth.clone(), self.kernels, &mut sums);
+                    for (row, sums) in group.rows.clone().zip(&sums) {
+                        let out = columns.row(row, panel.clone());
+                        match start {
+                            0 => out.copy_from_slice(&sums[..out.len()]),
+                            _ => out.iter_mut().zip(sums).for_each(|(o, s)| *o += s),
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rows of x as `T` bf16 terms, in groups of the height of a tile; within a group, word by word.
+struct PackedRows<const T: usize> {
+    words: Vec<u32>,
+    /// Words of a row, all terms counted.
+    width: usize,
+    groups: Vec<Group>,
+}
+
+struct Group {
+    rows: Range<usize>,
+    /// Rows that the tile has room for: 4, 8 or [`ROWS`].
+    height: usize,
+}
+
+impl Group {
+    fn new(rows: Range<usize>) -> Self {
+        Self { height: rows.len().next_multiple_of(4), rows }
+    }
+}
+
+impl<const T: usize> PackedRows<T> {
+    fn new(x: &[f32], k: usize, kernels: Avx512Bf16) -> Self {
+        let (n, width) = (x.len() / k, k.div_ceil(2) * T);
+        let groups: Vec<Group> =
+            (0..n).step_by(ROWS).map(|row| Group::new(row..(row + ROWS).min(n))).collect();
+        let mut words = vec![0; groups.iter().map(|g| g.height * width).sum()];
+        let chunks = words.par_chunks_mut(ROWS * width).zip(&groups);
+        chunks.for_each(|(out, group)| {
+            let rows = &x[group.rows.start * k..group.rows.end * k];
+            match group.height {
+                4 => kernels.pack_x::<4, T>(rows, k, out.as_chunks_mut().0.as_chunks_mut().0),
+                8 => kernels.pack_x::<8, T>(rows, k, out.as_chunks_mut().0.as_chunks_mut().0),
+                _ => kernels.pack_x::<ROWS, T>(rows, k, out.as_chunks_mut().0.as_chunks_mut().0),
+            }
+        });
+        Self { words, width, groups }
+    }
+
+    /// Words `depth` of a group times as many of a panel.
+    fn multiply(
+        &self,
+        group: &Group,
+        w: &[PanelWord],
+        depth: Range<usize>,
+        kernels: Avx512Bf16,
+        sums: &mut [[f32; COLS]; ROWS],
+    ) {
+        let (start, step) = (group.rows.start * self.width, group.height * T);
+        let words = &self.words[start + depth.start * step..start + depth.end * step];
+        match group.height {
+            4 => kernels.tile::<4, T>(words.as_chunks().0.as_chunks().0, w, sums),
+            8 => kernels.tile::<8, T>(words.as_chunks().0.as_chunks().0, w, sums),
+            _ => kernels.tile::<ROWS, T>(words.as_chunks().0.as_chunks().0, w, sums),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::testing::seeded;
+
+    fn bytes(values: &[f32]) -> Vec<[u8; 2]> {
+        values.iter().map(|v| bf16::from_f32(*v).to_le_bytes()).collect()
+    }
+
+    fn rounded(values: &[f32]) -> Vec<f32> {
+        values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect()
+    }
+
+    /// Sum of products in f64, and the sum of their magnitudes, the yardstick for its error.
+    fn naive(x: &[f32], w: &[f32], k: usize) -> Vec<(f64, f64)> {
+        let products = |x: &[f32], w: &[f32]| {
+            let products = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+            products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()))
+        };
+        x.chunks_exact(k).flat_map(|x| w.chunks_exact(k).map(move |w| products(x, w))).collect()
+    }
+
+    #[test]
+    fn products_equal_the_naive_reference() {
+        // Rows of x, rows of the weight, K: tails of every tile, depth and word.
+        let cases = [
+            (1, 1, 1),
+            (1, 33, 32),
+            (2, 7, 65),
+            (3, 130, 2048),
+            (5, 64, 31),
+            (7, 3, 97),
+            (8, 17, 1281),
+            (9, 1, 1),
+            (9, 31, 2),
+            (12, 32, 64),
+            (13, 33, 63),
+            (17, 129, 1283),
+            (24, 70, 2600),
+            (31, 257, 40),
+            (4097, 2, 3),
+        ];
+        for (n, rows, k) in cases {
+            let x = seeded(n * k, 1);
+            let w = rounded(&seeded(rows * k, 2));
+            let stored = bytes(&w);
+            let multiply = |activations| Some(Bf16Matrix::new(&stored, k, activations)?.matmul(&x, n));
+            let Some(exact) = multiply(Activations::F32) else {
+                eprintln!("this processor has no bf16 products");
+                return;
+            };
+            let short = multiply(Activations::Bf16).unwrap();
+            let check = |y: &[f32], expected: Vec<(f64, f64)>, tolerance: f64, what: &str| {
+                for (i, (y, (expected, size))) in y.iter().zip(expected).enumerate() {
+                    let error = (f64::from(*y) - expected).abs();
+                    assert!(
+                        error <= tolerance * size,
+                        "{what} n {n} rows {rows} K {k} at {i}: {error}, {size}"
+                    );
+                }
+            };
+            check(&exact, naive(&x, &w, k), f64::exp2(-16.0) + 1e-6, "two terms");
+            if n <= FEW {
+                assert_eq!(exact, short);
+                continue;
+            }
+            // Exactly the rounding of x, and therefore within half a step of it.
+            check(&short, naive(&rounded(&x), &w, k), 2e-6, "one term");
+            check(&short, naive(&x, &w, k), f64::exp2(-8.0) + 2e-6, "one term against f32");
+        }
+    }
+
+    #[test]
+    fn values_that_are_not_finite_stay_so() {
+        for n in [1, FEW + 1] {
+            let w = bytes(&[1.0; 40]);
+            let Some(matrix) = Bf16Matrix::new(&w, 40, Activations::F32) else { return };
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut x = vec![1.0; n * 40];
+                x[39] = bad;
+                let y = matrix.matmul(&x, n);
+                assert!(!y[0].is_finite() && y[1..].iter().all(|y| *y == 40.0), "{n} {bad}: {y:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_rows_give_no_output() {
+        let w = bytes(&[1.0; 6]);
+        if let Some(matrix) = Bf16Matrix::new(&w, 3, Activations::F32) {
+            assert!(matrix.matmul(&[], 0).is_empty());
+        }
+    }
+}

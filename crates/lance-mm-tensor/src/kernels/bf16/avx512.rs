@@ -1,0 +1,263 @@
+//! Micro-kernels on AVX512-BF16: `VDPBF16PS` adds two neighbouring products of bf16 values to each f32 lane.
+//! It takes denormals as zero and rounds to nearest whatever the control register says.
+
+use std::arch::x86_64::*;
+
+/// Rows of the weight that a tile covers: two registers of f32 sums.
+pub(super) const COLS: usize = 32;
+
+/// One word of every row of a panel. Aligned, so that no load crosses a cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct PanelWord(pub(super) [u32; COLS]);
+
+/// 32 values of a row of x as bf16: a first term, then what is left over from it.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Terms(pub(super) [[u16; 32]; 2]);
+
+/// Proof that the processor has AVX-512 F, BW and BF16.
+#[derive(Clone, Copy)]
+pub(super) struct Avx512Bf16(());
+
+impl Avx512Bf16 {
+    /// The proof, where there is one.
+    pub(super) fn detect() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512bf16");
+        found.then_some(Self(()))
+    }
+
+    /// Products of `M` packed rows of x, each value the sum of `T` terms, with a packed panel:
+    /// `sums[i][j] = Σ x[u][t][i] · w[u][j]` over words `u` of two bf16 values each and terms `t`.
+    pub(super) fn tile<const M: usize, const T: usize>(
+        self,
+        x: &[[[u32; M]; T]],
+        w: &[PanelWord],
+        sums: &mut [[f32; COLS]],
+    ) {
+        // SAFETY: `self` proves the features.
+        unsafe { tile(x, w, sums) }
+    }
+
+    /// Sums over K of `R` rows of the weight with `N` rows of x: `x[c][i]` holds values 32·c and on of row
+    /// i, zeros past the end of K.
+    pub(super) fn dots<const R: usize, const N: usize>(
+        self,
+        x: &[[Terms; N]],
+        w: [&[[u8; 2]]; R],
+    ) -> [[f32; N]; R] {
+        // SAFETY: `self` proves the features.
+        unsafe { dots(x, w) }
+    }
+
+    /// Packs rows of a weight: word `u` of row `j` becomes `out[u][j]`. `rows` holds the rows as they are
+    /// stored, one after another, `k` values each; rows past its end become zeros.
+    pub(super) fn pack(self, rows: &[[u8; 2]], k: usize, out: &mut [PanelWord]) {
+        // SAFETY: `self` proves the features.
+        unsafe { pack(rows, k, out) }
+    }
+
+    /// Splits rows of x into one or two bf16 terms: word `u` of term `t` of row `i` becomes `out[u][t][i]`.
+    /// Rows past the end of `rows` become zeros.
+    pub(super) fn pack_x<const M: usize, const T: usize>(
+        self,
+        rows: &[f32],
+        k: usize,
+        out: &mut [[[u32; M]; T]],
+    ) {
+        // SAFETY: `self` proves the features.
+        unsafe { pack_x(rows, k, out) }
+    }
+
+    /// Splits a row of x into two bf16 terms whose sum is within 2^-16 of each value, relatively.
+    pub(super) fn split(self, row: &[f32], mut out: impl FnMut(usize, Terms)) {
+        for (c, values) in row.chunks(32).enumerate() {
+            // SAFETY: `self` proves the features.
+            out(c, unsafe { split(values) });
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn tile<const M: usize, const T: usize>(x: &[[[u32; M]; T]], w: &[PanelWord], sums: &mut [[f32; COLS]]) {
+    let mut acc = [[_mm512_setzero_ps(); 2]; M];
+    for (x, w) in x.iter().zip(w) {
+        let [w0, w1] = halves(&w.0).map(|half| load(half));
+        for term in x {
+            for i in 0..M {
+                let x = bf16(_mm512_set1_epi32(term[i] as i32));
+                acc[i][0] = _mm512_dpbf16_ps(acc[i][0], x, w0);
+                acc[i][1] = _mm512_dpbf16_ps(acc[i][1], x, w1);
+            }
+        }
+    }
+    for (acc, sums) in acc.iter().zip(sums) {
+        let (low, high) = sums.split_at_mut(16);
+        // SAFETY: both halves of the array hold 16 f32 values; unaligned stores.
+        unsafe {
+            _mm512_storeu_ps(low.as_mut_ptr(), acc[0]);
+            _mm512_storeu_ps(high.as_mut_ptr(), acc[1]);
+        }
+    }
+}
+
+fn halves(w: &[u32; COLS]) -> [&[u32; 16]; 2] {
+    let (halves, _) = w.as_chunks::<16>();
+    [&halves[0], &halves[1]]
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn load(words: &[u32; 16]) -> __m512bh {
+    // SAFETY: the array holds 64 bytes; an unaligned load.
+    bf16(unsafe { _mm512_loadu_si512(words.as_ptr().cast()) })
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn bf16(words: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes of plain data.
+    unsafe { std::mem::transmute(words) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn dots<const R: usize, const N: usize>(x: &[[Terms; N]], w: [&[[u8; 2]]; R]) -> [[f32; N]; R] {
+    let mut acc = [[[_mm512_setzero_ps(); 2]; N]; R];
+    let rows = w.map(|row| row.as_chunks::<32>());
+    for (c, x) in x.iter().enumerate() {
+        let w = rows.map(|(whole, tail)| match whole.get(c) {
+            // SAFETY: the array holds 32 values of 2 bytes; an unaligned load.
+            Some(values) => unsafe { _mm512_loadu_si512(values.as_ptr().cast()) },
+            None => load_up_to_32(tail),
+        });
+        for (i, x) in x.iter().enumerate() {
+            for (t, term) in x.0.iter().enumerate() {
+                // SAFETY: the array holds 32 values of 2 bytes; an unaligned load.
+                let term = bf16(unsafe { _mm512_loadu_si512(term.as_ptr().cast()) });
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    acc[i][t] = _mm512_dpbf16_ps(acc[i][t], term, bf16(w));
+                }
+            }
+        }
+    }
+    acc.map(|row| row.map(|[a, b]| _mm512_reduce_add_ps(_mm512_add_ps(a, b))))
+}
+
+/// Up to 32 values, then zeros.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load_up_to_32(values: &[[u8; 2]]) -> __m512i {
+    let mask = u32::MAX.checked_shr(32 - values.len() as u32).unwrap_or(0);
+    // SAFETY: the mask has one bit for each of the at most 32 values; lanes without one are not read.
+    unsafe { _mm512_maskz_loadu_epi16(mask, values.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pack(rows: &[[u8; 2]], k: usize, out: &mut [PanelWord]) {
+    for half in 0..2 {
+        for (block, out) in out.chunks_mut(16).enumerate() {
+            let first = block * 32;
+            let width = (k - first).min(32);
+            let mut words = [_mm512_setzero_si512(); 16];
+            for (r, words) in words.iter_mut().enumerate() {
+                let start = (half * 16 + r) * k + first;
+                if let Some(values) = rows.get(start..start + width) {
+                    *words = load_up_to_32(values);
+                }
+            }
+            for (out, column) in out.iter_mut().zip(transpose(words)) {
+                let place: &mut [u32; 16] = &mut out.0.as_chunks_mut::<16>().0[half];
+                // SAFETY: the array holds 64 bytes; an unaligned store.
+                unsafe { _mm512_storeu_si512(place.as_mut_ptr().cast(), column) };
+            }
+        }
+    }
+}
+
+/// Sixteen rows of sixteen words to columns.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
+    let mut a = r;
+    for i in (0..16).step_by(2) {
+        a[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    let mut b = a;
+    for i in (0..16).step_by(4) {
+        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    // b[4·q + c] holds, in its 128-bit lane l, column 4·l + c of rows 4·q to 4·q + 3.
+    let mut out = b;
+    for c in 0..4 {
+        let low = _mm512_shuffle_i32x4::<0b10_00_10_00>(b[c], b[4 + c]);
+        let low_odd = _mm512_shuffle_i32x4::<0b11_01_11_01>(b[c], b[4 + c]);
+        let high = _mm512_shuffle_i32x4::<0b10_00_10_00>(b[8 + c], b[12 + c]);
+        let high_odd = _mm512_shuffle_i32x4::<0b11_01_11_01>(b[8 + c], b[12 + c]);
+        out[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high);
+        out[8 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high);
+        out[4 + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low_odd, high_odd);
+        out[12 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low_odd, high_odd);
+    }
+    out
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn pack_x<const M: usize, const T: usize>(rows: &[f32], k: usize, out: &mut [[[u32; M]; T]]) {
+    for (block, out) in out.chunks_mut(16).enumerate() {
+        let first = block * 32;
+        let width = (k - first).min(32);
+        let mut terms = [[[0; 16]; M]; 2];
+        for i in 0..M {
+            let start = i * k + first;
+            if let Some(values) = rows.get(start..start + width) {
+                // SAFETY: both are 128 bytes of plain data, and pairs of little-endian values make the words.
+                let [one, two] =
+                    unsafe { std::mem::transmute::<[[u16; 32]; 2], [[u32; 16]; 2]>(split(values).0) };
+                (terms[0][i], terms[1][i]) = (one, two);
+            }
+        }
+        for (u, out) in out.iter_mut().enumerate() {
+            for (out, term) in out.iter_mut().zip(&terms) {
+                *out = std::array::from_fn(|i| term[i][u]);
+            }
+        }
+    }
+}
+
+/// Up to 32 values, then zeros.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_f32_up_to_32(values: &[f32]) -> [__m512; 2] {
+    let (low, high) = values.split_at(values.len().min(16));
+    [low, high].map(|part| {
+        let mask = ((1u32 << part.len().min(16)) - 1) as u16;
+        // SAFETY: the mask has one bit for each of the at most 16 values of `part`; lanes without one are
+        // not read.
+        unsafe { _mm512_maskz_loadu_ps(mask, part.as_ptr()) }
+    })
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn split(values: &[f32]) -> Terms {
+    let [low, high] = load_f32_up_to_32(values);
+    let first = _mm512_cvtne2ps_pbh(high, low);
+    // SAFETY: both are 64 bytes of plain data.
+    let words: __m512i = unsafe { std::mem::transmute(first) };
+    let widen = |half: __m256i| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
+    let low = _mm512_sub_ps(low, widen(_mm512_castsi512_si256(words)));
+    let high = _mm512_sub_ps(high, widen(_mm512_extracti64x4_epi64::<1>(words)));
+    let second = _mm512_cvtne2ps_pbh(high, low);
+    // SAFETY: both are 128 bytes of plain data.
+    Terms(unsafe { std::mem::transmute::<[__m512bh; 2], [[u16; 32]; 2]>([first, second]) })
+}
