@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 
+use crate::dense::FloatType;
 use crate::error::{Error, Result};
+use crate::kernels::{Attention, Heads, metal};
 
 /// Which keys a run of queries sees.
 ///
@@ -38,20 +40,18 @@ impl Block {
     }
 }
 
-/// f32 scores held at once: 64 MB. Long blocks go in slices of queries, so memory does not grow with T · S.
-const MAX_SCORES: usize = 16 * 1024 * 1024;
-
 /// `softmax(q · kᵀ / sqrt(D)) · v` for every block; query head `h` uses key head `h / (H/G)`.
 ///
-/// `q` f32 `(H, T, D)`, `k` and `v` f32 `(G, S, D)`; result f32 `(T, H·D)`, heads side by side. `blocks`
-/// cover the rows of `q` in order, without gap or overlap. Scores and softmax are f32.
+/// `q` f32 `(H, T, D)`, `k` and `v` f32 `(G, S, D)`, heads and rows in any order in memory; result f32
+/// `(T, H·D)`, heads side by side. `blocks` cover the rows of `q` in order, without gap or overlap. Scores and
+/// softmax are f32.
 ///
 /// # Errors
 /// Blocks that do not cover the queries or reach past the keys; heads that are no multiple of `G`.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Result<Tensor> {
     let (h, t, d) = q.dims3()?;
-    let (g, s, _) = k.dims3()?;
-    if g == 0 || !h.is_multiple_of(g) || k.dims() != v.dims() {
+    let (g, s, key_width) = k.dims3()?;
+    if g == 0 || !h.is_multiple_of(g) || k.dims() != v.dims() || key_width != d {
         return Err(Error::input(
             "heads",
             format!("q {:?} over k and v of fewer heads", q.dims()),
@@ -59,49 +59,61 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Result
         ));
     }
     check(blocks, t, s)?;
-    let q = (q * (1.0 / (d as f64).sqrt()))?;
-    let mut parts = Vec::with_capacity(blocks.len());
-    for block in blocks {
-        let step = (MAX_SCORES / (h * block.keys.len()).max(1)).max(1);
-        for start in block.queries.clone().step_by(step) {
-            let rows = start..(start + step).min(block.queries.end);
-            parts.push(slice(&q, k, v, block, rows, h / g)?);
+    match q.device().is_cpu() {
+        true => Ok(q.apply_op3_no_bwd(k, v, &Op { blocks })?),
+        false => on_metal(q, k, v, blocks),
+    }
+}
+
+fn on_metal(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Result<Tensor> {
+    let (heads, rows, dim) = q.dims3()?;
+    let (kv_heads, stride, _) = k.dims3()?;
+    if !dim.is_multiple_of(8) || dim > metal::MAX_HEAD_DIM {
+        let expected = format!("a multiple of 8, at most {}", metal::MAX_HEAD_DIM);
+        return Err(Error::input("width of a head on Metal", expected, dim));
+    }
+    let plan = metal::attention(metal::Heads { rows, heads, kv_heads, stride, dim }, FloatType::F32);
+    let [first, last] = metal::key_ranges(blocks);
+    let (first, last) = (Tensor::new(first, q.device())?, Tensor::new(last, q.device())?);
+    let [q, k, v] = [q.contiguous()?, k.contiguous()?, v.contiguous()?];
+    metal::apply(&plan, &[&q, &k, &v, &first, &last], &[rows, heads * dim], DType::F32)
+}
+
+struct Op<'a> {
+    blocks: &'a [Block],
+}
+
+impl CustomOp3 for Op<'_> {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let q = heads(q, q_layout)?;
+        let out = Attention { q, k: heads(k, k_layout)?, v: heads(v, v_layout)? }.run(self.blocks);
+        let (h, t, d) = q_layout.shape().dims3()?;
+        Ok((CpuStorage::F32(out), Shape::from((t, h * d))))
+    }
+}
+
+/// `(H, T, D)` where it lies, if its rows are whole.
+fn heads<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<Heads<'a>> {
+    let (h, t, d) = layout.shape().dims3()?;
+    match *layout.stride() {
+        [head, row, channel] if (channel == 1 || d == 1) && (row >= d || t == 1) => {
+            let values = &storage.as_slice::<f32>()?[layout.start_offset()..];
+            Ok(Heads::new(values, [h, t, d], [head, row]))
         }
+        _ => candle_core::bail!("attention wants rows whose values are neighbours, found {layout:?}"),
     }
-    let out = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(&parts, 1)? };
-    // (H, T, D) -> (T, H·D)
-    Ok(out.transpose(0, 1)?.reshape((t, h * d))?)
-}
-
-/// Queries `rows` of one block: `(H, r, D)`. The heads of a group are folded into rows, so k and v are
-/// read once a group and never repeated.
-fn slice(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    block: &Block,
-    rows: Range<usize>,
-    fold: usize,
-) -> Result<Tensor> {
-    let (h, _, d) = q.dims3()?;
-    let r = rows.len();
-    let keys = block.visible(rows.end - 1);
-    let k = k.narrow(1, keys.start, keys.len())?;
-    let v = v.narrow(1, keys.start, keys.len())?;
-    let q = q.narrow(1, rows.start, r)?.reshape((h / fold, fold * r, d))?;
-    let mut scores = q.matmul(&k.transpose(1, 2)?)?;
-    if block.causal && r > 1 {
-        scores = scores.broadcast_add(&causal_mask(r, keys.len(), fold, q.device())?)?;
-    }
-    let weights = candle_nn::ops::softmax_last_dim(&scores)?;
-    Ok(weights.matmul(&v.contiguous()?)?.reshape((h, r, d))?)
-}
-
-/// 0 where row `i` of `r` sees a key, -inf in the last `r - 1 - i` of `n` keys; repeated for folded heads.
-fn causal_mask(r: usize, n: usize, fold: usize, device: &Device) -> Result<Tensor> {
-    let row = |i: usize| (0..n).map(move |j| if j + r > n + i { f32::NEG_INFINITY } else { 0.0 });
-    let mask: Vec<f32> = (0..fold).flat_map(|_| (0..r).flat_map(row)).collect();
-    Ok(Tensor::from_vec(mask, (1, fold * r, n), device)?.to_dtype(DType::F32)?)
 }
 
 fn check(blocks: &[Block], t: usize, s: usize) -> Result<()> {
@@ -122,6 +134,8 @@ fn check(blocks: &[Block], t: usize, s: usize) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
     use crate::testing::{assert_close, seeded};
 
@@ -165,7 +179,7 @@ mod tests {
 
     #[test]
     fn blocks_equal_the_naive_reference() {
-        let cases: [(usize, usize, usize, usize, usize, Vec<Block>); 6] = [
+        let cases: [(usize, usize, usize, usize, usize, Vec<Block>); 9] = [
             (1, 1, 1, 1, 4, vec![Block::causal(0..1, 0..1)]),
             (4, 2, 5, 5, 8, vec![Block::causal(0..5, 0..5)]),
             (4, 2, 3, 9, 16, vec![Block::causal(0..3, 0..9)]),
@@ -179,6 +193,10 @@ mod tests {
             ),
             (3, 3, 7, 7, 20, vec![Block::full(0..4, 0..4), Block::full(4..7, 4..7)]),
             (16, 2, 1, 33, 128, vec![Block::full(0..1, 0..33)]),
+            // One query over many parts of keys; tiles of queries and of keys with tails.
+            (16, 2, 1, 1537, 128, vec![Block::full(0..1, 0..1537)]),
+            (16, 2, 45, 600, 16, vec![Block::causal(0..44, 0..600), Block::causal(44..45, 3..600)]),
+            (2, 2, 200, 300, 80, vec![Block::full(0..70, 20..300), Block::causal(70..200, 0..270)]),
         ];
         for (h, g, t, s, d, blocks) in cases {
             let (q, k, v) = (seeded(h * t * d, 1), seeded(g * s * d, 2), seeded(g * s * d, 3));
@@ -191,17 +209,26 @@ mod tests {
     }
 
     #[test]
-    fn slices_of_queries_give_what_one_pass_gives() {
-        let (h, t, d) = (2, 6, 4);
-        let q = Tensor::from_vec(seeded(h * t * d, 1), (h, t, d), &Device::Cpu).unwrap();
-        let block = Block::causal(0..t, 0..t);
-        let whole = slice(&q, &q, &q, &block, 0..t, 1).unwrap();
-        for cut in 1..t {
-            let parts = [0..cut, cut..t].map(|rows| slice(&q, &q, &q, &block, rows, 1).unwrap());
-            let joined = Tensor::cat(&parts, 1).unwrap();
-            let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_close("joined", &flat(&joined), &flat(&whole), 1e-6);
+    fn heads_and_rows_may_lie_in_any_order() {
+        let (h, g, t, s, d) = (4, 2, 5, 300, 8);
+        let (q, k, v) = (seeded(t * h * d, 1), seeded(g * 512 * d, 2), seeded(g * 512 * d, 3));
+        // Queries row by row, keys and values a part of a longer cache.
+        let q = Tensor::from_vec(q, (t, h, d), &Device::Cpu).unwrap().transpose(0, 1).unwrap();
+        let part =
+            |x: Vec<f32>| Tensor::from_vec(x, (g, 512, d), &Device::Cpu).unwrap().narrow(1, 7, s).unwrap();
+        let (k, v) = (part(k), part(v));
+        for blocks in
+            [vec![Block::causal(0..5, 0..300)], (0..5).map(|i| Block::full(i..i + 1, 0..s)).collect()]
+        {
+            let flat = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let found = flat(attention(&q, &k, &v, &blocks).unwrap());
+            let [q, k, v] = [&q, &k, &v].map(|x| x.contiguous().unwrap());
+            assert_eq!(found, flat(attention(&q, &k, &v, &blocks).unwrap()));
+            let expected = naive(&flat(q), &flat(k), &flat(v), (h, t, d), g, &blocks);
+            assert_close(&format!("{blocks:?}"), &found, &expected, 2e-6);
         }
+        let q = Tensor::zeros((1, 4, 4), DType::F32, &Device::Cpu).unwrap();
+        assert!(attention(&q.transpose(1, 2).unwrap(), &q, &q, &[Block::full(0..4, 0..4)]).is_err());
     }
 
     #[test]

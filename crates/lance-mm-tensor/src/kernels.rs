@@ -1,6 +1,7 @@
 //! The only door to `unsafe` code: products of activations with weights that stay in their stored form.
 
 mod affine_cpu;
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
 #[cfg(target_arch = "x86_64")]
@@ -10,9 +11,12 @@ mod gemm;
 pub mod metal;
 pub(crate) mod peak;
 mod rows_cpu;
+#[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "functions compiled for instructions"))]
+mod simd;
 mod tile;
 
 pub(crate) use affine_cpu::{Affine, affine_matmul};
+pub(crate) use attention::{Attention, Heads};
 pub(crate) use conv_cpu::{Frames, Geometry, add_conv};
 pub use gemm::{MatRef, Real, add_product};
 

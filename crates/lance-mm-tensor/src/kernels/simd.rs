@@ -1,0 +1,110 @@
+//! Loops that the compiler turns into the widest instructions of the processor it runs on.
+
+/// A loop over slices, written so that the compiler can vectorise it.
+pub(super) trait Loop {
+    type Output;
+
+    /// The loop, to be inlined; `FMA` says whether [`mul_add`] is one instruction.
+    fn run<const FMA: bool>(self) -> Self::Output;
+}
+
+/// Instructions this processor has. Only [`all`](Self::all) makes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Simd(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// What the target always has.
+    Baseline,
+}
+
+impl Simd {
+    /// The widest there are.
+    pub(super) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                return Self(Kind::Avx512);
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Self(Kind::Avx2);
+            }
+        }
+        Self(Kind::Baseline)
+    }
+
+    /// The widest there are, and what every processor has.
+    #[cfg(test)]
+    pub(super) fn all() -> [Self; 2] {
+        [Self::detect(), Self(Kind::Baseline)]
+    }
+
+    pub(super) fn run<L: Loop>(self, what: L) -> L::Output {
+        match self.0 {
+            // SAFETY: only `detect` makes this kind, after it found the features.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => unsafe { avx512(what) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => unsafe { avx2(what) },
+            Kind::Baseline => what.run::<{ cfg!(target_arch = "aarch64") }>(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn avx512<L: Loop>(what: L) -> L::Output {
+    what.run::<true>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn avx2<L: Loop>(what: L) -> L::Output {
+    what.run::<true>()
+}
+
+/// `a · b + c`, in one rounding where that is one instruction.
+#[inline(always)]
+pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// `e^x` for `x` up to 0, within 2e-7 of its value; 0 below e^-87. A sum of powers on ±ln(2)/2 and an exponent
+/// put in place as bits (Cephes, `expf`), so that it runs in all lanes of a register.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    // Added to a small number, the nearest whole number ends up in the low bits.
+    const SHIFT: f32 = 12_582_912.0;
+    let shifted = x * std::f32::consts::LOG2_E + SHIFT;
+    let n = shifted - SHIFT;
+    let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = p * r + c;
+    }
+    p = p * r * r + r + 1.0;
+    let exponent = shifted.to_bits().wrapping_sub(SHIFT.to_bits()).wrapping_add(127) << 23;
+    if x < -87.0 { 0.0 } else { p * f32::from_bits(exponent) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponentials_are_within_their_bound() {
+        for i in 0..=870_000 {
+            let x = -(i as f32) * 1e-4;
+            let expected = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - expected).abs() / expected;
+            assert!(error < 2e-7, "{x}: {error}");
+        }
+        assert_eq!([exp(0.0), exp(-88.0), exp(f32::NEG_INFINITY)], [1.0, 0.0, 0.0]);
+        assert!(exp(f32::NAN).is_nan());
+    }
+}
