@@ -10,6 +10,7 @@ mod conv_cpu;
 mod gemm;
 pub mod metal;
 pub(crate) mod peak;
+mod pointwise;
 mod rows_cpu;
 #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "functions compiled for instructions"))]
 mod simd;
@@ -19,6 +20,7 @@ pub(crate) use affine_cpu::{Affine, affine_matmul};
 pub(crate) use attention::{Attention, Heads};
 pub(crate) use conv_cpu::{Frames, Geometry, add_conv};
 pub use gemm::{MatRef, Real, add_product};
+pub(crate) use pointwise::{add_bias, swiglu};
 
 /// A matrix whose rows can be read as f32, whatever form they are stored in.
 pub(crate) trait Rows: Send + Sync {

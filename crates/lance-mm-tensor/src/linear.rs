@@ -1,13 +1,13 @@
 //! Linear layers and embeddings over weights of either form.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, InplaceOp2, Layout, Shape, Tensor};
 use safetensors::Dtype;
 
 use crate::affine::{AffineParts, AffineWeight};
 use crate::dense::{DenseWeight, FloatType};
 use crate::error::{Error, Result};
 use crate::float_mode::FloatModeWeight;
-use crate::kernels::{Rows, affine_matmul, matmul};
+use crate::kernels::{Rows, add_bias, affine_matmul, matmul};
 use crate::quantization::{Mode, Scheme};
 use crate::weights::{Bytes, View, Weights};
 
@@ -230,9 +230,40 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = self.weight.matmul(x)?;
         match &self.bias {
+            Some(bias) if y.device().is_cpu() => {
+                // `y` was made just now and has no other owner, so its values can be changed in place.
+                y.inplace_op2(bias, &AddBias)?;
+                Ok(y)
+            }
             Some(bias) => Ok(y.broadcast_add(bias)?),
             None => Ok(y),
         }
+    }
+}
+
+/// Adds a bias to every row, where the rows are.
+struct AddBias;
+
+impl InplaceOp2 for AddBias {
+    fn name(&self) -> &'static str {
+        "add-bias"
+    }
+
+    fn cpu_fwd(
+        &self,
+        y: &mut CpuStorage,
+        y_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let (CpuStorage::F32(y), CpuStorage::F32(bias)) = (y, bias) else {
+            candle_core::bail!("add-bias wants f32")
+        };
+        match (y_layout.contiguous_offsets(), bias_layout.contiguous_offsets()) {
+            (Some((start, end)), Some((first, last))) => add_bias(&mut y[start..end], &bias[first..last]),
+            _ => candle_core::bail!("add-bias wants contiguous rows"),
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! One block of the vision transformer.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Block, Linear, Result, RmsNorm, RotaryTable, Weights, attention};
+use lance_mm_tensor::{Block, Linear, Result, RmsNorm, RotaryTable, Weights, attention, swiglu};
 
 use super::EPS;
 use crate::Probe;
@@ -54,8 +54,8 @@ impl VitBlock {
         probe(format_args!("blocks.{index}.attn"), &a)?;
         let x = (x + a)?;
         let m = self.norm2.forward(&x)?;
-        let gate = self.gate_proj.forward(&m)?.silu()?;
-        let m = self.down_proj.forward(&(gate * self.up_proj.forward(&m)?)?)?;
+        let m = swiglu(&self.gate_proj.forward(&m)?, &self.up_proj.forward(&m)?)?;
+        let m = self.down_proj.forward(&m)?;
         probe(format_args!("blocks.{index}.mlp"), &m)?;
         let x = (x + m)?;
         probe(format_args!("blocks.{index}"), &x)?;
