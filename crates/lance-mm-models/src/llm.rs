@@ -6,6 +6,7 @@
 mod attention;
 mod cache;
 mod layer;
+mod pass;
 
 use candle_core::Tensor;
 use lance_mm_tensor::{Embedding, Error, Linear, Result, RmsNorm, Rotary, Weights};
@@ -15,6 +16,7 @@ use crate::sequence::{Cursor, Expert, Layout, Segment, Sequence, Span};
 use crate::{Probe, finish, no_probe};
 pub use cache::Cache;
 use layer::Layer;
+use pass::{Context, Pass};
 
 /// Which sets of weights to load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,16 @@ pub enum Experts {
     Und,
     /// Both.
     Both,
+}
+
+/// The next token of a sequence, for [`Llm::step_all`].
+pub struct NextToken<'a> {
+    /// The token.
+    pub id: u32,
+    /// Where it is.
+    pub start: Cursor,
+    /// The sequence's rows so far.
+    pub cache: &'a mut Cache,
 }
 
 /// One value for each expert that is loaded.
@@ -214,11 +226,9 @@ impl Llm {
                 sequence.start().rows,
             ));
         }
-        let result = self.layers(x, sequence, cache, probe);
-        if result.is_err() {
-            cache.truncate(start);
-        }
-        result
+        let table = self.rotary.table(sequence.positions(), x.device())?;
+        let context = Context::One { blocks: sequence.blocks(), cache };
+        self.layers(x, Pass { spans: sequence.spans(), table, context }, probe)
     }
 
     /// Runs rows of one whole sequence through layer `index` alone: f32 `(T, D)` to `(T, D)`. A pass over many
@@ -242,22 +252,21 @@ impl Llm {
             return Err(Error::input("rows", expected, format!("{:?}", x.dims())));
         }
         let table = self.rotary.table(sequence.positions(), x.device())?;
-        layer.forward(x, sequence, &table, &mut self.cache(), index, probe)
+        let context = Context::One { blocks: sequence.blocks(), cache: &mut self.cache() };
+        layer.forward(x, &mut Pass { spans: sequence.spans(), table, context }, index, probe)
     }
 
-    fn layers(
-        &self,
-        x: &Tensor,
-        sequence: &Sequence,
-        cache: &mut Cache,
-        probe: &mut Probe<'_>,
-    ) -> Result<Tensor> {
-        let table = self.rotary.table(sequence.positions(), x.device())?;
-        let mut x = x.clone();
+    /// Runs rows through all layers; after an error the caches are as they were.
+    fn layers(&self, x: &Tensor, mut pass: Pass<'_, '_>, probe: &mut Probe<'_>) -> Result<Tensor> {
+        let lengths = pass.lengths();
+        let mut result = Ok(x.clone());
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, sequence, &table, cache, i, probe)?;
+            result = result.and_then(|x| layer.forward(&x, &mut pass, i, probe));
         }
-        Ok(x)
+        if result.is_err() {
+            pass.truncate(&lengths);
+        }
+        result
     }
 
     /// The UND expert's linear layer at a checkpoint path: `layers.0.self_attn.q_proj`, `lm_head`.
@@ -313,6 +322,33 @@ impl Llm {
         let layout = Layout { special_ids: self.config.special_ids, t_step: 1 };
         let sequence = Sequence::new(&[Segment::Text(vec![id])], &layout, start);
         self.prefill(&self.embed(&sequence, &[])?, &sequence, cache)
+    }
+
+    /// Runs one token of each of several sequences in one pass over the weights: their rows after the final norm,
+    /// f32 `(n, D)`, in order. Row by row the same as [`step`](Self::step) up to rounding; sequences may have any
+    /// lengths.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward). After an error all caches are as they were.
+    pub fn step_all(&self, steps: Vec<NextToken<'_>>) -> Result<Tensor> {
+        let mut positions: [Vec<u32>; 3] = Default::default();
+        for step in &steps {
+            if step.start.rows != step.cache.len() {
+                let expected = format!("a start at the cache's end {}", step.cache.len());
+                return Err(Error::input("sequence", expected, step.start.rows));
+            }
+            positions.iter_mut().for_each(|axis| axis.push(step.start.position));
+        }
+        if steps.is_empty() {
+            return Err(Error::input("sequences", "at least one", 0));
+        }
+        let ids: Vec<u32> = steps.iter().map(|step| step.id).collect();
+        let x = self.embed_tokens.forward(&ids)?;
+        let table = self.rotary.table(&positions, x.device())?;
+        let spans = [Span { rows: 0..ids.len(), expert: Expert::Und }];
+        let context = Context::Each(steps.into_iter().map(|step| step.cache).collect());
+        let hidden = self.layers(&x, Pass { spans: &spans, table, context }, &mut no_probe)?;
+        self.norm.und.forward(&hidden)
     }
 
     /// Logits f32 `(n, vocabulary)` of rows f32 `(n, D)` after the final norm. Rows of the table past the

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
-use lance_mm_models::{Cache, Cursor, Llm};
+use lance_mm_models::{Cache, Cursor, Llm, NextToken};
 
 use crate::error::{Error, Result};
 use crate::sampling::{Sampler, Sampling};
@@ -54,6 +54,9 @@ impl Finish {
 /// Receives the answer as it comes into being; asks to stop by returning `Break`.
 pub type Sink<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
 
+/// As [`Sink`], for several answers: told which one a piece belongs to.
+pub type SinkOf<'a> = dyn FnMut(usize, &str) -> ControlFlow<()> + 'a;
+
 /// What the loop produced.
 pub(crate) struct Decoded {
     pub(crate) text: String,
@@ -98,42 +101,134 @@ impl Decoder<'_> {
         sink: &mut Sink<'_>,
     ) -> Result<Decoded> {
         let start = Instant::now();
-        let mut sampler = Sampler::new(&options.sampling, self.tokenizer.vocab_limit())?;
-        let mut stream = TextStream::new(self.tokenizer);
-        let mut stops = StopStrings::new(options.stop.clone())?;
+        let mut reply = Reply::new(self, options)?;
         let mut normed = normed;
-        let mut ids: Vec<u32> = Vec::new();
-        let mut text = String::new();
         let finish = loop {
             let logits = self.llm.logits(&normed)?.flatten_all()?.to_vec1::<f32>().map_err(Error::from)?;
-            let id = sampler.pick(&logits, &ids).map_err(|error| at_step(error, ids.len()))?;
-            ids.push(id);
-            if self.stop_ids.contains(&id) {
-                break Finish::StopToken;
+            if let Some(finish) = reply.take(&logits, sink)? {
+                break finish;
             }
-            let scan = stops.push(&stream.push(id));
-            let flow = emit(&scan.text, &mut text, sink);
-            if scan.stopped {
-                break Finish::StopString;
-            }
-            if flow.is_break() {
-                break Finish::Interrupted;
-            }
-            if ids.len() == options.max_new_tokens {
-                break Finish::Length;
-            }
-            normed = self.llm.step(id, at, cache)?;
-            at = Cursor { rows: at.rows + 1, position: at.position + 1 };
+            normed = self.llm.step(reply.last(), at, cache)?;
+            at = next(at);
         };
+        Ok(reply.finish(finish, start.elapsed(), sink))
+    }
+
+    /// As [`run`](Self::run) for several prompts that go on side by side, in one pass over the weights a token.
+    /// Answers end when they end; the others go on. `sink` is told which answer a piece belongs to.
+    pub(crate) fn run_all(
+        &self,
+        prompts: Vec<Prefilled<'_>>,
+        options: &Decoding,
+        sink: &mut SinkOf<'_>,
+    ) -> Result<Vec<Decoded>> {
+        let start = Instant::now();
+        let mut decoded: Vec<Option<Decoded>> = prompts.iter().map(|_| None).collect();
+        let mut active = Vec::with_capacity(prompts.len());
+        for (index, prompt) in prompts.into_iter().enumerate() {
+            active.push((index, Reply::new(self, options)?, prompt));
+        }
+        while !active.is_empty() {
+            let rows: Vec<&Tensor> = active.iter().map(|(_, _, prompt)| &prompt.normed).collect();
+            let logits = self.llm.logits(&Tensor::cat(&rows, 0)?)?.to_vec2::<f32>()?;
+            let mut going_on = Vec::with_capacity(active.len());
+            for ((index, mut reply, prompt), logits) in active.into_iter().zip(logits) {
+                let mut sink = |piece: &str| sink(index, piece);
+                match reply.take(&logits, &mut sink)? {
+                    Some(finish) => decoded[index] = Some(reply.finish(finish, start.elapsed(), &mut sink)),
+                    None => going_on.push((index, reply, prompt)),
+                }
+            }
+            active = going_on;
+            if active.is_empty() {
+                break;
+            }
+            let token =
+                |(_, reply, prompt): &mut (usize, Reply<'_>, Prefilled<'_>)| (reply.last(), prompt.at);
+            let tokens: Vec<(u32, Cursor)> = active.iter_mut().map(token).collect();
+            let caches = active.iter_mut().map(|(_, _, prompt)| &mut *prompt.cache);
+            let steps = tokens.into_iter().zip(caches);
+            let rows = self
+                .llm
+                .step_all(steps.map(|((id, start), cache)| NextToken { id, start, cache }).collect())?;
+            for (row, (_, _, prompt)) in active.iter_mut().enumerate() {
+                (prompt.normed, prompt.at) = (rows.narrow(0, row, 1)?, next(prompt.at));
+            }
+        }
+        Ok(decoded.into_iter().flatten().collect())
+    }
+}
+
+/// A prompt that was read into a cache.
+pub(crate) struct Prefilled<'a> {
+    /// Its last row after the final norm, f32 `(1, D)`.
+    pub(crate) normed: Tensor,
+    /// Where it ends.
+    pub(crate) at: Cursor,
+    pub(crate) cache: &'a mut Cache,
+}
+
+fn next(at: Cursor) -> Cursor {
+    Cursor { rows: at.rows + 1, position: at.position + 1 }
+}
+
+/// An answer in the making.
+struct Reply<'a> {
+    sampler: Sampler,
+    stream: TextStream<'a>,
+    stops: StopStrings,
+    stop_ids: &'a [u32],
+    options: &'a Decoding,
+    ids: Vec<u32>,
+    text: String,
+}
+
+impl<'a> Reply<'a> {
+    fn new(decoder: &Decoder<'a>, options: &'a Decoding) -> Result<Self> {
+        Ok(Self {
+            sampler: Sampler::new(&options.sampling, decoder.tokenizer.vocab_limit())?,
+            stream: TextStream::new(decoder.tokenizer),
+            stops: StopStrings::new(options.stop.clone())?,
+            stop_ids: decoder.stop_ids,
+            options,
+            ids: Vec::new(),
+            text: String::new(),
+        })
+    }
+
+    /// The last token taken.
+    fn last(&self) -> u32 {
+        *self.ids.last().expect("asked for after a token was taken")
+    }
+
+    /// Chooses a token; why the answer ends with it, if it does.
+    fn take(&mut self, logits: &[f32], sink: &mut Sink<'_>) -> Result<Option<Finish>> {
+        let id = self.sampler.pick(logits, &self.ids).map_err(|error| at_step(error, self.ids.len()))?;
+        self.ids.push(id);
+        if self.stop_ids.contains(&id) {
+            return Ok(Some(Finish::StopToken));
+        }
+        let scan = self.stops.push(&self.stream.push(id));
+        let flow = emit(&scan.text, &mut self.text, sink);
+        Ok(if scan.stopped {
+            Some(Finish::StopString)
+        } else if flow.is_break() {
+            Some(Finish::Interrupted)
+        } else {
+            (self.ids.len() == self.options.max_new_tokens).then_some(Finish::Length)
+        })
+    }
+
+    fn finish(mut self, finish: Finish, time: Duration, sink: &mut Sink<'_>) -> Decoded {
         if matches!(finish, Finish::StopToken | Finish::Length) {
             // The tail may hold a stop string yet.
-            let scan = stops.push(&stream.finish());
-            let rest = if scan.stopped { String::new() } else { stops.finish() };
+            let scan = self.stops.push(&self.stream.finish());
+            let rest = if scan.stopped { String::new() } else { self.stops.finish() };
             // Nothing is generated any more, so a wish to stop changes nothing.
-            let _ = emit(&(scan.text + &rest), &mut text, sink);
+            let _ = emit(&(scan.text + &rest), &mut self.text, sink);
         }
-        let seed = (options.sampling.temperature > 0.0).then(|| sampler.seed());
-        Ok(Decoded { text, ids, finish, seed, time: start.elapsed() })
+        let seed = (self.options.sampling.temperature > 0.0).then(|| self.sampler.seed());
+        Decoded { text: self.text, ids: self.ids, finish, seed, time }
     }
 }
 

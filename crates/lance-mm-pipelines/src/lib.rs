@@ -29,7 +29,7 @@ mod tokenizer;
 mod understand;
 pub mod video;
 
-pub use decode::{Decoding, Finish, Sink};
+pub use decode::{Decoding, Finish, Sink, SinkOf};
 pub use denoise::{Denoised, Prefix};
 pub use error::{Error, Result};
 pub use generate::{Generation, GenerationOptions, Request};

@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use lance_mm_models::{Cache, Config, Cursor, Experts, Grid, Llm, Segment, Sequence, Vit};
 use lance_mm_tensor::Weights;
 
-use crate::decode::{Decoder, Decoding, Finish, Sink};
+use crate::decode::{Decoded, Decoder, Decoding, Finish, Prefilled, Sink, SinkOf};
 use crate::error::{Error, Result};
 use crate::image::{self, Resize, RgbImage};
 use crate::lance::Checkpoint;
@@ -395,21 +395,54 @@ impl<'a> Run<'a> {
         Ok(llm.norm(&hidden, &sequence)?.narrow(0, sequence.len() - n, n)?)
     }
 
+    /// A copy that goes on independently.
+    fn fork(&self) -> Result<Self> {
+        Ok(Self { cache: self.cache.fork()?, ..*self })
+    }
+
+    /// Generates the answers of several runs side by side.
+    fn decode_all(
+        runs: &mut [(Self, Tensor)],
+        options: &Decoding,
+        sink: &mut SinkOf<'_>,
+    ) -> Result<Vec<Answer>> {
+        let Some((first, _)) = runs.first() else { return Ok(Vec::new()) };
+        let decoder = first.lance.decoder();
+        let before: Vec<(usize, Duration)> =
+            runs.iter().map(|(run, _)| (run.at.rows, run.prefill_time)).collect();
+        let prompts = runs
+            .iter_mut()
+            .map(|(run, normed)| Prefilled { normed: normed.clone(), at: run.at, cache: &mut run.cache })
+            .collect();
+        let decoded = decoder.run_all(prompts, options, sink)?;
+        Ok(decoded
+            .into_iter()
+            .zip(before)
+            .map(|(decoded, (rows, time))| decoded.answer(rows, time))
+            .collect())
+    }
+
     /// Generates; the cache then ends before the last generated id.
     fn decode(&mut self, normed: Tensor, options: &Decoding, sink: &mut Sink<'_>) -> Result<Answer> {
         let prompt_tokens = self.at.rows;
         let decoded = self.lance.decoder().run(normed, self.at, &mut self.cache, options, sink)?;
         let fed = self.cache.len() - prompt_tokens;
         self.at = Cursor { rows: self.cache.len(), position: self.at.position + fed as u32 };
-        Ok(Answer {
-            text: decoded.text.trim().to_owned(),
-            ids: decoded.ids,
-            finish: decoded.finish,
+        Ok(decoded.answer(prompt_tokens, self.prefill_time))
+    }
+}
+
+impl Decoded {
+    fn answer(self, prompt_tokens: usize, prefill_time: Duration) -> Answer {
+        Answer {
+            text: self.text.trim().to_owned(),
+            ids: self.ids,
+            finish: self.finish,
             prompt_tokens,
-            seed: decoded.seed,
-            prefill_time: self.prefill_time,
-            decode_time: decoded.time,
-        })
+            seed: self.seed,
+            prefill_time,
+            decode_time: self.time,
+        }
     }
 }
 

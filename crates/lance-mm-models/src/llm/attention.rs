@@ -1,13 +1,13 @@
 //! Self-attention of a layer: projections and norms by expert, one attention over all rows.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Linear, Result, RmsNorm, RotaryTable, Weights, attention};
+use lance_mm_tensor::{Linear, Result, RmsNorm, Weights};
 
-use super::cache::Cache;
+use super::pass::Pass;
 use super::{Experts, PerExpert, suffix};
 use crate::Probe;
 use crate::config::Config;
-use crate::sequence::{Expert, Sequence};
+use crate::sequence::Expert;
 
 #[derive(Clone)]
 pub(super) struct Attention {
@@ -72,18 +72,16 @@ impl Attention {
         [q_proj, k_proj, v_proj, o_proj]
     }
 
-    /// `(T, D)` to `(T, D)`; keys and values of the rows go into layer `index` of the cache.
+    /// `(T, D)` to `(T, D)`; keys and values of the rows go into layer `index` of the pass's caches.
     pub(super) fn forward(
         &self,
         x: &Tensor,
-        sequence: &Sequence,
-        table: &RotaryTable,
-        cache: &mut Cache,
+        pass: &mut Pass<'_, '_>,
         index: usize,
         probe: &mut Probe<'_>,
     ) -> Result<Tensor> {
         let t = x.dim(0)?;
-        let spans = sequence.spans();
+        let spans = pass.spans;
         let q = self.parts.by_span(x, spans, |p, x| p.q_proj.forward(x))?;
         probe(format_args!("layers.{index}.self_attn.q_proj"), &q)?;
         let k = self.parts.by_span(x, spans, |p, x| p.k_proj.forward(x))?;
@@ -96,11 +94,7 @@ impl Attention {
         let k = self.parts.by_span(&k, spans, |p, x| p.k_norm.forward(x))?;
         probe(format_args!("layers.{index}.self_attn.q_norm"), &q)?;
         probe(format_args!("layers.{index}.self_attn.k_norm"), &k)?;
-        // (T, H, D) -> (H, T, D)
-        let heads_first = |x: Tensor| -> Result<Tensor> { Ok(x.transpose(0, 1)?.contiguous()?) };
-        let q = heads_first(table.apply(&q)?)?;
-        let (k, v) = cache.append(index, &heads_first(table.apply(&k)?)?, &heads_first(v)?)?;
-        let o = attention(&q, &k, &v, sequence.blocks())?;
+        let o = pass.attend(index, &pass.table.apply(&q)?, &pass.table.apply(&k)?, &v)?;
         probe(format_args!("layers.{index}.self_attn.heads"), &o)?;
         self.parts.by_span(&o, spans, |p, x| p.o_proj.forward(x))
     }

@@ -1,14 +1,14 @@
 //! One layer: attention and a gated MLP, each with the weights of the row's expert.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Linear, Result, RmsNorm, RotaryTable, Weights};
+use lance_mm_tensor::{Linear, Result, RmsNorm, Weights, swiglu};
 
 use super::attention::Attention;
-use super::cache::Cache;
+use super::pass::Pass;
 use super::{Experts, PerExpert, suffix};
 use crate::Probe;
 use crate::config::Config;
-use crate::sequence::{Expert, Sequence};
+use crate::sequence::Expert;
 
 #[derive(Clone)]
 pub(super) struct Layer {
@@ -65,16 +65,14 @@ impl Layer {
     pub(super) fn forward(
         &self,
         x: &Tensor,
-        sequence: &Sequence,
-        table: &RotaryTable,
-        cache: &mut Cache,
+        pass: &mut Pass<'_, '_>,
         index: usize,
         probe: &mut Probe<'_>,
     ) -> Result<Tensor> {
-        let spans = sequence.spans();
+        let spans = pass.spans;
         let a = self.input_layernorm.by_span(x, spans, |norm, x| norm.forward(x))?;
         probe(format_args!("layers.{index}.input_layernorm"), &a)?;
-        let a = self.self_attn.forward(&a, sequence, table, cache, index, probe)?;
+        let a = self.self_attn.forward(&a, pass, index, probe)?;
         probe(format_args!("layers.{index}.self_attn"), &a)?;
         let x = (x + a)?;
         let m = self.post_attention_layernorm.by_span(&x, spans, |norm, x| norm.forward(x))?;
@@ -109,7 +107,6 @@ impl Mlp {
 
     /// What `down_proj` reads.
     fn gated(&self, x: &Tensor) -> Result<Tensor> {
-        let gate = self.gate_proj.forward(x)?.silu()?;
-        Ok((gate * self.up_proj.forward(x)?)?)
+        swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)
     }
 }

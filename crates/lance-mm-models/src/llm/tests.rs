@@ -71,6 +71,70 @@ fn one_pass_equals_two_equals_token_by_token() {
 }
 
 #[test]
+fn sequences_together_go_on_as_each_alone() {
+    let llm = llm(Experts::Und);
+    let (segments, features) = prompt();
+    // Of different lengths and positions; the second ends after two tokens, the third after three.
+    let prompts = [(&segments[..], &features[..]), (&segments[..1], &[]), (&segments[..4], &features)];
+    let tokens: [&[u32]; 3] = [&[5, 6, 7, 8], &[9, 10], &[1, 1, 2]];
+    let start = |(segments, features): (&[Segment], &[Tensor])| {
+        let mut cache = llm.cache();
+        let (_, at) = run(&llm, segments, features, Cursor::default(), &mut cache);
+        (cache, at)
+    };
+    let next = |at: &mut Cursor| {
+        let now = *at;
+        *at = Cursor { rows: at.rows + 1, position: at.position + 1 };
+        now
+    };
+    let alone: Vec<Vec<Vec<f32>>> = prompts
+        .iter()
+        .zip(tokens)
+        .map(|(prompt, ids)| {
+            let (mut cache, mut at) = start(*prompt);
+            ids.iter().map(|id| flat(&llm.step(*id, next(&mut at), &mut cache).unwrap())).collect()
+        })
+        .collect();
+    let mut runs: Vec<(Cache, Cursor)> = prompts.map(start).into();
+    for round in 0..4 {
+        let mut steps = Vec::new();
+        let mut members = Vec::new();
+        for (i, (cache, at)) in runs.iter_mut().enumerate() {
+            if let Some(id) = tokens[i].get(round) {
+                steps.push(NextToken { id: *id, start: next(at), cache });
+                members.push(i);
+            }
+        }
+        let rows = llm.step_all(steps).unwrap();
+        assert_eq!(rows.dims(), [members.len(), 32]);
+        for (row, i) in members.into_iter().enumerate() {
+            let row = flat(&rows.narrow(0, row, 1).unwrap());
+            assert_close(&format!("round {round} sequence {i}"), &row, &alone[i][round], 2e-5);
+        }
+    }
+}
+
+#[test]
+fn a_step_that_fails_leaves_all_caches() {
+    let llm = llm(Experts::Und);
+    let (segments, _) = prompt();
+    let mut caches = [llm.cache(), llm.cache()];
+    let (_, at) = run(&llm, &segments[..1], &[], Cursor::default(), &mut caches[0]);
+    let step = |ids: [u32; 2], starts: [Cursor; 2], caches: &mut [Cache; 2]| {
+        let steps = caches.iter_mut().zip(ids).zip(starts);
+        llm.step_all(steps.map(|((cache, id), start)| NextToken { id, start, cache }).collect())
+    };
+    assert!(
+        step([1, 2], [at, at], &mut caches).unwrap_err().to_string().contains("the cache's end 0, found 3")
+    );
+    assert!(step([1, 64], [at, Cursor::default()], &mut caches).is_err());
+    assert!(llm.step_all(Vec::new()).is_err());
+    assert_eq!(caches.each_ref().map(Cache::len), [3, 0]);
+    step([1, 2], [at, Cursor::default()], &mut caches).unwrap();
+    assert_eq!(caches.each_ref().map(Cache::len), [4, 1]);
+}
+
+#[test]
 fn layers_one_by_one_equal_one_pass() {
     let llm = llm(Experts::Und);
     let (segments, features) = prompt();

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use candle_core::Tensor;
-use lance_mm_models::Cursor;
+use lance_mm_models::{Cursor, Segment};
 
 use super::{Answer, Options, Part, Run, Understanding, Visual, features, medium};
-use crate::decode::Sink;
+use crate::decode::{Sink, SinkOf};
 use crate::error::{Error, Result};
 use crate::prompt::{self, Medium, Prompt};
 
@@ -49,10 +49,7 @@ impl<'a> Look<'a> {
     /// # Errors
     /// As [`Understanding::answer`].
     pub fn ask(&mut self, question: &str, options: &Options, sink: &mut Sink<'_>) -> Result<Answer> {
-        let mut prompt = Prompt::new(self.run.lance.tokenizer());
-        prompt.question(question)?;
-        prompt.close_user()?;
-        let segments = prompt.take()?;
+        let segments = self.question(question)?;
         self.run.check(&segments, Some(&options.decoding))?;
         let answer = self
             .run
@@ -60,6 +57,37 @@ impl<'a> Look<'a> {
             .and_then(|normed| self.run.decode(normed, &options.decoding, sink));
         self.forget();
         answer
+    }
+
+    /// Answers several questions about the pictures side by side: each token costs one pass over the weights for
+    /// all of them. The answers are those of [`ask`](Self::ask), in order, up to rounding where two tokens are as
+    /// likely; each question takes a copy of the cache of the pictures. `sink` is told which question a piece of
+    /// text answers; the time of generation is counted from the first token of all.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub fn ask_all(
+        &self,
+        questions: &[&str],
+        options: &Options,
+        sink: &mut SinkOf<'_>,
+    ) -> Result<Vec<Answer>> {
+        let mut runs = Vec::with_capacity(questions.len());
+        for question in questions {
+            let segments = self.question(question)?;
+            self.run.check(&segments, Some(&options.decoding))?;
+            let mut run = self.run.fork()?;
+            let normed = run.prefill(&segments, &[])?;
+            runs.push((run, normed));
+        }
+        Run::decode_all(&mut runs, &options.decoding, sink)
+    }
+
+    fn question(&self, question: &str) -> Result<Vec<Segment>> {
+        let mut prompt = Prompt::new(self.run.lance.tokenizer());
+        prompt.question(question)?;
+        prompt.close_user()?;
+        prompt.take()
     }
 
     /// The rows that predict `ids` when they are the answer to a question, after the final norm: f32

@@ -43,6 +43,43 @@ fn a_look_answers_as_single_questions_do_in_any_order() {
 }
 
 #[test]
+fn questions_side_by_side_are_answered_as_one_by_one() {
+    let lance = lance();
+    let options = Options::default();
+    let visual = lance.encode_image(&picture(2), None).unwrap();
+    // Prompts and answers of different lengths; some end while others go on.
+    let questions = [
+        "What is the license plate number of the car?",
+        "Describe this picture.",
+        "What is in this image?",
+        "Describe this picture.",
+    ];
+    let mut look = lance.look(&[visual], &options).unwrap();
+    let alone: Vec<Answer> = questions.iter().map(|q| look.ask(q, &options, &mut quiet).unwrap()).collect();
+    assert!(alone.iter().any(|answer| answer.ids.len() != alone[0].ids.len()));
+    let mut pieces = vec![String::new(); questions.len()];
+    let mut take = |index: usize, piece: &str| {
+        pieces[index].push_str(piece);
+        ControlFlow::Continue(())
+    };
+    let together = look.ask_all(&questions, &options, &mut take).unwrap();
+    for ((one, all), piece) in alone.iter().zip(&together).zip(&pieces) {
+        assert_eq!((&one.text, &one.ids, one.finish), (&all.text, &all.ids, all.finish));
+        assert_eq!((one.prompt_tokens, piece.trim()), (all.prompt_tokens, all.text.as_str()));
+    }
+    // The receiver of one answer stops it; the others go on.
+    let mut stop = |index: usize, _: &str| match index {
+        1 => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    let cut = look.ask_all(&questions, &options, &mut stop).unwrap();
+    assert_eq!(cut[1].finish, Finish::Interrupted);
+    assert_eq!([&cut[0].text, &cut[2].text], [&alone[0].text, &alone[2].text]);
+    assert!(look.ask_all(&[], &options, &mut stop).unwrap().is_empty());
+    assert!(look.ask_all(&["What?", "<|im_end|>"], &options, &mut stop).is_err());
+}
+
+#[test]
 fn a_look_goes_on_after_a_refused_question() {
     let lance = lance();
     let options = Options::default();
