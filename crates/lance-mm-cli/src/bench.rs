@@ -63,6 +63,8 @@ enum Part {
     Ask,
     /// Tokens a second after a short and a long context.
     Decode,
+    /// Tokens a second of one sequence and of eight together.
+    Batch,
     /// Prompts of 512 and 1024 tokens.
     Prefill,
     /// The vision transformer at a quarter of a megapixel and at one.

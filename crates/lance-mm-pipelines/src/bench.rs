@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use lance_mm_models::{Cache, Cursor, Grid, Segment, Sequence};
+use lance_mm_models::{Cache, Cursor, Grid, NextToken, Segment, Sequence};
 
 use crate::decode::Decoding;
 use crate::error::{Error, Result};
@@ -79,6 +79,59 @@ impl<'a> Decode<'a> {
         let per_step = lance.llm().step_bytes() + self.run.cache.row_bytes()?;
         let flops = (0..steps).map(|step| lance.llm().flops(1, begin.rows + step)).sum();
         Ok(Step { time, rows: steps, bytes: (steps * per_step) as f64, flops })
+    }
+}
+
+/// Tokens of several sequences of one length, a token of each in every step.
+pub struct Batch<'a> {
+    lance: &'a Understanding,
+    caches: Vec<Cache>,
+    at: Cursor,
+    id: u32,
+    sampler: Sampler,
+}
+
+impl<'a> Batch<'a> {
+    /// Begins with `sequences` sequences after `context` tokens each, as [`Decode::new`] does.
+    ///
+    /// # Errors
+    /// As [`Decode::new`]; no sequences.
+    pub fn new(lance: &'a Understanding, context: usize, sequences: usize) -> Result<Self> {
+        if sequences == 0 {
+            return Err(Error::option("sequences", "at least 1", 0));
+        }
+        let Decode { run: Run { cache, at, sampler, .. }, id } = Decode::new(lance, context)?;
+        let mut caches = Vec::with_capacity(sequences);
+        for _ in 1..sequences {
+            caches.push(cache.fork()?);
+        }
+        caches.push(cache);
+        Ok(Self { lance, caches, at, id, sampler })
+    }
+
+    /// Generates `steps` tokens of each sequence, then forgets them.
+    ///
+    /// # Errors
+    /// More than the model can see together with the context.
+    pub fn run(&mut self, steps: usize) -> Result<Step> {
+        let (lance, n) = (self.lance, self.caches.len());
+        fits(lance, self.at.rows + steps)?;
+        let start = Instant::now();
+        let mut ids = vec![self.id; n];
+        for step in 0..steps {
+            let at = Cursor { rows: self.at.rows + step, position: self.at.position + step as u32 };
+            let next = |(cache, id): (_, &u32)| NextToken { id: *id, start: at, cache };
+            let normed = lance.llm().step_all(self.caches.iter_mut().zip(&ids).map(next).collect())?;
+            for (id, logits) in ids.iter_mut().zip(lance.llm().logits(&normed)?.to_vec2::<f32>()?) {
+                *id = self.sampler.pick(&logits, &[])?;
+            }
+        }
+        let time = start.elapsed();
+        self.caches.iter_mut().for_each(|cache| cache.truncate(self.at.rows));
+        let cached = self.caches[0].row_bytes()? * n;
+        let flops: f64 = (0..steps).map(|step| lance.llm().flops(1, self.at.rows + step)).sum();
+        let bytes = (steps * (lance.llm().step_bytes() + cached)) as f64;
+        Ok(Step { time, rows: steps * n, bytes, flops: flops * n as f64 })
     }
 }
 
@@ -229,6 +282,10 @@ mod tests {
         assert_eq!((one.bytes * 3.0, three.rows), (three.bytes, 3));
         assert!(one.bytes > step.bytes && three.flops > 2.9 * one.flops);
 
+        let four = Batch::new(&lance, 200, 4).unwrap().run(2).unwrap();
+        assert_eq!((four.rows, four.flops), (8, 4.0 * decode.run(2).unwrap().flops));
+        assert!(four.bytes < 4.0 * decode.run(2).unwrap().bytes);
+
         let seen = vit(&lance, 12).unwrap();
         assert_eq!(seen.rows, 144);
 
@@ -247,6 +304,7 @@ mod tests {
             assert!(error.unwrap().to_string().starts_with("option rows: expected at "));
         }
         assert!(Decode::new(&lance, 8).unwrap().run(max).is_err());
+        assert!(Batch::new(&lance, 8, 2).unwrap().run(max).is_err() && Batch::new(&lance, 8, 0).is_err());
         assert!(vit(&lance, 13).is_err());
     }
 }

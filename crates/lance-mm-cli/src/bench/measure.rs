@@ -16,6 +16,8 @@ use crate::model::{self, Model};
 use crate::output::Hints;
 
 const CONTEXTS: [usize; 2] = [64, 4096];
+/// Sequences that are decoded together.
+const SEQUENCES: usize = 8;
 const PROMPTS: [usize; 2] = [512, 1024];
 /// Sides of square pictures in pixels: a quarter of a megapixel, and one.
 const PICTURES: [usize; 2] = [504, 1008];
@@ -37,7 +39,7 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(quick: bool, wanted: impl Fn(Part) -> bool) -> Self {
-        let all = [Part::Ask, Part::Decode, Part::Prefill, Part::Vit];
+        let all = [Part::Ask, Part::Decode, Part::Batch, Part::Prefill, Part::Vit];
         let parts = all.into_iter().filter(|part| wanted(*part)).collect();
         match quick {
             true => Self { parts, repeats: 1, steps: 16, answer: 32 },
@@ -83,6 +85,7 @@ pub(super) fn model(
         match part {
             Part::Ask => {}
             Part::Decode => run.decode()?,
+            Part::Batch => run.batch()?,
             Part::Prefill => run.prefill()?,
             Part::Vit => run.vit()?,
         }
@@ -160,6 +163,21 @@ impl Run<'_> {
             let row = rates(format!("decode after {context} tokens"), "tokens/s", &found);
             self.push(row.with_share(BANDWIDTH, found.iter().map(|(_, share)| *share).collect()));
         }
+        Ok(())
+    }
+
+    fn batch(&mut self) -> Result<()> {
+        let _busy = self.hints.busy("measuring several sequences");
+        let mut one = bench::Decode::new(self.lance, CONTEXTS[0])?;
+        let mut many = bench::Batch::new(self.lance, CONTEXTS[0], SEQUENCES)?;
+        many.run(1)?;
+        let steps = self.plan.steps;
+        let found = self.repeat(|_| Ok((one.run(steps)?, many.run(steps)?)))?;
+        let rate = |step: &Step| step.rows as f64 / step.time.as_secs_f64();
+        let rates = found.iter().map(|(_, many)| rate(many)).collect();
+        self.push(Row::new(format!("decode of {SEQUENCES} sequences"), "tokens/s", rates));
+        let ratios = found.iter().map(|(one, many)| rate(many) / rate(one)).collect();
+        self.push(Row::new(format!("{SEQUENCES} sequences to one"), "ratio", ratios));
         Ok(())
     }
 

@@ -23,6 +23,8 @@ fn every_part_is_measured_against_a_limit() {
         "second question to first",
         "decode after 64 tokens",
         "decode after 4096 tokens",
+        "decode of 8 sequences",
+        "8 sequences to one",
         "prompt of 512 tokens",
         "prompt of 1024 tokens",
         "vision transformer, 504 x 504 pixels",
