@@ -19,24 +19,27 @@ pub(crate) struct ModelArgs {
     #[arg(long)]
     pub(crate) low_memory: bool,
     /// What inputs of products with bf16 matrices count as: `bf16`, as the original computes, is twice as fast
-    /// on prompts and pictures where the processor multiplies bf16; `f32` is nearly exact.
-    #[arg(long, value_name = "f32|bf16", value_enum, default_value_t, hide_possible_values = true)]
+    /// on prompts and pictures where the processor multiplies bf16; `split`, the sum of two bf16 terms, is
+    /// nearly exact; `f32` is exact and slow.
+    #[arg(long, value_name = "split|bf16|f32", value_enum, default_value_t, hide_possible_values = true)]
     activations: ActivationType,
 }
 
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
 enum ActivationType {
     #[default]
-    F32,
+    Split,
     Bf16,
+    F32,
 }
 
 impl ModelArgs {
     /// What inputs of products with bf16 matrices count as.
     pub(crate) fn activations(&self) -> Activations {
         match self.activations {
-            ActivationType::F32 => Activations::F32,
+            ActivationType::Split => Activations::Split,
             ActivationType::Bf16 => Activations::Bf16,
+            ActivationType::F32 => Activations::F32,
         }
     }
 }

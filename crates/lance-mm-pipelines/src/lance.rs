@@ -115,14 +115,14 @@ impl Checkpoint {
         Self { model: self.model.with_mlx_rounding(), vit: self.vit.map(Weights::with_mlx_rounding), ..self }
     }
 
-    /// The same checkpoint, its quantized matrices multiplied with activations in f32
+    /// The same checkpoint, all matrices multiplied with activations in f32
     /// ([`Weights::with_f32_activations`]): to measure what rounding activations costs.
     pub fn with_f32_activations(self) -> Self {
         let vit = self.vit.map(Weights::with_f32_activations);
         Self { model: self.model.with_f32_activations(), vit, ..self }
     }
 
-    /// The same checkpoint, inputs of products with bf16 matrices taken as `activations`; f32 by default.
+    /// The same checkpoint, inputs of products with bf16 matrices taken as `activations`.
     pub fn with_activations(self, activations: Activations) -> Self {
         let with = |weights: Weights| weights.with_activations(activations);
         Self { model: with(self.model), vit: self.vit.map(with), ..self }

@@ -115,13 +115,14 @@ impl Weights {
         self.with_products(Products::MlxRounded)
     }
 
-    /// The same files, affine matrices multiplied with activations in f32, to measure what rounding them costs:
-    /// see [`AffineWeight::with_f32_activations`](crate::AffineWeight::with_f32_activations).
+    /// The same files, all matrices multiplied with activations in f32, to measure what rounding them costs: see
+    /// [`AffineWeight::with_f32_activations`](crate::AffineWeight::with_f32_activations) and
+    /// [`Activations::F32`].
     pub fn with_f32_activations(self) -> Self {
-        self.with_products(Products::F32)
+        self.with_products(Products::F32).with_activations(Activations::F32)
     }
 
-    /// The same files, inputs of products with bf16 matrices taken as `activations`; f32 by default.
+    /// The same files, inputs of products with bf16 matrices taken as `activations`.
     pub fn with_activations(self, activations: Activations) -> Self {
         self.read_with(|reading| reading.activations = activations)
     }

@@ -56,7 +56,7 @@ impl<'a> Bf16Matrix<'a> {
             _ if y.is_empty() => {}
             1..=FEW => self.few(x, &mut y),
             _ => match self.activations {
-                Activations::F32 => self.many::<2>(x, &mut y),
+                Activations::F32 | Activations::Split => self.many::<2>(x, &mut y),
                 Activations::Bf16 => self.many::<1>(x, &mut y),
             },
         }
@@ -256,7 +256,7 @@ mod tests {
             let w = rounded(&seeded(rows * k, 2));
             let stored = bytes(&w);
             let multiply = |activations| Some(Bf16Matrix::new(&stored, k, activations)?.matmul(&x, n));
-            let Some(exact) = multiply(Activations::F32) else {
+            let Some(exact) = multiply(Activations::Split) else {
                 eprintln!("this processor has no bf16 products");
                 return;
             };
@@ -285,7 +285,7 @@ mod tests {
     fn values_that_are_not_finite_stay_so() {
         for n in [1, FEW + 1] {
             let w = bytes(&[1.0; 40]);
-            let Some(matrix) = Bf16Matrix::new(&w, 40, Activations::F32) else { return };
+            let Some(matrix) = Bf16Matrix::new(&w, 40, Activations::Split) else { return };
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut x = vec![1.0; n * 40];
                 x[39] = bad;
@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn no_rows_give_no_output() {
         let w = bytes(&[1.0; 6]);
-        if let Some(matrix) = Bf16Matrix::new(&w, 3, Activations::F32) {
+        if let Some(matrix) = Bf16Matrix::new(&w, 3, Activations::Split) {
             assert!(matrix.matmul(&[], 0).is_empty());
         }
     }

@@ -1,6 +1,9 @@
 use super::*;
 use crate::testing::{checkpoint, demos};
 
+/// Products of bf16 weights and of the same in f32 take other paths: relative squared errors stay below this.
+const ROUNDING: f64 = 1e-9;
+
 fn lance() -> Understanding {
     Understanding::new(checkpoint()).unwrap()
 }
@@ -99,13 +102,13 @@ fn weights_in_a_scaled_space_are_no_error() {
     let report = run(&scaled, &demos(), &LayerOptions { rows: 9, ..Default::default() }).unwrap();
     assert!(report.linear_rows == 6 * 9 && report.rows > report.linear_rows);
     for layer in &report.layers {
-        assert_eq!(layer.output.accumulated.error(), 0.0, "layer {}", layer.layer);
+        assert!(layer.output.accumulated.error() < ROUNDING, "layer {}", layer.layer);
         for linear in &layer.linears {
-            assert_eq!(linear.output.error(), 0.0, "{}", linear.path);
+            assert!(linear.output.error() < ROUNDING, "{}", linear.path);
             assert_eq!((linear.weight_snr_db.0, linear.input_scale), (f64::INFINITY, [0.25, 16.0]));
         }
     }
-    assert_eq!(report.lm_head.output.error(), 0.0);
+    assert!(report.lm_head.output.error() < ROUNDING);
 }
 
 #[test]
@@ -120,15 +123,15 @@ fn an_error_stays_where_it_was_made() {
     for linear in report.layers.iter().flat_map(|layer| &layer.linears) {
         match linear.path == path {
             true => assert!((linear.weight_snr_db.0 - 20.0).abs() < 0.01, "{linear:?}"),
-            false => assert_eq!(linear.output.error(), 0.0, "{}", linear.path),
+            false => assert!(linear.output.error() < ROUNDING, "{}", linear.path),
         }
     }
     let errors =
         |i: usize| (report.layers[i].output.local.error(), report.layers[i].output.accumulated.error());
-    assert_eq!(errors(0), (0.0, 0.0));
-    assert!(errors(1).0 > 0.0 && errors(1).0 == errors(1).1 && report.layers[1].output.ratio == Some(1.0));
-    assert!(errors(2).0 == 0.0 && errors(2).1 > 0.0 && report.layers[2].output.ratio.is_none());
-    assert_eq!(report.layers[1].self_attn.accumulated.error(), 0.0);
+    assert!(errors(0).0 < ROUNDING && errors(0).1 < ROUNDING);
+    assert!(errors(1).0 > ROUNDING && (errors(1).0 / errors(1).1 - 1.0).abs() < 1e-3);
+    assert!(errors(2).0 < ROUNDING && errors(2).1 > ROUNDING);
+    assert!(report.layers[1].self_attn.accumulated.error() < ROUNDING);
     assert!(report.final_cosine.values().all(|cosine| *cosine < 1.0));
 }
 
