@@ -174,8 +174,7 @@ impl Rows for DenseWeight {
 
     #[cfg(target_arch = "x86_64")]
     fn bf16(&self) -> Option<(&[[u8; 2]], Activations)> {
-        (self.dtype == FloatType::BF16 && self.activations != Activations::F32)
-            .then(|| (self.bytes.as_chunks().0, self.activations))
+        (self.dtype == FloatType::BF16).then(|| (self.bytes.as_chunks().0, self.activations))
     }
 }
 

@@ -35,14 +35,20 @@ const SLAB: usize = 4096;
 pub(super) struct Bf16Matrix<'a> {
     values: &'a [[u8; 2]],
     k: usize,
-    activations: Activations,
+    /// Whether many rows of x are rounded to one term.
+    one_term: bool,
     kernels: Avx512Bf16,
 }
 
 impl<'a> Bf16Matrix<'a> {
-    /// The matrix with rows of `k`; `None` on processors without bf16 products.
+    /// The matrix with rows of `k`; `None` on processors without bf16 products, and for activations in f32.
     pub(super) fn new(values: &'a [[u8; 2]], k: usize, activations: Activations) -> Option<Self> {
-        (k > 0).then_some(Self { values, k, activations, kernels: Avx512Bf16::detect()? })
+        let one_term = match activations {
+            Activations::F32 => return None,
+            Activations::Split => false,
+            Activations::Bf16 => true,
+        };
+        (k > 0).then_some(Self { values, k, one_term, kernels: Avx512Bf16::detect()? })
     }
 
     fn n_rows(&self) -> usize {
@@ -55,10 +61,8 @@ impl<'a> Bf16Matrix<'a> {
         match n {
             _ if y.is_empty() => {}
             1..=FEW => self.few(x, &mut y),
-            _ => match self.activations {
-                Activations::F32 | Activations::Split => self.many::<2>(x, &mut y),
-                Activations::Bf16 => self.many::<1>(x, &mut y),
-            },
+            _ if self.one_term => self.many::<1>(x, &mut y),
+            _ => self.many::<2>(x, &mut y),
         }
         y
     }
