@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use lance_mm::eval::dataset::{Picture, Sample, Shown};
+use lance_mm::eval::dataset::Sample;
 use lance_mm::eval::{Dataset, ParityOptions, parity};
 use lance_mm::{Options, Part, Understanding, image};
 use serde_json::json;
@@ -62,14 +62,8 @@ fn a_folder_answers_as_the_bundled_model_does() {
 
 #[test]
 fn the_bundled_model_is_close_to_what_it_was_made_from() {
-    let sample = |demo: &lance_mm_nano::Demo| Sample {
-        place: demo.file.to_owned(),
-        shown: Shown::Images(vec![Picture::Memory { name: demo.file.to_owned(), bytes: demo.png }]),
-        question: demo.question.to_owned(),
-        answer: Some(demo.answer.to_owned()),
-        expected: None,
-        kind: None,
-    };
+    let sample =
+        |demo: &lance_mm_nano::Demo| Sample::of_picture(demo.file, demo.png, demo.question, demo.answer);
     let data = Dataset { name: "demos".into(), samples: lance_mm_nano::DEMOS.iter().map(sample).collect() };
     let load = |path: &Path| Understanding::from_pretrained(path).unwrap();
     let (reference, candidate) = (load(dense().path()), load(folder().path()));

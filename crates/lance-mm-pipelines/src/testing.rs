@@ -1,7 +1,7 @@
 //! The nano checkpoint in bf16, of which the bundled one is a quantization, for the tests of this crate.
 
 use crate::eval::Dataset;
-use crate::eval::dataset::{Picture, Sample, Shown};
+use crate::eval::dataset::Sample;
 use crate::{Checkpoint, Files, Tokenizer};
 
 pub(crate) const NANO: Files = Files {
@@ -23,13 +23,7 @@ pub(crate) fn checkpoint() -> Checkpoint {
 
 /// The demo pictures with their questions.
 pub(crate) fn demos() -> Dataset {
-    let sample = |demo: &lance_mm_nano::Demo| Sample {
-        place: demo.file.into(),
-        shown: Shown::Images(vec![Picture::Memory { name: demo.file.into(), bytes: demo.png }]),
-        question: demo.question.into(),
-        answer: Some(demo.answer.into()),
-        expected: None,
-        kind: None,
-    };
+    let sample =
+        |demo: &lance_mm_nano::Demo| Sample::of_picture(demo.file, demo.png, demo.question, demo.answer);
     Dataset { name: "demos".into(), samples: lance_mm_nano::DEMOS.iter().map(sample).collect() }
 }

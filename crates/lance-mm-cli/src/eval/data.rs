@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use lance_mm::eval::Dataset;
-use lance_mm::eval::dataset::{Picture, Sample, Shown};
+use lance_mm::eval::dataset::Sample;
 use lance_mm::{Decoding, Options};
 
 use crate::model::Model;
@@ -89,13 +89,7 @@ pub(crate) struct OutputArgs {
 
 /// Bundled pictures with their questions.
 pub(crate) fn bundled(name: &str, demos: &[lance_mm_nano::Demo]) -> Dataset {
-    let sample = |demo: &lance_mm_nano::Demo| Sample {
-        place: demo.file.to_owned(),
-        shown: Shown::Images(vec![Picture::Memory { name: demo.file.to_owned(), bytes: demo.png }]),
-        question: demo.question.to_owned(),
-        answer: Some(demo.answer.to_owned()),
-        expected: None,
-        kind: None,
-    };
+    let sample =
+        |demo: &lance_mm_nano::Demo| Sample::of_picture(demo.file, demo.png, demo.question, demo.answer);
     Dataset { name: name.to_owned(), samples: demos.iter().map(sample).collect() }
 }

@@ -37,6 +37,20 @@ pub struct Sample {
     pub kind: Option<String>,
 }
 
+impl Sample {
+    /// A question about one picture in memory, `name` its place in messages.
+    pub fn of_picture(name: &str, bytes: &'static [u8], question: &str, answer: &str) -> Self {
+        Self {
+            place: name.to_owned(),
+            shown: Shown::Images(vec![Picture::Memory { name: name.to_owned(), bytes }]),
+            question: question.to_owned(),
+            answer: Some(answer.to_owned()),
+            expected: None,
+            kind: None,
+        }
+    }
+}
+
 /// Pictures or a video.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Shown {
