@@ -9,6 +9,7 @@ mod page;
 mod report;
 mod samples;
 mod scheme;
+mod stored;
 mod vit;
 mod widths;
 mod workdir;
@@ -28,6 +29,7 @@ use crate::eval::data::bundled;
 use crate::model;
 use crate::output::{self as out, Hints};
 use capture::Capture;
+use layer::Quantizing;
 use report::Report;
 use samples::Samples;
 use scheme::Schemes;
@@ -157,6 +159,8 @@ enum Step {
     Clip,
     Refit,
     Descent,
+    /// Fitting weights to what they read in the quantized model.
+    Compensation,
 }
 
 impl Args {
@@ -181,6 +185,7 @@ impl Args {
                 Step::Clip => recipe.clip = false,
                 Step::Refit => recipe.refit = false,
                 Step::Descent => recipe.passes = 0,
+                Step::Compensation => recipe.compensate = false,
             }
         }
         recipe
@@ -276,27 +281,37 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         schemes = schemes.with(widths::read(&work)?.unwrap_or_default());
     }
+    let quantizing = Quantizing { open: &open, schemes: &schemes, recipe: &recipe, work: &work };
+    if !layer::is_done(&work, layer::EMBED) {
+        let _busy = hints.busy("embedding");
+        quantizing.embedding()?;
+    }
+    if recipe.compensate && capture.awaits(0) {
+        capture.follow(&quantizing.with_part(layer::EMBED)?)?;
+    }
     let start = Instant::now();
     for index in 0..layers {
         let busy = hints.busy(&progress(index, layers, start));
         let sites = match capture.awaits(index) {
             false => None,
-            true => capture.layer(&Understanding::new(open()?)?, index)?,
+            true => capture.layer(&quantizing.original()?, index)?,
         };
-        if !layer::is_done(&work, &layer::layer_name(index)) {
-            let gen_ = has_gen && args.gen_ == Gen::Fit;
-            layer::quantize(&open()?, &schemes, &recipe, index, sites, gen_, &work)?;
+        let name = layer::layer_name(index);
+        if !layer::is_done(&work, &name) {
+            quantizing.layer(index, sites, has_gen && args.gen_ == Gen::Fit, &capture)?;
         }
-        capture.advance(index)?;
+        let is_next = capture.follows() && capture.awaits(index);
+        let quantized = is_next.then(|| quantizing.with_part(&name)).transpose()?;
+        capture.advance(index, quantized.as_ref())?;
         drop(busy);
     }
-    let _busy = hints.busy("embedding, head and files");
-    if !layer::is_done(&work, layer::ENDS) {
-        let head_rows = match &samples {
+    let _busy = hints.busy("head and files");
+    if !layer::is_done(&work, layer::HEAD) {
+        let rows = match &samples {
             None => None,
-            Some(_) => capture.head_rows(&Understanding::new(open()?)?)?,
+            Some(_) => capture.head_rows(&quantizing.original()?)?,
         };
-        layer::quantize_ends(&open()?, &schemes, &recipe, head_rows, &work)?;
+        quantizing.head(rows)?;
     }
     let report = Report::gather(&work, args.recipe, &plan, samples.as_ref(), layers)?;
     let extras = model::extras(&args.model)?;

@@ -36,27 +36,38 @@ impl Factor {
     /// A Hessian that rounding made indefinite; `name` is the site's.
     pub(crate) fn new(name: &str, rows: &Rows, damping: f64) -> Result<Self> {
         match rows.n_cols() <= WIDE {
-            true => Self::of(name, hessian::<f64>(rows), rows.n_cols(), damping),
-            false => Self::of(name, hessian::<f32>(rows), rows.n_cols(), damping),
+            true => Self::of(name, hessian::<f64>(rows), rows.n_cols(), rows.n_cols(), damping),
+            false => Self::of(name, hessian::<f32>(rows), rows.n_cols(), rows.n_cols(), damping),
         }
     }
 
-    fn of<T: Field>(name: &str, mut h: Vec<T>, k: usize, damping: f64) -> Result<Self> {
-        let mean = h.iter().step_by(k + 1).map(|v| (*v).into()).sum::<f64>() / k as f64;
+    /// Factors `XXᵀ / n + λ·I` over the search rows, with the same `λ`: what few rows need instead, since
+    /// `Xᵀ·(XXᵀ / n + λ·I)⁻¹ = (XᵀX / n + λ·I)⁻¹·Xᵀ`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn of_rows(name: &str, rows: &Rows, damping: f64) -> Result<Self> {
+        let (x, n, k) = (rows.search(), rows.n_search(), rows.n_cols());
+        let wide: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
+        let x = MatRef::new(&wide, n, k, k);
+        let mut gram = vec![0.0; n * n];
+        add_product(&mut gram, n, 1.0 / n as f64, x, x.t());
+        Self::of(name, gram, n, k, damping)
+    }
+
+    /// Factors `h`, `(n, n)` with the trace of a Hessian of `k` channels.
+    fn of<T: Field>(name: &str, mut h: Vec<T>, n: usize, k: usize, damping: f64) -> Result<Self> {
+        let mean = h.iter().step_by(n + 1).map(|v| (*v).into()).sum::<f64>() / k as f64;
         let damping = if mean > 0.0 { damping * mean } else { 1.0 };
-        for v in h.iter_mut().step_by(k + 1) {
+        for v in h.iter_mut().step_by(n + 1) {
             *v = T::of((*v).into() + damping);
         }
-        factor(&mut h, k).map_err(|column| {
-            setting(
-                name,
-                "inputs with a positive definite Hessian",
-                format!("a zero pivot at channel {column}"),
-            )
+        factor(&mut h, n).map_err(|column| {
+            setting(name, "inputs with a positive definite Hessian", format!("a zero pivot at {column}"))
         })?;
-        let roots: Vec<T> = h.iter().step_by(k + 1).copied().collect();
+        let roots: Vec<T> = h.iter().step_by(n + 1).copied().collect();
         let unit = h
-            .par_chunks(k)
+            .par_chunks(n)
             .flat_map_iter(|row| {
                 row.iter().zip(&roots).map(|(v, root)| ((*v).into() / (*root).into()) as f32)
             })
@@ -89,6 +100,42 @@ impl Factor {
     /// Columns `start..start + n` of the rows above `start` of `U`.
     pub(crate) fn above(&self, start: usize, n: usize) -> MatRef<'_, f32> {
         MatRef::new(&self.unit[start..], start, n, self.n_cols())
+    }
+
+    /// Replaces rows `b` by the `y` with `y·H = b`.
+    pub(crate) fn solve(&self, b: &mut [f32]) {
+        let (k, u) = (self.n_cols(), &self.unit);
+        let m = b.len() / k;
+        let blocks: Vec<(usize, usize)> =
+            (0..k).step_by(BLOCK).map(|start| (start, (start + BLOCK).min(k))).collect();
+        // z·Uᵀ = b from the last column to the first, then z / D.
+        let mut z = vec![0.0; b.len()];
+        for (start, end) in blocks.iter().copied().rev() {
+            if end < k {
+                let right = MatRef::new(&u[start * k + end..], end - start, k - end, k).t();
+                add_product(&mut b[start..], k, -1.0, MatRef::new(&z[end..], m, k - end, k), right);
+            }
+            for (z, b) in z.chunks_exact_mut(k).zip(b.chunks_exact(k)) {
+                for j in (start..end).rev() {
+                    let done: f32 = (j + 1..end).map(|l| z[l] * u[j * k + l]).sum();
+                    z[j] = b[j] - done;
+                }
+            }
+        }
+        z.chunks_exact_mut(k).for_each(|z| z.iter_mut().zip(&self.diagonal).for_each(|(z, d)| *z /= d));
+        // y·U = z from the first column to the last.
+        for (start, end) in blocks {
+            if start > 0 {
+                let above = self.above(start, end - start);
+                add_product(&mut z[start..], k, -1.0, MatRef::new(b, m, start, k), above);
+            }
+            for (z, y) in z.chunks_exact_mut(k).zip(b.chunks_exact_mut(k)) {
+                for j in start..end {
+                    y[j] = z[j];
+                    (j + 1..end).for_each(|l| z[l] -= y[j] * u[j * k + l]);
+                }
+            }
+        }
     }
 
     /// `(K, K)` rows whose Gram matrix is `H`: the transpose of `U·√D`.
@@ -237,7 +284,7 @@ mod tests {
             let rows = rows(n, k);
             let factor = Factor::new("x", &rows, 0.01).unwrap();
             compare(&rows, &factor, 1e-6);
-            let single = Factor::of("x", hessian::<f32>(&rows), k, 0.01).unwrap();
+            let single = Factor::of("x", hessian::<f32>(&rows), k, k, 0.01).unwrap();
             compare(&rows, &single, 1e-5);
         }
     }
@@ -252,6 +299,24 @@ mod tests {
                 (0..130).map(|l| f64::from(root[l * 130 + i]) * f64::from(root[l * 130 + j])).sum();
             let expected = gram[i * 130 + j] + if i == j { factor.damping() } else { 0.0 };
             assert!((sum - expected).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_solution_times_the_hessian_is_the_right_hand_side() {
+        for (n, k) in [(5, 1), (40, 33), (10, 128), (400, 300)] {
+            let rows = rows(n, k);
+            let factor = Factor::new("x", &rows, 0.1).unwrap();
+            let b = seeded(3 * k, 7);
+            let mut y = b.clone();
+            factor.solve(&mut y);
+            let gram = rows.gram();
+            for (r, j) in [(0, 0), (1, k / 2), (2, k - 1)] {
+                let y = &y[r * k..(r + 1) * k];
+                let sum: f64 = (0..k).map(|i| f64::from(y[i]) * gram[i * k + j]).sum();
+                let found = sum + factor.damping() * f64::from(y[j]);
+                assert!((found - f64::from(b[r * k + j])).abs() < 1e-4, "{n} {k} {r} {j}: {found}");
+            }
         }
     }
 

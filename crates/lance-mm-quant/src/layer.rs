@@ -1,17 +1,18 @@
 //! A whole layer: scales of its pairs, then every linear layer.
 
+mod rounding;
+mod scaling;
+
 use lance_mm_tensor::{AffineWeight, Result, Scheme};
 
-use crate::fuse::{ExpertWeights, Heads, divide};
-use crate::inputs::Inputs;
-use crate::linear::{quantize_linear, width_errors};
-use crate::matrix::{Matrix, Scaled, Source, setting};
-use crate::names::{Expert, Pair, Proj, Site, Tie};
-use crate::recipe::{Recipe, Scaling};
+use crate::fuse::{ExpertWeights, Heads};
+use crate::matrix::Matrix;
+use crate::names::{Expert, Proj, Site};
+use crate::recipe::Recipe;
 use crate::report::{LinearReport, PairReport};
 use crate::rows::Rows;
-use crate::search::{Consumer, Search, losses, search};
-use crate::seed::{activation_mean, draw, seed_search};
+use rounding::{Rounding, Step};
+use scaling::Work;
 
 /// The weights of a layer.
 pub struct LayerWeights {
@@ -136,257 +137,84 @@ pub fn measure_layer(
     recipe: &Recipe,
     schemes: &[Scheme],
 ) -> Result<LayerResult> {
-    let mut work = Work::new(weights, rows, scheme, recipe)?;
-    let mut pairs = Vec::new();
-    for pair in Pair::LAYER {
-        match (recipe.scaling, pair) {
-            (Scaling::Searched, Pair::VO) if !recipe.v_o => {}
-            (Scaling::Searched, Pair::UpDown) if !recipe.up_down => {}
-            (Scaling::Searched, Pair::VO) => {
-                let all: Vec<usize> = (0..work.experts.len()).collect();
-                pairs.extend(work.scale(pair, &all)?);
-            }
-            (Scaling::Searched, _) => {
-                for i in 0..work.experts.len() {
-                    pairs.extend(work.scale(pair, &[i])?);
-                }
-            }
-            (Scaling::Seed, Pair::NormQkv | Pair::NormGateUp) => {
-                for i in 0..work.experts.len() {
-                    pairs.extend(work.scale_as_seed(pair, i)?);
-                }
-            }
-            _ => {}
-        }
+    let mut layer = LayerQuantizer { others: schemes, ..LayerQuantizer::new(weights, rows, scheme, recipe)? };
+    while layer.next().is_some() {
+        layer.round(Vec::new())?;
     }
-    Ok(LayerResult { experts: work.finish(schemes)?, pairs })
+    Ok(layer.finish())
 }
 
-struct Work<'a> {
+/// A layer that is quantized site by site, so that what later linear layers read can be recorded with the
+/// earlier ones as they have become.
+pub struct LayerQuantizer<'a> {
     layer: usize,
-    heads: Heads,
-    experts: Vec<ExpertWeights>,
-    rows: Vec<Option<SiteRows>>,
-    /// Errors of plain rounding before any scale, by expert and linear layer.
-    plain: Vec<[Option<f64>; 7]>,
+    experts: Vec<Rounding>,
+    pairs: Vec<PairReport>,
+    /// Sites that are done.
+    done: usize,
     scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
     recipe: &'a Recipe,
+    others: &'a [Scheme],
 }
 
-impl<'a> Work<'a> {
-    fn new(
+impl<'a> LayerQuantizer<'a> {
+    /// Searches and fuses the scales of all pairs; arguments as for [`quantize_layer`].
+    ///
+    /// # Errors
+    /// As [`quantize_layer`].
+    pub fn new(
         weights: LayerWeights,
         rows: Vec<Option<SiteRows>>,
         scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
         recipe: &'a Recipe,
     ) -> Result<Self> {
-        let LayerWeights { layer, heads, experts } = weights;
-        if rows.len() != experts.len() {
-            return Err(setting("rows", format!("{} experts", experts.len()), rows.len()));
+        let mut work = Work::new(weights, rows, scheme, recipe)?;
+        let pairs = work.scale_all()?;
+        let Work { layer, experts, rows, plain, .. } = work;
+        let experts = experts.into_iter().zip(rows).zip(plain);
+        let experts = experts.map(|((weights, rows), plain)| Rounding::new(weights, rows, plain)).collect();
+        Ok(Self { layer, experts, pairs, done: 0, scheme, recipe, others: &[] })
+    }
+
+    /// The site whose linear layers are rounded next.
+    pub fn next(&self) -> Option<Site> {
+        Site::ALL.get(self.done).copied()
+    }
+
+    /// The norms and biases with their scales, and the linear layers that are done.
+    pub fn experts(&self) -> impl Iterator<Item = &ExpertResult> {
+        self.experts.iter().map(|expert| &expert.result)
+    }
+
+    /// Rounds the linear layers of the [next](Self::next) site. `actual` has, for each expert, what they read
+    /// in the model as it is so far, row by row the recorded ones; they are fitted to give with that what they
+    /// gave before. Without it they are fitted to what was recorded.
+    ///
+    /// # Errors
+    /// As [`quantize_layer`]; other rows than those recorded.
+    pub fn round(&mut self, actual: Vec<Option<Rows>>) -> Result<()> {
+        let Some(site) = self.next() else { return Ok(()) };
+        self.done += 1;
+        let mut actual = actual.into_iter();
+        for expert in &mut self.experts {
+            let which = expert.result.expert;
+            let scheme = |proj| (self.scheme)(which, proj);
+            let step =
+                Step { layer: self.layer, site, scheme: &scheme, recipe: self.recipe, others: self.others };
+            expert.round(actual.next().flatten(), &step)?;
         }
-        for (weights, rows) in experts.iter().zip(&rows) {
-            weights.check(layer, &heads)?;
-            for proj in Proj::ALL {
-                let (found, cols) =
-                    (rows.as_ref().map(|r| r.get(proj.site()).n_cols()), weights.linear(proj).n_cols());
-                if let Some(found) = found.filter(|found| *found != cols) {
-                    let name = proj.site().path(layer, weights.expert);
-                    return Err(setting(&name, format!("rows of {cols}"), found));
-                }
-            }
-        }
-        let plain = vec![[None; 7]; experts.len()];
-        Ok(Self { layer, heads, experts, rows, plain, scheme, recipe })
+        Ok(())
     }
 
-    /// Searches and fuses the scale of a pair of some experts; nothing without inputs.
-    fn scale(&mut self, pair: Pair, experts: &[usize]) -> Result<Option<PairReport>> {
-        let tie = self.experts[experts[0]].tie(pair, &self.heads);
-        let Some(found) = self.search(pair, experts, &tie)? else { return Ok(None) };
-        if found.accepted {
-            experts.iter().for_each(|i| self.fuse(pair, *i, &found.scale, &tie));
-        }
-        let producers = experts.iter().map(|i| pair.producer(self.layer, self.experts[*i].expert)).collect();
-        Ok(Some(PairReport::searched(pair, producers, &found)))
+    /// The whole layer.
+    ///
+    /// # Panics
+    /// When a site is left.
+    pub fn finish(self) -> LayerResult {
+        assert!(self.next().is_none(), "all sites are rounded");
+        let experts = self.experts.into_iter().map(|expert| expert.result).collect();
+        LayerResult { experts, pairs: self.pairs }
     }
-
-    fn search(&mut self, pair: Pair, experts: &[usize], tie: &Tie) -> Result<Option<Search>> {
-        let places = self.places(pair, experts);
-        if places.is_empty() {
-            return Ok(None);
-        }
-        let found = search(&self.consumers(&places), tie)?;
-        for ((i, proj, _), plain) in places.iter().zip(&found.plain) {
-            self.plain[*i][*proj as usize] = Some(*plain);
-        }
-        Ok(Some(found))
-    }
-
-    /// The consumers of a pair that are quantized and have inputs.
-    fn places(&self, pair: Pair, experts: &[usize]) -> Vec<(usize, Proj, String)> {
-        let mut places = Vec::new();
-        for i in experts {
-            let expert = self.experts[*i].expert;
-            for proj in pair.consumers() {
-                if self.rows[*i].is_some() && (self.scheme)(expert, *proj).is_some() {
-                    places.push((*i, *proj, proj.path(self.layer, expert)));
-                }
-            }
-        }
-        places
-    }
-
-    fn consumers<'b>(&'b self, places: &'b [(usize, Proj, String)]) -> Vec<Consumer<'b>> {
-        let consumer = |(i, proj, name): &'b (usize, Proj, String)| {
-            let weights = &self.experts[*i];
-            let rows = self.rows[*i].as_ref()?.get(proj.site());
-            let scheme = (self.scheme)(weights.expert, *proj)?;
-            Some(Consumer { name, weight: weights.linear(*proj), scheme, rows })
-        };
-        places.iter().filter_map(consumer).collect()
-    }
-
-    fn fuse(&mut self, pair: Pair, i: usize, s: &[f32], tie: &Tie) {
-        self.experts[i].fuse(pair, s, tie);
-        if let (Some(rows), Some(proj)) = (&mut self.rows[i], pair.consumers().first()) {
-            rows.get_mut(proj.site()).divide(&tie.expand(s));
-        }
-    }
-
-    fn scale_as_seed(&mut self, pair: Pair, i: usize) -> Result<Option<PairReport>> {
-        let tie = self.experts[i].tie(pair, &self.heads);
-        let places = self.places(pair, &[i]);
-        let consumers = self.consumers(&places);
-        let Some(Consumer { scheme, rows, .. }) = consumers.first().copied() else { return Ok(None) };
-        let plain = losses(&consumers, &tie, &[vec![1.0; tie.n_free()]], Rows::held_back)?;
-        let means: Vec<f32> = rows.mean_abs().iter().map(|v| *v as f32).collect();
-        let sources: Vec<&dyn Source> = consumers.iter().map(|c| c.weight).collect();
-        let found = seed_search(&sources, &activation_mean(&[(&means, 1)]), &draw(tie.n_free()), scheme)?;
-        for ((_, proj, _), plain) in places.iter().zip(&plain) {
-            self.plain[i][*proj as usize] = Some(plain[0]);
-        }
-        self.fuse(pair, i, &found.scale, &tie);
-        pair.consumers().iter().for_each(|proj| self.experts[i].linears[*proj as usize].round_bf16());
-        let producers = vec![pair.producer(self.layer, self.experts[i].expert)];
-        Ok(Some(PairReport::seed(pair, producers, &found)))
-    }
-
-    /// Quantizes every linear layer; a weight is freed when it is done.
-    fn finish(self, others: &[Scheme]) -> Result<Vec<ExpertResult>> {
-        let Self { layer, scheme, recipe, .. } = self;
-        let mut results = Vec::new();
-        for ((weights, rows), plain) in self.experts.into_iter().zip(self.rows).zip(self.plain) {
-            let expert = weights.expert;
-            let inputs = |rows, site: Site| Inputs::new(site.path(layer, expert), rows);
-            let mut sites = rows.map(|SiteRows { a, b, c, d }| [a, b, c, d].map(Some));
-            let mut linears = Vec::new();
-            let mut current: Option<(Site, Inputs)> = None;
-            for (proj, matrix) in Proj::ALL.into_iter().zip(weights.linears) {
-                let site = proj.site();
-                if current.as_ref().is_none_or(|(at, _)| *at != site) {
-                    let rows = sites.as_mut().and_then(|sites| sites[site as usize].take());
-                    current = rows.map(|rows| (site, inputs(rows, site)));
-                }
-                let name = proj.path(layer, expert);
-                let known = current.as_ref().map(|(_, inputs)| inputs);
-                let others = if known.is_some() { others } else { &[] };
-                let errors = width_errors(&name, &matrix, known, others, recipe)?;
-                let plain = plain[proj as usize];
-                let done = quantize_one(name, matrix, known, scheme(expert, proj), recipe, plain)?;
-                linears.push(LinearResult { errors, ..done });
-            }
-            results.push(ExpertResult {
-                expert,
-                input_layernorm: weights.input_layernorm,
-                post_attention_layernorm: weights.post_attention_layernorm,
-                v_bias: weights.v_bias,
-                linears,
-            });
-        }
-        Ok(results)
-    }
-}
-
-fn quantize_one(
-    name: String,
-    matrix: Matrix,
-    inputs: Option<&Inputs>,
-    scheme: Option<Scheme>,
-    recipe: &Recipe,
-    plain: Option<f64>,
-) -> Result<LinearResult> {
-    let Some(scheme) = scheme else {
-        return Ok(LinearResult { name, form: Form::Dense(matrix), report: None, errors: Vec::new() });
-    };
-    let quantized = quantize_linear(&name, &matrix, inputs, scheme, recipe)?;
-    let report = LinearReport::new(name.clone(), &quantized, plain);
-    let form = Form::Packed(quantized.weight);
-    Ok(LinearResult { name, form, report: Some(report), errors: Vec::new() })
-}
-
-/// A quantized output head.
-pub struct HeadResult {
-    /// The packed weight.
-    pub weight: AffineWeight,
-    /// What was done.
-    pub report: LinearReport,
-    /// The pair of the last norm, if it was searched.
-    pub pair: Option<PairReport>,
-    /// Its errors in the schemes that were asked for: see [`measure_layer`].
-    pub errors: Vec<Option<f64>>,
-}
-
-/// Quantizes `lm_head` and divides the last norm's weight by the scale that is chosen for it. The weight is
-/// read by rows and may stay in its file.
-///
-/// # Errors
-/// As [`quantize_layer`].
-pub fn quantize_head(
-    name: &str,
-    norm: &mut [f32],
-    weight: &dyn Source,
-    rows: Rows,
-    scheme: Scheme,
-    recipe: &Recipe,
-) -> Result<HeadResult> {
-    measure_head(name, norm, weight, rows, scheme, recipe, &[])
-}
-
-/// As [`quantize_head`], measuring other schemes too, as [`measure_layer`] does.
-///
-/// # Errors
-/// As [`quantize_layer`].
-pub fn measure_head(
-    name: &str,
-    norm: &mut [f32],
-    weight: &dyn Source,
-    mut rows: Rows,
-    scheme: Scheme,
-    recipe: &Recipe,
-    schemes: &[Scheme],
-) -> Result<HeadResult> {
-    if norm.len() != weight.n_cols() || rows.n_cols() != norm.len() {
-        let found = format!("{} and rows of {}", norm.len(), rows.n_cols());
-        return Err(setting(name, format!("a norm of {} channels", weight.n_cols()), found));
-    }
-    let mut scale = vec![1.0; norm.len()];
-    let (mut pair, mut plain) = (None, None);
-    if recipe.scaling == Scaling::Searched {
-        let consumer = Consumer { name, weight, scheme, rows: &rows };
-        let found = search(&[consumer], &Tie::none(norm.len()))?;
-        pair =
-            Some(PairReport::searched(Pair::NormHead, vec![Pair::NormHead.producer(0, Expert::Und)], &found));
-        plain = found.plain.first().copied();
-        scale = found.scale;
-        divide(norm, &scale);
-        rows.divide(&scale);
-    }
-    let scaled = Scaled { source: weight, factors: &scale };
-    let inputs = Inputs::new(format!("inputs of {name}"), rows);
-    let quantized = quantize_linear(name, &scaled, Some(&inputs), scheme, recipe)?;
-    let report = LinearReport::new(name.to_owned(), &quantized, plain);
-    let errors = width_errors(name, &scaled, Some(&inputs), schemes, recipe)?;
-    Ok(HeadResult { weight: quantized.weight, report, pair, errors })
 }
 
 #[cfg(test)]

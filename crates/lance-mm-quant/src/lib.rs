@@ -8,10 +8,12 @@
 //!
 //! 1. [`search`](search()) finds a scale for the channels between a producer and its consumers (AWQ,
 //!    arXiv:2306.00978), [`ExpertWeights::fuse`] moves it into both;
-//! 2. every linear layer is rounded in several ways: plainly, with clipped ranges and refitted scales, with
+//! 2. [`LayerQuantizer`] fits weights to what they read in the model quantized so far, so that later layers
+//!    make good what earlier ones got wrong;
+//! 3. every linear layer is rounded in several ways: plainly, with clipped ranges and refitted scales, with
 //!    error feedback (GPTQ, arXiv:2210.17323), with feedback followed by descent on codes, scales and biases
 //!    of the whole row;
-//! 3. rows of samples that no search has seen decide which way is kept.
+//! 4. rows of samples that no search has seen decide which way is kept.
 //!
 //! [`allocate`](allocate()) divides a budget of bytes among matrices. All results are the same on any number
 //! of threads.
@@ -33,11 +35,13 @@
 mod allocate;
 mod block;
 mod clip;
+mod compensate;
 mod descent;
 mod factor;
 mod fuse;
 mod gptq;
 mod gram;
+mod head;
 mod inputs;
 mod layer;
 mod linear;
@@ -53,11 +57,13 @@ mod seed;
 mod testing;
 
 pub use allocate::{Choice, Item, allocate, stored_bytes, widths};
+pub use compensate::Drift;
 pub use fuse::{ExpertWeights, Heads};
+pub use head::{HeadResult, HeadRows, measure_head, quantize_head};
 pub use inputs::Inputs;
 pub use layer::{
-    ExpertResult, Form, HeadResult, LayerResult, LayerWeights, LinearResult, SiteRows, measure_head,
-    measure_layer, quantize_head, quantize_layer,
+    ExpertResult, Form, LayerQuantizer, LayerResult, LayerWeights, LinearResult, SiteRows, measure_layer,
+    quantize_layer,
 };
 pub use linear::{
     GroupFits, Method, Quantized, Trial, fit_groups, quantize_by, quantize_linear, width_errors,

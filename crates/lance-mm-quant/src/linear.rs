@@ -13,7 +13,7 @@ use crate::factor::Factor;
 use crate::gptq::{Choice, gptq};
 use crate::gram::GroupGram;
 use crate::inputs::Inputs;
-use crate::matrix::{Matrix, Sampled, Source, check_rows, read_rows, setting};
+use crate::matrix::{Matrix, Sampled, Source, check_rows, setting};
 use crate::recipe::Recipe;
 use crate::refit::refit;
 
@@ -340,7 +340,7 @@ fn run(
     let pieces: Vec<Piece> = (0..rows.div_ceil(CHUNK))
         .into_par_iter()
         .map(|i| {
-            let w = read_rows(weight, i * CHUNK, CHUNK.min(rows - i * CHUNK));
+            let w = weight.read_rows(i * CHUNK, CHUNK.min(rows - i * CHUNK));
             check_rows(name, &w, cols)?;
             let block = way.round(&w, cols);
             let d = block.error(&w, scheme);

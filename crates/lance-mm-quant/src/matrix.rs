@@ -2,6 +2,9 @@
 
 use half::bf16;
 use lance_mm_tensor::{Error, Result, Weight};
+use rayon::prelude::*;
+
+use crate::block::CHUNK;
 
 /// A matrix that is read by rows: a [`Matrix`], or a weight that stays in its file.
 pub trait Source: Sync {
@@ -13,6 +16,16 @@ pub trait Source: Sync {
 
     /// Writes row `row` into `out`, which has `K` places.
     fn read_row(&self, row: usize, out: &mut [f32]);
+
+    /// Rows `first..first + n`, one after another.
+    fn read_rows(&self, first: usize, n: usize) -> Vec<f32> {
+        let cols = self.n_cols();
+        let mut values = vec![0.0; n * cols];
+        for (i, out) in values.chunks_exact_mut(cols).enumerate() {
+            self.read_row(first + i, out);
+        }
+        values
+    }
 }
 
 impl Source for Weight {
@@ -78,16 +91,6 @@ impl Source for Sampled<'_> {
     }
 }
 
-/// Rows `first..first + n` of a source, one after another.
-pub(crate) fn read_rows(source: &dyn Source, first: usize, n: usize) -> Vec<f32> {
-    let cols = source.n_cols();
-    let mut values = vec![0.0; n * cols];
-    for (i, out) in values.chunks_exact_mut(cols).enumerate() {
-        source.read_row(first + i, out);
-    }
-    values
-}
-
 /// A `(R, K)` matrix of f32 values, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matrix {
@@ -105,12 +108,15 @@ impl Matrix {
         Ok(Self { values, cols })
     }
 
-    /// The values of a weight, dequantized if it is quantized.
+    /// The values of a source: of a weight, dequantized if it is quantized.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn read(name: &str, weight: &Weight) -> Result<Self> {
-        Self::new(name, read_rows(weight, 0, weight.n_rows()), weight.n_cols())
+    pub fn read(name: &str, source: &dyn Source) -> Result<Self> {
+        let rows = source.n_rows();
+        let chunks = (0..rows.div_ceil(CHUNK)).into_par_iter();
+        let values = chunks.flat_map_iter(|i| source.read_rows(i * CHUNK, CHUNK.min(rows - i * CHUNK)));
+        Self::new(name, values.collect(), source.n_cols())
     }
 
     /// Rows `R`.
@@ -209,13 +215,13 @@ mod tests {
         w.divide_rows(&[2.0, 4.0]);
         assert_eq!(w.values(), [0.5, 10.0, 150.0, 1.0, 12.5, 150.0]);
         assert_eq!((w.n_rows(), w.n_cols()), (2, 3));
-        assert_eq!(read_rows(&w, 1, 1), [1.0, 12.5, 150.0]);
+        assert_eq!(w.read_rows(1, 1), [1.0, 12.5, 150.0]);
     }
 
     #[test]
     fn sampled_rows_are_spread_evenly() {
         let w = Matrix::new("w", (0..10).map(|i| i as f32).collect(), 1).unwrap();
-        let of = |n| read_rows(&Sampled::new(&w, n), 0, n.min(10));
+        let of = |n| Sampled::new(&w, n).read_rows(0, n.min(10));
         assert_eq!(of(4), [0.0, 2.0, 5.0, 7.0]);
         assert_eq!(of(20), w.values());
     }

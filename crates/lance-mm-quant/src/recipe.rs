@@ -32,6 +32,9 @@ pub struct Recipe {
     pub refit: bool,
     /// Widest `K` for which rounding with error feedback (GPTQ) is a candidate; 0 leaves it out.
     pub feedback: usize,
+    /// Whether weights are fitted to what they read in the model quantized so far, making good what earlier
+    /// ones got wrong; whoever calls records that.
+    pub compensate: bool,
     /// Turns of every group in the descent that follows clipping and feedback; 0 leaves it out.
     pub passes: usize,
     /// Dampings of the Hessian for feedback with descent, in means of its diagonal: one candidate each.
@@ -47,6 +50,7 @@ impl Default for Recipe {
             clip: true,
             refit: true,
             feedback: usize::MAX,
+            compensate: true,
             passes: 4,
             dampings: vec![0.01, 0.1, 1.0],
         }
@@ -63,6 +67,7 @@ impl Recipe {
             clip: false,
             refit: false,
             feedback: 0,
+            compensate: false,
             passes: 0,
             dampings: Vec::new(),
         }

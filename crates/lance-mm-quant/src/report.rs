@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::compensate::Drift;
 use crate::linear::{Method, Quantized, Trial};
 use crate::names::Pair;
 use crate::search::{Family, Search};
@@ -83,6 +84,8 @@ pub struct LinearReport {
     pub clipped: f64,
     /// How it was rounded.
     pub method: Method,
+    /// What earlier layers had changed of its outputs, of a weight that was fitted to that.
+    pub drift: Option<Drift>,
     /// All that was tried.
     pub trials: Vec<Trial>,
 }
@@ -102,6 +105,7 @@ impl LinearReport {
             snr_db: chosen.snr_db,
             clipped: chosen.clipped,
             method: chosen.method,
+            drift: None,
             trials: quantized.trials.clone(),
         }
     }

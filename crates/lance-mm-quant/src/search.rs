@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::block::{Block, CHUNK, energy, output_energy, relative};
-use crate::matrix::{Sampled, Source, read_rows, setting};
+use crate::matrix::{Sampled, Source, setting};
 use crate::names::Tie;
 use crate::rows::Rows;
 
@@ -124,7 +124,7 @@ fn column_peaks(consumer: &Consumer<'_>) -> Result<Vec<f64>> {
     let chunks: Vec<(Vec<f32>, f64)> = (0..rows.div_ceil(CHUNK))
         .into_par_iter()
         .map(|i| {
-            let w = read_rows(consumer.weight, i * CHUNK, CHUNK.min(rows - i * CHUNK));
+            let w = consumer.weight.read_rows(i * CHUNK, CHUNK.min(rows - i * CHUNK));
             let mut peaks = vec![0.0f32; cols];
             for row in w.chunks_exact(cols) {
                 peaks.iter_mut().zip(row).for_each(|(p, v)| *p = p.max(v.abs()));
@@ -226,7 +226,7 @@ fn consumer_losses(consumer: &Consumer<'_>, scales: &[Vec<f32>], x: &[f32]) -> R
     let chunks: Vec<(f64, Vec<f64>)> = (0..rows.div_ceil(CHUNK))
         .into_par_iter()
         .map(|i| {
-            let w = read_rows(weight, i * CHUNK, CHUNK.min(rows - i * CHUNK));
+            let w = weight.read_rows(i * CHUNK, CHUNK.min(rows - i * CHUNK));
             let errors =
                 scales.iter().map(|s| output_energy(x, &scaled_error(&w, s, scheme), cols)).collect();
             (output_energy(x, &w, cols), errors)

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::block::{CHUNK, output_energy};
-use crate::matrix::{Source, read_rows, setting};
+use crate::matrix::{Source, setting};
 
 /// Smallest mean, weight maximum, scale and step.
 const FLOOR: f32 = 1e-5;
@@ -122,7 +122,7 @@ fn consumer_losses(weight: &dyn Source, x: &[f32], scales: &[Vec<f32>], scheme: 
     let chunks: Vec<Vec<f64>> = (0..rows.div_ceil(CHUNK))
         .into_par_iter()
         .map(|i| {
-            let w = read_rows(weight, i * CHUNK, CHUNK.min(rows - i * CHUNK));
+            let w = weight.read_rows(i * CHUNK, CHUNK.min(rows - i * CHUNK));
             scales.iter().map(|s| output_energy(x, &error(&w, s, scheme), cols)).collect()
         })
         .collect();

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use lance_mm::Understanding;
-use lance_mm::quant::{Rows, SiteRows};
+use lance_mm::models::Llm;
+use lance_mm::quant::{HeadRows, Rows, Site, SiteRows};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -17,19 +17,44 @@ pub(super) struct Capture<'a> {
     samples: Option<&'a Samples>,
     work: &'a WorkDir,
     hidden: Vec<Tensor>,
-    /// The layer that `hidden` is the input of.
+    /// The same in the model quantized so far, where that is followed.
+    quantized: Option<Vec<Tensor>>,
+    /// The layer that both are the input of.
     at: usize,
 }
 
 /// Values of the recorded rows of one site.
 #[derive(Default)]
-struct Site {
+struct Recorded {
     search: Vec<f32>,
     held_back: Vec<f32>,
 }
 
+impl Recorded {
+    /// Adds the rows `picks` of a sample.
+    fn add(&mut self, rows: &Tensor, picks: &[usize], held_back: bool) -> candle_core::Result<()> {
+        let picks: Vec<u32> = picks.iter().map(|row| *row as u32).collect();
+        if !picks.is_empty() {
+            let rows = rows.index_select(&Tensor::new(picks.as_slice(), rows.device())?, 0)?;
+            let into = if held_back { &mut self.held_back } else { &mut self.search };
+            into.extend(rows.flatten_all()?.to_vec1::<f32>()?);
+        }
+        Ok(())
+    }
+}
+
 fn hidden_file(layer: usize) -> String {
     format!("hidden_{layer:03}.safetensors")
+}
+
+/// What the models call what is read at a site.
+fn probe_name(site: Site) -> &'static str {
+    match site {
+        Site::A => "input_layernorm",
+        Site::B => "self_attn.heads",
+        Site::C => "post_attention_layernorm",
+        Site::D => "mlp.gated",
+    }
 }
 
 impl<'a> Capture<'a> {
@@ -39,7 +64,7 @@ impl<'a> Capture<'a> {
         samples: Option<(&'a Samples, Option<Vec<Tensor>>)>,
         work: &'a WorkDir,
     ) -> Result<Self> {
-        let mut capture = Self { samples: None, work, hidden: Vec::new(), at: 0 };
+        let mut capture = Self { samples: None, work, hidden: Vec::new(), quantized: None, at: 0 };
         let Some((samples, inputs)) = samples else { return Ok(capture) };
         capture.samples = Some(samples);
         match inputs {
@@ -52,7 +77,7 @@ impl<'a> Capture<'a> {
                 let at = (0..=layers).rev().find(|layer| work.has(&hidden_file(*layer)));
                 capture.at =
                     at.with_context(|| format!("{}: missing", work.file(&hidden_file(0)).display()))?;
-                capture.hidden = load(work, &hidden_file(capture.at), samples.runs.len())?;
+                (capture.hidden, capture.quantized) = capture.load(capture.at)?;
             }
         }
         Ok(capture)
@@ -63,53 +88,92 @@ impl<'a> Capture<'a> {
         self.samples.is_some() && self.at == index
     }
 
-    /// Runs the samples through a layer and returns what its linear layers read; `None` without samples, or
-    /// where an earlier run was further.
-    pub(super) fn layer(&mut self, lance: &Understanding, index: usize) -> Result<Option<SiteRows>> {
-        let Some(samples) = self.samples.filter(|_| self.at == index) else { return Ok(None) };
-        let names = ["input_layernorm", "self_attn.heads", "post_attention_layernorm", "mlp.gated"];
-        let mut sites: HashMap<String, Site> = HashMap::new();
-        let mut next = Vec::with_capacity(self.hidden.len());
-        for (run, x) in samples.runs.iter().zip(&self.hidden) {
-            let sequence = run.sequence(lance);
-            let picks: Vec<u32> = run.picks.iter().map(|row| *row as u32).collect();
-            let picks = Tensor::new(picks.as_slice(), x.device())?;
-            let mut probe = |name: std::fmt::Arguments<'_>, rows: &Tensor| {
-                let name = name.to_string();
-                let Some(site) = names.iter().find(|site| name.ends_with(*site)) else { return Ok(()) };
-                let site = sites.entry((*site).to_owned()).or_default();
-                let into = if run.held_back { &mut site.held_back } else { &mut site.search };
-                if picks.elem_count() > 0 {
-                    into.extend(rows.index_select(&picks, 0)?.flatten_all()?.to_vec1::<f32>()?);
-                }
-                Ok(())
-            };
-            next.push(lance.llm().run_layer(index, x, &sequence, &mut probe)?);
-        }
-        self.hidden = next;
-        let config = lance.config();
-        let mut rows = |name: &str, cols: usize| -> Result<Rows> {
-            let site = sites.remove(name).unwrap_or_default();
-            Ok(Rows::new(&format!("layers.{index}.{name}"), site.search, &site.held_back, cols)?)
+    /// Follows, from the first layer on, what the samples are in the quantized model too; `llm` has its
+    /// embedding.
+    pub(super) fn follow(&mut self, llm: &Llm) -> Result<()> {
+        let Some(samples) = self.samples.filter(|_| self.at == 0) else { return Ok(()) };
+        let embed = |(run, x): (&super::samples::Run, &Tensor)| {
+            let sequence = run.sequence(llm.config());
+            let features = sequence.visual().iter().map(|rows| x.narrow(0, rows.start, rows.len()));
+            Ok(llm.embed(&sequence, &features.collect::<candle_core::Result<Vec<_>>>()?)?)
         };
-        let d = config.hidden_size;
-        Ok(Some(SiteRows {
-            a: rows(names[0], d)?,
-            b: rows(names[1], d)?,
-            c: rows(names[2], d)?,
-            d: rows(names[3], config.intermediate_size)?,
-        }))
+        let inputs = samples.runs.iter().zip(&self.hidden).map(embed);
+        self.quantized = Some(inputs.collect::<Result<_>>()?);
+        Ok(())
     }
 
-    /// Stores the next layer's inputs once layer `index` is finished.
-    pub(super) fn advance(&mut self, index: usize) -> Result<()> {
+    /// Whether the quantized model is followed.
+    pub(super) fn follows(&self) -> bool {
+        self.quantized.is_some()
+    }
+
+    /// Runs the samples through a layer and returns what its linear layers read; `None` without samples, or
+    /// where an earlier run was further.
+    pub(super) fn layer(&mut self, llm: &Llm, index: usize) -> Result<Option<SiteRows>> {
+        if !self.awaits(index) {
+            return Ok(None);
+        }
+        let ([a, b, c, d], next) = self.run(llm, index, &self.hidden, Site::ALL)?;
+        self.hidden = next;
+        Ok(Some(SiteRows { a, b, c, d }))
+    }
+
+    /// What the linear layers of a site read in the quantized model, of which `llm` has the part before them;
+    /// `None` where it is not followed.
+    pub(super) fn site(&self, llm: &Llm, index: usize, site: Site) -> Result<Option<Rows>> {
+        let Some(quantized) = self.quantized.as_ref().filter(|_| self.at == index) else { return Ok(None) };
+        let ([rows], _) = self.run(llm, index, quantized, [site])?;
+        Ok(Some(rows))
+    }
+
+    /// Runs the samples through a layer: rows of some sites, and the layer's outputs.
+    fn run<const N: usize>(
+        &self,
+        llm: &Llm,
+        index: usize,
+        inputs: &[Tensor],
+        sites: [Site; N],
+    ) -> Result<([Rows; N], Vec<Tensor>)> {
+        let samples = self.samples.context("samples")?;
+        let mut recorded = sites.map(|site| (site, Recorded::default()));
+        let mut next = Vec::with_capacity(inputs.len());
+        for (run, x) in samples.runs.iter().zip(inputs) {
+            let mut probe = |name: std::fmt::Arguments<'_>, rows: &Tensor| {
+                let name = name.to_string();
+                let of = |site: &Site| name.ends_with(probe_name(*site));
+                match recorded.iter_mut().find(|(site, _)| of(site)) {
+                    Some((_, rows_so_far)) => Ok(rows_so_far.add(rows, &run.picks, run.held_back)?),
+                    None => Ok(()),
+                }
+            };
+            next.push(llm.run_layer(index, x, &run.sequence(llm.config()), &mut probe)?);
+        }
+        let config = llm.config();
+        let rows = recorded.map(|(site, recorded)| {
+            let cols = if site == Site::D { config.intermediate_size } else { config.hidden_size };
+            let name = format!("layers.{index}.{}", probe_name(site));
+            Rows::new(&name, recorded.search, &recorded.held_back, cols)
+        });
+        let mut whole = Vec::with_capacity(N);
+        for rows in rows {
+            whole.push(rows?);
+        }
+        Ok((whole.try_into().ok().context("rows of every site")?, next))
+    }
+
+    /// Stores the next layer's inputs once layer `index` is finished; `llm` has the layer as it has become,
+    /// where the quantized model is followed.
+    pub(super) fn advance(&mut self, index: usize, llm: Option<&Llm>) -> Result<()> {
+        if let (true, Some(llm), Some(quantized)) = (self.awaits(index), llm, &self.quantized) {
+            self.quantized = Some(self.run(llm, index, quantized, [])?.1);
+        }
         self.advance_keeping_first(index)?;
         self.work.forget(&hidden_file(index))
     }
 
     /// As [`advance`](Self::advance), the first layer's inputs left for another pass.
     pub(super) fn advance_keeping_first(&mut self, index: usize) -> Result<()> {
-        if self.samples.is_none() || self.at != index {
+        if !self.awaits(index) {
             return Ok(());
         }
         self.at = index + 1;
@@ -139,30 +203,33 @@ impl<'a> Capture<'a> {
     pub(super) fn inputs(&self) -> Result<Vec<Tensor>> {
         match self.at {
             0 => Ok(self.hidden.clone()),
-            _ => load(self.work, &hidden_file(0), self.hidden.len()),
+            _ => Ok(self.load(0)?.0),
         }
     }
 
-    /// What the output head reads, after the final norm.
-    pub(super) fn head_rows(&self, lance: &Understanding) -> Result<Option<Rows>> {
+    /// What the output head reads, after the original final norm.
+    pub(super) fn head_rows(&self, llm: &Llm) -> Result<Option<HeadRows>> {
         let Some(samples) = self.samples else { return Ok(None) };
-        let mut site = Site::default();
-        for (run, x) in samples.runs.iter().zip(&self.hidden).filter(|(run, _)| !run.head_picks.is_empty()) {
-            let normed = lance.llm().norm(x, &run.sequence(lance))?;
-            let picks: Vec<u32> = run.head_picks.iter().map(|row| *row as u32).collect();
-            let rows = normed.index_select(&Tensor::new(picks.as_slice(), x.device())?, 0)?;
-            let into = if run.held_back { &mut site.held_back } else { &mut site.search };
-            into.extend(rows.flatten_all()?.to_vec1::<f32>()?);
-        }
-        Ok(Some(Rows::new("lm_head", site.search, &site.held_back, lance.config().hidden_size)?))
+        let rows = |hidden: &[Tensor]| -> Result<Rows> {
+            let mut recorded = Recorded::default();
+            for (run, x) in samples.runs.iter().zip(hidden).filter(|(run, _)| !run.head_picks.is_empty()) {
+                let normed = llm.norm(x, &run.sequence(llm.config()))?;
+                recorded.add(&normed, &run.head_picks, run.held_back)?;
+            }
+            Ok(Rows::new("lm_head", recorded.search, &recorded.held_back, llm.config().hidden_size)?)
+        };
+        let actual = self.quantized.as_deref().map(rows).transpose()?;
+        Ok(Some(HeadRows { original: rows(&self.hidden)?, actual }))
     }
 
     fn store(&self, layer: usize) -> Result<()> {
         let mut bytes: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
-        for (i, x) in self.hidden.iter().enumerate() {
-            let values = x.flatten_all()?.to_vec1::<f32>()?;
-            let values = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            bytes.push((format!("{i:06}"), x.dims().to_vec(), values));
+        for (stream, tensors) in [("", Some(&self.hidden)), (QUANTIZED, self.quantized.as_ref())] {
+            for (i, x) in tensors.into_iter().flatten().enumerate() {
+                let values = x.flatten_all()?.to_vec1::<f32>()?;
+                let values = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                bytes.push((format!("{stream}{i:06}"), x.dims().to_vec(), values));
+            }
         }
         let views = bytes
             .iter()
@@ -172,16 +239,26 @@ impl<'a> Capture<'a> {
             Ok(safetensors::serialize_to_file(views, None::<HashMap<String, String>>, path)?)
         })
     }
+
+    /// Both streams before a layer, as they were stored.
+    fn load(&self, layer: usize) -> Result<(Vec<Tensor>, Option<Vec<Tensor>>)> {
+        let path = self.work.file(&hidden_file(layer));
+        let bytes = super::read(&path)?;
+        let tensors = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
+        let tensor = |name: String| {
+            let view = tensors.tensor(&name)?;
+            let values: Vec<f32> = view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            Ok(Tensor::from_vec(values, view.shape(), &Device::Cpu)?)
+        };
+        let n = self.samples.map_or(0, |samples| samples.runs.len());
+        let stream = |prefix: &str| -> Result<Vec<Tensor>> {
+            let tensors = (0..n).map(|i| tensor(format!("{prefix}{i:06}")));
+            tensors.collect::<Result<_>>().with_context(|| path.display().to_string())
+        };
+        let followed = tensors.names().iter().any(|name| name.starts_with(QUANTIZED));
+        Ok((stream("")?, followed.then(|| stream(QUANTIZED)).transpose()?))
+    }
 }
 
-fn load(work: &WorkDir, file: &str, n: usize) -> Result<Vec<Tensor>> {
-    let path = work.file(file);
-    let bytes = super::read(&path)?;
-    let tensors = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
-    let tensor = |i: usize| {
-        let view = tensors.tensor(&format!("{i:06}"))?;
-        let values: Vec<f32> = view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        Ok(Tensor::from_vec(values, view.shape(), &Device::Cpu)?)
-    };
-    (0..n).map(tensor).collect::<Result<_>>().with_context(|| path.display().to_string())
-}
+/// What the names of the quantized model's streams begin with in the file.
+const QUANTIZED: &str = "quantized.";

@@ -35,12 +35,12 @@ impl Judge {
     pub(super) fn new(lance: &Understanding, samples: &Samples, inputs: &[Tensor]) -> Result<Self> {
         let held_back: Vec<(usize, &Run)> =
             samples.runs.iter().enumerate().filter(|(_, run)| run.held_back).collect();
-        let rows: usize = held_back.iter().map(|(_, run)| run.sequence(lance).len()).sum();
+        let rows: usize = held_back.iter().map(|(_, run)| run.sequence(lance.config()).len()).sum();
         // Every so many-th: samples of one picture lie side by side.
         let step = rows.div_ceil(ROWS).max(1);
         let mut judge = Self { cases: Vec::new(), vocabulary: lance.tokenizer().vocab_limit() as usize };
         for (at, run) in held_back.into_iter().step_by(step) {
-            let sequence = run.sequence(lance);
+            let sequence = run.sequence(lance.config());
             let first = sequence.len() - 1 - run.n_answer;
             let n = (run.n_answer + 1).min(TOKENS);
             judge.cases.push(Case { at, sequence, first, n, reference: Vec::new() });

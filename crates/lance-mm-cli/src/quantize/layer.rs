@@ -1,47 +1,21 @@
 //! Quantizing one layer, the embedding and the head; each result is a file of the work folder.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
-use candle_core::Tensor;
 use lance_mm::Checkpoint;
-use lance_mm::models::Config;
+use lance_mm::models::{Config, Experts, Llm};
 use lance_mm::quant::{
-    Expert, ExpertResult, ExpertWeights, Form, Heads, LayerWeights, LinearReport, Matrix, PairReport, Proj,
-    Recipe, Rows, SiteRows, quantize_head, quantize_layer, quantize_linear,
+    Expert, ExpertResult, ExpertWeights, HeadRows, Heads, LayerQuantizer, LayerWeights, LinearReport, Matrix,
+    PairReport, Proj, Recipe, SiteRows, quantize_head, quantize_linear,
 };
-use lance_mm::tensor::{AffineWeight, Weight, Weights};
-use safetensors::{Dtype, View};
+use lance_mm::tensor::{Weight, Weights};
 use serde::Serialize;
 
+use super::capture::Capture;
 use super::scheme::Schemes;
+use super::stored::{Shared, Stored, bf16s, f32s, in_memory, overlaid, packed, store, values, vectors};
 use super::workdir::WorkDir;
-
-/// A tensor that is ready to be written.
-pub(super) struct Stored {
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
-    pub(super) bytes: Vec<u8>,
-}
-
-impl View for Stored {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes.len()
-    }
-}
 
 /// What is said of a part in the report.
 #[derive(Default, Serialize)]
@@ -54,89 +28,137 @@ pub(super) fn layer_name(index: usize) -> String {
     format!("layer_{index:03}")
 }
 
-/// The embedding and the head.
-pub(super) const ENDS: &str = "ends";
+/// The parts before and after the layers.
+pub(super) const EMBED: &str = "embed";
+pub(super) const HEAD: &str = "head";
 
-/// Quantizes layer `index`. `gen_`: the GEN expert too, fitted to its weights.
-pub(super) fn quantize(
-    source: &Checkpoint,
-    schemes: &Schemes,
-    recipe: &Recipe,
-    index: usize,
-    sites: Option<SiteRows>,
-    gen_: bool,
-    work: &WorkDir,
-) -> Result<()> {
-    let config = source.config();
-    let heads = heads(config);
-    let mut experts = vec![read(source, index, Expert::Und)?];
-    let mut rows = vec![sites];
-    if gen_ {
-        experts.push(read(source, index, Expert::Gen)?);
-        rows.push(None);
-    }
-    let before: HashMap<String, Stored> = experts
-        .iter()
-        .flat_map(|e| {
-            let v_bias = e.v_bias.as_deref();
-            vectors(index, e.expert, &e.input_layernorm, &e.post_attention_layernorm, v_bias)
-        })
-        .collect();
-    let scheme = |expert: Expert, proj: Proj| {
-        let cols = match proj {
-            Proj::DownProj => config.intermediate_size,
-            _ => config.hidden_size,
-        };
-        schemes.linear(&proj.path(index, expert), cols)
-    };
-    let result = quantize_layer(LayerWeights { layer: index, heads, experts }, rows, &scheme, recipe)?;
-    let mut tensors = HashMap::new();
-    let mut part = Part { pairs: result.pairs, linears: Vec::new() };
-    for expert in result.experts {
-        part.linears.extend(store(index, expert, bf16s, &mut tensors));
-    }
-    // What no scale has changed stays in the file as it was, in its own type.
-    tensors.retain(|name, new| before.get(name).is_none_or(|old| old.bytes != new.bytes));
-    finish(work, &layer_name(index), &tensors, &part)
+/// All parts of a model.
+pub(super) fn parts(layers: usize) -> Vec<String> {
+    let ends = [EMBED, HEAD].map(str::to_owned).into_iter();
+    ends.chain((0..layers).map(layer_name)).collect()
 }
 
-/// Adds all tensors of one expert's layer; `dense` stores what is not packed.
-pub(super) fn store(
-    index: usize,
-    expert: ExpertResult,
-    dense: fn(&Matrix) -> Stored,
-    tensors: &mut HashMap<String, Stored>,
-) -> Vec<LinearReport> {
-    let ExpertResult { expert, input_layernorm, post_attention_layernorm, v_bias, linears } = expert;
-    tensors.extend(vectors(index, expert, &input_layernorm, &post_attention_layernorm, v_bias.as_deref()));
-    let mut reports = Vec::new();
-    for linear in linears {
-        match linear.form {
-            Form::Packed(weight) => packed(&linear.name, &weight, tensors),
-            Form::Dense(matrix) => drop(tensors.insert(format!("{}.weight", linear.name), dense(&matrix))),
+/// What every part is made from and with.
+#[derive(Clone, Copy)]
+pub(super) struct Quantizing<'a> {
+    pub(super) open: &'a dyn Fn() -> Result<Checkpoint>,
+    pub(super) schemes: &'a Schemes,
+    pub(super) recipe: &'a Recipe,
+    pub(super) work: &'a WorkDir,
+}
+
+impl Quantizing<'_> {
+    /// The language model as it is.
+    pub(super) fn original(&self) -> Result<Llm> {
+        overlaid(&(self.open)()?, &in_memory(&HashMap::new())?, Experts::Und)
+    }
+
+    /// The language model with a finished part in place.
+    pub(super) fn with_part(&self, name: &str) -> Result<Llm> {
+        overlaid(&(self.open)()?, &open(self.work, name)?, Experts::Und)
+    }
+
+    /// Quantizes layer `index`, with `sites` the inputs recorded of the original model; what the quantized
+    /// model reads is recorded by `capture`. `gen_`: the GEN expert too, fitted to its weights.
+    pub(super) fn layer(
+        &self,
+        index: usize,
+        sites: Option<SiteRows>,
+        gen_: bool,
+        capture: &Capture<'_>,
+    ) -> Result<()> {
+        let source = (self.open)()?;
+        let config = source.config();
+        let mut experts = vec![read(&source, index, Expert::Und)?];
+        let mut rows = vec![sites];
+        if gen_ {
+            experts.push(read(&source, index, Expert::Gen)?);
+            rows.push(None);
         }
-        reports.extend(linear.report);
+        let before: HashMap<String, Stored> = experts
+            .iter()
+            .flat_map(|e| {
+                let v_bias = e.v_bias.as_deref();
+                vectors(index, e.expert, &e.input_layernorm, &e.post_attention_layernorm, v_bias)
+            })
+            .collect();
+        let scheme = |expert: Expert, proj: Proj| {
+            let cols = match proj {
+                Proj::DownProj => config.intermediate_size,
+                _ => config.hidden_size,
+            };
+            self.schemes.linear(&proj.path(index, expert), cols)
+        };
+        let weights = LayerWeights { layer: index, heads: heads(config), experts };
+        let mut layer = LayerQuantizer::new(weights, rows, &scheme, self.recipe)?;
+        while let Some(site) = layer.next() {
+            let actual = match capture.follows() {
+                true => capture.site(&self.so_far(index, layer.experts())?, index, site)?,
+                false => None,
+            };
+            layer.round(vec![actual])?;
+        }
+        let result = layer.finish();
+        let mut tensors = HashMap::new();
+        let mut part = Part { pairs: result.pairs, linears: Vec::new() };
+        for expert in &result.experts {
+            part.linears.extend(store(index, expert, bf16s, &mut tensors));
+        }
+        // What no scale has changed stays in the file as it was, in its own type.
+        tensors.retain(|name, new| before.get(name).is_none_or(|old| old.bytes != new.bytes));
+        finish(self.work, &layer_name(index), &tensors, &part)
     }
-    reports
-}
 
-/// The tensors of a layer that scales are moved into.
-fn vectors(
-    index: usize,
-    expert: Expert,
-    input_layernorm: &[f32],
-    post_attention_layernorm: &[f32],
-    v_bias: Option<&[f32]>,
-) -> Vec<(String, Stored)> {
-    let norm = |name: &str| format!("layers.{index}.{name}{}.weight", expert.suffix());
-    let mut vectors = vec![
-        (norm("input_layernorm"), f32s(input_layernorm)),
-        (norm("post_attention_layernorm"), f32s(post_attention_layernorm)),
-    ];
-    if let Some(bias) = v_bias {
-        vectors.push((format!("{}.bias", Proj::VProj.path(index, expert)), f32s(bias)));
+    /// The language model with what is done of a layer in place.
+    fn so_far<'b>(&self, index: usize, experts: impl Iterator<Item = &'b ExpertResult>) -> Result<Llm> {
+        let mut tensors = HashMap::new();
+        for expert in experts {
+            store(index, expert, bf16s, &mut tensors);
+        }
+        overlaid(&(self.open)()?, &in_memory(&tensors)?, Experts::Und)
     }
-    vectors
+
+    /// Quantizes the embedding, which has no inputs and is fitted to its weights.
+    pub(super) fn embedding(&self) -> Result<()> {
+        let source = (self.open)()?;
+        let (d, name) = (source.config().hidden_size, "embed_tokens");
+        let (mut tensors, mut part) = (HashMap::new(), Part::default());
+        if let Some(scheme) = self.schemes.embed(d) {
+            let weight = Weight::load(&source.model().pp(name), source.config().vocab_size, d)?;
+            source.model().check()?;
+            let result = quantize_linear(name, &weight, None, scheme, self.recipe)?;
+            part.linears.push(LinearReport::new(name.to_owned(), &result, None));
+            packed(name, &result.weight, &mut tensors);
+        }
+        finish(self.work, EMBED, &tensors, &part)
+    }
+
+    /// Quantizes the output head, if the model has one of its own.
+    pub(super) fn head(&self, rows: Option<HeadRows>) -> Result<()> {
+        let source = (self.open)()?;
+        let (d, name) = (source.config().hidden_size, "lm_head");
+        let (mut tensors, mut part) = (HashMap::new(), Part::default());
+        if let Some(scheme) = self.schemes.head(d).filter(|_| source.model().pp(name).has("weight")) {
+            let weight = Weight::load(&source.model().pp(name), source.config().vocab_size, d)?;
+            let mut norm = values(&source.model().tensor("norm.weight", &[d])?)?;
+            source.model().check()?;
+            match rows {
+                Some(rows) => {
+                    let result = quantize_head(name, &mut norm, &weight, rows, scheme, self.recipe)?;
+                    part.pairs.extend(result.pair);
+                    part.linears.push(result.report);
+                    tensors.insert("norm.weight".to_owned(), f32s(&norm));
+                    packed(name, &result.weight, &mut tensors);
+                }
+                None => {
+                    let result = quantize_linear(name, &weight, None, scheme, self.recipe)?;
+                    part.linears.push(LinearReport::new(name.to_owned(), &result, None));
+                    packed(name, &result.weight, &mut tensors);
+                }
+            }
+        }
+        finish(self.work, HEAD, &tensors, &part)
+    }
 }
 
 /// The heads of a layer.
@@ -146,47 +168,6 @@ pub(super) fn heads(config: &Config) -> Heads {
         n_kv_heads: config.num_key_value_heads,
         head_dim: config.head_dim(),
     }
-}
-
-/// Quantizes embedding and head. The embedding has no inputs and is fitted to its weights.
-pub(super) fn quantize_ends(
-    source: &Checkpoint,
-    schemes: &Schemes,
-    recipe: &Recipe,
-    head_rows: Option<Rows>,
-    work: &WorkDir,
-) -> Result<()> {
-    let config = source.config();
-    let (d, vocab) = (config.hidden_size, config.vocab_size);
-    let (mut tensors, mut part) = (HashMap::new(), Part::default());
-    if let Some(scheme) = schemes.embed(d) {
-        let name = "embed_tokens";
-        let weight = Weight::load(&source.model().pp(name), vocab, d)?;
-        let result = quantize_linear(name, &weight, None, scheme, recipe)?;
-        part.linears.push(LinearReport::new(name.to_owned(), &result, None));
-        packed(name, &result.weight, &mut tensors);
-    }
-    let name = "lm_head";
-    if let Some(scheme) = schemes.head(d).filter(|_| source.model().pp(name).has("weight")) {
-        let weight = Weight::load(&source.model().pp(name), vocab, d)?;
-        match head_rows {
-            Some(rows) => {
-                let mut norm = values(&source.model().tensor("norm.weight", &[d])?)?;
-                let result = quantize_head(name, &mut norm, &weight, rows, scheme, recipe)?;
-                part.pairs.extend(result.pair);
-                part.linears.push(result.report);
-                tensors.insert("norm.weight".to_owned(), f32s(&norm));
-                packed(name, &result.weight, &mut tensors);
-            }
-            None => {
-                let result = quantize_linear(name, &weight, None, scheme, recipe)?;
-                part.linears.push(LinearReport::new(name.to_owned(), &result, None));
-                packed(name, &result.weight, &mut tensors);
-            }
-        }
-    }
-    source.model().check()?;
-    finish(work, ENDS, &tensors, &part)
 }
 
 /// Reads one expert's layer in f32.
@@ -220,38 +201,6 @@ pub(super) fn read(source: &Checkpoint, index: usize, expert: Expert) -> Result<
     })
 }
 
-pub(super) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(tensor.flatten_all()?.to_vec1()?)
-}
-
-/// A packed module under its three names.
-pub(super) fn packed(name: &str, weight: &AffineWeight, tensors: &mut HashMap<String, Stored>) {
-    let (rows, scheme) = (weight.n_rows(), weight.scheme());
-    let groups = weight.n_cols() / scheme.group_size();
-    let words = weight.word_bytes().to_vec();
-    let shape = vec![rows, words.len() / 4 / rows];
-    tensors.insert(format!("{name}.weight"), Stored { dtype: Dtype::U32, shape, bytes: words });
-    for (part, bytes) in [("scales", weight.scale_bytes()), ("biases", weight.bias_bytes())] {
-        let stored = Stored { dtype: Dtype::BF16, shape: vec![rows, groups], bytes: bytes.to_vec() };
-        tensors.insert(format!("{name}.{part}"), stored);
-    }
-}
-
-pub(super) fn f32s(values: &[f32]) -> Stored {
-    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    Stored { dtype: Dtype::F32, shape: vec![values.len()], bytes }
-}
-
-/// Values as they are, to try them out.
-pub(super) fn f32_matrix(matrix: &Matrix) -> Stored {
-    Stored { shape: vec![matrix.n_rows(), matrix.n_cols()], ..f32s(matrix.values()) }
-}
-
-fn bf16s(matrix: &Matrix) -> Stored {
-    let bytes = matrix.values().iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
-    Stored { dtype: Dtype::BF16, shape: vec![matrix.n_rows(), matrix.n_cols()], bytes }
-}
-
 /// Whether an earlier run has quantized a part.
 pub(super) fn is_done(work: &WorkDir, name: &str) -> bool {
     work.has(&format!("{name}.safetensors"))
@@ -263,27 +212,6 @@ fn finish(work: &WorkDir, name: &str, tensors: &HashMap<String, Stored>, part: &
     work.write_with(&format!("{name}.safetensors"), |path| {
         Ok(safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, Shared(t))), None, path)?)
     })
-}
-
-/// A tensor that is written without a copy.
-pub(super) struct Shared<'a>(pub(super) &'a Stored);
-
-impl View for Shared<'_> {
-    fn dtype(&self) -> Dtype {
-        self.0.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.0.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.0.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.0.bytes.len()
-    }
 }
 
 /// The tensors of a finished part.

@@ -11,7 +11,7 @@ use lance_mm::models::is_generation;
 use lance_mm::tensor::{TensorInfo, Weights};
 use safetensors::{Dtype, View};
 
-use super::layer::{self, ENDS, layer_name};
+use super::layer;
 use super::page::Page;
 use super::report::Report;
 use super::scheme::Schemes;
@@ -63,8 +63,7 @@ impl Output<'_> {
         let source = (self.open)()?;
         let shared = || Ok(source.model().clone());
         let anew = || Ok((self.open)()?.model().clone());
-        let layers = (0..source.config().num_hidden_layers).map(layer_name);
-        let parts: Vec<String> = layers.chain([ENDS.to_owned()]).collect();
+        let parts = layer::parts(source.config().num_hidden_layers);
         let openers: Vec<Box<dyn Fn() -> Result<Weights> + '_>> = parts
             .iter()
             .map(|part| Box::new(move || layer::open(self.work, part)) as Box<dyn Fn() -> Result<Weights>>)

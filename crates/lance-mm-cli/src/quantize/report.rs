@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Preset;
-use super::layer::{ENDS, layer_name};
+use super::layer;
 use super::samples::Samples;
 use super::widths;
 use super::workdir::WorkDir;
@@ -26,7 +26,7 @@ impl Report {
         layers: usize,
     ) -> Result<Self> {
         let mut parts = serde_json::Map::new();
-        for name in (0..layers).map(layer_name).chain([ENDS.to_owned()]) {
+        for name in layer::parts(layers) {
             let part = work.read_json(&format!("{name}.json"))?;
             parts.insert(name.clone(), part.with_context(|| format!("{name}.json: missing"))?);
         }

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use lance_mm::eval::{Dataset, Sample};
-use lance_mm::models::{Cursor, Grid, Segment, Sequence};
+use lance_mm::models::{Config, Cursor, Grid, Segment, Sequence};
 use lance_mm::prompt::{self, Content, Medium, Turn};
 use lance_mm::{Decoding, Options, Part, Understanding};
 use rand_chacha::ChaCha8Rng;
@@ -79,7 +79,7 @@ impl Samples {
             inputs.push(x);
         }
         let mut samples = Self { runs };
-        samples.choose(lance, rows, seed)?;
+        samples.choose(lance.config(), rows, seed)?;
         Ok((samples, inputs))
     }
 
@@ -95,14 +95,14 @@ impl Samples {
         Ok(Self { runs: runs.collect::<Result<_>>()? })
     }
 
-    fn choose(&mut self, lance: &Understanding, rows: usize, seed: u64) -> Result<()> {
+    fn choose(&mut self, config: &Config, rows: usize, seed: u64) -> Result<()> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         for held_back in [false, true] {
             let total = if held_back { rows / 4 } else { rows - rows / 4 };
             let mut strata: [Vec<(usize, usize)>; 3] = Default::default();
             let mut head = Vec::new();
             for (i, run) in self.runs.iter().enumerate().filter(|(_, run)| run.held_back == held_back) {
-                let sequence = run.sequence(lance);
+                let sequence = run.sequence(config);
                 for row in 0..sequence.len() {
                     let visual = sequence.visual().iter().any(|range| range.contains(&row));
                     let answer = row + run.n_answer >= sequence.len();
@@ -193,12 +193,12 @@ impl Run {
         segments.push(Segment::Text(answer));
         let run = Self { segments, n_answer, picks: Vec::new(), head_picks: Vec::new(), held_back };
         let features: Vec<Tensor> = visuals.iter().map(|v| v.features().clone()).collect();
-        let x = lance.llm().embed(&run.sequence(lance), &features)?;
+        let x = lance.llm().embed(&run.sequence(lance.config()), &features)?;
         Ok((run, x))
     }
 
-    pub(super) fn sequence(&self, lance: &Understanding) -> Sequence {
-        Sequence::new(&self.segments, &lance.config().layout(), Cursor::default())
+    pub(super) fn sequence(&self, config: &Config) -> Sequence {
+        Sequence::new(&self.segments, &config.layout(), Cursor::default())
     }
 
     fn to_json(&self) -> Value {

@@ -9,8 +9,8 @@ use lance_mm::quant::{Recipe, Source, quantize_linear};
 use lance_mm::tensor::{TensorInfo, Weight};
 use safetensors::Dtype;
 
-use super::layer::{self, Shared, Stored};
 use super::scheme::Schemes;
+use super::stored::{Shared, Stored, packed};
 use crate::model::Extra;
 
 const FILE: &str = "vit.safetensors";
@@ -43,7 +43,7 @@ pub(super) fn write(dir: &Path, source: &Checkpoint, extras: &[Extra], schemes: 
             let weight = Weight::load(&vit.pp(module), tensor.shape[0], tensor.shape[1])?;
             let weight = Padded { weight: &weight, rows, cols };
             let result = quantize_linear(module, &weight, None, scheme, &Recipe::default())?;
-            layer::packed(module, &result.weight, &mut tensors);
+            packed(module, &result.weight, &mut tensors);
             continue;
         }
         let mut bytes = vit.with_bytes(&tensor.name, <[u8]>::to_vec).context("a tensor of this file")?;

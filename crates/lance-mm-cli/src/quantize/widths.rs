@@ -7,19 +7,20 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use lance_mm::models::{Experts, Llm, is_generation};
 use lance_mm::quant::{
-    Choice, Expert, Item, LayerWeights, Proj, Recipe, SiteRows, allocate, measure_head, measure_layer,
-    quantize_linear, stored_bytes, width_errors, widths,
+    Choice, Expert, HeadRows, Item, LayerWeights, Proj, Recipe, SiteRows, allocate, measure_head,
+    measure_layer, quantize_linear, stored_bytes, width_errors, widths,
 };
-use lance_mm::tensor::{Scheme, TensorInfo, Weight, Weights};
+use lance_mm::tensor::{Scheme, TensorInfo, Weight};
 use lance_mm::{Checkpoint, Understanding};
 use serde::{Deserialize, Serialize};
 
 use super::Gen;
 use super::capture::Capture;
 use super::judge::Judge;
-use super::layer::{self, Stored};
+use super::layer;
 use super::samples::Samples;
 use super::scheme::Schemes;
+use super::stored::{Stored, f32_matrix, f32s, in_memory, overlaid, packed, store, values};
 use super::workdir::WorkDir;
 use crate::output::Hints;
 
@@ -91,7 +92,7 @@ impl Measuring<'_> {
         for index in 0..layers {
             let _busy = self.hints.busy(&format!("measuring layer {} of {layers}", index + 1));
             let before = capture.hidden().to_vec();
-            if let Some(sites) = capture.layer(&Understanding::new((self.open)()?)?, index)? {
+            if let Some(sites) = capture.layer(&self.changed(&HashMap::new())?, index)? {
                 self.part(&index.to_string(), || self.layer(judge, index, &sites, &before))?;
             }
             capture.advance_keeping_first(index)?;
@@ -123,10 +124,7 @@ impl Measuring<'_> {
     }
 
     fn changed(&self, tensors: &HashMap<String, Stored>) -> Result<Llm> {
-        let views = tensors.iter().map(|(name, tensor)| (name, layer::Shared(tensor)));
-        let over = Weights::from_vec("changed weights", safetensors::serialize(views, None)?)?;
-        let source = (self.open)()?;
-        Ok(Llm::load(source.config(), &source.model().overlaid(&over), Experts::Und)?)
+        overlaid(&(self.open)()?, &in_memory(tensors)?, Experts::Und)
     }
 
     fn layer(
@@ -153,7 +151,7 @@ impl Measuring<'_> {
         };
         let judged = |expert: lance_mm::quant::ExpertResult| -> Result<(f64, f64)> {
             let mut tensors = HashMap::new();
-            let reports = layer::store(index, expert, layer::f32_matrix, &mut tensors);
+            let reports = store(index, &expert, f32_matrix, &mut tensors);
             let error: f64 = reports.iter().map(|report| report.final_error).sum();
             Ok((self.divergence(judge, &tensors, index, hidden)?, error))
         };
@@ -197,7 +195,7 @@ impl Measuring<'_> {
             (Some(judge), Some(scheme)) => {
                 let result = quantize_linear(name, &weight, None, scheme, self.recipe)?;
                 let mut tensors = HashMap::new();
-                layer::packed(name, &result.weight, &mut tensors);
+                packed(name, &result.weight, &mut tensors);
                 let llm = self.changed(&tensors)?;
                 let moved = judge.divergence(&llm, 0, &|at, sequence| {
                     let x = &capture.hidden()[at];
@@ -219,17 +217,18 @@ impl Measuring<'_> {
             return Ok(Vec::new());
         };
         let inputs =
-            capture.head_rows(&Understanding::new((self.open)()?)?)?.context("samples")?.thinned(ROWS);
+            capture.head_rows(&self.changed(&HashMap::new())?)?.context("samples")?.original.thinned(ROWS);
+        let inputs = HeadRows { original: inputs, actual: None };
         let weight = Weight::load(&source.model().pp(name), rows, cols)?;
-        let mut norm = layer::values(&source.model().tensor("norm.weight", &[cols])?)?;
+        let mut norm = values(&source.model().tensor("norm.weight", &[cols])?)?;
         source.model().check()?;
         let result = measure_head(name, &mut norm, &weight, inputs, scheme, self.recipe, &widths())?;
         let sensitivity = match judge {
             None => (rows * cols) as f64,
             Some(_) => {
                 let mut tensors = HashMap::new();
-                layer::packed(name, &result.weight, &mut tensors);
-                tensors.insert("norm.weight".to_owned(), layer::f32s(&norm));
+                packed(name, &result.weight, &mut tensors);
+                tensors.insert("norm.weight".to_owned(), f32s(&norm));
                 ratio(self.divergence(judge, &tensors, layers, capture.hidden())?, result.report.final_error)
             }
         };

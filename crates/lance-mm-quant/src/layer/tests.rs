@@ -1,6 +1,6 @@
-use lance_mm_tensor::testing::seeded;
-
 use super::*;
+use crate::names::Pair;
+use crate::recipe::Scaling;
 use crate::testing::{HEADS, correlated, expert_weights, site_rows};
 
 fn weights(experts: &[Expert]) -> LayerWeights {
@@ -129,19 +129,6 @@ fn errors_name_the_layer_and_the_linear() {
 }
 
 #[test]
-fn a_head_takes_its_scale_from_the_last_norm() {
-    let (cols, scheme) = (64, Scheme::affine(3, 32).unwrap());
-    let weight = Matrix::new("lm_head", seeded(300 * cols, 1), cols).unwrap();
-    let mut norm = vec![1.0; cols];
-    let head =
-        quantize_head("lm_head", &mut norm, &weight, correlated(40, 20, cols, 3), scheme, &Recipe::default())
-            .unwrap();
-    assert_eq!(norm.iter().any(|v| *v != 1.0), head.pair.unwrap().accepted);
-    assert!(head.report.final_error < head.report.plain);
-    assert_eq!((head.weight.n_rows(), head.weight.n_cols()), (300, cols));
-}
-
-#[test]
 fn errors_in_other_schemes_are_those_of_quantizing_in_them() {
     let scheme = |bits| Scheme::affine(bits, 32).unwrap();
     let wide = Scheme::affine(4, 128).unwrap();
@@ -162,4 +149,33 @@ fn errors_in_other_schemes_are_those_of_quantizing_in_them() {
     }
     let unknown = measure_layer(weights(&[Expert::Und]), vec![None], &four_bits, &recipe, &[wide]).unwrap();
     assert!(unknown.experts[0].linears.iter().all(|l| l.errors.is_empty()));
+}
+
+#[test]
+fn later_layers_make_good_what_earlier_ones_changed() {
+    let rows = site_rows(5);
+    // What was recorded, with a part of every channel leaking into the next.
+    let leak = |rows: &Rows| {
+        let k = rows.n_cols();
+        let change =
+            |v: &[f32]| (0..v.len()).map(|i| v[i] + 0.2 * v[i / k * k + (i + 1) % k]).collect::<Vec<f32>>();
+        Rows::new("x", change(rows.search()), &change(rows.held_back()), k).unwrap()
+    };
+    let changed = [&rows.a, &rows.b, &rows.c, &rows.d].map(leak);
+    let recipe = Recipe { scaling: Scaling::Off, ..Recipe::default() };
+    let mut layer =
+        LayerQuantizer::new(weights(&[Expert::Und]), vec![Some(rows.clone())], &four_bits, &recipe).unwrap();
+    for rows in changed {
+        let done = layer.experts().next().unwrap().linears.len();
+        assert_eq!(Proj::ALL.get(done).map(|proj| proj.site()), layer.next());
+        layer.round(vec![Some(rows)]).unwrap();
+    }
+    for linear in &layer.finish().experts[0].linears {
+        let drift = linear.report.as_ref().unwrap().drift.as_ref().unwrap();
+        assert!(drift.after < 0.5 * drift.before, "{}: {drift:?}", linear.name);
+    }
+    let mut layer =
+        LayerQuantizer::new(weights(&[Expert::Und]), vec![Some(rows)], &four_bits, &recipe).unwrap();
+    let error = layer.round(vec![Some(correlated(9, 9, 64, 1))]).unwrap_err().to_string();
+    assert!(error.starts_with("layers.3.self_attn.q_proj: expected (150, 50, 64)"), "{error}");
 }

@@ -1,0 +1,140 @@
+//! Tensors that are ready to be written, or to be run.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use anyhow::Result;
+use candle_core::Tensor;
+use lance_mm::Checkpoint;
+use lance_mm::models::{Experts, Llm};
+use lance_mm::quant::{Expert, ExpertResult, Form, LinearReport, Matrix, Proj};
+use lance_mm::tensor::{AffineWeight, Weights};
+use safetensors::{Dtype, View};
+
+/// A tensor that is ready to be written.
+pub(super) struct Stored {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl View for Stored {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// A tensor that is written without a copy.
+pub(super) struct Shared<'a>(pub(super) &'a Stored);
+
+impl View for Shared<'_> {
+    fn dtype(&self) -> Dtype {
+        self.0.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.0.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.0.bytes.len()
+    }
+}
+
+/// Adds all tensors of one expert's layer; `dense` stores what is not packed.
+pub(super) fn store(
+    index: usize,
+    expert: &ExpertResult,
+    dense: fn(&Matrix) -> Stored,
+    tensors: &mut HashMap<String, Stored>,
+) -> Vec<LinearReport> {
+    let ExpertResult { expert, input_layernorm, post_attention_layernorm, v_bias, linears } = expert;
+    tensors.extend(vectors(index, *expert, input_layernorm, post_attention_layernorm, v_bias.as_deref()));
+    let mut reports = Vec::new();
+    for linear in linears {
+        match &linear.form {
+            Form::Packed(weight) => packed(&linear.name, weight, tensors),
+            Form::Dense(matrix) => drop(tensors.insert(format!("{}.weight", linear.name), dense(matrix))),
+        }
+        reports.extend(linear.report.clone());
+    }
+    reports
+}
+
+/// The tensors of a layer that scales are moved into.
+pub(super) fn vectors(
+    index: usize,
+    expert: Expert,
+    input_layernorm: &[f32],
+    post_attention_layernorm: &[f32],
+    v_bias: Option<&[f32]>,
+) -> Vec<(String, Stored)> {
+    let norm = |name: &str| format!("layers.{index}.{name}{}.weight", expert.suffix());
+    let mut vectors = vec![
+        (norm("input_layernorm"), f32s(input_layernorm)),
+        (norm("post_attention_layernorm"), f32s(post_attention_layernorm)),
+    ];
+    if let Some(bias) = v_bias {
+        vectors.push((format!("{}.bias", Proj::VProj.path(index, expert)), f32s(bias)));
+    }
+    vectors
+}
+
+pub(super) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(tensor.flatten_all()?.to_vec1()?)
+}
+
+/// A packed module under its three names.
+pub(super) fn packed(name: &str, weight: &AffineWeight, tensors: &mut HashMap<String, Stored>) {
+    let (rows, scheme) = (weight.n_rows(), weight.scheme());
+    let groups = weight.n_cols() / scheme.group_size();
+    let words = weight.word_bytes().to_vec();
+    let shape = vec![rows, words.len() / 4 / rows];
+    tensors.insert(format!("{name}.weight"), Stored { dtype: Dtype::U32, shape, bytes: words });
+    for (part, bytes) in [("scales", weight.scale_bytes()), ("biases", weight.bias_bytes())] {
+        let stored = Stored { dtype: Dtype::BF16, shape: vec![rows, groups], bytes: bytes.to_vec() };
+        tensors.insert(format!("{name}.{part}"), stored);
+    }
+}
+
+pub(super) fn f32s(values: &[f32]) -> Stored {
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    Stored { dtype: Dtype::F32, shape: vec![values.len()], bytes }
+}
+
+/// Values as they are, to try them out.
+pub(super) fn f32_matrix(matrix: &Matrix) -> Stored {
+    Stored { shape: vec![matrix.n_rows(), matrix.n_cols()], ..f32s(matrix.values()) }
+}
+
+pub(super) fn bf16s(matrix: &Matrix) -> Stored {
+    let bytes = matrix.values().iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+    Stored { dtype: Dtype::BF16, shape: vec![matrix.n_rows(), matrix.n_cols()], bytes }
+}
+
+/// Tensors as if they had been read from a file.
+pub(super) fn in_memory(tensors: &HashMap<String, Stored>) -> Result<Weights> {
+    let views = tensors.iter().map(|(name, tensor)| (name, Shared(tensor)));
+    Ok(Weights::from_vec("changed weights", safetensors::serialize(views, None)?)?)
+}
+
+/// The language model of a checkpoint with some tensors in place of its own.
+pub(super) fn overlaid(source: &Checkpoint, over: &Weights, experts: Experts) -> Result<Llm> {
+    Ok(Llm::load(source.config(), &source.model().overlaid(over), experts)?)
+}

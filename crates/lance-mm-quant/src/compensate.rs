@@ -1,0 +1,239 @@
+//! Making good what earlier layers got wrong: a weight that gives, on the inputs it will read in the quantized
+//! model, what the original weight gives on the original inputs.
+//!
+//! With original inputs `X`, inputs `Y` of the model quantized so far and `E = X − Y`, the weight
+//! `W + W·EᵀY/n · (YᵀY/n + λ·I)⁻¹` minimises `‖X·Wᵀ − Y·Vᵀ‖²/n + λ·‖V − W‖²` over `V`. What is rounded next
+//! costs the same Hessian as before (asymmetric calibration, as in GPTAQ, arXiv:2504.02692).
+
+use std::sync::Arc;
+
+use lance_mm_tensor::{MatRef, Result, add_product};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::block::{CHUNK, energy, relative};
+use crate::factor::Factor;
+use crate::inputs::Inputs;
+use crate::matrix::{Sampled, Source, setting};
+use crate::rows::Rows;
+
+/// Dampings that are tried, in means of the Hessian's diagonal.
+const DAMPINGS: [f64; 4] = [0.001, 0.01, 0.1, 1.0];
+/// Rows of a weight on which they are compared.
+const ROWS: usize = 1024;
+/// The error that is left must be below this share of the error without compensation.
+const ACCEPT: f64 = 0.99;
+
+/// What was found about a weight whose inputs have changed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Drift {
+    /// `‖X·Wᵀ − Y·Wᵀ‖² / ‖X·Wᵀ‖²` on the rows held back.
+    pub before: f64,
+    /// The same with the compensated weight.
+    pub after: f64,
+    /// `λ` in means of the Hessian's diagonal; none: the weight stays as it is.
+    pub damping: Option<f64>,
+}
+
+/// A weight as it makes good the drift of its inputs.
+pub(crate) struct Compensated<'a> {
+    weight: &'a dyn Source,
+    /// `X − Y` of the search rows.
+    drift: &'a [f32],
+    actual: &'a [f32],
+    /// Of `YYᵀ/n + λ·I` where that is smaller than `YᵀY/n + λ·I`.
+    factor: Option<Arc<Factor>>,
+}
+
+/// `weight` compensated for inputs that became `actual`, with the damping that leaves the smallest error on
+/// the rows held back; the weight itself where none is worth it.
+///
+/// # Errors
+/// Rows that do not correspond, a Hessian that rounding made indefinite.
+pub(crate) fn compensated<'a>(
+    name: &str,
+    weight: &'a dyn Source,
+    original: &Rows,
+    drift: &'a [f32],
+    actual: &'a Inputs,
+) -> Result<(Compensated<'a>, Drift)> {
+    let rows = actual.rows();
+    let shape = |rows: &Rows| (rows.n_search(), rows.n_held_back(), rows.n_cols());
+    if shape(original) != shape(rows) || weight.n_cols() != rows.n_cols() {
+        let expected = format!("{:?} rows to search with, held back, and columns", shape(original));
+        return Err(setting(name, expected, format!("{:?}", shape(rows))));
+    }
+    let some = Sampled::new(weight, ROWS);
+    let (before, size) = left(&some, &some, original, rows);
+    let mut found = Drift { before: relative(before, size), after: relative(before, size), damping: None };
+    let mut best = None;
+    for damping in DAMPINGS {
+        let factor = match rows.n_search() < rows.n_cols() {
+            true => Arc::new(Factor::of_rows(name, rows, damping)?),
+            false => actual.factor(damping)?,
+        };
+        let candidate =
+            Compensated { weight: &some, drift, actual: rows.search(), factor: Some(factor.clone()) };
+        let (error, _) = left(&candidate, &some, original, rows);
+        let error = relative(error, size);
+        if error < found.after && error < ACCEPT * found.before {
+            found = Drift { after: error, damping: Some(damping), ..found };
+            best = Some(factor);
+        }
+    }
+    Ok((Compensated { weight, drift, actual: rows.search(), factor: best }, found))
+}
+
+/// `X − Y` of the search rows.
+pub(crate) fn difference(original: &Rows, actual: &Rows) -> Vec<f32> {
+    original.search().iter().zip(actual.search()).map(|(x, y)| x - y).collect()
+}
+
+/// `‖X·Wᵀ − Y·Vᵀ‖²` and `‖X·Wᵀ‖²` on the rows held back.
+fn left(v: &dyn Source, w: &dyn Source, x: &Rows, y: &Rows) -> (f64, f64) {
+    let cols = w.n_cols();
+    let n = x.n_held_back();
+    let sums: Vec<(f64, f64)> = (0..w.n_rows().div_ceil(CHUNK))
+        .into_par_iter()
+        .map(|i| {
+            let m = CHUNK.min(w.n_rows() - i * CHUNK);
+            let mut out = vec![0.0; m * n];
+            let mut add = |factor: f32, weight: &[f32], rows: &Rows| {
+                let rows = MatRef::new(rows.held_back(), n, cols, cols).t();
+                add_product(&mut out, n, factor, MatRef::new(weight, m, cols, cols), rows);
+                energy(&out)
+            };
+            let size = add(1.0, &w.read_rows(i * CHUNK, m), x);
+            (add(-1.0, &v.read_rows(i * CHUNK, m), y), size)
+        })
+        .collect();
+    sums.iter().fold((0.0, 0.0), |sum, v| (sum.0 + v.0, sum.1 + v.1))
+}
+
+impl Source for Compensated<'_> {
+    fn n_rows(&self) -> usize {
+        self.weight.n_rows()
+    }
+
+    fn n_cols(&self) -> usize {
+        self.weight.n_cols()
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.read_rows(row, 1));
+    }
+
+    fn read_rows(&self, first: usize, n: usize) -> Vec<f32> {
+        let mut w = self.weight.read_rows(first, n);
+        let Some(factor) = &self.factor else { return w };
+        let cols = self.n_cols();
+        let samples = self.actual.len() / cols;
+        let rows = |values| MatRef::new(values, samples, cols, cols);
+        // W·Eᵀ, then times Y: never a matrix of K x K.
+        let mut outputs = vec![0.0; n * samples];
+        add_product(&mut outputs, samples, 1.0, MatRef::new(&w, n, cols, cols), rows(self.drift).t());
+        if factor.n_cols() != cols {
+            factor.solve(&mut outputs);
+        }
+        let mut change = vec![0.0; n * cols];
+        let outputs = MatRef::new(&outputs, n, samples, samples);
+        add_product(&mut change, cols, 1.0 / samples as f32, outputs, rows(self.actual));
+        if factor.n_cols() == cols {
+            factor.solve(&mut change);
+        }
+        w.iter_mut().zip(change).for_each(|(w, by)| *w += by);
+        w
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lance_mm_tensor::testing::seeded;
+
+    use super::*;
+    use crate::matrix::Matrix;
+    use crate::testing::correlated;
+
+    /// `V` by Gaussian elimination on `V·(YᵀY/n + λ·I) = W·(XᵀY/n + λ·I)`, in f64.
+    fn naive(w: &Matrix, x: &Rows, y: &Rows, damping: f64) -> Vec<f64> {
+        let (k, n) = (w.n_cols(), x.n_search());
+        let product = |a: &[f32], i: usize, b: &[f32], j: usize| -> f64 {
+            (0..n).map(|r| f64::from(a[r * k + i]) * f64::from(b[r * k + j])).sum::<f64>() / n as f64
+        };
+        let mean = (0..k).map(|i| product(y.search(), i, y.search(), i)).sum::<f64>() / k as f64;
+        let damped =
+            |a: &[f32], i, j| product(a, i, y.search(), j) + if i == j { damping * mean } else { 0.0 };
+        let mut h: Vec<f64> = (0..k * k).map(|at| damped(y.search(), at / k, at % k)).collect();
+        // Columns of the transposed system: H·Vᵀ = (W·C)ᵀ, H symmetric.
+        let rows = w.n_rows();
+        let mut b: Vec<f64> = (0..k * rows)
+            .map(|at| {
+                let (j, r) = (at / rows, at % rows);
+                (0..k).map(|i| f64::from(w.values()[r * k + i]) * damped(x.search(), i, j)).sum()
+            })
+            .collect();
+        for i in 0..k {
+            for r in (0..k).filter(|r| *r != i) {
+                let by = h[r * k + i] / h[i * k + i];
+                (0..k).for_each(|j| h[r * k + j] -= by * h[i * k + j]);
+                (0..rows).for_each(|j| b[r * rows + j] -= by * b[i * rows + j]);
+            }
+        }
+        (0..rows * k).map(|at| b[at % k * rows + at / k] / h[(at % k) * k + at % k]).collect()
+    }
+
+    /// Inputs that depend on the original ones: a part of a channel leaks into the next.
+    fn changed(x: &Rows, by: f32) -> Rows {
+        let k = x.n_cols();
+        let change = |values: &[f32]| -> Vec<f32> {
+            let value = |i: usize, v: &f32| v + by * values[i / k * k + (i % k + 1) % k];
+            values.iter().enumerate().map(|(i, v)| value(i, v)).collect()
+        };
+        Rows::new("y", change(x.search()), &change(x.held_back()), k).unwrap()
+    }
+
+    #[test]
+    fn the_weight_is_that_of_the_normal_equations() {
+        for (n, k) in [(200, 36), (20, 150)] {
+            let w = Matrix::new("w", seeded(5 * k, 1), k).unwrap();
+            let x = correlated(n, 20, k, 3);
+            let y = Inputs::new("y", changed(&x, 0.3));
+            let drift = difference(&x, y.rows());
+            let (found, report) = compensated("w", &w, &x, &drift, &y).unwrap();
+            let expected = naive(&w, &x, y.rows(), report.damping.unwrap());
+            let found = found.read_rows(0, 5);
+            for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+                assert!((f64::from(*found) - expected).abs() < 2e-3, "{n} {k} {i}: {found} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_error_on_rows_held_back_decides() {
+        let k = 64;
+        let w = Matrix::new("w", seeded(200 * k, 1), k).unwrap();
+        let x = correlated(300, 100, k, 3);
+        let run = |y: Rows| {
+            let y = Inputs::new("y", y);
+            let drift = difference(&x, y.rows());
+            let (_, report) = compensated("w", &w, &x, &drift, &y).unwrap();
+            report
+        };
+        let leak = run(changed(&x, 0.3));
+        assert!(leak.after < 0.2 * leak.before && leak.damping == Some(0.001), "{leak:?}");
+        let same = run(x.clone());
+        assert_eq!((same.before, same.after, same.damping), (0.0, 0.0, None));
+        // Rows that have nothing to do with the original ones: a fit of theirs is of no use.
+        let noise = Rows::new("y", seeded(300 * k, 8), &seeded(100 * k, 9), k).unwrap();
+        let noise = run(noise);
+        assert!(noise.after <= noise.before, "{noise:?}");
+    }
+
+    #[test]
+    fn rows_that_do_not_correspond_are_refused() {
+        let w = Matrix::new("w", seeded(64, 1), 64).unwrap();
+        let (x, y) = (correlated(30, 10, 64, 3), Inputs::new("y", correlated(20, 10, 64, 3)));
+        let error = compensated("w", &w, &x, &[], &y).err().unwrap().to_string();
+        assert!(error.starts_with("w: expected (30, 10, 64)") && error.ends_with("(20, 10, 64)"), "{error}");
+    }
+}

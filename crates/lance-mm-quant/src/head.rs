@@ -1,0 +1,122 @@
+//! The output head.
+
+use lance_mm_tensor::{AffineWeight, Result, Scheme};
+
+use crate::compensate::{compensated, difference};
+use crate::fuse::divide;
+use crate::inputs::Inputs;
+use crate::linear::{quantize_linear, width_errors};
+use crate::matrix::{Scaled, Source, setting};
+use crate::names::{Expert, Pair, Tie};
+use crate::recipe::{Recipe, Scaling};
+use crate::report::{LinearReport, PairReport};
+use crate::rows::Rows;
+use crate::search::{Consumer, search};
+
+/// A quantized output head.
+pub struct HeadResult {
+    /// The packed weight.
+    pub weight: AffineWeight,
+    /// What was done.
+    pub report: LinearReport,
+    /// The pair of the last norm, if it was searched.
+    pub pair: Option<PairReport>,
+    /// Its errors in the schemes that were asked for: see [`measure_layer`].
+    pub errors: Vec<Option<f64>>,
+}
+
+/// What the output head reads.
+pub struct HeadRows {
+    /// In the original model.
+    pub original: Rows,
+    /// In the model quantized so far, row by row the same, after the original norm.
+    pub actual: Option<Rows>,
+}
+
+/// Quantizes `lm_head` and divides the last norm's weight by the scale that is chosen for it. The weight is
+/// read by rows and may stay in its file.
+///
+/// # Errors
+/// As [`quantize_layer`].
+pub fn quantize_head(
+    name: &str,
+    norm: &mut [f32],
+    weight: &dyn Source,
+    rows: HeadRows,
+    scheme: Scheme,
+    recipe: &Recipe,
+) -> Result<HeadResult> {
+    measure_head(name, norm, weight, rows, scheme, recipe, &[])
+}
+
+/// As [`quantize_head`], measuring other schemes too, as [`measure_layer`] does.
+///
+/// # Errors
+/// As [`quantize_layer`].
+pub fn measure_head(
+    name: &str,
+    norm: &mut [f32],
+    weight: &dyn Source,
+    rows: HeadRows,
+    scheme: Scheme,
+    recipe: &Recipe,
+    schemes: &[Scheme],
+) -> Result<HeadResult> {
+    let HeadRows { original: mut rows, mut actual } = rows;
+    if norm.len() != weight.n_cols() || rows.n_cols() != norm.len() {
+        let found = format!("{} and rows of {}", norm.len(), rows.n_cols());
+        return Err(setting(name, format!("a norm of {} channels", weight.n_cols()), found));
+    }
+    let mut scale = vec![1.0; norm.len()];
+    let (mut pair, mut plain) = (None, None);
+    if recipe.scaling == Scaling::Searched {
+        let consumer = Consumer { name, weight, scheme, rows: &rows };
+        let found = search(&[consumer], &Tie::none(norm.len()))?;
+        pair =
+            Some(PairReport::searched(Pair::NormHead, vec![Pair::NormHead.producer(0, Expert::Und)], &found));
+        plain = found.plain.first().copied();
+        scale = found.scale;
+        divide(norm, &scale);
+        rows.divide(&scale);
+        actual.iter_mut().for_each(|rows| rows.divide(&scale));
+    }
+    let scaled = Scaled { source: weight, factors: &scale };
+    let (original, rows) = match actual {
+        Some(actual) => (Some(rows), actual),
+        None => (None, rows),
+    };
+    let inputs = Inputs::new(format!("inputs of {name}"), rows);
+    let difference = original.as_ref().map(|original| difference(original, inputs.rows()));
+    let fitted = match original.as_ref().zip(difference.as_ref()) {
+        Some((x, d)) => Some(compensated(name, &scaled, x, d, &inputs)?),
+        None => None,
+    };
+    let source: &dyn Source = fitted.as_ref().map_or(&scaled, |(source, _)| source);
+    let quantized = quantize_linear(name, source, Some(&inputs), scheme, recipe)?;
+    let drift = fitted.as_ref().map(|(_, drift)| drift.clone());
+    let report = LinearReport { drift, ..LinearReport::new(name.to_owned(), &quantized, plain) };
+    let errors = width_errors(name, &scaled, Some(&inputs), schemes, recipe)?;
+    Ok(HeadResult { weight: quantized.weight, report, pair, errors })
+}
+
+#[cfg(test)]
+mod tests {
+    use lance_mm_tensor::testing::seeded;
+
+    use super::*;
+    use crate::matrix::Matrix;
+    use crate::testing::correlated;
+
+    #[test]
+    fn a_head_takes_its_scale_from_the_last_norm() {
+        let (cols, scheme) = (64, Scheme::affine(3, 32).unwrap());
+        let weight = Matrix::new("lm_head", seeded(300 * cols, 1), cols).unwrap();
+        let mut norm = vec![1.0; cols];
+        let rows = |actual| HeadRows { original: correlated(40, 20, cols, 3), actual };
+        let head =
+            quantize_head("lm_head", &mut norm, &weight, rows(None), scheme, &Recipe::default()).unwrap();
+        assert_eq!(norm.iter().any(|v| *v != 1.0), head.pair.unwrap().accepted);
+        assert!(head.report.final_error < head.report.plain);
+        assert_eq!((head.weight.n_rows(), head.weight.n_cols()), (300, cols));
+    }
+}

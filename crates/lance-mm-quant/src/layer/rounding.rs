@@ -1,0 +1,86 @@
+//! Rounding the linear layers of an expert, site by site.
+
+use lance_mm_tensor::{Result, Scheme};
+
+use super::{ExpertResult, Form, LinearResult, SiteRows};
+use crate::compensate::{Drift, compensated, difference};
+use crate::fuse::ExpertWeights;
+use crate::inputs::Inputs;
+use crate::linear::{quantize_linear, width_errors};
+use crate::matrix::Matrix;
+use crate::names::{Proj, Site};
+use crate::recipe::Recipe;
+use crate::report::LinearReport;
+use crate::rows::Rows;
+
+/// An expert's layer whose scales are fused.
+pub(super) struct Rounding {
+    pub(super) result: ExpertResult,
+    /// Weights that are not rounded yet, in order; one is freed when it is done.
+    left: std::array::IntoIter<Matrix, 7>,
+    sites: [Option<Rows>; 4],
+    plain: [Option<f64>; 7],
+}
+
+/// What rounding the linear layers of a site needs.
+pub(super) struct Step<'a> {
+    pub(super) layer: usize,
+    pub(super) site: Site,
+    pub(super) scheme: &'a dyn Fn(Proj) -> Option<Scheme>,
+    pub(super) recipe: &'a Recipe,
+    pub(super) others: &'a [Scheme],
+}
+
+impl Rounding {
+    pub(super) fn new(weights: ExpertWeights, rows: Option<SiteRows>, plain: [Option<f64>; 7]) -> Self {
+        let ExpertWeights { expert, input_layernorm, post_attention_layernorm, v_bias, linears } = weights;
+        let result =
+            ExpertResult { expert, input_layernorm, post_attention_layernorm, v_bias, linears: Vec::new() };
+        let sites = rows.map_or([const { None }; 4], |SiteRows { a, b, c, d }| [a, b, c, d].map(Some));
+        Self { result, left: linears.into_iter(), sites, plain }
+    }
+
+    pub(super) fn round(&mut self, actual: Option<Rows>, step: &Step<'_>) -> Result<()> {
+        let path = step.site.path(step.layer, self.result.expert);
+        let (original, inputs) = match (self.sites[step.site as usize].take(), actual) {
+            (Some(original), Some(actual)) => (Some(original), Some(actual)),
+            (rows, _) => (None, rows),
+        };
+        let inputs = inputs.map(|rows| Inputs::new(path, rows));
+        for proj in Proj::ALL.into_iter().filter(|proj| proj.site() == step.site) {
+            let matrix = self.left.next().expect("a weight for each linear layer");
+            let name = proj.path(step.layer, self.result.expert);
+            let known = inputs.as_ref();
+            let others = if known.is_some() { step.others } else { &[] };
+            let errors = width_errors(&name, &matrix, known, others, step.recipe)?;
+            let linear = match (step.scheme)(proj) {
+                None => LinearResult { name, form: Form::Dense(matrix), report: None, errors },
+                Some(scheme) => {
+                    let changed = original.as_ref().zip(known);
+                    let (matrix, drift) = match changed {
+                        None => (matrix, None),
+                        Some((x, y)) => compensate(&name, &matrix, x, y)?,
+                    };
+                    let quantized = quantize_linear(&name, &matrix, known, scheme, step.recipe)?;
+                    let plain = self.plain[proj as usize];
+                    let report = LinearReport { drift, ..LinearReport::new(name.clone(), &quantized, plain) };
+                    LinearResult { name, form: Form::Packed(quantized.weight), report: Some(report), errors }
+                }
+            };
+            self.result.linears.push(linear);
+        }
+        Ok(())
+    }
+}
+
+/// The weight that makes good what has become of its inputs.
+fn compensate(
+    name: &str,
+    weight: &Matrix,
+    original: &Rows,
+    actual: &Inputs,
+) -> Result<(Matrix, Option<Drift>)> {
+    let drift = difference(original, actual.rows());
+    let (source, found) = compensated(name, weight, original, &drift, actual)?;
+    Ok((Matrix::read(name, &source)?, Some(found)))
+}
