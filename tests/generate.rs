@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 
 use candle_core::{DType, Tensor};
-use lance_mm::generate::{Event, Generated, Resolution, Size, Stage};
+use lance_mm::generate::{Event, Generated, Plan, Resolution, Size, Stage, Unconditional};
 use lance_mm::image::RgbImage;
 use lance_mm::tensor::Weights;
 use lance_mm::{Checkpoint, Error, Generation, GenerationOptions, Guidance, Request};
@@ -85,6 +85,46 @@ fn an_edit_looks_at_its_source_twice() {
     other.pixels_mut().for_each(|pixel| pixel.0[0] = 255 - pixel.0[0]);
     let changed = Request::EditImage { image: &other, resolution: Resolution { vae: 64, vit: 56 } };
     assert_ne!(draw(&changed, &short()).0.frames, drawn.frames);
+}
+
+#[test]
+fn a_trace_reads_what_the_steps_read() {
+    let (lance, image) = (lance(), picture());
+    let requests = [
+        Request::TextToImage { size: Size::new(32, 48).unwrap() },
+        Request::EditImage { image: &image, resolution: Resolution { vae: 64, vit: 56 } },
+    ];
+    for request in requests {
+        // With the caption and without, of the second of three steps.
+        let options = GenerationOptions { steps: 3, ..GenerationOptions::default() };
+        let mut velocities = Vec::new();
+        lance
+            .generate("A red fox", &request, &options, &mut |event| {
+                if let Event::Step(step) = event
+                    && step.step.index == 1
+                {
+                    velocities = vec![step.v_cond.clone(), step.v_uncond.unwrap().clone()];
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        let trace = lance.trace("A red fox", &request, &options, &[1]).unwrap();
+        assert_eq!(trace.passes.iter().map(|pass| pass.captioned).collect::<Vec<_>>(), [true, false]);
+        let plan = Plan::new(&trace.pieces, &lance.config().layout(), Unconditional::Cached);
+        for (pass, expected) in trace.passes.iter().zip(velocities) {
+            let sequence = plan.whole(pass.captioned);
+            let mut x = pass.x.clone();
+            for index in 0..lance.config().num_hidden_layers {
+                x = lance.llm().run_layer(index, &x, &sequence, &mut |_, _| Ok(())).unwrap();
+            }
+            let normed = lance.llm().norm(&x, &sequence).unwrap();
+            let rows = sequence.visual().last().unwrap();
+            let rows = normed.narrow(0, rows.start, rows.len()).unwrap();
+            let found = lance.latent_layers().velocity_of(&rows).unwrap();
+            let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            lance_mm::tensor::testing::assert_close("velocity", &flat(&found), &flat(&expected), 1e-3);
+        }
+    }
 }
 
 #[test]

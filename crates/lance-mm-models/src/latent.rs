@@ -141,7 +141,15 @@ impl LatentLayers {
         cache.truncate(before);
         let normed = llm.norm(&hidden?, sequence)?;
         let rows = &sequence.visual()[0];
-        self.llm2vae.forward(&normed.narrow(0, rows.start, rows.len())?.contiguous()?)
+        self.velocity_of(&normed.narrow(0, rows.start, rows.len())?)
+    }
+
+    /// Velocities f32 `(N, 48)` of rows of latents f32 `(N, D)` after the final norm.
+    ///
+    /// # Errors
+    /// Rows of another width.
+    pub fn velocity_of(&self, normed: &Tensor) -> Result<Tensor> {
+        self.llm2vae.forward(&normed.contiguous()?)
     }
 }
 

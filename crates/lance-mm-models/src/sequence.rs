@@ -195,6 +195,32 @@ impl Sequence {
         self.modes.push(mode);
     }
 
+    /// Consecutive sequences as one: the rows of a prompt that was laid out in parts.
+    ///
+    /// # Panics
+    /// When one does not begin at the row where the one before ended, or there is none.
+    pub fn join(parts: &[Self]) -> Self {
+        let (first, rest) = parts.split_first().expect("at least one sequence");
+        let mut joined = first.clone();
+        for part in rest {
+            let by = joined.len();
+            let shifted = |rows: &Range<usize>| rows.start + by..rows.end + by;
+            assert_eq!(joined.end().rows, part.start.rows, "a sequence goes on where the one before ended");
+            joined.ids.extend(&part.ids);
+            for (axis, more) in joined.positions.iter_mut().zip(&part.positions) {
+                axis.extend(more);
+            }
+            let blocks = part.blocks.iter();
+            joined.blocks.extend(blocks.map(|b| Block { queries: shifted(&b.queries), ..b.clone() }));
+            joined.modes.extend(&part.modes);
+            joined.visual.extend(part.visual.iter().map(shifted));
+            let spans = part.spans.iter();
+            joined.spans.extend(spans.map(|s| Span { rows: shifted(&s.rows), expert: s.expert }));
+            joined.next_position = part.next_position;
+        }
+        joined
+    }
+
     /// The same rows, every row seeing only rows before it. This is what lance-mlx computes for pictures;
     /// it is here to reproduce its published answers, not because it is right.
     pub fn causal(mut self) -> Self {
@@ -337,6 +363,10 @@ mod tests {
                 let joined = [first.positions()[axis].as_slice(), &second.positions()[axis]].concat();
                 assert_eq!(joined, whole.positions()[axis], "{cut}");
             }
+            let joined = Sequence::join(&[first.clone(), second.clone()]);
+            assert_eq!((joined.ids(), joined.positions()), (whole.ids(), whole.positions()), "{cut}");
+            assert_eq!((joined.blocks(), joined.visual()), (whole.blocks(), whole.visual()), "{cut}");
+            assert_eq!(joined.end(), whole.end(), "{cut}");
             let keys: Vec<_> = first.blocks().iter().chain(second.blocks()).map(|b| b.keys.clone()).collect();
             assert_eq!(keys, whole.blocks().iter().map(|b| b.keys.clone()).collect::<Vec<_>>(), "{cut}");
         }

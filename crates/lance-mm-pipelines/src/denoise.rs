@@ -25,6 +25,8 @@ pub struct Denoised<'a> {
     pub step: Step,
     /// Of how many.
     pub of: usize,
+    /// The time of every latent frame; frames that are clean have time 0.
+    pub times: &'a [f32],
     /// The latents it began with.
     pub x: &'a Tensor,
     /// The velocity with the caption.
@@ -86,8 +88,8 @@ impl Denoiser<'_> {
             let Velocities { cond, uncond, v } = self.velocities(&x, step)?;
             let next = self.keep_clean(&x, solver.step(&x, &v, step)?)?;
             finite(&next, step)?;
-            let v_uncond = uncond.as_ref();
-            if watch(&Denoised { step, of, x: &x, v_cond: &cond, v_uncond, v: &v, next: &next }).is_break() {
+            let (v_cond, v_uncond, times) = (&cond, uncond.as_ref(), &self.times(step)[..]);
+            if watch(&Denoised { step, of, times, x: &x, v_cond, v_uncond, v: &v, next: &next }).is_break() {
                 return Err(Error::Interrupted);
             }
             x = next;
@@ -97,8 +99,7 @@ impl Denoiser<'_> {
 
     /// The velocity at `x`, guided where guidance applies.
     pub(crate) fn velocities(&mut self, x: &Tensor, step: Step) -> Result<Velocities> {
-        let grid = self.plan.grid;
-        let times: Vec<f32> = (0..grid.t).map(|f| if f < self.clean_frames { 0.0 } else { step.t }).collect();
+        let (grid, times) = (self.plan.grid, self.times(step));
         let of = |noise, cache: &mut Cache| self.latents.velocity(self.llm, x, grid, &times, noise, cache);
         let cond = of(&self.plan.noise, &mut self.prefix.conditional)?;
         let uncond = match &mut self.prefix.unconditional {
@@ -110,6 +111,11 @@ impl Denoiser<'_> {
             None => cond.clone(),
         };
         Ok(Velocities { cond, uncond, v })
+    }
+
+    /// The time of every latent frame.
+    fn times(&self, step: Step) -> Vec<f32> {
+        (0..self.plan.grid.t).map(|f| if f < self.clean_frames { 0.0 } else { step.t }).collect()
     }
 
     /// Rows that stay as they are.

@@ -5,6 +5,7 @@
 
 mod plan;
 mod request;
+mod trace;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -22,6 +23,7 @@ use crate::prompt::{GenerationPrompt, Task};
 use crate::tokenizer::Tokenizer;
 pub use plan::{Piece, Plan, Unconditional};
 pub use request::{GenerationOptions, LATENT_PIXELS, Request, Resolution, Size};
+pub use trace::{Pass, Trace};
 
 /// Lance's generating side: both experts, the latent layers, the VAE and, for edits, the vision transformer.
 ///
@@ -304,15 +306,9 @@ impl Generation {
     /// What the networks refuse.
     pub fn prefill(&self, plan: &Plan, encoded: &Encoded, guided: bool) -> Result<Prefix> {
         let mut shared = self.llm.cache();
-        let clean = match (&encoded.features, &encoded.latents) {
-            (Some(_), Some(latents)) => {
-                Some(self.latents.embed(&rows_of(latents)?, plan.grid, &vec![0.0; plan.grid.t])?)
-            }
-            _ => None,
-        };
-        let mut blocks = encoded.features.iter().map(|(rows, _)| rows).chain(&clean);
+        let mut blocks = self.source_rows(encoded, plan.grid)?.into_iter();
         for sequence in &plan.shared {
-            let features: Vec<Tensor> = blocks.by_ref().take(sequence.visual().len()).cloned().collect();
+            let features: Vec<Tensor> = blocks.by_ref().take(sequence.visual().len()).collect();
             self.run(sequence, &features, &mut shared)?;
         }
         let mut unconditional = None;
@@ -323,6 +319,18 @@ impl Generation {
         }
         plan.conditional.iter().try_for_each(|sequence| self.run(sequence, &[], &mut shared))?;
         Ok(Prefix { conditional: shared, unconditional })
+    }
+
+    /// Rows of the blocks that an edit's source takes before the noise: of the vision transformer, and clean
+    /// latents.
+    fn source_rows(&self, encoded: &Encoded, grid: Grid) -> Result<Vec<Tensor>> {
+        match (&encoded.features, &encoded.latents) {
+            (Some((seen, _)), Some(latents)) => {
+                let clean = self.latents.embed(&rows_of(latents)?, grid, &vec![0.0; grid.t])?;
+                Ok(vec![seen.clone(), clean])
+            }
+            _ => Ok(Vec::new()),
+        }
     }
 
     fn run(&self, sequence: &Sequence, features: &[Tensor], cache: &mut Cache) -> Result<()> {

@@ -77,6 +77,16 @@ impl Plan {
         }
     }
 
+    /// All rows of a pass, with the caption or without, as one sequence.
+    pub fn whole(&self, captioned: bool) -> Sequence {
+        let (text, noise) = match captioned {
+            true => (&self.conditional, &self.noise),
+            false => (&self.unconditional, &self.unconditional_noise),
+        };
+        let parts: Vec<Sequence> = self.shared.iter().chain(text).chain([noise]).cloned().collect();
+        Sequence::join(&parts)
+    }
+
     /// Rows of the longer pass.
     pub fn rows(&self) -> usize {
         self.noise.end().rows
