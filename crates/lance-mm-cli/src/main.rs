@@ -67,7 +67,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::try_parse() {
+    let result = match Cli::try_parse_from(quantize::joined(std::env::args_os())) {
         Err(error) => Err(error.into()),
         Ok(Cli { command }) => match &command {
             Command::Ask(args) => ask::run(args),

@@ -2,11 +2,13 @@
 
 mod capture;
 mod config;
+mod drawings;
 mod judge;
 mod layer;
 mod output;
 mod page;
 mod report;
+mod run;
 mod samples;
 mod scheme;
 mod stored;
@@ -14,23 +16,28 @@ mod vit;
 mod widths;
 mod workdir;
 
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use lance_mm::eval::Dataset;
-use lance_mm::quant::Recipe;
-use lance_mm::{Checkpoint, Understanding};
+use lance_mm::models::Experts;
+use lance_mm::quant::{Expert, Recipe};
+use lance_mm::{Checkpoint, Generation, Understanding};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::eval::data::bundled;
 use crate::model;
 use crate::output::{self as out, Hints};
+use candle_core::Tensor;
 use capture::Capture;
+use drawings::Drawings;
 use layer::Quantizing;
 use report::Report;
+use run::Run;
 use samples::Samples;
 use scheme::Schemes;
 use widths::{Measuring, Sensitivity};
@@ -42,9 +49,11 @@ Examples:
   lance-mm quantize --recipe rtn --gen keep ./Lance-3B-bf16 ./Lance-3B-plain
   lance-mm quantize --bits 3 --calib bundled tests/fixtures/nano-bf16 ./nano-3bit
   lance-mm quantize --recipe vqa-mixed --bits-per-weight 4.5 --calib questions.jsonl ./Lance-3B-bf16 ./Lance-3B-mixed
+  lance-mm quantize --gen calibrate drawings.jsonl --calib questions.jsonl ./Lance-3B-bf16 ./Lance-3B-mine
 
 The calibration file has one JSON object a line: {\"image\": \"a.png\", \"question\": \"What?\", \"answer\": \"A star\"};
-without an answer the model's own is taken. An interrupted run goes on with the same command.";
+without an answer the model's own is taken. Requests for pictures are {\"prompt\": \"A red fox\"}, with
+\"image\": \"a.png\" for an edit, and where wanted size, resolution, steps and seed. An interrupted run goes on with the same command.";
 
 /// Quantize a checkpoint in the MLX layout.
 #[derive(clap::Args)]
@@ -56,9 +65,6 @@ pub(crate) struct Args {
     /// The folder to write.
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// Taken so that the refusal of `--gen calibrate FILE` is seen before one of FILE.
-    #[arg(hide = true)]
-    rest: Option<String>,
     /// How weights are rounded.
     #[arg(long, value_enum, default_value = "vqa-int4")]
     recipe: Preset,
@@ -79,10 +85,11 @@ pub(crate) struct Args {
     /// How vqa-mixed measures what answers mind. [default: layer]
     #[arg(long, value_enum, value_name = "WHAT")]
     sensitivity: Option<Sensitivity>,
-    /// The GEN expert: quantized without inputs (fit), kept in bf16 (keep), or left out (drop).
-    #[arg(long = "gen", value_name = "WHAT", default_value = "fit")]
+    /// The GEN expert: quantized without inputs (fit), kept in bf16 (keep), left out (drop), or fitted to what it
+    /// reads while it draws the requests of a file (calibrate FILE).
+    #[arg(long = "gen", value_name = "fit|keep|drop|calibrate FILE", default_value = "fit")]
     #[arg(value_parser = gen_setting)]
-    gen_: Gen,
+    gen_: GenSetting,
     /// Bits of the vision transformer, in groups of 64. [default: kept in bf16]
     #[arg(long, value_name = "8|4")]
     vit: Option<usize>,
@@ -128,16 +135,54 @@ enum Gen {
     Keep,
     /// Left out.
     Drop,
+    /// Fitted to what it reads while it draws.
+    Calibrate,
 }
 
-/// Refuses one setting that other tools have, with the reason.
-fn gen_setting(text: &str) -> Result<Gen, String> {
-    match text {
-        "calibrate" => {
-            Err("recording the inputs of the GEN expert is not offered; expected fit, keep or drop".into())
-        }
-        other => Gen::from_str(other, false).map_err(|_| "expected fit, keep or drop".into()),
+impl Gen {
+    fn is_quantized(self) -> bool {
+        matches!(self, Self::Fit | Self::Calibrate)
     }
+}
+
+/// The argument of `--gen`.
+#[derive(Clone, Debug)]
+struct GenSetting {
+    gen_: Gen,
+    /// Requests for pictures, to calibrate with.
+    drawings: Option<PathBuf>,
+}
+
+/// `fit`, `keep`, `drop` or `calibrate=FILE`, which is what `calibrate FILE` is [joined] to.
+fn gen_setting(text: &str) -> Result<GenSetting, String> {
+    let (name, file) = match text.split_once('=') {
+        Some((name, file)) => (name, Some(PathBuf::from(file))),
+        None => (text, None),
+    };
+    match (Gen::from_str(name, false), file) {
+        (Ok(Gen::Calibrate), None) => Err("expected calibrate FILE, a file of requests for pictures".into()),
+        (Ok(gen_), drawings) if drawings.is_none() || gen_ == Gen::Calibrate => {
+            Ok(GenSetting { gen_, drawings })
+        }
+        _ => Err("expected fit, keep, drop or calibrate FILE".into()),
+    }
+}
+
+/// Arguments with `--gen calibrate FILE` as one value: a second value of an option that may have one or two
+/// would be taken from what follows.
+pub(crate) fn joined(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut out: Vec<OsString> = Vec::new();
+    for arg in args {
+        let awaits_file = match out.as_slice() {
+            [_, command, .., name, value] => command == "quantize" && name == "--gen" && value == "calibrate",
+            _ => false,
+        };
+        match out.last_mut().filter(|last| awaits_file || *last == "--gen=calibrate") {
+            Some(last) => last.extend([OsStr::new("="), &arg]),
+            None => out.push(arg),
+        }
+    }
+    out
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -176,7 +221,7 @@ impl Args {
             Gptq::Off => 0,
         };
         // Values of one expert are read by queries of the other: the scale needs both in the same form.
-        recipe.v_o = self.gen_ != Gen::Keep;
+        recipe.v_o = self.gen_.gen_ != Gen::Keep;
         for step in &self.without {
             match step {
                 Step::Scaling => recipe.scaling = lance_mm::quant::Scaling::Off,
@@ -198,8 +243,8 @@ impl Args {
 
     /// Refuses options that say nothing to the recipe.
     fn check(&self) -> Result<()> {
-        if let Some(rest) = &self.rest {
-            bail!("expected MODEL and OUT, found a third argument {rest:?}");
+        if self.gen_.gen_ == Gen::Calibrate && self.recipe == Preset::Rtn {
+            bail!("--gen calibrate: expected a recipe that is fitted to inputs, found rtn");
         }
         let is_mixed = self.recipe == Preset::VqaMixed;
         if !is_mixed && (self.bits_per_weight.is_some() || self.sensitivity.is_some()) {
@@ -217,12 +262,12 @@ impl Args {
     }
 
     /// Everything that decides the result, for the work folder to compare.
-    fn plan(&self, source: &str, samples: &[String]) -> serde_json::Value {
+    fn plan(&self, source: &str, samples: &[String], drawings: &[String]) -> serde_json::Value {
         serde_json::json!({
             "source": source, "recipe": self.recipe(), "preset": self.recipe, "bits": self.bits,
-            "group_size": self.group_size, "uniform": self.size_like_seed, "gen": self.gen_, "vit": self.vit,
+            "group_size": self.group_size, "uniform": self.size_like_seed, "gen": self.gen_.gen_, "vit": self.vit,
             "bits_per_weight": self.bits_per_weight().map(|bits| bits.to_string()),
-            "sensitivity": self.sensitivity, "rows": self.rows, "seed": self.seed, "samples": samples, "version": env!("CARGO_PKG_VERSION"),
+            "sensitivity": self.sensitivity, "rows": self.rows, "seed": self.seed, "samples": samples, "drawings": drawings, "version": env!("CARGO_PKG_VERSION"),
         })
     }
 }
@@ -242,7 +287,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         _ => Some(dataset(args)?),
     };
     let hashes = dataset.as_ref().map(samples::hashes).transpose()?.unwrap_or_default();
-    let plan = args.plan(&fingerprint(&source), &hashes);
+    let drawings = args.gen_.drawings.as_deref().map(Drawings::read).transpose()?;
+    let drawn = drawings.as_ref().map(Drawings::hashes).transpose()?.unwrap_or_default();
+    let plan = args.plan(&fingerprint(&source), &hashes, &drawn);
     let Some(work) = WorkDir::open(&args.out, &plan)? else {
         hints.note(&format!("{}: finished by an earlier run", args.out.display()));
         return Ok(());
@@ -252,8 +299,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(dataset) => Some(match Samples::stored(&work)? {
             Some(samples) => (samples, None),
             None => {
-                let lance = Understanding::new(open()?)?;
-                let (samples, inputs) = Samples::prepare(&lance, dataset, (args.rows, args.seed), hints)?;
+                let (runs, inputs) = lay_out(dataset, drawings.as_ref(), &open, hints)?;
+                let samples = Samples::new(runs, source.config(), (args.rows, args.seed))?;
                 (samples, Some(inputs))
             }
         }),
@@ -262,7 +309,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => (None, None),
         Some((samples, inputs)) => (Some(samples), inputs),
     };
-    let recipe = args.recipe();
+    let (recipe, gen_) = (args.recipe(), args.gen_.gen_);
+    let experts = if gen_ == Gen::Calibrate { Experts::Both } else { Experts::Und };
+    let quantized: &[Expert] =
+        if has_gen && gen_.is_quantized() { &[Expert::Und, Expert::Gen] } else { &[Expert::Und] };
     let mut capture = Capture::new(layers, samples.as_ref().map(|samples| (samples, inputs)), &work)?;
     if let (Some(bits), Some(samples)) = (args.bits_per_weight(), &samples) {
         if !work.has(widths::FILE) {
@@ -274,14 +324,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 samples,
                 work: &work,
                 hints,
+                experts,
             };
             measuring.run(&mut capture, layers)?;
             capture.rewind()?;
-            widths::allot(&open()?, &schemes, args.gen_, bits, layers, &work)?;
+            widths::allot(&open()?, &schemes, gen_, bits, layers, &work)?;
         }
         schemes = schemes.with(widths::read(&work)?.unwrap_or_default());
     }
-    let quantizing = Quantizing { open: &open, schemes: &schemes, recipe: &recipe, work: &work };
+    let (schemes, recipe) = (&schemes, &recipe);
+    let quantizing = Quantizing { open: &open, schemes, recipe, work: &work, experts, quantized };
     if !layer::is_done(&work, layer::EMBED) {
         let _busy = hints.busy("embedding");
         quantizing.embedding()?;
@@ -293,12 +345,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for index in 0..layers {
         let busy = hints.busy(&progress(index, layers, start));
         let sites = match capture.awaits(index) {
-            false => None,
+            false => [None, None],
             true => capture.layer(&quantizing.original()?, index)?,
         };
         let name = layer::layer_name(index);
         if !layer::is_done(&work, &name) {
-            quantizing.layer(index, sites, has_gen && args.gen_ == Gen::Fit, &capture)?;
+            quantizing.layer(index, sites, &capture)?;
         }
         let is_next = capture.follows() && capture.awaits(index);
         let quantized = is_next.then(|| quantizing.with_part(&name)).transpose()?;
@@ -320,13 +372,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         open: &open,
         extras: &extras,
         work: &work,
-        schemes: &schemes,
-        gen_: args.gen_,
+        schemes,
+        gen_,
         report: &report,
     }
     .write(&args.out)?;
     work.remove()?;
     out::print(&table)
+}
+
+/// Everything that is run to record inputs, and the first layer's.
+fn lay_out(
+    dataset: &Dataset,
+    drawings: Option<&Drawings>,
+    open: &dyn Fn() -> Result<Checkpoint>,
+    hints: Hints,
+) -> Result<(Vec<Run>, Vec<Tensor>)> {
+    let (mut runs, mut inputs) = samples::questions(&Understanding::new(open()?)?, dataset, hints)?;
+    if let Some(drawings) = drawings {
+        let (more, rows) = drawings.run(&Generation::new(open()?)?, hints)?;
+        runs.extend(more);
+        inputs.extend(rows);
+    }
+    Ok((runs, inputs))
 }
 
 /// Names, types and shapes of all tensors in one number: another model is another plan.

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use lance_mm::models::Llm;
-use lance_mm::quant::{HeadRows, Rows, Site, SiteRows};
+use lance_mm::quant::{Expert, HeadRows, Rows, Site, SiteRows};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
+use super::run::Run;
 use super::samples::Samples;
 use super::workdir::WorkDir;
 
@@ -92,10 +93,8 @@ impl<'a> Capture<'a> {
     /// embedding.
     pub(super) fn follow(&mut self, llm: &Llm) -> Result<()> {
         let Some(samples) = self.samples.filter(|_| self.at == 0) else { return Ok(()) };
-        let embed = |(run, x): (&super::samples::Run, &Tensor)| {
-            let sequence = run.sequence(llm.config());
-            let features = sequence.visual().iter().map(|rows| x.narrow(0, rows.start, rows.len()));
-            Ok(llm.embed(&sequence, &features.collect::<candle_core::Result<Vec<_>>>()?)?)
+        let embed = |(run, x): (&Run, &Tensor)| {
+            Ok(llm.embed(&run.sequence(llm.config()), &run.features(x, llm.config())?)?)
         };
         let inputs = samples.runs.iter().zip(&self.hidden).map(embed);
         self.quantized = Some(inputs.collect::<Result<_>>()?);
@@ -107,65 +106,70 @@ impl<'a> Capture<'a> {
         self.quantized.is_some()
     }
 
-    /// Runs the samples through a layer and returns what its linear layers read; `None` without samples, or
-    /// where an earlier run was further.
-    pub(super) fn layer(&mut self, llm: &Llm, index: usize) -> Result<Option<SiteRows>> {
+    /// Runs the samples through a layer and returns what the linear layers of each expert read; none without
+    /// samples, or where an earlier run was further.
+    pub(super) fn layer(&mut self, llm: &Llm, index: usize) -> Result<[Option<SiteRows>; 2]> {
         if !self.awaits(index) {
-            return Ok(None);
+            return Ok([None, None]);
         }
-        let ([a, b, c, d], next) = self.run(llm, index, &self.hidden, Site::ALL)?;
+        let (experts, next) = self.run(llm, index, &self.hidden, &Site::ALL)?;
         self.hidden = next;
-        Ok(Some(SiteRows { a, b, c, d }))
+        Ok(experts.map(|rows| {
+            let [a, b, c, d] = rows.try_into().ok()?;
+            Some(SiteRows { a, b, c, d })
+        }))
     }
 
     /// What the linear layers of a site read in the quantized model, of which `llm` has the part before them;
-    /// `None` where it is not followed.
-    pub(super) fn site(&self, llm: &Llm, index: usize, site: Site) -> Result<Option<Rows>> {
-        let Some(quantized) = self.quantized.as_ref().filter(|_| self.at == index) else { return Ok(None) };
-        let ([rows], _) = self.run(llm, index, quantized, [site])?;
-        Ok(Some(rows))
+    /// none where it is not followed.
+    pub(super) fn site(&self, llm: &Llm, index: usize, site: Site) -> Result<Vec<Option<Rows>>> {
+        let Some(quantized) = self.quantized.as_ref().filter(|_| self.at == index) else {
+            return Ok(Vec::new());
+        };
+        let (experts, _) = self.run(llm, index, quantized, &[site])?;
+        Ok(experts.into_iter().map(|rows| rows.into_iter().next()).collect())
     }
 
-    /// Runs the samples through a layer: rows of some sites, and the layer's outputs.
-    fn run<const N: usize>(
+    /// Runs the samples through a layer: rows of some sites, for each expert whose inputs are recorded, and
+    /// the layer's outputs.
+    fn run(
         &self,
         llm: &Llm,
         index: usize,
         inputs: &[Tensor],
-        sites: [Site; N],
-    ) -> Result<([Rows; N], Vec<Tensor>)> {
-        let samples = self.samples.context("samples")?;
-        let mut recorded = sites.map(|site| (site, Recorded::default()));
+        sites: &[Site],
+    ) -> Result<([Vec<Rows>; 2], Vec<Tensor>)> {
+        let (samples, config) = (self.samples.context("samples")?, llm.config());
+        let none = || sites.iter().map(|_| Recorded::default()).collect::<Vec<_>>();
+        let mut recorded = [none(), none()];
         let mut next = Vec::with_capacity(inputs.len());
         for (run, x) in samples.runs.iter().zip(inputs) {
+            let recorded = &mut recorded[run.expert() as usize];
             let mut probe = |name: std::fmt::Arguments<'_>, rows: &Tensor| {
                 let name = name.to_string();
-                let of = |site: &Site| name.ends_with(probe_name(*site));
-                match recorded.iter_mut().find(|(site, _)| of(site)) {
-                    Some((_, rows_so_far)) => Ok(rows_so_far.add(rows, &run.picks, run.held_back)?),
+                match sites.iter().position(|site| name.ends_with(probe_name(*site))) {
+                    Some(at) => Ok(recorded[at].add(rows, &run.picks, run.held_back)?),
                     None => Ok(()),
                 }
             };
-            next.push(llm.run_layer(index, x, &run.sequence(llm.config()), &mut probe)?);
+            next.push(llm.run_layer(index, x, &run.sequence(config), &mut probe)?);
         }
-        let config = llm.config();
-        let rows = recorded.map(|(site, recorded)| {
-            let cols = if site == Site::D { config.intermediate_size } else { config.hidden_size };
-            let name = format!("layers.{index}.{}", probe_name(site));
-            Rows::new(&name, recorded.search, &recorded.held_back, cols)
-        });
-        let mut whole = Vec::with_capacity(N);
-        for rows in rows {
-            whole.push(rows?);
+        let mut rows = [Vec::new(), Vec::new()];
+        for (expert, recorded) in [Expert::Und, Expert::Gen].into_iter().zip(recorded) {
+            for (site, recorded) in sites.iter().zip(recorded).filter(|_| samples.records(expert)) {
+                let cols = if *site == Site::D { config.intermediate_size } else { config.hidden_size };
+                let name = site.path(index, expert);
+                rows[expert as usize].push(Rows::new(&name, recorded.search, &recorded.held_back, cols)?);
+            }
         }
-        Ok((whole.try_into().ok().context("rows of every site")?, next))
+        Ok((rows, next))
     }
 
     /// Stores the next layer's inputs once layer `index` is finished; `llm` has the layer as it has become,
     /// where the quantized model is followed.
     pub(super) fn advance(&mut self, index: usize, llm: Option<&Llm>) -> Result<()> {
         if let (true, Some(llm), Some(quantized)) = (self.awaits(index), llm, &self.quantized) {
-            self.quantized = Some(self.run(llm, index, quantized, [])?.1);
+            self.quantized = Some(self.run(llm, index, quantized, &[])?.1);
         }
         self.advance_keeping_first(index)?;
         self.work.forget(&hidden_file(index))

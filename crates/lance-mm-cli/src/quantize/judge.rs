@@ -5,8 +5,10 @@ use candle_core::Tensor;
 use lance_mm::Understanding;
 use lance_mm::eval::Position;
 use lance_mm::models::{Llm, Sequence};
+use lance_mm::quant::Expert;
 
-use super::samples::{Run, Samples};
+use super::run::Run;
+use super::samples::Samples;
 
 /// Rows of the sequences that are judged by, all together: at least eight sequences of a thousand.
 const ROWS: usize = 8192;
@@ -33,16 +35,17 @@ impl Judge {
     /// Runs the samples held back, as many as there is room for, through the unchanged model; `inputs` are
     /// the first layer's.
     pub(super) fn new(lance: &Understanding, samples: &Samples, inputs: &[Tensor]) -> Result<Self> {
+        let judged = |run: &Run| run.held_back && run.expert() == Expert::Und;
         let held_back: Vec<(usize, &Run)> =
-            samples.runs.iter().enumerate().filter(|(_, run)| run.held_back).collect();
+            samples.runs.iter().enumerate().filter(|(_, run)| judged(run)).collect();
         let rows: usize = held_back.iter().map(|(_, run)| run.sequence(lance.config()).len()).sum();
         // Every so many-th: samples of one picture lie side by side.
         let step = rows.div_ceil(ROWS).max(1);
         let mut judge = Self { cases: Vec::new(), vocabulary: lance.tokenizer().vocab_limit() as usize };
         for (at, run) in held_back.into_iter().step_by(step) {
             let sequence = run.sequence(lance.config());
-            let first = sequence.len() - 1 - run.n_answer;
-            let n = (run.n_answer + 1).min(TOKENS);
+            let first = sequence.len() - 1 - run.n_answer();
+            let n = (run.n_answer() + 1).min(TOKENS);
             judge.cases.push(Case { at, sequence, first, n, reference: Vec::new() });
         }
         ensure!(!judge.cases.is_empty(), "calibration: expected samples held back to judge by, found none");

@@ -45,36 +45,36 @@ pub(super) struct Quantizing<'a> {
     pub(super) schemes: &'a Schemes,
     pub(super) recipe: &'a Recipe,
     pub(super) work: &'a WorkDir,
+    /// The experts that samples run on.
+    pub(super) experts: Experts,
+    /// The experts that are quantized.
+    pub(super) quantized: &'a [Expert],
 }
 
 impl Quantizing<'_> {
     /// The language model as it is.
     pub(super) fn original(&self) -> Result<Llm> {
-        overlaid(&(self.open)()?, &in_memory(&HashMap::new())?, Experts::Und)
+        overlaid(&(self.open)()?, &in_memory(&HashMap::new())?, self.experts)
     }
 
     /// The language model with a finished part in place.
     pub(super) fn with_part(&self, name: &str) -> Result<Llm> {
-        overlaid(&(self.open)()?, &open(self.work, name)?, Experts::Und)
+        overlaid(&(self.open)()?, &open(self.work, name)?, self.experts)
     }
 
-    /// Quantizes layer `index`, with `sites` the inputs recorded of the original model; what the quantized
-    /// model reads is recorded by `capture`. `gen_`: the GEN expert too, fitted to its weights.
+    /// Quantizes layer `index`, with `sites` the inputs that were recorded of each expert in the original model;
+    /// what the quantized model reads is recorded by `capture`.
     pub(super) fn layer(
         &self,
         index: usize,
-        sites: Option<SiteRows>,
-        gen_: bool,
+        sites: [Option<SiteRows>; 2],
         capture: &Capture<'_>,
     ) -> Result<()> {
         let source = (self.open)()?;
         let config = source.config();
-        let mut experts = vec![read(&source, index, Expert::Und)?];
-        let mut rows = vec![sites];
-        if gen_ {
-            experts.push(read(&source, index, Expert::Gen)?);
-            rows.push(None);
-        }
+        let experts = self.quantized.iter().map(|expert| read(&source, index, *expert));
+        let experts: Vec<ExpertWeights> = experts.collect::<Result<_>>()?;
+        let rows = sites.into_iter().take(experts.len()).collect();
         let before: HashMap<String, Stored> = experts
             .iter()
             .flat_map(|e| {
@@ -94,9 +94,9 @@ impl Quantizing<'_> {
         while let Some(site) = layer.next() {
             let actual = match capture.follows() {
                 true => capture.site(&self.so_far(index, layer.experts())?, index, site)?,
-                false => None,
+                false => Vec::new(),
             };
-            layer.round(vec![actual])?;
+            layer.round(actual)?;
         }
         let result = layer.finish();
         let mut tensors = HashMap::new();
@@ -115,7 +115,7 @@ impl Quantizing<'_> {
         for expert in experts {
             store(index, expert, bf16s, &mut tensors);
         }
-        overlaid(&(self.open)()?, &in_memory(&tensors)?, Experts::Und)
+        overlaid(&(self.open)()?, &in_memory(&tensors)?, self.experts)
     }
 
     /// Quantizes the embedding, which has no inputs and is fitted to its weights.

@@ -5,13 +5,15 @@ use std::ops::ControlFlow;
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use lance_mm::eval::{Dataset, Sample};
-use lance_mm::models::{Config, Cursor, Grid, Segment, Sequence};
+use lance_mm::models::{Config, Segment};
 use lance_mm::prompt::{self, Content, Medium, Turn};
+use lance_mm::quant::Expert;
 use lance_mm::{Decoding, Options, Part, Understanding};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::run::Run;
 use super::workdir::WorkDir;
 use crate::output::Hints;
 
@@ -24,19 +26,6 @@ const FILE: &str = "samples.json";
 /// The samples of a run.
 pub(super) struct Samples {
     pub(super) runs: Vec<Run>,
-}
-
-/// One sample, laid out.
-pub(super) struct Run {
-    segments: Vec<Segment>,
-    /// Tokens of the answer, at the end.
-    pub(super) n_answer: usize,
-    /// Rows that are recorded, rising.
-    pub(super) picks: Vec<usize>,
-    /// Rows after which a token of the answer is chosen, recorded for the output head.
-    pub(super) head_picks: Vec<usize>,
-    /// Whether the sample is only judged by.
-    pub(super) held_back: bool,
 }
 
 /// One number for each sample, which tells samples apart and not what is in them.
@@ -54,33 +43,20 @@ impl Samples {
         work.read_json(FILE)?.as_ref().map(Self::from_json).transpose()
     }
 
-    /// Lays all samples out and chooses rows. The second value is the input of the first layer.
-    pub(super) fn prepare(
-        lance: &Understanding,
-        dataset: &Dataset,
-        (rows, seed): (usize, u64),
-        hints: Hints,
-    ) -> Result<(Self, Vec<Tensor>)> {
-        if dataset.samples.len() < 4 {
-            bail!(
-                "{}: expected 4 samples or more, of which a quarter is held back, found {}",
-                dataset.name,
-                dataset.samples.len()
-            );
-        }
-        if dataset.samples.len() < 32 {
-            hints.note(&format!("note: {} samples are few; 32 or more are advised", dataset.samples.len()));
-        }
-        let (mut runs, mut inputs) = (Vec::new(), Vec::new());
-        for (i, sample) in dataset.samples.iter().enumerate() {
-            let _busy = hints.busy(&format!("sample {} of {}", i + 1, dataset.samples.len()));
-            let (run, x) = Run::lay_out(lance, sample, i % 4 == 3)?;
-            runs.push(run);
-            inputs.push(x);
-        }
+    /// Chooses rows of what was laid out.
+    pub(super) fn new(runs: Vec<Run>, config: &Config, (rows, seed): (usize, u64)) -> Result<Self> {
         let mut samples = Self { runs };
-        samples.choose(lance.config(), rows, seed)?;
-        Ok((samples, inputs))
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        samples.choose(config, rows, &mut rng)?;
+        if samples.records(Expert::Gen) {
+            samples.choose_latents(config, rows, &mut rng)?;
+        }
+        Ok(samples)
+    }
+
+    /// Whether inputs of an expert are recorded.
+    pub(super) fn records(&self, expert: Expert) -> bool {
+        self.runs.iter().any(|run| run.expert() == expert)
     }
 
     /// Keeps what was chosen, once the first layer's input is stored.
@@ -95,17 +71,17 @@ impl Samples {
         Ok(Self { runs: runs.collect::<Result<_>>()? })
     }
 
-    fn choose(&mut self, config: &Config, rows: usize, seed: u64) -> Result<()> {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    fn choose(&mut self, config: &Config, rows: usize, rng: &mut ChaCha8Rng) -> Result<()> {
         for held_back in [false, true] {
-            let total = if held_back { rows / 4 } else { rows - rows / 4 };
+            let total = share(rows, held_back);
             let mut strata: [Vec<(usize, usize)>; 3] = Default::default();
             let mut head = Vec::new();
-            for (i, run) in self.runs.iter().enumerate().filter(|(_, run)| run.held_back == held_back) {
+            let questions = |run: &Run| run.held_back == held_back && run.expert() == Expert::Und;
+            for (i, run) in self.runs.iter().enumerate().filter(|(_, run)| questions(run)) {
                 let sequence = run.sequence(config);
                 for row in 0..sequence.len() {
                     let visual = sequence.visual().iter().any(|range| range.contains(&row));
-                    let answer = row + run.n_answer >= sequence.len();
+                    let answer = row + run.n_answer() >= sequence.len();
                     strata[if visual {
                         0
                     } else if answer {
@@ -114,7 +90,7 @@ impl Samples {
                         1
                     }]
                     .push((i, row));
-                    if answer || row + run.n_answer + 1 == sequence.len() {
+                    if answer || row + run.n_answer() + 1 == sequence.len() {
                         head.push((i, row));
                     }
                 }
@@ -128,11 +104,11 @@ impl Samples {
             }
             let quotas = quotas(total, &strata.each_ref().map(Vec::len));
             for (stratum, quota) in strata.iter_mut().zip(quotas) {
-                for (i, row) in draw(stratum, quota, &mut rng) {
+                for (i, row) in draw(stratum, quota, rng) {
                     self.runs[i].picks.push(row);
                 }
             }
-            for (i, row) in draw(&mut head, total, &mut rng) {
+            for (i, row) in draw(&mut head, total, rng) {
                 self.runs[i].head_picks.push(row);
             }
         }
@@ -142,6 +118,50 @@ impl Samples {
         }
         Ok(())
     }
+
+    /// As many rows of the GEN expert.
+    fn choose_latents(&mut self, config: &Config, rows: usize, rng: &mut ChaCha8Rng) -> Result<()> {
+        for held_back in [false, true] {
+            let drawings = |run: &Run| run.held_back == held_back && run.expert() == Expert::Gen;
+            let runs = self.runs.iter().enumerate().filter(|(_, run)| drawings(run));
+            let mut latents: Vec<(usize, usize)> = runs
+                .flat_map(|(i, run)| run.latent_rows(config).into_iter().map(move |row| (i, row)))
+                .collect();
+            for (i, row) in draw(&mut latents, share(rows, held_back), rng) {
+                self.runs[i].picks.push(row);
+            }
+        }
+        self.runs.iter_mut().for_each(|run| run.picks.sort_unstable());
+        Ok(())
+    }
+}
+
+/// Lays questions out. The second value is the input of the first layer.
+pub(super) fn questions(
+    lance: &Understanding,
+    dataset: &Dataset,
+    hints: Hints,
+) -> Result<(Vec<Run>, Vec<Tensor>)> {
+    let n = dataset.samples.len();
+    if n < 4 {
+        bail!("{}: expected 4 samples or more, of which a quarter is held back, found {n}", dataset.name);
+    }
+    if n < 32 {
+        hints.note(&format!("note: {n} samples are few; 32 or more are advised"));
+    }
+    let (mut runs, mut inputs) = (Vec::new(), Vec::new());
+    for (i, sample) in dataset.samples.iter().enumerate() {
+        let _busy = hints.busy(&format!("sample {} of {n}", i + 1));
+        let (run, x) = lay_out(lance, sample, i % 4 == 3)?;
+        runs.push(run);
+        inputs.push(x);
+    }
+    Ok((runs, inputs))
+}
+
+/// Rows held back, or to search with, of so many.
+fn share(rows: usize, held_back: bool) -> usize {
+    if held_back { rows / 4 } else { rows - rows / 4 }
 }
 
 /// Shares of `total`, a short stratum leaving its rest to the others in order.
@@ -167,77 +187,33 @@ fn draw(items: &mut [(usize, usize)], n: usize, rng: &mut ChaCha8Rng) -> Vec<(us
     items[..n].to_vec()
 }
 
-impl Run {
-    fn lay_out(lance: &Understanding, sample: &Sample, held_back: bool) -> Result<(Self, Tensor)> {
-        let options = Options::default();
-        let visuals = sample.shown.encode(lance, &options)?;
-        let answer: Vec<u32> = match &sample.answer {
-            Some(text) => lance.tokenizer().encode(text)?,
-            None => {
-                let mut parts: Vec<Part<'_>> = visuals.iter().map(Part::Visual).collect();
-                parts.push(Part::Text(&sample.question));
-                let decoding = Decoding { max_new_tokens: MAX_ANSWER, ..Decoding::default() };
-                let options = Options { decoding, ..Options::default() };
-                let mut ids = lance.answer(&parts, &options, &mut |_| ControlFlow::Continue(()))?.ids;
-                // The last token is chosen, never read.
-                ids.pop();
-                ids
-            }
-        };
-        let medium = visuals.first().map_or(Medium::Text, |visual| visual.medium());
-        let mut contents: Vec<Content<'_>> = visuals.iter().map(|v| Content::Visual(v.grid())).collect();
-        contents.push(Content::Text(&sample.question));
-        let instruction = prompt::instruction(medium, !sample.question.is_empty());
-        let mut segments = prompt::conversation(lance.tokenizer(), &instruction, &[Turn::User(contents)])?;
-        let n_answer = answer.len();
-        segments.push(Segment::Text(answer));
-        let run = Self { segments, n_answer, picks: Vec::new(), head_picks: Vec::new(), held_back };
-        let features: Vec<Tensor> = visuals.iter().map(|v| v.features().clone()).collect();
-        let x = lance.llm().embed(&run.sequence(lance.config()), &features)?;
-        Ok((run, x))
-    }
-
-    pub(super) fn sequence(&self, config: &Config) -> Sequence {
-        Sequence::new(&self.segments, &config.layout(), Cursor::default())
-    }
-
-    fn to_json(&self) -> Value {
-        let segments: Vec<Value> = self
-            .segments
-            .iter()
-            .map(|segment| match segment {
-                Segment::Text(ids) => json!({ "text": ids }),
-                Segment::Vit(g) | Segment::Clean(g) | Segment::Noise(g) => json!({ "vit": [g.t, g.h, g.w] }),
-            })
-            .collect();
-        json!({
-            "segments": segments, "answer": self.n_answer, "picks": self.picks,
-            "head_picks": self.head_picks, "held_back": self.held_back,
-        })
-    }
-
-    fn from_json(value: &Value) -> Option<Self> {
-        let numbers = |v: &Value| -> Option<Vec<usize>> {
-            v.as_array()?.iter().map(|n| usize::try_from(n.as_u64()?).ok()).collect()
-        };
-        let segment = |v: &Value| {
-            if let Some(ids) = v.get("text") {
-                let ids = numbers(ids)?.into_iter().map(|id| u32::try_from(id).ok());
-                return Some(Segment::Text(ids.collect::<Option<_>>()?));
-            }
-            match numbers(v.get("vit")?)?[..] {
-                [t, h, w] => Some(Segment::Vit(Grid { t, h, w })),
-                _ => None,
-            }
-        };
-        Some(Self {
-            segments: value["segments"].as_array()?.iter().map(segment).collect::<Option<_>>()?,
-            n_answer: usize::try_from(value["answer"].as_u64()?).ok()?,
-            picks: numbers(&value["picks"])?,
-            head_picks: numbers(&value["head_picks"])?,
-            held_back: value["held_back"].as_bool()?,
-        })
-    }
+fn lay_out(lance: &Understanding, sample: &Sample, held_back: bool) -> Result<(Run, Tensor)> {
+    let options = Options::default();
+    let visuals = sample.shown.encode(lance, &options)?;
+    let answer: Vec<u32> = match &sample.answer {
+        Some(text) => lance.tokenizer().encode(text)?,
+        None => {
+            let mut parts: Vec<Part<'_>> = visuals.iter().map(Part::Visual).collect();
+            parts.push(Part::Text(&sample.question));
+            let decoding = Decoding { max_new_tokens: MAX_ANSWER, ..Decoding::default() };
+            let options = Options { decoding, ..Options::default() };
+            let mut ids = lance.answer(&parts, &options, &mut |_| ControlFlow::Continue(()))?.ids;
+            // The last token is chosen, never read.
+            ids.pop();
+            ids
+        }
+    };
+    let medium = visuals.first().map_or(Medium::Text, |visual| visual.medium());
+    let mut contents: Vec<Content<'_>> = visuals.iter().map(|v| Content::Visual(v.grid())).collect();
+    contents.push(Content::Text(&sample.question));
+    let instruction = prompt::instruction(medium, !sample.question.is_empty());
+    let mut segments = prompt::conversation(lance.tokenizer(), &instruction, &[Turn::User(contents)])?;
+    let n_answer = answer.len();
+    segments.push(Segment::Text(answer));
+    let run = Run::question(segments, n_answer, held_back);
+    let features: Vec<Tensor> = visuals.iter().map(|v| v.features().clone()).collect();
+    let x = lance.llm().embed(&run.sequence(lance.config()), &features)?;
+    Ok((run, x))
 }
 
 #[cfg(test)]

@@ -74,6 +74,8 @@ pub(super) struct Measuring<'a> {
     pub(super) samples: &'a Samples,
     pub(super) work: &'a WorkDir,
     pub(super) hints: Hints,
+    /// The experts that samples run on.
+    pub(super) experts: Experts,
 }
 
 impl Measuring<'_> {
@@ -92,7 +94,8 @@ impl Measuring<'_> {
         for index in 0..layers {
             let _busy = self.hints.busy(&format!("measuring layer {} of {layers}", index + 1));
             let before = capture.hidden().to_vec();
-            if let Some(sites) = capture.layer(&self.changed(&HashMap::new())?, index)? {
+            let [und, _] = capture.layer(&self.changed(&HashMap::new())?, index)?;
+            if let Some(sites) = und {
                 self.part(&index.to_string(), || self.layer(judge, index, &sites, &before))?;
             }
             capture.advance_keeping_first(index)?;
@@ -124,7 +127,7 @@ impl Measuring<'_> {
     }
 
     fn changed(&self, tensors: &HashMap<String, Stored>) -> Result<Llm> {
-        overlaid(&(self.open)()?, &in_memory(tensors)?, Experts::Und)
+        overlaid(&(self.open)()?, &in_memory(tensors)?, self.experts)
     }
 
     fn layer(
@@ -345,7 +348,7 @@ fn stored(tensor: &TensorInfo, schemes: &Schemes, gen_: Gen) -> u64 {
         // What takes scales is written in f32.
         [n] if tensor.name.contains("norm") || tensor.name.contains("v_proj") => n as u64 * 4,
         // Of matrices in layers only those of the GEN expert are left.
-        [rows, cols] if is_in_layer && gen_ == Gen::Fit => {
+        [rows, cols] if is_in_layer && gen_.is_quantized() => {
             stored_bytes(rows, cols, schemes.linear(&tensor.name, cols))
         }
         _ => tensor.bytes as u64,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::support::{Files, Run, command, lance_mm, run};
 
 /// A checkpoint of both experts with a VAE, in `model`.
-fn model() -> Files {
+pub(crate) fn model() -> Files {
     let files = Files::new();
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
     fs::create_dir(files.path("model")).unwrap();

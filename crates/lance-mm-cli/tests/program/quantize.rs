@@ -162,6 +162,56 @@ fn a_run_with_a_budget_that_is_killed_goes_on_to_the_same_bytes() {
     killed_and_whole(&[budget.as_slice(), &["--gptq", "off", "--without", "clip,refit"]].concat());
 }
 
+/// Requests for pictures of a drawing model, one an edit.
+fn drawings(files: &Files) -> String {
+    files.write("source.png", lance_mm_nano::DEMOS[0].png);
+    let caption = |text| serde_json::json!({ "prompt": text, "size": "32x48", "steps": 3 });
+    let edit = serde_json::json!({
+        "prompt": "Winter", "image": "source.png", "resolution": "image_256res", "steps": 2,
+    });
+    let lines = [caption("A red fox"), edit, caption("A blue fox"), caption("The sea"), caption("A house")];
+    files.write("drawings.jsonl", lines.map(|line| line.to_string()).join("\n").as_bytes());
+    files.arg("drawings.jsonl")
+}
+
+#[test]
+fn the_generating_expert_is_fitted_to_what_it_reads_while_drawing() {
+    let demos = Files::demos();
+    let files = super::draw::model();
+    let calib = calibration(&demos, files.root());
+    let (model, drawings) = (files.arg("model"), drawings(&files));
+    let quantize = |out: &str, gen_: &[&str]| {
+        let out = files.arg(out);
+        let args = ["quantize", "-q"].into_iter().chain(gen_.iter().copied());
+        let run =
+            lance_mm(args.chain([&model, &out, "--calib", &calib, "--group-size", "32", "--rows", "256"]));
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""));
+        let report = fs::read(Path::new(&out).join("quantization_report.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&report).unwrap()
+    };
+    let report = quantize("fitted", &["--gen", "calibrate", &drawings]);
+    let linears = report["parts"]["layer_001"]["linears"].as_array().unwrap();
+    assert_eq!(linears.len(), 14);
+    for linear in linears {
+        assert!(linear["drift"]["before"].as_f64() > Some(0.0), "{linear}");
+        assert!(linear["final"].as_f64() < linear["plain"].as_f64(), "{linear}");
+    }
+    let pairs = report["parts"]["layer_001"]["pairs"].as_array().unwrap();
+    assert!(pairs.iter().any(|pair| pair["producers"][0] == "layers.1.mlp_moe_gen.up_proj"), "{pairs:?}");
+    // What it draws is nearer to the original than what an expert that is fitted to its weights draws.
+    quantize("blind", &["--gen=fit"]);
+    let error = |out: &str| -> f64 {
+        let (out, json) = (files.arg(out), files.arg("eval.json"));
+        let eval = ["eval", "generation", "-q", &model, &out, "--prompt", "A green fox", "--size", "48x48"];
+        let run = lance_mm(eval.into_iter().chain(["--steps", "4", "--json", &json]));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let json: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+        json["report"]["drawings"][0]["candidate"]["latents"]["relative_error"].as_f64().unwrap()
+    };
+    let (fitted, blind) = (error("fitted"), error("blind"));
+    assert!(fitted < 0.8 * blind, "{fitted} {blind}");
+}
+
 /// The program where no file may become larger than `blocks` of 512 or 1,024 bytes: writing more fails as on a
 /// full disk, in the middle of a file.
 #[cfg(unix)]
@@ -281,9 +331,18 @@ fn what_cannot_be_quantized_is_refused() {
     assert!(bits.error().contains("bits 2, 3, 4, 5, 6 or 8"), "{}", bits.stderr);
     let vit = lance_mm(["quantize", "-q", NANO_BF16, &other, "--vit", "5"]);
     assert!(vit.error().contains("--vit: expected 8 or 4, found 5"), "{}", vit.stderr);
-    let gen_ = lance_mm(["quantize", "-q", NANO_BF16, &other, "--gen", "calibrate", "pictures.jsonl"]);
-    assert_eq!(gen_.code, 2);
-    assert!(gen_.stderr.contains("inputs of the GEN expert"), "{}", gen_.stderr);
+    for (gen_, expected) in [
+        (&["--gen", "all"][..], "expected fit, keep, drop or calibrate FILE"),
+        (&["--gen", "keep=a.jsonl"], "expected fit, keep, drop or calibrate FILE"),
+        (&["--gen=calibrate"], "expected calibrate FILE, a file of requests for pictures"),
+    ] {
+        let gen_ = lance_mm(["quantize", "-q", NANO_BF16, &other].iter().chain(gen_));
+        assert_eq!(gen_.code, 2);
+        assert!(gen_.stderr.contains(expected), "{}", gen_.stderr);
+    }
+    let plain = ["--recipe", "rtn", "--gen", "calibrate", "a.jsonl"];
+    let plain = lance_mm(["quantize", NANO_BF16, &other].into_iter().chain(plain));
+    assert!(plain.error().contains("expected a recipe that is fitted to inputs"), "{}", plain.stderr);
     let budget = lance_mm(["quantize", "-q", NANO_BF16, &other, "--bits-per-weight", "4"]);
     assert!(budget.error().contains("--recipe vqa-mixed only"), "{}", budget.stderr);
     let missing = lance_mm(["quantize", "-q", NANO_BF16, &other, "--calib", "nowhere.jsonl"]);

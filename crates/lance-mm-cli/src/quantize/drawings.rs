@@ -1,0 +1,162 @@
+//! Requests for pictures, run to record what the GEN expert reads.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use candle_core::Tensor;
+use lance_mm::generate::{Resolution, Size};
+use lance_mm::{Generation, GenerationOptions, Request};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::run::Run;
+use crate::draw;
+use crate::output::Hints;
+
+/// Steps of a drawing that are recorded: one from each half of the schedule, others for each request.
+const MOMENTS: usize = 2;
+/// Requests after which the same steps come again.
+const TURNS: usize = 4;
+
+/// A picture that is asked for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Drawing {
+    /// The caption, or with a picture the instruction.
+    prompt: String,
+    /// A picture to be edited, beside the file.
+    image: Option<PathBuf>,
+    /// `WIDTHxHEIGHT` of a picture from a caption.
+    size: Option<String>,
+    /// One of upstream's names, for edits.
+    resolution: Option<String>,
+    steps: Option<usize>,
+    seed: Option<u64>,
+}
+
+/// The requests of a file.
+pub(super) struct Drawings {
+    name: String,
+    dir: PathBuf,
+    list: Vec<Drawing>,
+}
+
+impl Drawings {
+    /// Reads a file of one JSON object a line: `{"prompt": "A red fox"}`, for edits with `image`.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let name = path.display().to_string();
+        let text = String::from_utf8(super::read(path)?).with_context(|| name.clone())?;
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let list: Vec<Drawing> = lines
+            .map(|(i, line)| serde_json::from_str(line).with_context(|| format!("{name}: line {}", i + 1)))
+            .collect::<Result<_>>()?;
+        if list.len() < 4 {
+            bail!(
+                "{name}: expected 4 requests or more, of which a quarter is held back, found {}",
+                list.len()
+            );
+        }
+        for (i, drawing) in list.iter().enumerate() {
+            let is_edit = drawing.image.is_some();
+            if is_edit && drawing.size.is_some() || !is_edit && drawing.resolution.is_some() {
+                bail!("{name}: request {}: expected size for a caption, resolution for an edit", i + 1);
+            }
+        }
+        Ok(Self { name, dir: path.parent().unwrap_or(Path::new("")).to_owned(), list })
+    }
+
+    /// One number for each request, which tells requests apart.
+    pub(super) fn hashes(&self) -> Result<Vec<String>> {
+        let hash = |drawing: &Drawing| {
+            let Drawing { prompt, image, size, resolution, steps, seed } = drawing;
+            let mut hash = Sha256::new();
+            hash.update(format!("{prompt:?} {size:?} {resolution:?} {steps:?} {seed:?}"));
+            if let Some(image) = image {
+                hash.update(super::read(&self.dir.join(image))?);
+            }
+            Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+        };
+        self.list.iter().map(hash).collect()
+    }
+
+    /// Draws everything with the unquantized model: the passes to record, and what they read.
+    pub(super) fn run(&self, lance: &Generation, hints: Hints) -> Result<(Vec<Run>, Vec<Tensor>)> {
+        let (mut runs, mut inputs) = (Vec::new(), Vec::new());
+        for (i, drawing) in self.list.iter().enumerate() {
+            let _busy = hints.busy(&format!("drawing {} of {}", i + 1, self.list.len()));
+            let place = || format!("{}: request {}", self.name, i + 1);
+            let trace = self.trace(lance, drawing, i).with_context(place)?;
+            for pass in trace.passes {
+                runs.push(Run::drawing(trace.pieces.clone(), pass.captioned, i % 4 == 3));
+                inputs.push(pass.x);
+            }
+        }
+        Ok((runs, inputs))
+    }
+
+    fn trace(
+        &self,
+        lance: &Generation,
+        drawing: &Drawing,
+        index: usize,
+    ) -> Result<lance_mm::generate::Trace> {
+        let mut options = GenerationOptions::default();
+        options.steps = drawing.steps.unwrap_or(options.steps);
+        options.seed = drawing.seed.unwrap_or(options.seed + index as u64);
+        let picture =
+            drawing.image.as_ref().map(|path| draw::picture(&self.dir.join(path), true)).transpose()?;
+        let request = match &picture {
+            Some(image) => {
+                let name = drawing.resolution.as_deref().unwrap_or("image_512res");
+                Request::EditImage { image, resolution: Resolution::named(name)? }
+            }
+            None => Request::TextToImage { size: size(drawing)? },
+        };
+        Ok(lance.trace(&drawing.prompt, &request, &options, &moments(options.steps, index))?)
+    }
+}
+
+/// 384 x 384 unless the request says otherwise, as the published checkpoint was calibrated.
+fn size(drawing: &Drawing) -> Result<Size> {
+    match &drawing.size {
+        Some(size) => draw::size(size, &[]),
+        None => Ok(Size::new(384, 384)?),
+    }
+}
+
+/// Steps that are recorded of a request: spread over the schedule, and over the requests.
+fn moments(steps: usize, index: usize) -> Vec<usize> {
+    let places = TURNS * MOMENTS;
+    let mut moments: Vec<usize> =
+        (0..MOMENTS).map(|j| (j * TURNS + index % TURNS) * steps / places).collect();
+    moments.dedup();
+    moments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_together_see_the_whole_schedule() {
+        let seen: Vec<Vec<usize>> = (0..5).map(|i| moments(30, i)).collect();
+        assert_eq!(seen, [[0, 15], [3, 18], [7, 22], [11, 26], [0, 15]]);
+        assert_eq!((moments(1, 3), moments(2, 1)), (vec![0], vec![0, 1]));
+    }
+
+    #[test]
+    fn a_file_is_refused_by_line_and_field() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("drawings.jsonl");
+        let error = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            format!("{:#}", Drawings::read(&path).err().unwrap())
+        };
+        let line = "{\"prompt\": \"A fox\"}\n";
+        assert!(error(line).contains("expected 4 requests or more"), "{}", error(line));
+        assert!(error(&format!("{line}{{\"prompt\": 3}}")).contains("line 2"));
+        assert!(error("{\"caption\": \"A fox\"}").contains("unknown field `caption`"));
+        let sized = "{\"prompt\": \"Winter\", \"image\": \"a.png\", \"size\": \"32x32\"}\n";
+        assert!(error(&sized.repeat(4)).contains("request 1: expected size for a caption"));
+    }
+}

@@ -1,0 +1,187 @@
+//! One sequence that is run to record inputs, and which of its rows are kept.
+
+use anyhow::Result;
+use candle_core::Tensor;
+use lance_mm::generate::{Piece, Plan, Unconditional};
+use lance_mm::models::{self, Config, Cursor, Grid, Segment, Sequence};
+use lance_mm::quant::Expert;
+use serde_json::{Value, json};
+
+/// A sample, or a pass of one, laid out.
+pub(super) struct Run {
+    rows: Rows,
+    /// Rows that are recorded, rising: of the run's expert.
+    pub(super) picks: Vec<usize>,
+    /// Rows after which a token of the answer is chosen, recorded for the output head.
+    pub(super) head_picks: Vec<usize>,
+    /// Whether the sample is only judged by.
+    pub(super) held_back: bool,
+}
+
+/// What the rows are.
+enum Rows {
+    /// A question with so many tokens of an answer at its end, which the UND expert reads.
+    Question { segments: Vec<Segment>, n_answer: usize },
+    /// A pass of a step of drawing, whose latents the GEN expert reads.
+    Drawing { pieces: Vec<Piece>, captioned: bool },
+}
+
+impl Run {
+    pub(super) fn question(segments: Vec<Segment>, n_answer: usize, held_back: bool) -> Self {
+        Self::new(Rows::Question { segments, n_answer }, held_back)
+    }
+
+    pub(super) fn drawing(pieces: Vec<Piece>, captioned: bool, held_back: bool) -> Self {
+        Self::new(Rows::Drawing { pieces, captioned }, held_back)
+    }
+
+    fn new(rows: Rows, held_back: bool) -> Self {
+        Self { rows, picks: Vec::new(), head_picks: Vec::new(), held_back }
+    }
+
+    /// Whose inputs are recorded.
+    pub(super) fn expert(&self) -> Expert {
+        match self.rows {
+            Rows::Question { .. } => Expert::Und,
+            Rows::Drawing { .. } => Expert::Gen,
+        }
+    }
+
+    /// Tokens of the answer, at the end.
+    pub(super) fn n_answer(&self) -> usize {
+        match self.rows {
+            Rows::Question { n_answer, .. } => n_answer,
+            Rows::Drawing { .. } => 0,
+        }
+    }
+
+    pub(super) fn sequence(&self, config: &Config) -> Sequence {
+        match &self.rows {
+            Rows::Question { segments, .. } => Sequence::new(segments, &config.layout(), Cursor::default()),
+            Rows::Drawing { pieces, captioned } => {
+                Plan::new(pieces, &config.layout(), Unconditional::Cached).whole(*captioned)
+            }
+        }
+    }
+
+    /// Rows of the GEN expert.
+    pub(super) fn latent_rows(&self, config: &Config) -> Vec<usize> {
+        let sequence = self.sequence(config);
+        let spans = sequence.spans().iter().filter(|span| span.expert == models::Expert::Gen);
+        spans.flat_map(|span| span.rows.clone()).collect()
+    }
+
+    /// What stands for visual rows in `x`, one tensor a block.
+    pub(super) fn features(&self, x: &Tensor, config: &Config) -> Result<Vec<Tensor>> {
+        let sequence = self.sequence(config);
+        let blocks = sequence.visual().iter().map(|rows| Ok(x.narrow(0, rows.start, rows.len())?));
+        blocks.collect()
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let grid = |g: &Grid| vec![g.t, g.h, g.w];
+        let rows = match &self.rows {
+            Rows::Question { segments, n_answer } => {
+                let segment = |segment: &Segment| match segment {
+                    Segment::Text(ids) => json!({ "text": ids }),
+                    Segment::Vit(g) | Segment::Clean(g) | Segment::Noise(g) => json!({ "vit": grid(g) }),
+                };
+                json!({ "segments": segments.iter().map(segment).collect::<Vec<_>>(), "answer": n_answer })
+            }
+            Rows::Drawing { pieces, captioned } => {
+                let piece = |piece: &Piece| match piece {
+                    Piece::Template(ids) => json!({ "template": ids }),
+                    Piece::Caption(ids) => json!({ "caption": ids }),
+                    Piece::Vit(g) => json!({ "vit": grid(g) }),
+                    Piece::Clean(g) => json!({ "clean": grid(g) }),
+                    Piece::Noise(g) => json!({ "noise": grid(g) }),
+                };
+                json!({ "pieces": pieces.iter().map(piece).collect::<Vec<_>>(), "captioned": captioned })
+            }
+        };
+        json!({
+            "rows": rows, "picks": self.picks, "head_picks": self.head_picks, "held_back": self.held_back,
+        })
+    }
+
+    pub(super) fn from_json(value: &Value) -> Option<Self> {
+        let rows = &value["rows"];
+        let rows = match rows.get("pieces") {
+            Some(pieces) => Rows::Drawing {
+                pieces: pieces.as_array()?.iter().map(piece).collect::<Option<_>>()?,
+                captioned: rows["captioned"].as_bool()?,
+            },
+            None => Rows::Question {
+                segments: rows["segments"].as_array()?.iter().map(segment).collect::<Option<_>>()?,
+                n_answer: usize::try_from(rows["answer"].as_u64()?).ok()?,
+            },
+        };
+        Some(Self {
+            rows,
+            picks: numbers(&value["picks"])?,
+            head_picks: numbers(&value["head_picks"])?,
+            held_back: value["held_back"].as_bool()?,
+        })
+    }
+}
+
+fn numbers(value: &Value) -> Option<Vec<usize>> {
+    value.as_array()?.iter().map(|n| usize::try_from(n.as_u64()?).ok()).collect()
+}
+
+fn ids(value: &Value) -> Option<Vec<u32>> {
+    numbers(value)?.into_iter().map(|id| u32::try_from(id).ok()).collect()
+}
+
+fn grid(value: &Value) -> Option<Grid> {
+    match numbers(value)?[..] {
+        [t, h, w] => Some(Grid { t, h, w }),
+        _ => None,
+    }
+}
+
+fn segment(value: &Value) -> Option<Segment> {
+    match value.get("text") {
+        Some(text) => Some(Segment::Text(ids(text)?)),
+        None => Some(Segment::Vit(grid(value.get("vit")?)?)),
+    }
+}
+
+fn piece(value: &Value) -> Option<Piece> {
+    let (name, value) = value.as_object()?.iter().next()?;
+    Some(match name.as_str() {
+        "template" => Piece::Template(ids(value)?),
+        "caption" => Piece::Caption(ids(value)?),
+        "vit" => Piece::Vit(grid(value)?),
+        "clean" => Piece::Clean(grid(value)?),
+        "noise" => Piece::Noise(grid(value)?),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_what_is_read() {
+        let g = Grid { t: 1, h: 2, w: 3 };
+        let question =
+            Run::question(vec![Segment::Text(vec![1, 2]), Segment::Vit(g), Segment::Text(vec![3])], 1, true);
+        let pieces = vec![
+            Piece::Template(vec![4]),
+            Piece::Vit(g),
+            Piece::Clean(g),
+            Piece::Caption(vec![5, 6]),
+            Piece::Noise(g),
+        ];
+        for mut run in [question, Run::drawing(pieces, false, false)] {
+            (run.picks, run.head_picks) = (vec![0, 3], vec![2]);
+            let stored = run.to_json();
+            let read = Run::from_json(&stored).unwrap();
+            assert_eq!(read.to_json(), stored);
+            assert_eq!((read.expert(), read.held_back), (run.expert(), run.held_back));
+        }
+        assert!(Run::from_json(&json!({ "rows": { "pieces": [{ "other": [1] }] } })).is_none());
+    }
+}
