@@ -19,6 +19,9 @@ use watch::Watch;
 /// The published model that draws.
 const RECOMMENDED: &str = "mlx-community/Lance-3B-bf16";
 
+/// Bytes that decoding holds at once with `--low-memory`.
+const LOW_MEMORY: usize = 128 << 20;
+
 /// Which model draws, and how.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Drawing")]
@@ -54,6 +57,9 @@ pub(crate) struct DrawArgs {
     /// Draw with quantized weights, of which nobody has shown that they draw well.
     #[arg(long)]
     allow_quantized: bool,
+    /// Decode in slabs that hold 128 MB at once: the same picture, a little later.
+    #[arg(long)]
+    low_memory: bool,
     /// Say on standard error how long each part took and how much memory it held at most.
     #[arg(long)]
     stats: bool,
@@ -134,7 +140,8 @@ impl<'a> Session<'a> {
         let start = Instant::now();
         let lance = {
             let _busy = hints.busy("loading the model");
-            Generation::new(Checkpoint::open(model::folder(name)?)?)?
+            let lance = Generation::new(Checkpoint::open(model::folder(name)?)?)?;
+            if args.low_memory { lance.with_decoding_budget(LOW_MEMORY) } else { lance }
         };
         watch.loaded(start.elapsed());
         if lance.is_quantized() && args.allow_quantized {

@@ -32,7 +32,7 @@ pub use shortcut::{Average, Repeat};
 pub use tails::Tails;
 
 use crate::{Probe, finish, no_probe};
-use decoder::Decoder;
+use decoder::{Decoder, Memory};
 use encoder::Encoder;
 
 /// Filters over three frames and three by three pixels.
@@ -53,7 +53,11 @@ pub struct Vae {
     config: VaeConfig,
     encoder: Encoder,
     decoder: Decoder,
+    budget: usize,
 }
+
+/// Bytes that the last stages of [`decode`](Vae::decode) hold at once, unless told otherwise.
+pub const BUDGET: usize = 1 << 30;
 
 /// What a clip's latents may be: normal distributions, f32 `(48, t, h, w)` each.
 #[derive(Clone, Debug)]
@@ -85,6 +89,7 @@ impl Vae {
             config: *config,
             encoder: Encoder::load(config, weights)?,
             decoder: Decoder::load(config, weights)?,
+            budget: BUDGET,
         };
         finish(weights, &["encoder.", "decoder.", "conv1.", "conv2."])?;
         Ok(vae)
@@ -93,6 +98,15 @@ impl Vae {
     /// What the network was built from.
     pub fn config(&self) -> &VaeConfig {
         &self.config
+    }
+
+    /// The same, decoding in about so many bytes besides the weights: the last stages, whose frames are by far
+    /// the largest, are run in slabs of rows that overlap by what their convolutions reach to. The numbers are
+    /// the same to the bit; small slabs cost time, at most twice as much. What a video's convolutions remember
+    /// between frames comes on top.
+    #[must_use]
+    pub fn with_budget(self, bytes: usize) -> Self {
+        Self { budget: bytes, ..self }
     }
 
     /// Means of the latents, normalised, f32 `(48, t, H/16, W/16)`, of frames f32 `(3, T, H, W)` in `[-1, 1]`.
@@ -154,7 +168,8 @@ impl Vae {
 
     /// As [`decode`](Self::decode), showing `latents` (raw), `conv2`, `decoder.conv1`, `decoder.middle.{0..2}`,
     /// `decoder.upsamples.{0..3}` and `decoder.head` of each frame, `(H, W, C)`, to `probe`, and `pixels`, the
-    /// frame `(3, H, W)` before it is held to `[-1, 1]`. An error that the probe returns ends the pass.
+    /// frame `(3, H, W)` before it is held to `[-1, 1]`. The last two `upsamples` are shown of frames that are
+    /// not made in slabs. An error that the probe returns ends the pass.
     ///
     /// # Errors
     /// As [`decode`](Self::decode), and what the probe returns.
@@ -168,13 +183,13 @@ impl Vae {
             }
         };
         let raw = latent::denormalise(&latents.permute((1, 2, 3, 0))?)?;
-        let mut tails = vec![Tails::default(); Decoder::n_tails()];
+        let (mut memory, slab) = (Memory::default(), self.decoder.slab(latents.dim(3)?, self.budget));
         let mut frames = Vec::with_capacity((n - 1) * FRAMES + 1);
         for i in 0..n {
             let mut patches = Vec::with_capacity(FRAMES);
             let x = raw.get(i)?;
             probe(format_args!("latents"), &x)?;
-            self.decoder.step(&x, &mut tails, i + 1 == n, probe, &mut |x| {
+            self.decoder.step(&x, &mut memory, (slab, i + 1 == n), probe, &mut |x| {
                 patches.push(x.clone());
                 Ok(())
             })?;

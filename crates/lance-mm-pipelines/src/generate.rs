@@ -130,6 +130,12 @@ impl Generation {
         Ok(Self { checkpoint, llm, latents, vit, vae })
     }
 
+    /// The same, decoding pictures in about so many bytes: see [`Vae::with_budget`].
+    #[must_use]
+    pub fn with_decoding_budget(self, bytes: usize) -> Self {
+        Self { vae: self.vae.with_budget(bytes), ..self }
+    }
+
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.checkpoint.config

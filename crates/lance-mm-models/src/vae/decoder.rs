@@ -19,6 +19,13 @@ const STAGES: [(usize, bool, bool); 4] =
     [(4, true, true), (4, true, true), (2, true, false), (1, false, false)];
 /// Residual blocks of a stage.
 const BLOCKS: usize = 3;
+/// The stage from whose blocks on frames are made in slabs: what follows it is largest.
+const SLABBED: usize = 2;
+/// Rows above and below a slab, before they are doubled, that its convolutions reach to: one of the doubled
+/// frame for each of the seven after the doubling, and one for that.
+const HALO: usize = 4;
+/// Frames of the slabbed stage's channels that are there at once: of the doubled size.
+const AT_ONCE: usize = 3;
 
 #[derive(Clone)]
 pub(super) struct Decoder {
@@ -29,6 +36,16 @@ pub(super) struct Decoder {
     upsamples: Vec<Stage>,
     head_norm: PixelNorm,
     head_conv: CausalConv,
+    width: usize,
+}
+
+/// What the decoder remembers between the latents of a clip.
+#[derive(Default)]
+pub(super) struct Memory {
+    start: Tails,
+    stages: [Tails; SLABBED + 1],
+    /// Of the last stage and the head, for each slab.
+    slabs: Vec<[Tails; 2]>,
 }
 
 #[derive(Clone)]
@@ -69,76 +86,143 @@ impl Decoder {
             upsamples,
             head_norm: PixelNorm::load(&head.pp("layer_0"), width)?,
             head_conv: CausalConv(head_conv),
+            width: d,
         })
     }
 
+    /// Rows of the slabbed stage that are worked on at once, of frames of latents `w` wide, so that what follows
+    /// holds about `budget` bytes.
+    pub(super) fn slab(&self, w: usize, budget: usize) -> usize {
+        let doubled = 8 * w;
+        let row = 2 * doubled * STAGES[SLABBED].0 * self.width * AT_ONCE * size_of::<f32>();
+        (budget / row.max(1)).max(2 * HALO)
+    }
+
     /// The next raw latent of a clip, f32 `(h, w, 48)`, to frames of patches `(8·h, 8·w, 12)`, one for the
-    /// first latent and four for every other, given to `sink` in order. `tails` has
-    /// [`n_tails`](Self::n_tails) values.
+    /// first latent and four for every other, given to `sink` in order. `slab` is how many rows of the third
+    /// stage are worked on at once, the same for all latents of a clip; it changes no number.
     ///
     /// Each frame goes through the rest of the network before the next is made, so memory is that of one.
     pub(super) fn step(
         &self,
         x: &Tensor,
-        tails: &mut [Tails],
-        last: bool,
+        memory: &mut Memory,
+        (slab, last): (usize, bool),
         probe: &mut Probe<'_>,
         sink: &mut dyn FnMut(&Tensor) -> Result<()>,
     ) -> Result<()> {
-        let [start, stages @ ..] = tails else { panic!("one state for each stage, and two more") };
+        let start = &mut memory.start;
         start.begin(last);
         let x = self.from_latents.forward(x, &[])?;
         probe(format_args!("conv2"), &x)?;
         let x = self.conv1.forward(&x, start)?;
         probe(format_args!("decoder.conv1"), &x)?;
         let x = self.middle.forward(&x, start, "decoder.middle", probe)?;
-        self.stage(0, x, stages, last, probe, sink)
+        let Memory { stages, slabs, .. } = memory;
+        self.stage(
+            0,
+            x,
+            stages,
+            &mut |x, own, last, probe| {
+                let x = self.slabs(x, own, slabs, (slab, last), probe)?;
+                probe(format_args!("decoder.head"), &x)?;
+                sink(&x)
+            },
+            last,
+            probe,
+        )
     }
 
-    /// Runs a frame through stage `index` and each result through what follows.
+    /// Runs a frame through stage `index` and each result through what follows; `finish` takes what comes to
+    /// the slabbed stage.
     fn stage(
         &self,
         index: usize,
         x: Tensor,
         tails: &mut [Tails],
+        finish: &mut Finish<'_>,
         last: bool,
         probe: &mut Probe<'_>,
-        sink: &mut dyn FnMut(&Tensor) -> Result<()>,
     ) -> Result<()> {
-        let (own, rest) = tails.split_first_mut().expect("one state for each stage, and one for the head");
+        let (own, rest) = tails.split_first_mut().expect("one state for each stage");
         own.begin(last);
-        let Some(stage) = self.upsamples.get(index) else {
-            let x = self.head_conv.forward(&self.head_norm.forward_silu(&x)?, own)?;
-            probe(format_args!("decoder.head"), &x)?;
-            return sink(&x);
-        };
-        let frames = stage.forward(x, own)?;
+        if index == SLABBED {
+            return finish(x, own, last, probe);
+        }
+        let frames = self.upsamples[index].forward(x, own)?;
         let n = frames.len();
         for (i, x) in frames.into_iter().enumerate() {
             probe(format_args!("decoder.upsamples.{index}"), &x)?;
-            self.stage(index + 1, x, rest, last && i + 1 == n, probe, sink)?;
+            self.stage(index + 1, x, rest, finish, last && i + 1 == n, probe)?;
         }
         Ok(())
     }
 
-    /// States that [`step`](Self::step) wants.
-    pub(super) fn n_tails() -> usize {
-        STAGES.len() + 2
+    /// Runs a frame through the blocks of the slabbed stage, and slabs of it through everything else.
+    fn slabs(
+        &self,
+        x: Tensor,
+        own: &mut Tails,
+        memory: &mut Vec<[Tails; 2]>,
+        (slab, last): (usize, bool),
+        probe: &mut Probe<'_>,
+    ) -> Result<Tensor> {
+        let stage = &self.upsamples[SLABBED];
+        let y = stage.blocks(x.clone(), own)?;
+        let rows = y.dim(0)?;
+        memory.resize(rows.div_ceil(slab), Default::default());
+        let mut parts = Vec::with_capacity(memory.len());
+        for (i, tails) in memory.iter_mut().enumerate() {
+            let (start, end) = (i * slab, rows.min((i + 1) * slab));
+            let (above, below) = (start.min(HALO), (rows - end).min(HALO));
+            let part = |x: &Tensor| x.narrow(0, start - above, above + end - start + below);
+            let frames = stage.upsampled(&part(&y)?, &part(&x)?, own)?;
+            let [z] = frames.try_into().expect("the stage doubles no frames");
+            tails.iter_mut().for_each(|tails| tails.begin(last));
+            let z = self.rest(z, tails, (rows <= slab).then_some(&mut *probe))?;
+            parts.push(z.narrow(0, 2 * above, 2 * (end - start))?);
+        }
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    /// The last stage and the head; whole frames are shown to `probe`.
+    fn rest(
+        &self,
+        x: Tensor,
+        [tails, head]: &mut [Tails; 2],
+        mut probe: Option<&mut Probe<'_>>,
+    ) -> Result<Tensor> {
+        let mut show = |index: usize, x: &Tensor| match &mut probe {
+            Some(probe) => probe(format_args!("decoder.upsamples.{index}"), x),
+            None => Ok(()),
+        };
+        show(SLABBED, &x)?;
+        let x = self.upsamples[SLABBED + 1].blocks(x, tails)?;
+        show(SLABBED + 1, &x)?;
+        self.head_conv.forward(&self.head_norm.forward_silu(&x)?, head)
     }
 }
 
+/// Takes a frame that comes to the slabbed stage, with the stage's tails, and whether it is the clip's last.
+type Finish<'a> = dyn FnMut(Tensor, &mut Tails, bool, &mut Probe<'_>) -> Result<()> + 'a;
+
 impl Stage {
     fn forward(&self, x: Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
-        let shortcut = match &self.upsample {
-            Some((_, repeat)) => Some(repeat.forward(&x, tails)?),
-            None => None,
-        };
-        let mut x = x;
+        let y = self.blocks(x.clone(), tails)?;
+        self.upsampled(&y, &x, tails)
+    }
+
+    fn blocks(&self, mut x: Tensor, tails: &mut Tails) -> Result<Tensor> {
         for block in &self.blocks {
             x = block.forward(&x, tails)?;
         }
-        let (Some((upsample, _)), Some(shortcut)) = (&self.upsample, shortcut) else { return Ok(vec![x]) };
-        let frames = upsample.forward(&x, tails)?;
+        Ok(x)
+    }
+
+    /// The result `y` of the blocks at twice the size, with copies of their input `x`.
+    fn upsampled(&self, y: &Tensor, x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
+        let Some((upsample, repeat)) = &self.upsample else { return Ok(vec![y.clone()]) };
+        let (frames, shortcut) = (upsample.forward(y, tails)?, repeat.forward(x, tails)?);
         frames.into_iter().zip(shortcut).map(|(x, shortcut)| Ok((x + shortcut)?)).collect()
     }
 }

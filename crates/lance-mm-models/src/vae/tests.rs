@@ -43,6 +43,24 @@ fn nothing_looks_ahead() {
 }
 
 #[test]
+fn slabs_change_no_bit() {
+    let z = clip([48, 3, 5, 2], 2);
+    let whole = flat(&vae().decode(&z).unwrap());
+    // 20 rows in slabs of 8, and in one that takes all but two.
+    let row = 2 * 16 * 2 * CONFIG.decoder_width * 3 * 4;
+    for budget in [0, 18 * row] {
+        let mut shown = Vec::new();
+        let pixels = vae().with_budget(budget).decode_probed(&z, &mut |name, _| {
+            shown.push(name.to_string());
+            Ok(())
+        });
+        assert!(flat(&pixels.unwrap()) == whole, "{budget}");
+        assert!(!shown.contains(&"decoder.upsamples.3".to_owned()), "slabs are no frames");
+        assert_eq!(shown.iter().filter(|name| *name == "decoder.head").count(), 9);
+    }
+}
+
+#[test]
 fn every_later_frame_depends_on_the_first_two_latents() {
     let vae = vae();
     let z = clip([48, 3, 1, 1], 2);
