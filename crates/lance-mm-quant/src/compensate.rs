@@ -33,6 +33,8 @@ pub struct Drift {
     pub after: f64,
     /// `λ` in means of the Hessian's diagonal; none: the weight stays as it is.
     pub damping: Option<f64>,
+    /// The same with what is in the file: drift and rounding together.
+    pub rounded: f64,
 }
 
 /// A weight as it makes good the drift of its inputs.
@@ -65,7 +67,8 @@ pub(crate) fn compensated<'a>(
     }
     let some = Sampled::new(weight, ROWS);
     let (before, size) = left(&some, &some, original, rows);
-    let mut found = Drift { before: relative(before, size), after: relative(before, size), damping: None };
+    let before = relative(before, size);
+    let mut found = Drift { before, after: before, damping: None, rounded: before };
     let mut best = None;
     for damping in DAMPINGS {
         let factor = match rows.n_search() < rows.n_cols() {
@@ -82,6 +85,12 @@ pub(crate) fn compensated<'a>(
         }
     }
     Ok((Compensated { weight, drift, actual: rows.search(), factor: best }, found))
+}
+
+/// `‖X·Wᵀ − Y·Vᵀ‖² / ‖X·Wᵀ‖²` on the rows held back, for the `v` that is in the file.
+pub(crate) fn rounded(v: &dyn Source, w: &dyn Source, original: &Rows, actual: &Rows) -> f64 {
+    let (error, size) = left(v, w, original, actual);
+    relative(error, size)
 }
 
 /// `X − Y` of the search rows.

@@ -2,7 +2,7 @@
 
 use lance_mm_tensor::{AffineWeight, Result, Scheme};
 
-use crate::compensate::{compensated, difference};
+use crate::compensate::{Drift, compensated, difference, rounded};
 use crate::fuse::divide;
 use crate::inputs::Inputs;
 use crate::linear::{quantize_linear, width_errors};
@@ -93,8 +93,11 @@ pub fn measure_head(
     };
     let source: &dyn Source = fitted.as_ref().map_or(&scaled, |(source, _)| source);
     let quantized = quantize_linear(name, source, Some(&inputs), scheme, recipe)?;
-    let drift = fitted.as_ref().map(|(_, drift)| drift.clone());
-    let report = LinearReport { drift, ..LinearReport::new(name.to_owned(), &quantized, plain) };
+    let mut report = LinearReport::new(name.to_owned(), &quantized, plain);
+    if let (Some((_, drift)), Some(original)) = (&fitted, &original) {
+        let rounded = rounded(&quantized.weight, &scaled, original, inputs.rows());
+        report.drift = Some(Drift { rounded, ..drift.clone() });
+    }
     let errors = width_errors(name, &scaled, Some(&inputs), schemes, recipe)?;
     Ok(HeadResult { weight: quantized.weight, report, pair, errors })
 }

@@ -1,7 +1,7 @@
 //! A weight as f32 values, and what else can be read by rows.
 
 use half::bf16;
-use lance_mm_tensor::{Error, Result, Weight};
+use lance_mm_tensor::{AffineWeight, Error, Result, Weight};
 use rayon::prelude::*;
 
 use crate::block::CHUNK;
@@ -29,6 +29,20 @@ pub trait Source: Sync {
 }
 
 impl Source for Weight {
+    fn n_rows(&self) -> usize {
+        self.n_rows()
+    }
+
+    fn n_cols(&self) -> usize {
+        self.n_cols()
+    }
+
+    fn read_row(&self, row: usize, out: &mut [f32]) {
+        self.read_row(row, out);
+    }
+}
+
+impl Source for AffineWeight {
     fn n_rows(&self) -> usize {
         self.n_rows()
     }

@@ -28,6 +28,15 @@ struct Linear {
     snr_db: Option<f64>,
     clipped: Option<f64>,
     method: Value,
+    drift: Option<Drift>,
+}
+
+/// What it says of a matrix whose inputs have changed.
+#[derive(Deserialize)]
+struct Drift {
+    before: Option<f64>,
+    after: Option<f64>,
+    rounded: Option<f64>,
 }
 
 impl Linear {
@@ -122,6 +131,10 @@ impl<'a> Page<'a> {
             document.table(tables::scales(self));
         }
         document.heading("Matrices");
+        document.text(
+            "Drift is what earlier matrices, rounded, have changed of a matrix's outputs: before and after the matrix \
+             was fitted to make it good, and together with the matrix's own rounding.",
+        );
         document.table(tables::matrices(self));
         document
     }

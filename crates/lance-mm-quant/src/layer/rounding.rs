@@ -3,7 +3,7 @@
 use lance_mm_tensor::{Result, Scheme};
 
 use super::{ExpertResult, Form, LinearResult, SiteRows};
-use crate::compensate::{Drift, compensated, difference};
+use crate::compensate::{Drift, compensated, difference, rounded};
 use crate::fuse::ExpertWeights;
 use crate::inputs::Inputs;
 use crate::linear::{quantize_linear, width_errors};
@@ -56,14 +56,18 @@ impl Rounding {
             let linear = match (step.scheme)(proj) {
                 None => LinearResult { name, form: Form::Dense(matrix), report: None, errors },
                 Some(scheme) => {
-                    let changed = original.as_ref().zip(known);
-                    let (matrix, drift) = match changed {
-                        None => (matrix, None),
-                        Some((x, y)) => compensate(&name, &matrix, x, y)?,
+                    let fitted = match original.as_ref().zip(known) {
+                        None => None,
+                        Some((x, y)) => Some(compensate(&name, &matrix, x, y)?),
                     };
-                    let quantized = quantize_linear(&name, &matrix, known, scheme, step.recipe)?;
+                    let weight = fitted.as_ref().map_or(&matrix, |(weight, _)| weight);
+                    let quantized = quantize_linear(&name, weight, known, scheme, step.recipe)?;
                     let plain = self.plain[proj as usize];
-                    let report = LinearReport { drift, ..LinearReport::new(name.clone(), &quantized, plain) };
+                    let mut report = LinearReport::new(name.clone(), &quantized, plain);
+                    if let (Some((_, drift)), Some(x), Some(y)) = (fitted, &original, known) {
+                        let rounded = rounded(&quantized.weight, &matrix, x, y.rows());
+                        report.drift = Some(Drift { rounded, ..drift });
+                    }
                     LinearResult { name, form: Form::Packed(quantized.weight), report: Some(report), errors }
                 }
             };
@@ -74,13 +78,8 @@ impl Rounding {
 }
 
 /// The weight that makes good what has become of its inputs.
-fn compensate(
-    name: &str,
-    weight: &Matrix,
-    original: &Rows,
-    actual: &Inputs,
-) -> Result<(Matrix, Option<Drift>)> {
+fn compensate(name: &str, weight: &Matrix, original: &Rows, actual: &Inputs) -> Result<(Matrix, Drift)> {
     let drift = difference(original, actual.rows());
     let (source, found) = compensated(name, weight, original, &drift, actual)?;
-    Ok((Matrix::read(name, &source)?, Some(found)))
+    Ok((Matrix::read(name, &source)?, found))
 }

@@ -173,6 +173,7 @@ fn later_layers_make_good_what_earlier_ones_changed() {
     for linear in &layer.finish().experts[0].linears {
         let drift = linear.report.as_ref().unwrap().drift.as_ref().unwrap();
         assert!(drift.after < 0.5 * drift.before, "{}: {drift:?}", linear.name);
+        assert!(drift.after < drift.rounded && drift.rounded < drift.before, "{}: {drift:?}", linear.name);
     }
     let mut layer =
         LayerQuantizer::new(weights(&[Expert::Und]), vec![Some(rows)], &four_bits, &recipe).unwrap();

@@ -3,7 +3,7 @@
 use lance_mm::inspect::{Component, Count};
 use serde_json::Value;
 
-use super::{Linear, Page};
+use super::{Drift, Linear, Page};
 use crate::document::Table;
 use crate::document::number::{or_dash, percent, short};
 
@@ -111,6 +111,9 @@ pub(super) fn matrices(page: &Page<'_>) -> Table {
         "plain",
         "scaled",
         "final",
+        "drift",
+        "drift, made good",
+        "drift and rounding",
         "SNR of the weights, dB",
         "groups clipped",
     ];
@@ -125,11 +128,18 @@ pub(super) fn matrices(page: &Page<'_>) -> Table {
             or_dash(linear.plain, short),
             or_dash(linear.scaled, short),
             or_dash(linear.error, short),
+            or_dash(drift(linear, |d| d.before), short),
+            or_dash(drift(linear, |d| d.after), short),
+            or_dash(drift(linear, |d| d.rounded), short),
             or_dash(linear.snr_db, |snr| format!("{snr:.1}")),
             or_dash(linear.clipped, percent),
         ]);
     }
     table
+}
+
+fn drift(linear: &Linear, of: impl Fn(&Drift) -> Option<f64>) -> Option<f64> {
+    linear.drift.as_ref().and_then(of)
 }
 
 /// A way of rounding with what it was set to.
