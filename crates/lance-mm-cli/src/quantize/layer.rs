@@ -1,6 +1,7 @@
 //! Quantizing one layer, the embedding and the head; each result is a file of the work folder.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use lance_mm::Checkpoint;
@@ -16,6 +17,7 @@ use super::capture::Capture;
 use super::scheme::Schemes;
 use super::stored::{Shared, Stored, bf16s, f32s, in_memory, overlaid, packed, store, values, vectors};
 use super::workdir::WorkDir;
+use crate::output::Hints;
 
 /// What is said of a part in the report.
 #[derive(Default, Serialize)]
@@ -60,6 +62,41 @@ impl Quantizing<'_> {
     /// The language model with a finished part in place.
     pub(super) fn with_part(&self, name: &str) -> Result<Llm> {
         overlaid(&(self.open)()?, &open(self.work, name)?, self.experts)
+    }
+
+    /// Quantizes every part that no earlier run has finished, in the order of the model.
+    pub(super) fn parts(&self, capture: &mut Capture<'_>, layers: usize, hints: Hints) -> Result<()> {
+        if !is_done(self.work, EMBED) {
+            let _busy = hints.busy("embedding");
+            self.embedding()?;
+        }
+        if self.recipe.compensate && capture.awaits(0) {
+            capture.follow(&self.with_part(EMBED)?)?;
+        }
+        let start = Instant::now();
+        for index in 0..layers {
+            let _busy = hints.busy(&progress(index, layers, start));
+            let sites = match capture.awaits(index) {
+                false => [None, None],
+                true => capture.layer(&self.original()?, index)?,
+            };
+            let name = layer_name(index);
+            if !is_done(self.work, &name) {
+                self.layer(index, sites, capture)?;
+            }
+            let is_next = capture.follows() && capture.awaits(index);
+            let quantized = is_next.then(|| self.with_part(&name)).transpose()?;
+            capture.advance(index, quantized.as_ref())?;
+        }
+        let _busy = hints.busy("head");
+        if !is_done(self.work, HEAD) {
+            let rows = match capture.awaits(layers) {
+                false => None,
+                true => capture.head_rows(&self.original()?)?,
+            };
+            self.head(rows)?;
+        }
+        Ok(())
     }
 
     /// Quantizes layer `index`, with `sites` the inputs that were recorded of each expert in the original model;
@@ -217,4 +254,15 @@ fn finish(work: &WorkDir, name: &str, tensors: &HashMap<String, Stored>, part: &
 /// The tensors of a finished part.
 pub(super) fn open(work: &WorkDir, name: &str) -> Result<Weights> {
     Ok(Weights::open(&[work.file(&format!("{name}.safetensors"))])?)
+}
+
+fn progress(index: usize, layers: usize, start: Instant) -> String {
+    let left = match index {
+        0 => String::new(),
+        _ => {
+            let each = start.elapsed().as_secs_f64() / index as f64;
+            format!(", about {:.0} s left", each * (layers - index) as f64)
+        }
+    };
+    format!("layer {} of {layers}{left}", index + 1)
 }
