@@ -150,6 +150,11 @@ impl AffineWeight {
         Self { products, ..self }
     }
 
+    /// Whether values are rounded as `mx.dequantize` does.
+    pub(crate) fn is_rounded(&self) -> bool {
+        self.products == Products::MlxRounded
+    }
+
     /// What the integer kernels read, where products are to be computed by them.
     pub(crate) fn integer(&self) -> Option<Affine<'_>> {
         (self.products == Products::Integer).then(|| Affine {

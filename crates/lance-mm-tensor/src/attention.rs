@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 
-use crate::dense::FloatType;
 use crate::error::{Error, Result};
 use crate::kernels::{Attention, Heads, metal};
 
@@ -59,24 +58,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Result
         ));
     }
     check(blocks, t, s)?;
-    match q.device().is_cpu() {
-        true => Ok(q.apply_op3_no_bwd(k, v, &Op { blocks })?),
-        false => on_metal(q, k, v, blocks),
+    match metal::runs_on(q.device()) {
+        false => Ok(q.apply_op3_no_bwd(k, v, &Op { blocks })?),
+        true => metal::attend(q, k, v, blocks),
     }
-}
-
-fn on_metal(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Result<Tensor> {
-    let (heads, rows, dim) = q.dims3()?;
-    let (kv_heads, stride, _) = k.dims3()?;
-    if !dim.is_multiple_of(8) || dim > metal::MAX_HEAD_DIM {
-        let expected = format!("a multiple of 8, at most {}", metal::MAX_HEAD_DIM);
-        return Err(Error::input("width of a head on Metal", expected, dim));
-    }
-    let plan = metal::attention(metal::Heads { rows, heads, kv_heads, stride, dim }, FloatType::F32);
-    let [first, last] = metal::key_ranges(blocks);
-    let (first, last) = (Tensor::new(first, q.device())?, Tensor::new(last, q.device())?);
-    let [q, k, v] = [q.contiguous()?, k.contiguous()?, v.contiguous()?];
-    metal::apply(&plan, &[&q, &k, &v, &first, &last], &[rows, heads * dim], DType::F32)
 }
 
 struct Op<'a> {
@@ -134,7 +119,7 @@ fn check(blocks: &[Block], t: usize, s: usize) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
+    use candle_core::{DType, Device};
 
     use super::*;
     use crate::testing::{assert_close, seeded};

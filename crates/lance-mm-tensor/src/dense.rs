@@ -86,6 +86,10 @@ pub enum Activations {
 pub struct DenseWeight {
     bytes: Bytes,
     dtype: FloatType,
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "read where bf16 is multiplied as stored")
+    )]
     activations: Activations,
     rows: usize,
     cols: usize,
@@ -132,6 +136,11 @@ impl DenseWeight {
     /// When `x` is not `n` rows of `K`.
     pub fn matmul(&self, x: &[f32], n: usize) -> Vec<f32> {
         matmul(x, n, self)
+    }
+
+    /// The values as they are stored, row by row.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// The type the values are stored in.

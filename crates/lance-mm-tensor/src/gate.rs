@@ -1,9 +1,9 @@
 //! The gate of an MLP.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
 
 use crate::error::{Error, Result};
-use crate::kernels::swiglu as kernel;
+use crate::kernels::{metal, swiglu as kernel};
 
 /// `silu(gate) · up`, f32 of one shape (Shazeer 2020, "GLU variants improve Transformer").
 ///
@@ -13,10 +13,11 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.dims() != up.dims() {
         return Err(Error::input("gate", format!("{:?}", up.dims()), format!("{:?}", gate.dims())));
     }
-    match gate.device().is_cpu() {
-        true => Ok(gate.contiguous()?.apply_op2_no_bwd(&up.contiguous()?, &Swiglu)?),
-        false => Ok((gate.silu()? * up)?),
+    let (gate, up) = (gate.contiguous()?, up.contiguous()?);
+    if metal::runs_on(gate.device()) && gate.elem_count() > 0 {
+        return metal::apply(&metal::swiglu(gate.elem_count()), &[&gate, &up], gate.dims(), DType::F32);
     }
+    Ok(gate.apply_op2_no_bwd(&up, &Swiglu)?)
 }
 
 struct Swiglu;

@@ -1,12 +1,13 @@
 //! Linear layers and embeddings over weights of either form.
 
-use candle_core::{CpuStorage, CustomOp1, DType, InplaceOp2, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, InplaceOp2, Layout, Shape, Tensor};
 use safetensors::Dtype;
 
 use crate::affine::{AffineParts, AffineWeight};
 use crate::dense::{DenseWeight, FloatType};
 use crate::error::{Error, Result};
 use crate::float_mode::FloatModeWeight;
+use crate::kernels::metal::{self, DeviceWeight};
 use crate::kernels::{Rows, add_bias, affine_matmul, matmul};
 use crate::quantization::{Mode, Scheme};
 use crate::weights::{Bytes, View, Weights};
@@ -21,29 +22,48 @@ pub enum Weight {
     Affine(AffineWeight),
     /// One of MLX's floating modes.
     FloatMode(FloatModeWeight),
+    /// One of these in buffers of a device.
+    Device(DeviceWeight),
 }
 
 impl Weight {
-    /// Loads the matrix of the module at `weights`: dense when the file has no `scales` beside it.
+    /// Loads the matrix of the module at `weights`, onto their device: dense when the file has no `scales` beside
+    /// it.
     ///
-    /// What is missing or contradictory is noted in `weights`; see [`Weights::check`]. No value is read:
+    /// What is missing or contradictory is noted in `weights`; see [`Weights::check`]. On the CPU no value is read:
     /// scales or biases that are not finite are an error of the first product or lookup that reads them.
     ///
     /// # Errors
-    /// Only what candle refuses.
+    /// As [`to_device`](Self::to_device).
     pub fn load(weights: &Weights, rows: usize, cols: usize) -> Result<Self> {
+        Self::find(weights, rows, cols).to_device(weights.device())
+    }
+
+    fn find(weights: &Weights, rows: usize, cols: usize) -> Self {
         let weight = if weights.has("scales") {
-            Self::load_quantized(weights, rows, cols)?
+            Self::find_quantized(weights, rows, cols)
         } else {
             if let Err(what) = weights.quantization().check_dense(weights.path()) {
                 weights.note("weight", what);
             }
             weights.dense("weight", &[rows, cols], rows, cols).map(Self::Dense)
         };
-        Ok(weight.unwrap_or_else(|| Self::Dense(DenseWeight::from_f32(&[], 1))))
+        weight.unwrap_or_else(|| Self::Dense(DenseWeight::from_f32(&[], 1)))
     }
 
-    fn load_quantized(weights: &Weights, rows: usize, cols: usize) -> Result<Option<Self>> {
+    /// The same weight where products with tensors of `device` need it: left as it is for the CPU, else copied into
+    /// buffers of the device.
+    ///
+    /// # Errors
+    /// Scales or biases that are not finite, a form the device has no kernel for, memory that it lacks.
+    pub fn to_device(self, device: &Device) -> Result<Self> {
+        match metal::runs_on(device) && self.n_rows() > 0 {
+            true => DeviceWeight::new(self, device).map(Self::Device),
+            false => Ok(self),
+        }
+    }
+
+    fn find_quantized(weights: &Weights, rows: usize, cols: usize) -> Option<Self> {
         let last = |name: &str| weights.info(name).and_then(|t| t.shape.last().copied()).unwrap_or(0);
         let has_biases = weights.has("biases");
         let scheme = match weights.quantization().scheme(
@@ -56,32 +76,32 @@ impl Weight {
             Ok(scheme) => scheme,
             Err(what) => {
                 weights.note("weight", what);
-                return Ok(None);
+                return None;
             }
         };
         let words = weights.view("weight", &[rows, scheme.words(cols)]);
         let groups = [rows, cols / scheme.group_size()];
         let scales = weights.view("scales", &groups);
-        let (Some(words), Some(scales)) = (words, scales) else { return Ok(None) };
+        let (Some(words), Some(scales)) = (words, scales) else { return None };
         if words.dtype != Dtype::U32 {
             weights.note("weight", format!("expected packed U32 words, found {:?}", words.dtype));
-            return Ok(None);
+            return None;
         }
         if scheme.mode() != Mode::Affine {
-            return Ok(Self::float_mode(weights, words.bytes, scales, scheme, rows, cols));
+            return Self::float_mode(weights, words.bytes, scales, scheme, rows, cols);
         }
-        let Some(biases) = weights.view("biases", &groups) else { return Ok(None) };
+        let biases = weights.view("biases", &groups)?;
         let dtype = FloatType::of(scales.dtype).filter(|_| scales.dtype == biases.dtype);
         let Some(dtype) = dtype else {
             let found = format!("{:?} and {:?}", scales.dtype, biases.dtype);
             weights
                 .note("scales", format!("expected scales and biases both F32, F16 or BF16, found {found}"));
-            return Ok(None);
+            return None;
         };
         let parts = AffineParts { words: words.bytes, scales: scales.bytes, biases: biases.bytes, dtype };
         let name = format!("{}: {}", weights.files(), weights.path());
         let weight = AffineWeight::new(&name, parts, scheme, rows, cols);
-        Ok(Some(Self::Affine(weight.with_products(weights.products()))))
+        Some(Self::Affine(weight.with_products(weights.products())))
     }
 
     fn float_mode(
@@ -110,6 +130,7 @@ impl Weight {
             Self::Dense(w) => w,
             Self::Affine(w) => w,
             Self::FloatMode(w) => w,
+            Self::Device(w) => w.host().rows(),
         }
     }
 
@@ -129,6 +150,7 @@ impl Weight {
             Self::Dense(w) => self.n_rows() * self.n_cols() * w.dtype().size(),
             Self::Affine(w) => w.word_bytes().len() + w.scale_bytes().len() + w.bias_bytes().len(),
             Self::FloatMode(w) => w.bytes(),
+            Self::Device(w) => w.host().bytes(),
         }
     }
 
@@ -150,8 +172,10 @@ impl Weight {
             let expected = format!("f32 rows of {}", self.n_cols());
             return Err(Error::input("linear input", expected, format!("{:?} {:?}", x.dtype(), x.dims())));
         }
-        if let Self::Affine(w) = self {
-            w.check()?;
+        match self {
+            Self::Device(w) => return w.matmul(&x.contiguous()?),
+            Self::Affine(w) => w.check()?,
+            Self::Dense(_) | Self::FloatMode(_) => {}
         }
         Ok(x.contiguous()?.apply_op1_no_bwd(self)?)
     }
@@ -164,6 +188,7 @@ impl CustomOp1 for Weight {
             Self::Dense(_) => "dense-matmul",
             Self::Affine(_) => "affine-matmul",
             Self::FloatMode(_) => "float-mode-matmul",
+            Self::Device(_) => "device-matmul",
         }
     }
 
@@ -178,7 +203,7 @@ impl CustomOp1 for Weight {
         let n = dims[..dims.len() - 1].iter().product();
         let integer = match self {
             Self::Affine(w) => w.integer(),
-            Self::Dense(_) | Self::FloatMode(_) => None,
+            Self::Dense(_) | Self::FloatMode(_) | Self::Device(_) => None,
         };
         let y = integer.map_or_else(|| matmul(x, n, self.rows()), |w| affine_matmul(x, n, &w));
         Ok((CpuStorage::F32(y), Shape::from(dims)))
@@ -216,6 +241,15 @@ impl Linear {
     pub fn load_biased(weights: &Weights, n_in: usize, n_out: usize) -> Result<Self> {
         let bias = weights.tensor("bias", &[n_out])?;
         Ok(Self::new(Weight::load(weights, n_out, n_in)?, Some(bias)))
+    }
+
+    /// The same layer for tensors of `device`; see [`Weight::to_device`].
+    ///
+    /// # Errors
+    /// As [`Weight::to_device`].
+    pub fn to_device(self, device: &Device) -> Result<Self> {
+        let bias = self.bias.map(|bias| bias.to_device(device)).transpose()?;
+        Ok(Self { weight: self.weight.to_device(device)?, bias })
     }
 
     /// The weight.
@@ -283,7 +317,7 @@ impl From<DenseWeight> for Linear {
 #[derive(Clone)]
 pub struct Embedding {
     weight: Weight,
-    device: candle_core::Device,
+    device: Device,
 }
 
 impl Embedding {
@@ -306,12 +340,15 @@ impl Embedding {
     /// An id past the end of the table; a row whose scales or biases are not finite.
     pub fn forward(&self, ids: &[u32]) -> Result<Tensor> {
         let (rows, cols) = (self.weight.n_rows(), self.weight.n_cols());
+        if let Some(id) = ids.iter().find(|id| usize::try_from(**id).map_or(true, |id| id >= rows)) {
+            return Err(Error::input("token id", format!("an id below {rows}"), id));
+        }
+        if let Weight::Device(w) = &self.weight {
+            return w.rows(ids);
+        }
         let mut out = vec![0.0; ids.len() * cols];
         for (id, out) in ids.iter().zip(out.chunks_exact_mut(cols)) {
-            let row = usize::try_from(*id).ok().filter(|id| *id < rows);
-            let Some(row) = row else {
-                return Err(Error::input("token id", format!("an id below {rows}"), id));
-            };
+            let row = *id as usize;
             if let Weight::Affine(w) = &self.weight {
                 w.check_row(row)?;
             }

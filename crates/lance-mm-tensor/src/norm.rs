@@ -1,8 +1,10 @@
 //! Root-mean-square normalisation.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
+use crate::dense::FloatType;
 use crate::error::Result;
+use crate::kernels::metal;
 use crate::weights::Weights;
 
 /// `w · x / sqrt(mean(x²) + eps)` over the last axis, in f32 whatever the weight is stored in
@@ -40,7 +42,13 @@ impl RmsNorm {
     /// # Errors
     /// A last axis of another width.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(candle_nn::ops::rms_norm(&x.contiguous()?, &self.weight, self.eps)?)
+        let x = x.contiguous()?;
+        let width = self.weight.elem_count();
+        if metal::runs_on(x.device()) && x.dims().last() == Some(&width) && x.elem_count() > 0 {
+            let plan = metal::rms_norm(x.elem_count() / width, width, self.eps, FloatType::F32);
+            return metal::apply(&plan, &[&x, &self.weight], x.dims(), DType::F32);
+        }
+        Ok(candle_nn::ops::rms_norm(&x, &self.weight, self.eps)?)
     }
 }
 

@@ -1,8 +1,10 @@
 //! Rotary position tables: multimodal (three axes in contiguous sections) and from given angles.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
+use crate::dense::FloatType;
 use crate::error::{Error, Result};
+use crate::kernels::metal;
 
 /// Frequencies of a multimodal rotary embedding: channel pair `j` of a head turns by
 /// `position[axis(j)] · theta^(-2j/D)`, the axes taking contiguous sections of the pairs
@@ -93,8 +95,26 @@ impl RotaryTable {
     /// # Errors
     /// A shape that does not fit the table.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        if metal::runs_on(x.device()) {
+            return self.apply_on_device(x);
+        }
         let x = x.unsqueeze(0)?.contiguous()?;
         Ok(candle_nn::rotary_emb::rope_thd(&x, &self.cos, &self.sin)?.squeeze(0)?)
+    }
+}
+
+impl RotaryTable {
+    /// As [`apply`](Self::apply). The kernel lays heads out for attention, `(H, T, D)`; the result is a view of that.
+    fn apply_on_device(&self, x: &Tensor) -> Result<Tensor> {
+        let (rows, heads, dim) = x.dims3()?;
+        if self.cos.dims() != [rows, dim / 2] || rows == 0 {
+            let expected = format!("{:?} rows and half the width of a head", self.cos.dims());
+            return Err(Error::input("heads to turn", expected, format!("{:?}", x.dims())));
+        }
+        let plan = metal::norm_rope([rows, heads, dim], None, FloatType::F32);
+        // Without a norm its weight is not read.
+        let inputs = [&x.contiguous()?, &self.cos, &self.cos, &self.sin];
+        Ok(metal::apply(&plan, &inputs, &[heads, rows, dim], DType::F32)?.transpose(0, 1)?)
     }
 }
 

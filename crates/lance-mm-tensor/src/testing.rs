@@ -1,5 +1,16 @@
 //! Helpers of the workspace's tests; not part of the API.
 
+use std::rc::Rc;
+
+use crate::kernels::metal;
+pub use crate::kernels::metal::Executor;
+
+/// Runs `work` as on a device: every operation of this crate on tensors of the CPU makes the plans that a device is
+/// given, and `executor` runs them. On this thread only; networks are to be loaded within `work`, too.
+pub fn with_executor<T>(executor: Rc<Executor>, work: impl FnOnce() -> T) -> T {
+    metal::with_executor(executor, work)
+}
+
 /// Reproducible values in (-1, 1): splitmix64 of a seed and an index.
 pub fn seeded(n: usize, seed: u64) -> Vec<f32> {
     (0..n as u64)

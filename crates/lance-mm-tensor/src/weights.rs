@@ -30,18 +30,29 @@ pub struct Weights {
     prefix: String,
 }
 
-/// How the values of files are taken.
-#[derive(Clone, Default)]
+/// How the values of files are taken, and where to.
+#[derive(Clone)]
 struct Reading {
     quantization: Quantization,
     products: Products,
     activations: Activations,
+    device: Device,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self {
+            quantization: Quantization::default(),
+            products: Products::default(),
+            activations: Activations::default(),
+            device: Device::Cpu,
+        }
+    }
 }
 
 struct Inner {
     store: Store,
     reading: Reading,
-    device: Device,
     used: Mutex<HashSet<String>>,
     problems: Mutex<Vec<Problem>>,
 }
@@ -97,8 +108,7 @@ impl Weights {
     }
 
     fn read_as(store: Store, reading: Reading, prefix: String) -> Self {
-        let inner =
-            Inner { store, reading, device: Device::Cpu, used: Mutex::default(), problems: Mutex::default() };
+        let inner = Inner { store, reading, used: Mutex::default(), problems: Mutex::default() };
         Self { inner: Arc::new(inner), prefix }
     }
 
@@ -125,6 +135,12 @@ impl Weights {
     /// The same files, inputs of products with bf16 matrices taken as `activations`.
     pub fn with_activations(self, activations: Activations) -> Self {
         self.read_with(|reading| reading.activations = activations)
+    }
+
+    /// The same files, loaded onto `device`: matrices are copied there as they are stored. The CPU reads them where
+    /// they are mapped.
+    pub fn with_device(self, device: Device) -> Self {
+        self.read_with(|reading| reading.device = device)
     }
 
     fn with_products(self, products: Products) -> Self {
@@ -168,9 +184,9 @@ impl Weights {
         self.inner.store.release()
     }
 
-    /// The device on which small tensors (norms, biases) are made.
+    /// The device that networks are loaded onto.
     pub fn device(&self) -> &Device {
-        &self.inner.device
+        &self.inner.reading.device
     }
 
     pub(crate) fn quantization(&self) -> &Quantization {

@@ -4,21 +4,38 @@
 //! everywhere: the tests run the same plans on the CPU, in a simulator, against references in f64. On a Mac an
 //! encoder hands them to the device as they are. One file of functions and one `.metal` file belong to each
 //! family of operations.
+//!
+//! The operations of this crate ask [`runs_on`] whether their tensors are to go through plans, and [`apply`] runs
+//! them. Tests let an [`Executor`] stand in for the device, and so whole networks run through the same calls.
 
 mod affine;
 mod apply;
 mod attention;
+mod dense;
 #[cfg(all(feature = "metal", target_os = "macos"))]
 mod device;
+mod executor;
 mod norm;
 #[cfg(test)]
 #[cfg(target_os = "linux")]
+mod operations;
+mod pointwise;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod simulator;
+mod weight;
 
 pub use affine::{Affine, affine_matmul, affine_rows};
 pub use apply::apply;
+pub(crate) use attention::attend;
 pub use attention::{Heads, MAX_HEAD_DIM, attention, key_ranges};
+pub use dense::{Dense, dense_matmul, dense_rows};
+#[doc(hidden)]
+pub use executor::Executor;
+pub(crate) use executor::{runs_on, with_executor};
 pub use norm::{norm_rope, rms_norm};
+pub use pointwise::swiglu;
+pub use weight::DeviceWeight;
 
 use crate::dense::FloatType;
 
@@ -59,8 +76,10 @@ impl Plan {
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Arg {
-    /// The input of this index; the functions that make plans say which is which.
+    /// The input of this index, contiguous; the functions that make plans say which is which.
     Input(usize),
+    /// The same, laid out from its first value on as other arguments say.
+    Strided(usize),
     /// The output: this many values of the type the kernel's name says.
     Output(usize),
     /// A number by value.
@@ -87,7 +106,8 @@ fn size(n: usize) -> Arg {
 mod tests {
     use super::*;
 
-    const SOURCES: [&Source; 3] = [&affine::SOURCE, &attention::SOURCE, &norm::SOURCE];
+    const SOURCES: [&Source; 5] =
+        [&affine::SOURCE, &attention::SOURCE, &dense::SOURCE, &norm::SOURCE, &pointwise::SOURCE];
 
     /// What only Apple's compiler would refuse: a pointer or reference without address space, and words that
     /// Metal does not have.

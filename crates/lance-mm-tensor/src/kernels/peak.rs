@@ -20,6 +20,10 @@ pub(crate) type Int8Loop = PeakLoop<[u8; 64], [i8; 64], i32>;
 pub(crate) type Bf16Loop = PeakLoop<[u16; 32], [u16; 32], f32>;
 
 /// Loops this machine can run, the fastest first; the last one runs everywhere.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(clippy::vec_init_then_push, reason = "other processors have more")
+)]
 pub(crate) fn int8_loops() -> Vec<Int8Loop> {
     let mut loops = Vec::new();
     #[cfg(target_arch = "x86_64")]
@@ -30,6 +34,10 @@ pub(crate) fn int8_loops() -> Vec<Int8Loop> {
 
 /// Loops this machine can run, the fastest first; the last one runs everywhere. Where there is no product of
 /// bf16 values, values are widened and the loop is one of f32 products.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(clippy::vec_init_then_push, reason = "other processors have more")
+)]
 pub(crate) fn bf16_loops() -> Vec<Bf16Loop> {
     let mut loops = Vec::new();
     #[cfg(target_arch = "x86_64")]

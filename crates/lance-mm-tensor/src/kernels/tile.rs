@@ -25,6 +25,10 @@ impl Isa {
     }
 
     /// Every one that this processor can run, best first.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(clippy::vec_init_then_push, reason = "other processors have more")
+    )]
     pub(super) fn all() -> Vec<Self> {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]

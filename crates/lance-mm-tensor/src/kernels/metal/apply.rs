@@ -1,24 +1,29 @@
 //! Plans as operations on tensors.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor};
 
-use super::Plan;
-use crate::error::Result;
+use super::executor::{bytes_of, execute};
+use super::{Arg, Plan};
+use crate::error::{Error, Result};
 
-/// Runs a plan on the device that its inputs are on: `inputs` as the plan numbers them, contiguous; the result
-/// has `shape` and `dtype`.
+/// Runs a plan on the device that its inputs are on: `inputs` as the plan numbers them; the result has `shape` and
+/// `dtype`.
 ///
 /// # Errors
-/// Inputs that are not on a Metal device or not contiguous, source the device refuses.
+/// Inputs that are not on a Metal device or not laid out as the plan says, source the device refuses.
 pub fn apply(plan: &Plan, inputs: &[&Tensor], shape: &[usize], dtype: DType) -> Result<Tensor> {
+    for arg in &plan.args {
+        if let Arg::Input(i) = arg
+            && !inputs[*i].is_contiguous()
+        {
+            let found = format!("{:?} of strides {:?}", inputs[*i].dims(), inputs[*i].stride());
+            return Err(Error::input("input of a kernel", "contiguous values", found));
+        }
+    }
     let (first, rest) = inputs.split_first().expect("a plan has inputs");
     Ok(first.apply_op1_no_bwd(&Apply { plan, rest, shape, dtype })?)
 }
 
-#[cfg_attr(
-    not(all(feature = "metal", target_os = "macos")),
-    expect(dead_code, reason = "read by the device's side only")
-)]
 struct Apply<'a> {
     plan: &'a Plan,
     /// Inputs after the first: candle's operations take three at most.
@@ -32,8 +37,20 @@ impl CustomOp1 for Apply<'_> {
         self.plan.source.name
     }
 
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        candle_core::bail!("{}: expected tensors on a Metal device, found the CPU's", self.plan.kernel)
+    /// Tensors on the CPU go to what stands in for a device, if anything does.
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let mut inputs = vec![bytes_of(storage, layout)?];
+        for x in self.rest {
+            let (storage, layout) = x.storage_and_layout();
+            let Storage::Cpu(storage) = &*storage else {
+                candle_core::bail!("{}: expected all inputs on one device", self.plan.kernel)
+            };
+            inputs.push(bytes_of(storage, layout)?);
+        }
+        if self.dtype != DType::F32 {
+            candle_core::bail!("{}: only results in f32 come back to the CPU", self.plan.kernel)
+        }
+        Ok((CpuStorage::F32(execute(self.plan, &inputs)?), Shape::from(self.shape)))
     }
 
     #[cfg(all(feature = "metal", target_os = "macos"))]
@@ -45,12 +62,12 @@ impl CustomOp1 for Apply<'_> {
         use candle_core::backend::BackendStorage;
 
         let opened: Vec<_> = self.rest.iter().map(|x| x.storage_and_layout()).collect();
-        let mut inputs = vec![super::device::Input::new(storage, layout)?];
+        let mut inputs = vec![super::device::Input::new(storage, layout)];
         for (storage, layout) in &opened {
-            let candle_core::Storage::Metal(storage) = &**storage else {
+            let Storage::Metal(storage) = &**storage else {
                 candle_core::bail!("{}: expected all inputs on one Metal device", self.plan.kernel)
             };
-            inputs.push(super::device::Input::new(storage, layout)?);
+            inputs.push(super::device::Input::new(storage, layout));
         }
         let out = super::device::run(self.plan, storage.device(), &inputs, self.dtype)?;
         Ok((out, Shape::from(self.shape)))

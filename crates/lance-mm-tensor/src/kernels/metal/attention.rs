@@ -1,8 +1,11 @@
 //! Attention of blocks of queries over ranges of keys; kernels in `attention.metal`.
 
-use super::{Arg, Plan, Source, size, type_name};
+use candle_core::{DType, Tensor};
+
+use super::{Arg, Plan, Source, apply, size, type_name};
 use crate::attention::Block;
 use crate::dense::FloatType;
+use crate::error::{Error, Result};
 
 pub(super) static SOURCE: Source = Source { name: "attention", text: include_str!("attention.metal") };
 
@@ -45,7 +48,7 @@ pub fn attention(shape: Heads, x: FloatType) -> Plan {
     let Heads { rows, heads, kv_heads, stride, dim } = shape;
     assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "query heads share key heads evenly");
     assert!(dim.is_multiple_of(8) && dim <= MAX_HEAD_DIM, "a width of head that the kernels have room for");
-    let mut args: Vec<Arg> = (0..5).map(Arg::Input).collect();
+    let mut args = vec![Arg::Input(0), Arg::Strided(1), Arg::Strided(2), Arg::Input(3), Arg::Input(4)];
     args.extend([Arg::Output(rows * heads * dim), size(rows), size(heads), size(kv_heads), size(stride)]);
     args.push(Arg::F32(1.0 / (dim as f32).sqrt()));
     let (kernel, groups, threads) = match rows <= FEW {
@@ -59,6 +62,32 @@ pub fn attention(shape: Heads, x: FloatType) -> Plan {
         groups: [groups, heads, 1],
         threads: [threads, 1, 1],
         args,
+    }
+}
+
+/// [`attention()`](crate::attention()) of tensors on a device, whose shapes and blocks it has checked. Keys and
+/// values are read where a cache has them.
+pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Result<Tensor> {
+    let (heads, rows, dim) = q.dims3()?;
+    if !dim.is_multiple_of(8) || dim > MAX_HEAD_DIM {
+        let expected = format!("a multiple of 8, at most {MAX_HEAD_DIM}");
+        return Err(Error::input("width of a head on this device", expected, dim));
+    }
+    let (q, [first, last]) = (q.contiguous()?, key_ranges(blocks));
+    let (first, last) = (Tensor::new(first, q.device())?, Tensor::new(last, q.device())?);
+    let (k, v, stride) = match (stride(k), stride(v)) {
+        (Some(of_k), Some(of_v)) if of_k == of_v => (k.clone(), v.clone(), of_k),
+        _ => (k.contiguous()?, v.contiguous()?, k.dim(1)?),
+    };
+    let plan = attention(Heads { rows, heads, kv_heads: k.dim(0)?, stride, dim }, FloatType::F32);
+    apply(&plan, &[&q, &k, &v, &first, &last], &[rows, heads * dim], DType::F32)
+}
+
+/// Rows between the first of two heads `(G, S, D)`, if rows follow each other.
+fn stride(x: &Tensor) -> Option<usize> {
+    match (x.dims(), x.stride()) {
+        ([_, _, dim], [head, row, 1]) if row == dim && head.is_multiple_of(*dim) => Some(head / dim),
+        _ => None,
     }
 }
 

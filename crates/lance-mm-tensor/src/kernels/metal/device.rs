@@ -12,7 +12,7 @@ use objc2_metal::{MTLCompileOptions, MTLMathMode, MTLSize};
 
 use super::{Arg, Plan};
 
-/// The contiguous values of one tensor.
+/// The values of one tensor from the first on.
 pub(super) struct Input<'a> {
     buffer: &'a Buffer,
     /// In bytes.
@@ -20,14 +20,11 @@ pub(super) struct Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    pub(super) fn new(storage: &'a MetalStorage, layout: &Layout) -> Result<Self> {
+    pub(super) fn new(storage: &'a MetalStorage, layout: &Layout) -> Self {
         use candle_core::backend::BackendStorage;
 
-        if !layout.is_contiguous() {
-            bail!("expected contiguous values, found strides {:?}", layout.stride())
-        }
         let offset = layout.start_offset() * storage.dtype().size_in_bytes();
-        Ok(Self { buffer: storage.buffer(), offset })
+        Self { buffer: storage.buffer(), offset }
     }
 }
 
@@ -48,7 +45,7 @@ pub(super) fn run(
         encoder.set_compute_pipeline_state(&pipeline);
         for (slot, arg) in plan.args.iter().enumerate() {
             match arg {
-                Arg::Input(i) => {
+                Arg::Input(i) | Arg::Strided(i) => {
                     encoder.set_input_buffer(slot, Some(inputs[*i].buffer), inputs[*i].offset);
                 }
                 Arg::Output(_) => encoder.set_output_buffer(slot, Some(&output), 0),

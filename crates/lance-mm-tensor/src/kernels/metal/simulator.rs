@@ -29,6 +29,13 @@ pub(crate) fn run(plan: &Plan, inputs: &[Vec<u8>], out: FloatType, order: u32) -
     run_source(plan.source.text, plan, inputs, out, order, Build::Plain)
 }
 
+/// What operations on tensors of the CPU do when they run as on a device.
+pub(crate) fn simulated<T>(work: impl FnOnce() -> T) -> T {
+    let executor =
+        |plan: &Plan, inputs: &[Vec<u8>]| run(plan, inputs, FloatType::F32, 3).map_err(|e| format!("{e:#}"));
+    crate::testing::with_executor(std::rc::Rc::new(executor), work)
+}
+
 /// A run in which unordered accesses of two lanes to one place are errors.
 pub(crate) fn check_races(plan: &Plan, inputs: &[Vec<u8>], out: FloatType) -> anyhow::Result<()> {
     run_source(plan.source.text, plan, inputs, out, 0, Build::RaceCheck).map(|_| ())
@@ -53,7 +60,9 @@ pub(crate) fn run_source(
     let mut output_slot = Some(&mut output);
     for (slot, arg) in (0..).zip(&plan.args) {
         launch = launch.arg(match arg {
-            Arg::Input(i) => msl_sim::Arg::Buffer(slot, inputs[*i].take().expect("an input is bound once")),
+            Arg::Input(i) | Arg::Strided(i) => {
+                msl_sim::Arg::Buffer(slot, inputs[*i].take().expect("an input is bound once"))
+            }
             Arg::Output(_) => msl_sim::Arg::Buffer(slot, output_slot.take().expect("one output")),
             Arg::U32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
             Arg::F32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),

@@ -1,0 +1,167 @@
+//! Products of f32 rows with dense matrices, and lookups of their rows; kernels in `dense.metal`.
+
+use super::{Arg, Plan, Source, size, type_name};
+use crate::dense::FloatType;
+
+pub(super) static SOURCE: Source = Source { name: "dense", text: include_str!("dense.metal") };
+
+/// Rows of x up to which every row of the matrix is read once for all of them by a matrix-vector product.
+const MATVEC_ROWS: usize = 8;
+/// Rows of x that one pass of the matrix-vector product keeps in registers.
+const PASS: usize = 4;
+/// Rows of the matrix that one threadgroup of the matrix-vector product handles.
+const MATVEC_TILE: usize = 8;
+/// Rows of x and of the matrix in one tile of the matrix product.
+const TILE: usize = 32;
+
+/// A matrix `(R, K)` of values of `float` on the device: input 0 of every plan.
+#[derive(Clone, Copy, Debug)]
+pub struct Dense {
+    /// Rows `R`.
+    pub rows: usize,
+    /// Columns `K`.
+    pub cols: usize,
+    /// Type of the values.
+    pub float: FloatType,
+}
+
+impl Dense {
+    fn plan(&self, kernel: &str, groups: [usize; 3], threads: usize, args: Vec<Arg>) -> Plan {
+        Plan {
+            source: &SOURCE,
+            kernel: format!("{kernel}_{}", type_name(self.float)),
+            constants: vec![],
+            groups,
+            threads: [threads, 1, 1],
+            args,
+        }
+    }
+}
+
+/// `x · Wᵀ`: input 1 is x f32 `(n, K)`, the output f32 `(n, R)`.
+pub fn dense_matmul(w: &Dense, n: usize) -> Plan {
+    let args =
+        vec![Arg::Input(0), Arg::Input(1), Arg::Output(n * w.rows), size(n), size(w.rows), size(w.cols)];
+    if n <= MATVEC_ROWS {
+        w.plan("dense_matvec", [w.rows.div_ceil(MATVEC_TILE), n.div_ceil(PASS), 1], 64, args)
+    } else {
+        w.plan("dense_matmul", [w.rows.div_ceil(TILE), n.div_ceil(TILE), 1], 128, args)
+    }
+}
+
+/// Rows of the matrix: input 1 holds `n` indices (`uint`) below `R`, the output is f32 `(n, K)`.
+pub fn dense_rows(w: &Dense, n: usize) -> Plan {
+    let args = vec![Arg::Input(0), Arg::Input(1), Arg::Output(n * w.cols), size(w.cols)];
+    w.plan("dense_rows", [w.cols.div_ceil(64), n, 1], 64, args)
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::super::simulator::{Build, ORDERS, check_races, decode, encode, rounded, run, run_source};
+    use super::*;
+    use crate::testing::seeded;
+
+    const TYPES: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::BF16];
+
+    struct Case {
+        plan: Plan,
+        inputs: [Vec<u8>; 2],
+        expected: Vec<f64>,
+        size: Vec<f64>,
+    }
+
+    fn case([n, rows, cols]: [usize; 3], float: FloatType) -> Case {
+        let w = rounded(&seeded(rows * cols, 1), float);
+        let x = seeded(n * cols, 2);
+        let (mut expected, mut size) = (vec![], vec![]);
+        for x in x.chunks(cols) {
+            for w in w.chunks(cols) {
+                let products = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                expected.push(products.clone().sum());
+                size.push(products.map(f64::abs).sum());
+            }
+        }
+        let inputs = [encode(&w, float), encode(&x, FloatType::F32)];
+        Case { plan: dense_matmul(&Dense { rows, cols, float }, n), inputs, expected, size }
+    }
+
+    impl Case {
+        /// Sums of K products in f32 are off by some units in the last place of their magnitudes.
+        fn check(&self, y: &[u8]) -> Result<(), String> {
+            for (i, y) in decode(y, FloatType::F32).into_iter().enumerate() {
+                let error = (f64::from(y) - self.expected[i]).abs();
+                if error.is_nan() || error > 2e-6 * self.size[i] {
+                    return Err(format!(
+                        "{} at {i}: found {y}, expected {}",
+                        self.plan.kernel, self.expected[i]
+                    ));
+                }
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn products_equal_the_reference() {
+        for (i, shape) in [[1, 9, 300], [5, 16, 128], [8, 3, 1], [37, 45, 70], [32, 64, 96], [9, 33, 1176]]
+            .iter()
+            .enumerate()
+        {
+            for float in [TYPES[i % 3], TYPES[(i + 1) % 3]] {
+                let case = case(*shape, float);
+                let first = run(&case.plan, &case.inputs, FloatType::F32, ORDERS[0]).unwrap();
+                case.check(&first).unwrap();
+                for order in &ORDERS[1..] {
+                    let again = run(&case.plan, &case.inputs, FloatType::F32, *order).unwrap();
+                    assert_eq!(first, again, "{float:?} {shape:?}: lane order {order}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn looked_up_rows_are_the_rows() {
+        for float in TYPES {
+            let w = rounded(&seeded(5 * 70, 1), float);
+            let ids = [4u32, 0, 0];
+            let inputs = [encode(&w, float), ids.iter().flat_map(|id| id.to_le_bytes()).collect()];
+            let plan = dense_rows(&Dense { rows: 5, cols: 70, float }, ids.len());
+            let expected: Vec<f32> =
+                ids.iter().flat_map(|id| w[*id as usize * 70..][..70].to_vec()).collect();
+            for order in ORDERS {
+                let found = run(&plan, &inputs, FloatType::F32, order).unwrap();
+                assert_eq!(decode(&found, FloatType::F32), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn lanes_do_not_race() {
+        for shape in [[3, 9, 70], [9, 33, 40]] {
+            let case = case(shape, FloatType::BF16);
+            check_races(&case.plan, &case.inputs, FloatType::F32).unwrap();
+        }
+    }
+
+    #[test]
+    fn broken_copies_are_caught() {
+        let broken = |case: &Case, from: &str, to: &str, build| {
+            assert!(SOURCE.text.contains(from), "the source has {from:?}");
+            let text = SOURCE.text.replace(from, to);
+            run_source(&text, &case.plan, &case.inputs, FloatType::F32, 0, build)
+                .map_err(|e| format!("{e:#}"))
+        };
+        let tile = case([9, 33, 40], FloatType::F32);
+        let barrier = "    threadgroup_barrier(mem_flags::mem_threadgroup);\n    for (uint kk";
+        let raced = broken(&tile, barrier, "    for (uint kk", Build::RaceCheck).unwrap_err();
+        assert!(raced.contains("data race"), "{raced}");
+        // Bytes of the matrix fill whole steps of 16, to which buffers of the simulator are rounded up.
+        let row = case([1, 8, 70], FloatType::BF16);
+        let outside = broken(&row, "min(STEP, K - k)", "STEP", Build::Plain).unwrap_err();
+        assert!(outside.contains("outside buffer"), "{outside}");
+        let wrong =
+            broken(&tile, "inside && m0 + line < M ?", "m0 + line < M && k0 + k + 1 < K ?", Build::Plain);
+        assert!(tile.check(&wrong.unwrap()).is_err());
+    }
+}

@@ -1,0 +1,108 @@
+//! The crate's operations as on a device, against the same on the CPU.
+
+use candle_core::{Device, Tensor};
+
+use super::simulator::simulated;
+use crate::float_mode::FloatModeWeight;
+use crate::quantization::Mode;
+use crate::testing::{assert_close, seeded};
+use crate::weights::Bytes;
+use crate::{AffineWeight, Block, DenseWeight, FloatType, Linear, Result, RmsNorm, Rotary, Scheme, Weight};
+use crate::{Weights, attention, swiglu};
+
+fn tensor(shape: &[usize], seed: u64) -> Tensor {
+    Tensor::from_vec(seeded(shape.iter().product(), seed), shape, &Device::Cpu).unwrap()
+}
+
+/// Runs the same twice, as on a device and on the CPU, and compares shapes and values.
+#[track_caller]
+fn compare(name: &str, tolerance: f32, run: impl Fn() -> Result<Tensor>) {
+    let (found, expected) = (simulated(&run).unwrap(), run().unwrap());
+    assert_eq!(found.dims(), expected.dims(), "{name}");
+    let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_close(name, &flat(&found), &flat(&expected), tolerance);
+}
+
+fn affine(bits: usize) -> AffineWeight {
+    let scheme = Scheme::affine(bits, 32).unwrap();
+    AffineWeight::quantize("w", &seeded(9 * 64, 1), 64, scheme, FloatType::BF16)
+        .unwrap()
+        .with_f32_activations()
+}
+
+#[test]
+fn linear_layers_are_the_same() {
+    for n in [1, 12] {
+        for bits in [4, 3] {
+            let x = tensor(&[1, n, 64], 2);
+            let layer = || Linear::new(Weight::Affine(affine(bits)), Some(tensor(&[9], 3)));
+            compare(&format!("affine {bits} {n}"), 2e-5, || layer().to_device(&Device::Cpu)?.forward(&x));
+        }
+        for float in [FloatType::F32, FloatType::BF16] {
+            // Not contiguous, of a width that fills no tile.
+            let x = tensor(&[30, n], 4).t().unwrap();
+            let layer = || Linear::from(DenseWeight::rounded(&seeded(5 * 30, 5), 30, float));
+            compare(&format!("dense {float:?} {n}"), 2e-5, || layer().to_device(&Device::Cpu)?.forward(&x));
+        }
+    }
+    let none = tensor(&[0, 64], 6);
+    compare("no rows", 0.0, || Weight::Affine(affine(4)).to_device(&Device::Cpu)?.matmul(&none));
+}
+
+#[test]
+fn tables_give_the_same_rows() {
+    let weights = || {
+        let values: Vec<u8> = seeded(6 * 40, 7).iter().flat_map(|v| v.to_le_bytes()).collect();
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![6, 40], &values).unwrap();
+        let file = safetensors::serialize([("weight", view)], None).unwrap();
+        Weights::from_vec("table", file).unwrap()
+    };
+    for ids in [vec![5, 0, 5], vec![]] {
+        compare("dense", 0.0, || crate::Embedding::load(&weights(), 6, 40)?.forward(&ids));
+    }
+    let read =
+        simulated(|| Weight::Affine(affine(5)).to_device(&Device::Cpu).map(|w| (w.bytes(), w.n_rows())));
+    assert_eq!(read.unwrap(), (Weight::Affine(affine(5)).bytes(), 9));
+    let text = simulated(|| crate::Embedding::load(&weights(), 6, 40).unwrap().forward(&[1, 6])).unwrap_err();
+    assert_eq!(text.to_string(), "token id: expected an id below 6, found 6");
+}
+
+#[test]
+fn heads_are_normed_turned_and_attended_the_same() {
+    let (t, h, g, d) = (5, 4, 2, 16);
+    let q = tensor(&[t, h, d], 8);
+    let norm = RmsNorm::new(tensor(&[d], 9), 1e-6);
+    compare("norm", 2e-6, || norm.forward(&q.transpose(0, 1).unwrap()));
+    let positions = [vec![0, 1, 2, 900, 901], vec![0, 3, 4, 5, 1000], vec![9, 8, 7, 6, 5]];
+    let table = Rotary::new(d, 1e6, [2, 3, 3]).unwrap().table(&positions, &Device::Cpu).unwrap();
+    compare("turned", 2e-6, || table.apply(&q));
+    // Keys and values a part of a longer cache, and each of its own length.
+    let part = |room: usize, seed| tensor(&[g, room, d], seed).narrow(1, 0, 40).unwrap();
+    for (k, v) in [(part(64, 10), part(64, 11)), (part(64, 10), part(48, 11))] {
+        let blocks = [Block::causal(0..2, 0..30), Block::full(2..5, 3..40)];
+        compare("attended", 2e-6, || attention(&table.apply(&q)?.transpose(0, 1).unwrap(), &k, &v, &blocks));
+        compare("one row", 2e-6, || {
+            let row = q.transpose(0, 1).unwrap().narrow(1, 1, 1).unwrap();
+            attention(&row, &k, &v, &[Block::causal(0..1, 0..40)])
+        });
+    }
+}
+
+#[test]
+fn values_are_gated_the_same() {
+    let (gate, up) = (tensor(&[3, 50], 12), tensor(&[3, 60], 13));
+    compare("gated", 2e-6, || swiglu(&gate, &up.narrow(1, 5, 50).unwrap()));
+}
+
+#[test]
+fn what_has_no_kernel_is_refused() {
+    let scheme = Scheme::new(4, 32, Mode::MxFp4).unwrap();
+    let bytes = |n| Bytes::from_vec(vec![0; n]);
+    let weight = Weight::FloatMode(FloatModeWeight::new(bytes(16), bytes(1), scheme, 1, 32));
+    let text = simulated(|| weight.to_device(&Device::Cpu)).err().unwrap().to_string();
+    assert!(text.contains("weights on a device: expected dense or affine weights"), "{text}");
+    let heads = tensor(&[1, 2, 12], 14);
+    let text = simulated(|| attention(&heads, &heads, &heads, &[Block::full(0..2, 0..2)])).unwrap_err();
+    assert!(text.to_string().contains("width of a head on this device: expected a multiple of 8"), "{text}");
+}

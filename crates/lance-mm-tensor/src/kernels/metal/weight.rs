@@ -1,0 +1,95 @@
+//! Weights in buffers of a device.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{Affine, Dense, Plan, affine_matmul, affine_rows, apply, dense_matmul, dense_rows};
+use crate::dense::FloatType;
+use crate::error::{Error, Result};
+use crate::linear::Weight;
+
+/// A weight copied to a device as it is stored, and the one in memory it was copied from, which still says its
+/// shape and single rows. Cloning shares the buffers.
+#[derive(Clone)]
+pub struct DeviceWeight {
+    host: Box<Weight>,
+    form: Form,
+    /// Words, scales and biases of an affine matrix, the values of a dense one; as bytes, whatever their type.
+    parts: Vec<Tensor>,
+}
+
+#[derive(Clone, Copy)]
+enum Form {
+    Affine(Affine),
+    Dense(Dense),
+}
+
+impl DeviceWeight {
+    /// Copies a weight to a device.
+    ///
+    /// # Errors
+    /// Scales or biases that are not finite; a form that has no kernel; a matrix too large for one.
+    pub(crate) fn new(host: Weight, device: &Device) -> Result<Self> {
+        let (rows, cols) = (host.n_rows(), host.n_cols());
+        let (form, parts) = match &host {
+            Weight::Affine(w) if w.is_rounded() => {
+                let found = "those of dequantized weights";
+                return Err(Error::setting("products on a device", "products in f32", found));
+            }
+            Weight::Affine(w) => {
+                w.check()?;
+                let form = Form::Affine(Affine::new(w.scheme(), rows, cols, w.dtype()));
+                (form, vec![w.word_bytes(), w.scale_bytes(), w.bias_bytes()])
+            }
+            Weight::Dense(w) => (Form::Dense(Dense { rows, cols, float: w.dtype() }), vec![w.bytes()]),
+            Weight::FloatMode(w) => {
+                let expected = "dense or affine weights, which alone have kernels";
+                return Err(Error::setting("weights on a device", expected, w.scheme().mode()));
+            }
+            Weight::Device(w) => return Ok(w.clone()),
+        };
+        // Kernels count values in 32 bits.
+        if rows.checked_mul(cols).is_none_or(|n| u32::try_from(n).is_err()) {
+            let found = format!("{rows} x {cols}");
+            return Err(Error::setting("matrix on a device", "fewer than 2^32 values", found));
+        }
+        let upload = |bytes: &[u8]| Tensor::from_slice(bytes, bytes.len(), device);
+        let parts = parts.into_iter().map(upload).collect::<candle_core::Result<_>>()?;
+        Ok(Self { host: Box::new(host), form, parts })
+    }
+
+    /// The weight in memory.
+    pub fn host(&self) -> &Weight {
+        &self.host
+    }
+
+    /// `x · Wᵀ`: f32 `(.., K)`, contiguous, to f32 `(.., R)`.
+    pub(crate) fn matmul(&self, x: &Tensor) -> Result<Tensor> {
+        let n = x.elem_count() / self.host.n_cols();
+        let plan = match &self.form {
+            Form::Affine(w) => affine_matmul(w, n, FloatType::F32),
+            Form::Dense(w) => dense_matmul(w, n),
+        };
+        let mut shape = x.dims().to_vec();
+        shape.pop();
+        shape.push(self.host.n_rows());
+        self.run(&plan, x, &shape)
+    }
+
+    /// Rows `ids`, all below `R`, as f32 `(n, K)`.
+    pub(crate) fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        let plan = match &self.form {
+            Form::Affine(w) => affine_rows(w, ids.len(), FloatType::F32),
+            Form::Dense(w) => dense_rows(w, ids.len()),
+        };
+        let shape = [ids.len(), self.host.n_cols()];
+        self.run(&plan, &Tensor::new(ids, self.parts[0].device())?, &shape)
+    }
+
+    fn run(&self, plan: &Plan, last: &Tensor, shape: &[usize]) -> Result<Tensor> {
+        if plan.output_len() == 0 {
+            return Ok(Tensor::zeros(shape, DType::F32, self.parts[0].device())?);
+        }
+        let inputs: Vec<&Tensor> = self.parts.iter().chain([last]).collect();
+        apply(plan, &inputs, shape, DType::F32)
+    }
+}
