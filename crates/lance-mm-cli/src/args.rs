@@ -1,8 +1,9 @@
 //! Options that `ask` and `chat` share.
 
 use anyhow::Result;
+use candle_core::Device;
 use lance_mm::image::{LoadOptions, Resize};
-use lance_mm::tensor::Activations;
+use lance_mm::tensor::{Activations, DeviceChoice};
 use lance_mm::{Decoding, Options, Sampling};
 
 use crate::output::Hints;
@@ -23,6 +24,24 @@ pub(crate) struct ModelArgs {
     /// nearly exact; `f32` is exact and slow.
     #[arg(long, value_name = "split|bf16|f32", value_enum, default_value_t, hide_possible_values = true)]
     activations: ActivationType,
+    #[command(flatten)]
+    pub(crate) device: DeviceArg,
+}
+
+/// Where networks run.
+#[derive(clap::Args)]
+pub(crate) struct DeviceArg {
+    /// Where networks run: `metal` is the GPU of a Mac, in a build with the feature `metal`; `auto` takes it where
+    /// it is there. The VAE of pictures that are drawn runs on the CPU in any case.
+    #[arg(long, value_name = "auto|cpu|metal", default_value_t)]
+    device: DeviceChoice,
+}
+
+impl DeviceArg {
+    /// The device, or why there is none.
+    pub(crate) fn open(&self) -> Result<Device> {
+        Ok(self.device.open()?)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]

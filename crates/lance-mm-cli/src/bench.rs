@@ -12,6 +12,7 @@ use clap::ValueEnum;
 use lance_mm::eval::Dataset;
 use serde::Serialize;
 
+use crate::args::DeviceArg;
 use crate::document::Document;
 use crate::eval::data::bundled;
 use crate::output::{self, Hints};
@@ -27,7 +28,7 @@ Examples:
 
 Every number is the median of repeats, with the least and the greatest. Limits of the machine (bytes read,
 products of int8 and bf16 values a second) are measured before and after each repeat, and a share is of their
-mean. Let nothing else run meanwhile.";
+mean; they are the CPU's, so that a device has no shares. Let nothing else run meanwhile.";
 
 /// Measure how fast models answer, and how far that is from this machine's limits.
 #[derive(clap::Args)]
@@ -48,6 +49,8 @@ pub(crate) struct Args {
     /// Give the memory of the vision transformer back after every picture.
     #[arg(long)]
     low_memory: bool,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -90,11 +93,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if data.as_ref().is_some_and(|data| data.samples.is_empty()) {
         bail!("--cases: expected questions, found none");
     }
-    let plan = Plan::new(args.quick, |part| args.only.is_empty() || args.only.contains(&part));
+    let device = args.device.open()?;
+    let wanted = |part| args.only.is_empty() || args.only.contains(&part);
+    let plan = Plan::new(args.quick, device, args.low_memory, wanted);
     let mut limits = Limits::default();
     let mut models = Vec::new();
     for name in &args.models {
-        models.push(measure::model(name, &plan, args.low_memory, data.as_ref(), &mut limits, hints)?);
+        models.push(measure::model(name, &plan, data.as_ref(), &mut limits, hints)?);
     }
     let record = Record {
         tool: concat!("lance-mm ", env!("CARGO_PKG_VERSION")),

@@ -11,6 +11,7 @@ use lance_mm::image::{self, LoadOptions, RgbImage};
 use lance_mm::{Checkpoint, Generation, GenerationOptions, Guidance, Method, Renorm, Request};
 use serde_json::json;
 
+use crate::args::DeviceArg;
 use crate::model;
 use crate::output::{self, Hints};
 use crate::save::{self, Target};
@@ -57,6 +58,8 @@ pub(crate) struct DrawArgs {
     /// Draw with quantized weights, of which nobody has shown that they draw well.
     #[arg(long)]
     allow_quantized: bool,
+    #[command(flatten)]
+    device: DeviceArg,
     /// Decode in slabs that hold 128 MB at once: the same picture, a little later.
     #[arg(long)]
     low_memory: bool,
@@ -140,7 +143,8 @@ impl<'a> Session<'a> {
         let start = Instant::now();
         let lance = {
             let _busy = hints.busy("loading the model");
-            let lance = Generation::new(Checkpoint::open(model::folder(name)?)?)?;
+            let device = args.device.open()?;
+            let lance = Generation::new(Checkpoint::open(model::folder(name)?)?.with_device(&device))?;
             if args.low_memory { lance.with_decoding_budget(LOW_MEMORY) } else { lance }
         };
         watch.loaded(start.elapsed());

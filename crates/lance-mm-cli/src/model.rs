@@ -26,7 +26,9 @@ pub(crate) struct Model {
 
 /// Loads what the arguments name, as they say.
 pub(crate) fn load_with(args: &ModelArgs, hints: Hints) -> Result<Model> {
-    let change = |checkpoint: Checkpoint| checkpoint.with_activations(args.activations());
+    let device = args.device.open()?;
+    let change =
+        |checkpoint: Checkpoint| checkpoint.with_activations(args.activations()).with_device(&device);
     let model = load_as(args.model.as_deref(), hints, change)?;
     Ok(Model { lance: model.lance.with_low_memory(args.low_memory), ..model })
 }

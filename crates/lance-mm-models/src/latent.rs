@@ -99,7 +99,8 @@ impl LatentLayers {
         self.proj_out.forward(&self.proj_in.forward(&x)?.silu()?)
     }
 
-    /// Input rows f32 `(N, D)` of the latents f32 `(N, 48)` of a block, frame f at time `times[f]`.
+    /// Input rows f32 `(N, D)` of the latents f32 `(N, 48)` of a block, frame f at time `times[f]`, on the device the
+    /// layers were loaded onto.
     ///
     /// # Errors
     /// Latents or times that do not match the grid; a block past the position table.
@@ -117,12 +118,12 @@ impl LatentLayers {
         let places = Tensor::from_vec(places, (grid.t, grid.h * grid.w, d), &self.device)?;
         // (t, D) -> (t, 1, D): one time for all latents of a frame.
         let moments = self.time_embedder(times)?.unsqueeze(1)?;
-        let x = self.vae2llm.forward(latents)?.reshape(places.shape())?;
+        let x = self.vae2llm.forward(&latents.to_device(&self.device)?)?.reshape(places.shape())?;
         Ok(x.broadcast_add(&moments)?.add(&places)?.reshape((n, d))?)
     }
 
     /// Velocities f32 `(N, 48)` of the latents f32 `(N, 48)` of a noise block, which `sequence` holds alone and
-    /// which sees the cache and itself. The cache is left as it was.
+    /// which sees the cache and itself; where the latents are. The cache is left as it was.
     ///
     /// # Errors
     /// As [`embed`](Self::embed) and [`Llm::forward`]; a sequence that is not one block.
@@ -141,7 +142,8 @@ impl LatentLayers {
         cache.truncate(before);
         let normed = llm.norm(&hidden?, sequence)?;
         let rows = &sequence.visual()[0];
-        self.velocity_of(&normed.narrow(0, rows.start, rows.len())?)
+        let velocity = self.velocity_of(&normed.narrow(0, rows.start, rows.len())?)?;
+        Ok(velocity.to_device(latents.device())?)
     }
 
     /// Velocities f32 `(N, 48)` of rows of latents f32 `(N, D)` after the final norm.

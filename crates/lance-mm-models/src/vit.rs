@@ -5,8 +5,8 @@
 mod block;
 mod window;
 
-use candle_core::Tensor;
-use lance_mm_tensor::{DenseWeight, Error, Linear, Result, RmsNorm, Weight, Weights};
+use candle_core::{Device, Tensor};
+use lance_mm_tensor::{DenseWeight, Error, Linear, Result, RmsNorm, Weights};
 
 use crate::config::VitConfig;
 use crate::sequence::Grid;
@@ -28,6 +28,7 @@ pub struct Vit {
     ln_q: RmsNorm,
     mlp_0: Linear,
     mlp_2: Linear,
+    device: Device,
 }
 
 impl Vit {
@@ -48,6 +49,7 @@ impl Vit {
             ln_q: RmsNorm::load(&merger.pp("ln_q"), d, EPS)?,
             mlp_0: Linear::load_biased(&merger.pp("mlp").pp(0), merged, merged)?,
             mlp_2: Linear::load_biased(&merger.pp("mlp").pp(2), merged, config.out_hidden_size)?,
+            device: weights.device().clone(),
             config: config.clone(),
         };
         finish(weights, &["patch_embed.", "blocks.", "merger."])?;
@@ -70,7 +72,7 @@ impl Vit {
     }
 
     /// `patches` f32 `(N, 1176)` in merge-group order, one grid of patches a picture or video, to f32
-    /// `(N/4, out_hidden_size)` in the same order.
+    /// `(N/4, out_hidden_size)` in the same order, on the device the network was loaded onto.
     ///
     /// # Errors
     /// Patches of another width or number than the grids say, odd or empty grids.
@@ -99,8 +101,8 @@ impl Vit {
 
     fn run(&self, patches: &Tensor, grids: &[Grid], probe: &mut Probe<'_>) -> Result<Tensor> {
         let layout = VitLayout::new(&self.config, grids);
-        let device = patches.device();
-        let x = self.patch_embed.forward(patches)?;
+        let device = &self.device;
+        let x = self.patch_embed.forward(&patches.to_device(device)?)?;
         probe(format_args!("patch_embed"), &x)?;
         let n = x.dim(0)?;
         let unit = self.config.spatial_merge_size * self.config.spatial_merge_size;
@@ -175,7 +177,7 @@ fn patch_embed(config: &VitConfig, weights: &Weights) -> Result<Linear> {
     let channels_last = [rows, t, p, p, c];
     if weights.info("weight").is_none_or(|info| info.shape != channels_last) {
         let weight = weights.matrix("weight", &[rows, c, t, p, p]);
-        return Ok(Linear::from(weight));
+        return Linear::from(weight).to_device(weights.device());
     }
     let stored = weights.matrix("weight", &channels_last);
     let (mut row, mut values) = (vec![0.0; cols], Vec::with_capacity(rows * cols));
@@ -183,7 +185,7 @@ fn patch_embed(config: &VitConfig, weights: &Weights) -> Result<Linear> {
         stored.read_row(r, &mut row);
         values.extend((0..cols).map(|i| row[(i % (cols / c)) * c + i / (cols / c)]));
     }
-    Ok(Linear::new(Weight::Dense(DenseWeight::from_f32(&values, cols)), None))
+    Linear::from(DenseWeight::from_f32(&values, cols)).to_device(weights.device())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use lance_mm_models::{Cache, Cursor, Grid, NextToken, Segment, Sequence};
+use lance_mm_tensor::within_step;
 
 use crate::decode::Decoding;
 use crate::error::{Error, Result};
@@ -147,7 +148,7 @@ pub fn vit(lance: &Understanding, side: usize) -> Result<Step> {
     let patches = Tensor::from_vec(values, (grid.count(), vit.config().patch_width()), &Device::Cpu)
         .map_err(lance_mm_tensor::Error::from)?;
     let start = Instant::now();
-    vit.forward(&patches, &[grid])?;
+    vit.forward(&patches, &[grid])?.device().synchronize().map_err(lance_mm_tensor::Error::from)?;
     let (time, flops) = (start.elapsed(), vit.flops(grid));
     Ok(Step { time, rows: grid.count(), bytes: 0.0, flops })
 }
@@ -241,13 +242,13 @@ impl<'a> Run<'a> {
         let ids = (0..rows as u32).map(|i| i.wrapping_mul(7919) % vocab).collect();
         let llm = self.lance.llm();
         let sequence = Sequence::new(&[Segment::Text(ids)], &llm.config().layout(), self.at);
-        let normed = llm.prefill(&llm.embed(&sequence, &[])?, &sequence, &mut self.cache)?;
+        let normed = within_step(|| llm.prefill(&llm.embed(&sequence, &[])?, &sequence, &mut self.cache))?;
         self.at = sequence.end();
         self.pick(&normed)
     }
 
     fn step(&mut self, id: u32) -> Result<u32> {
-        let normed = self.lance.llm().step(id, self.at, &mut self.cache)?;
+        let normed = within_step(|| self.lance.llm().step(id, self.at, &mut self.cache))?;
         self.at = Cursor { rows: self.at.rows + 1, position: self.at.position + 1 };
         self.pick(&normed)
     }

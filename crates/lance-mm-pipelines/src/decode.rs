@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use lance_mm_models::{Cache, Cursor, Llm, NextToken};
+use lance_mm_tensor::within_step;
 
 use crate::error::{Error, Result};
 use crate::sampling::{Sampler, Sampling};
@@ -104,12 +105,18 @@ impl Decoder<'_> {
         let mut reply = Reply::new(self, options)?;
         let mut normed = normed;
         let finish = loop {
-            let logits = self.llm.logits(&normed)?.flatten_all()?.to_vec1::<f32>().map_err(Error::from)?;
-            if let Some(finish) = reply.take(&logits, sink)? {
+            let finish = within_step(|| -> Result<Option<Finish>> {
+                let logits = self.llm.logits(&normed)?.flatten_all()?.to_vec1::<f32>()?;
+                let finish = reply.take(&logits, sink)?;
+                if finish.is_none() {
+                    normed = self.llm.step(reply.last(), at, cache)?;
+                    at = next(at);
+                }
+                Ok(finish)
+            })?;
+            if let Some(finish) = finish {
                 break finish;
             }
-            normed = self.llm.step(reply.last(), at, cache)?;
-            at = next(at);
         };
         Ok(reply.finish(finish, start.elapsed(), sink))
     }
@@ -130,7 +137,9 @@ impl Decoder<'_> {
         }
         while !active.is_empty() {
             let rows: Vec<&Tensor> = active.iter().map(|(_, _, prompt)| &prompt.normed).collect();
-            let logits = self.llm.logits(&Tensor::cat(&rows, 0)?)?.to_vec2::<f32>()?;
+            let logits = within_step(|| -> Result<_> {
+                Ok(self.llm.logits(&Tensor::cat(&rows, 0)?)?.to_vec2::<f32>()?)
+            })?;
             let mut going_on = Vec::with_capacity(active.len());
             for ((index, mut reply, prompt), logits) in active.into_iter().zip(logits) {
                 let mut sink = |piece: &str| sink(index, piece);
@@ -148,9 +157,8 @@ impl Decoder<'_> {
             let tokens: Vec<(u32, Cursor)> = active.iter_mut().map(token).collect();
             let caches = active.iter_mut().map(|(_, _, prompt)| &mut *prompt.cache);
             let steps = tokens.into_iter().zip(caches);
-            let rows = self
-                .llm
-                .step_all(steps.map(|((id, start), cache)| NextToken { id, start, cache }).collect())?;
+            let steps = steps.map(|((id, start), cache)| NextToken { id, start, cache }).collect();
+            let rows = within_step(|| self.llm.step_all(steps))?;
             for (row, (_, _, prompt)) in active.iter_mut().enumerate() {
                 (prompt.normed, prompt.at) = (rows.narrow(0, row, 1)?, next(prompt.at));
             }

@@ -13,6 +13,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use lance_mm_models::latent::CHANNELS;
 use lance_mm_models::{Cache, Config, Experts, Grid, LatentLayers, Llm, Sequence, Vae, VaeConfig, Vit};
+use lance_mm_tensor::within_step;
 
 use crate::denoise::{Denoised, Denoiser, Prefix};
 use crate::error::{Error, Result};
@@ -21,6 +22,7 @@ use crate::lance::Checkpoint;
 use crate::noise::noise;
 use crate::prompt::{GenerationPrompt, Task};
 use crate::tokenizer::Tokenizer;
+use crate::warm;
 pub use plan::{Piece, Plan, Unconditional};
 pub use request::{GenerationOptions, LATENT_PIXELS, Request, Resolution, Size};
 pub use trace::{Pass, Trace};
@@ -127,6 +129,7 @@ impl Generation {
             Some(weights) => Some(Vit::load(&checkpoint.config.vision, weights)?),
             None => None,
         };
+        warm::up(&checkpoint, &llm, vit.as_ref())?;
         Ok(Self { checkpoint, llm, latents, vit, vae })
     }
 
@@ -285,7 +288,7 @@ impl Generation {
         let grid = Grid { t: patches.t, h: patches.h, w: patches.w };
         let rows =
             Tensor::from_vec(patches.values, (grid.count(), vit.config().patch_width()), &Device::Cpu)?;
-        Ok((vit.forward(&rows, &[grid])?, grid.merged(vit.config().spatial_merge_size)))
+        Ok((within_step(|| vit.forward(&rows, &[grid]))?, grid.merged(vit.config().spatial_merge_size)))
     }
 
     /// Lays a task out.
@@ -340,7 +343,7 @@ impl Generation {
     }
 
     fn run(&self, sequence: &Sequence, features: &[Tensor], cache: &mut Cache) -> Result<()> {
-        self.llm.forward(&self.llm.embed(sequence, features)?, sequence, cache)?;
+        within_step(|| self.llm.forward(&self.llm.embed(sequence, features)?, sequence, cache))?;
         Ok(())
     }
 

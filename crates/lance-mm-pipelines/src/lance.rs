@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use candle_core::Device;
 use lance_mm_models::Config;
 use lance_mm_tensor::{Activations, Quantization, Weights};
 use serde_json::Value;
@@ -126,6 +127,13 @@ impl Checkpoint {
     pub fn with_activations(self, activations: Activations) -> Self {
         let with = |weights: Weights| weights.with_activations(activations);
         Self { model: with(self.model), vit: self.vit.map(with), ..self }
+    }
+
+    /// The same checkpoint, its language model and vision transformer loaded onto `device` (see
+    /// [`DeviceChoice::open`](lance_mm_tensor::DeviceChoice::open)). The VAE stays on the CPU.
+    pub fn with_device(self, device: &Device) -> Self {
+        let onto = |weights: Weights| weights.with_device(device.clone());
+        Self { model: onto(self.model), vit: self.vit.map(onto), ..self }
     }
 
     /// The configuration.

@@ -28,6 +28,7 @@ mod testing;
 mod tokenizer;
 mod understand;
 pub mod video;
+mod warm;
 
 pub use decode::{Decoding, Finish, Sink, SinkOf};
 pub use denoise::{Denoised, Prefix};

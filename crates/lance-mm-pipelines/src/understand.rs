@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use lance_mm_models::{Cache, Config, Cursor, Experts, Grid, Llm, Segment, Sequence, Vit};
-use lance_mm_tensor::Weights;
+use lance_mm_tensor::{Weights, within_step};
 
 use crate::decode::{Decoded, Decoder, Decoding, Finish, Prefilled, Sink, SinkOf};
 use crate::error::{Error, Result};
@@ -18,6 +18,7 @@ use crate::lance::Checkpoint;
 use crate::prompt::{self, Content, Medium, Turn};
 use crate::tokenizer::Tokenizer;
 use crate::video::Clip;
+use crate::warm;
 pub use chat::Chat;
 pub use look::Look;
 
@@ -151,6 +152,7 @@ impl Understanding {
             Some(weights) => Some(Vit::load(&checkpoint.config.vision, weights)?),
             None => None,
         };
+        warm::up(&checkpoint, &llm, vit.as_ref())?;
         Ok(Self { checkpoint, llm, vit, low_memory: false })
     }
 
@@ -175,6 +177,11 @@ impl Understanding {
     /// for pictures; its authors did not try videos.
     pub fn is_quantized(&self) -> bool {
         self.checkpoint.is_quantized()
+    }
+
+    /// The device its networks run on.
+    pub fn device(&self) -> &Device {
+        self.checkpoint.model.device()
     }
 
     /// The tokenizer.
@@ -245,7 +252,8 @@ impl Understanding {
         let grid = Grid { t: patches.t, h: patches.h, w: patches.w };
         let rows =
             Tensor::from_vec(patches.values, (grid.count(), vit.config().patch_width()), &Device::Cpu)?;
-        let features = vit.forward(&rows, &[grid])?;
+        let features = within_step(|| vit.forward(&rows, &[grid]))?;
+        features.device().synchronize()?;
         if let (true, Some(weights)) = (self.low_memory, &self.checkpoint.vit) {
             weights.release()?;
         }
@@ -380,7 +388,9 @@ impl<'a> Run<'a> {
         let start = Instant::now();
         let llm = &self.lance.llm;
         let sequence = self.sequence(segments);
-        let normed = llm.prefill(&llm.embed(&sequence, features)?, &sequence, &mut self.cache)?;
+        let normed =
+            within_step(|| llm.prefill(&llm.embed(&sequence, features)?, &sequence, &mut self.cache))?;
+        normed.device().synchronize()?;
         self.at = sequence.end();
         self.prefill_time = start.elapsed();
         Ok(normed)
@@ -390,7 +400,7 @@ impl<'a> Run<'a> {
     fn last_rows(&mut self, segments: &[Segment], n: usize) -> Result<Tensor> {
         let llm = &self.lance.llm;
         let sequence = self.sequence(segments);
-        let hidden = llm.forward(&llm.embed(&sequence, &[])?, &sequence, &mut self.cache)?;
+        let hidden = within_step(|| llm.forward(&llm.embed(&sequence, &[])?, &sequence, &mut self.cache))?;
         self.at = sequence.end();
         Ok(llm.norm(&hidden, &sequence)?.narrow(0, sequence.len() - n, n)?)
     }

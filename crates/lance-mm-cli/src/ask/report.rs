@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lance_mm::tensor::device_name;
 use lance_mm::{Answer, Visual, memory};
 use serde::Serialize;
 
@@ -14,6 +15,8 @@ pub(crate) struct Report<'a> {
     answer: &'a str,
     finish_reason: &'static str,
     model: &'a str,
+    /// cpu or metal.
+    device: &'static str,
     /// Absent when a description was asked for.
     #[serde(skip_serializing_if = "str::is_empty")]
     question: &'a str,
@@ -91,6 +94,7 @@ impl<'a> Report<'a> {
             answer: &answer.text,
             finish_reason: answer.finish.reason(),
             model: &model.name,
+            device: device_name(model.lance.device()),
             question,
             images,
             prompt_tokens: answer.prompt_tokens,

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use candle_core::Device;
 use lance_mm::bench::{self, Step, TwoQuestions};
 use lance_mm::eval::Dataset;
-use lance_mm::{Understanding, memory};
+use lance_mm::tensor::device_name;
+use lance_mm::{Checkpoint, Understanding, memory};
 use serde::Serialize;
 
 use super::Part;
@@ -35,15 +37,19 @@ pub(super) struct Plan {
     steps: usize,
     /// Tokens of a case's answer at most.
     pub(super) answer: usize,
+    /// Where networks run.
+    device: Device,
+    /// Gives the memory of the vision transformer back after every picture.
+    low_memory: bool,
 }
 
 impl Plan {
-    pub(super) fn new(quick: bool, wanted: impl Fn(Part) -> bool) -> Self {
+    pub(super) fn new(quick: bool, device: Device, low_memory: bool, wanted: impl Fn(Part) -> bool) -> Self {
         let all = [Part::Ask, Part::Decode, Part::Batch, Part::Prefill, Part::Vit];
         let parts = all.into_iter().filter(|part| wanted(*part)).collect();
         match quick {
-            true => Self { parts, repeats: 1, steps: 16, answer: 32 },
-            false => Self { parts, repeats: 3, steps: 32, answer: 256 },
+            true => Self { parts, repeats: 1, steps: 16, answer: 32, device, low_memory },
+            false => Self { parts, repeats: 3, steps: 32, answer: 256, device, low_memory },
         }
     }
 }
@@ -52,6 +58,8 @@ impl Plan {
 #[derive(Serialize)]
 pub(super) struct Measured {
     pub(super) name: String,
+    /// cpu or metal.
+    device: &'static str,
     quantized: bool,
     pub(super) rows: Vec<Row>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -62,15 +70,15 @@ pub(super) struct Measured {
 pub(super) fn model(
     name: &str,
     plan: &Plan,
-    low_memory: bool,
     data: Option<&Dataset>,
     limits: &mut Limits,
     hints: Hints,
 ) -> Result<Measured> {
     limits.release();
     let load = || -> Result<Model> {
-        let model = model::load(Some(name), Hints::new(true))?;
-        Ok(Model { lance: model.lance.with_low_memory(low_memory), ..model })
+        let onto = |checkpoint: Checkpoint| checkpoint.with_device(&plan.device);
+        let model = model::load_as(Some(name), Hints::new(true), onto)?;
+        Ok(Model { lance: model.lance.with_low_memory(plan.low_memory), ..model })
     };
     let watch = plan.parts.contains(&Part::Ask).then(memory::Watch::start);
     let loaded = load()?;
@@ -95,7 +103,8 @@ pub(super) fn model(
         Some(data) => cases::measure(&loaded, data, plan.answer, hints)?,
         None => Vec::new(),
     };
-    Ok(Measured { quantized: lance.is_quantized(), name: loaded.name, rows, cases })
+    let device = device_name(lance.device());
+    Ok(Measured { quantized: lance.is_quantized(), name: loaded.name, device, rows, cases })
 }
 
 /// Measurements on a loaded model.
@@ -161,7 +170,7 @@ impl Run<'_> {
                 Ok((step, step.bytes / step.time.as_secs_f64() / limit))
             })?;
             let row = rates(format!("decode after {context} tokens"), "tokens/s", &found);
-            self.push(row.with_share(BANDWIDTH, found.iter().map(|(_, share)| *share).collect()));
+            self.push_share(row, BANDWIDTH, found.iter().map(|(_, share)| *share));
         }
         Ok(())
     }
@@ -195,7 +204,7 @@ impl Run<'_> {
                 Ok((step, step.flops / step.time.as_secs_f64() / limit))
             })?;
             let row = rates(format!("prompt of {rows} tokens"), "tokens/s", &found);
-            self.push(row.with_share(of, found.iter().map(|(_, share)| *share).collect()));
+            self.push_share(row, of, found.iter().map(|(_, share)| *share));
         }
         Ok(())
     }
@@ -211,7 +220,7 @@ impl Run<'_> {
             })?;
             let times = found.iter().map(|(step, _)| step.time.as_secs_f64()).collect();
             let row = Row::new(format!("vision transformer, {side} x {side} pixels"), "s", times);
-            self.push(row.with_share("bf16 peak", found.iter().map(|(_, share)| *share).collect()));
+            self.push_share(row, "bf16 peak", found.iter().map(|(_, share)| *share));
         }
         Ok(())
     }
@@ -229,6 +238,14 @@ impl Run<'_> {
 
     fn repeat<T>(&mut self, mut once: impl FnMut(&mut Self) -> Result<T>) -> Result<Vec<T>> {
         (0..self.plan.repeats).map(|_| once(self)).collect()
+    }
+
+    /// A row with its share of a limit, which is the CPU's.
+    fn push_share(&mut self, row: Row, of: &'static str, shares: impl Iterator<Item = f64>) {
+        self.push(match self.lance.device().is_cpu() {
+            true => row.with_share(of, shares.collect()),
+            false => row,
+        });
     }
 
     fn push(&mut self, row: Row) {

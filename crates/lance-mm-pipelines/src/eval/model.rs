@@ -1,5 +1,6 @@
 //! Which model a report is about.
 
+use lance_mm_tensor::device_name;
 use serde::Serialize;
 
 use crate::generate::Generation;
@@ -40,7 +41,7 @@ impl ModelInfo {
             total: components.iter().map(|part| part.count).sum(),
             components,
             compute_dtype: "f32",
-            device: "cpu",
+            device: device_name(checkpoint.model.device()),
         }
     }
 }
