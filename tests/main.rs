@@ -5,4 +5,6 @@
 mod checkpoints;
 mod experts;
 mod generate;
+#[cfg(target_os = "linux")]
+mod plans;
 mod support;
