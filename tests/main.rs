@@ -5,6 +5,8 @@
 mod checkpoints;
 mod experts;
 mod generate;
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", target_os = "macos"))]
 mod plans;
+#[cfg(target_os = "linux")]
+mod simulator;
 mod support;

@@ -1,75 +1,43 @@
-//! Whole networks through the plans that a Metal device is given, run by the simulator, against the CPU. What runs
-//! is the product: the same loader, networks and loop, with [`with_executor`] in the device's place.
+//! Whole networks through the plans that a Metal device is given, against the CPU. What runs is the product: the same
+//! loader, networks and loops. On Linux the simulator takes the device's place.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::rc::Rc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use lance_mm::generate::{Event, Size};
 use lance_mm::image::{Resize, RgbImage};
 use lance_mm::models::{Cursor, Segment, Sequence};
 use lance_mm::tensor::Weights;
-use lance_mm::tensor::metal::{Arg, Plan};
-use lance_mm::tensor::testing::{Executor, assert_close, with_executor};
+use lance_mm::tensor::testing::assert_close;
+#[cfg(target_os = "linux")]
+use lance_mm::tensor::testing::with_executor;
 use lance_mm::{Answer, Checkpoint, Decoding, Files, Generation, GenerationOptions, Options, Part, Request};
 use lance_mm::{Understanding, image};
-use msl_sim::{Build, Launch, Program};
 
+#[cfg(target_os = "linux")]
+use crate::simulator::{Runs, simulator};
 use crate::support::fixtures;
 
-/// How often each kernel ran.
-type Runs = Rc<RefCell<BTreeMap<String, usize>>>;
-
-/// Runs plans in the simulator, lanes shuffled, and counts them.
-fn simulator(runs: &Runs) -> Rc<Executor> {
-    let (programs, runs) = (RefCell::new(HashMap::<&str, Program>::new()), runs.clone());
-    Rc::new(move |plan, inputs| {
-        *runs.borrow_mut().entry(plan.kernel.clone()).or_default() += 1;
-        let mut programs = programs.borrow_mut();
-        let program = programs.entry(plan.source.name).or_insert_with(|| {
-            Program::from_source(plan.source.text, Build::Plain).expect("the project's own kernels compile")
-        });
-        run(program, plan, inputs).map_err(|e| format!("{e:#}"))
-    })
-}
-
-fn run(
-    program: &Program,
-    plan: &Plan,
-    inputs: &[Vec<u8>],
-) -> Result<Vec<u8>, impl std::fmt::Display + use<>> {
-    let sizes = |sizes: [usize; 3]| sizes.map(|n| n as u32);
-    let mut launch = Launch::new(&plan.kernel, sizes(plan.groups), sizes(plan.threads)).order(5);
-    launch.constants = (0..).zip(plan.constants.iter().map(|c| c.to_le_bytes().to_vec())).collect();
-    let mut inputs = inputs.to_vec();
-    let mut output = vec![0xff; plan.output_len() * 4];
-    let mut inputs: Vec<Option<&mut Vec<u8>>> = inputs.iter_mut().map(Some).collect();
-    let mut result = Some(&mut output);
-    for (slot, arg) in (0..).zip(&plan.args) {
-        launch = launch.arg(match arg {
-            Arg::Input(i) | Arg::Strided(i) => {
-                msl_sim::Arg::Buffer(slot, inputs[*i].take().expect("an input is bound once"))
-            }
-            Arg::Output(_) => msl_sim::Arg::Buffer(slot, result.take().expect("one output")),
-            Arg::U32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
-            Arg::F32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
-        });
-    }
-    program.run(launch).map(|_| output)
-}
-
-/// What `work` gives as on a device, and on the CPU; with the kernels that ran.
-fn on_both<T>(work: impl Fn() -> lance_mm::Result<T>) -> (T, T, BTreeMap<String, usize>) {
+/// What `work` gives on a device, whose place the simulator takes, and on the CPU; with the kernels that ran.
+#[cfg(target_os = "linux")]
+fn on_both<T>(work: impl Fn(&Device) -> lance_mm::Result<T>) -> Option<(T, T, BTreeMap<String, usize>)> {
     let runs = Runs::default();
-    let found = with_executor(simulator(&runs), &work).unwrap();
-    (found, work().unwrap(), runs.take())
+    let found = with_executor(simulator(&runs), || work(&Device::Cpu)).unwrap();
+    Some((found, work(&Device::Cpu).unwrap(), runs.take()))
+}
+
+/// What `work` gives on this machine's device and on the CPU; nothing in a build without Metal.
+#[cfg(target_os = "macos")]
+fn on_both<T>(work: impl Fn(&Device) -> lance_mm::Result<T>) -> Option<(T, T, BTreeMap<String, usize>)> {
+    let device = lance_mm::tensor::DeviceChoice::Metal.open().ok()?;
+    Some((work(&device).unwrap(), work(&Device::Cpu).unwrap(), BTreeMap::new()))
 }
 
 #[track_caller]
 fn all_ran(kernels: &[&str], runs: &BTreeMap<String, usize>) {
-    for kernel in kernels {
+    // A device does not count.
+    for kernel in kernels.iter().filter(|_| cfg!(target_os = "linux")) {
         assert!(runs.contains_key(*kernel), "{kernel} is not among {runs:?}");
     }
 }
@@ -114,10 +82,12 @@ fn the_quantized_model_answers_as_on_the_cpu() {
     };
     let demo = &lance_mm_nano::DEMOS[2];
     let picture = image::decode(demo.png, "plate.png", &image::LoadOptions::default()).unwrap();
-    let (found, expected, runs) = on_both(|| {
-        let lance = Understanding::new(Checkpoint::in_memory(&files)?.with_f32_activations())?;
+    let both = on_both(|device| {
+        let lance =
+            Understanding::new(Checkpoint::in_memory(&files)?.with_f32_activations().with_device(device))?;
         ask(&lance, &picture, demo.question, &Options::default())
     });
+    let Some((found, expected, runs)) = both else { return };
     assert_close("features", &found.features, &expected.features, 1e-3);
     assert_close("logits", &found.logits, &expected.logits, 1e-3);
     assert_eq!((found.answer.text.as_str(), &found.answer.ids), ("BX62 BFY", &expected.answer.ids));
@@ -132,10 +102,12 @@ fn the_model_in_bf16_answers_as_on_the_cpu() {
     let folder = fixtures("understanding/ckpt/mlx");
     let decoding = Decoding { max_new_tokens: 6, ..Decoding::default() };
     let options = Options { decoding, resize: Some(Resize::Bucket { base: 112 }), ..Options::default() };
-    let (found, expected, runs) = on_both(|| {
-        let lance = Understanding::new(Checkpoint::open(&folder)?.with_f32_activations())?;
+    let both = on_both(|device| {
+        let lance =
+            Understanding::new(Checkpoint::open(&folder)?.with_f32_activations().with_device(device))?;
         ask(&lance, &picture, "What is it?", &options)
     });
+    let Some((found, expected, runs)) = both else { return };
     assert_close("features", &found.features, &expected.features, 1e-4);
     assert_close("logits", &found.logits, &expected.logits, 1e-4);
     assert_eq!(found.answer.ids, expected.answer.ids);
@@ -147,10 +119,13 @@ fn the_model_in_bf16_answers_as_on_the_cpu() {
 fn latents_are_drawn_as_on_the_cpu() {
     let request = Request::TextToImage { size: Size::new(64, 48).unwrap() };
     let options = GenerationOptions { steps: 2, ..GenerationOptions::default() };
-    let (found, expected, runs) = on_both(|| {
+    let both = on_both(|device| {
         let vae = Weights::open_in(&fixtures("vae/ckpt/mlx"), "vae")?;
         let lance = Generation::new(
-            Checkpoint::open(fixtures("generation/ckpt/mlx"))?.with_f32_activations().with_vae(vae),
+            Checkpoint::open(fixtures("generation/ckpt/mlx"))?
+                .with_f32_activations()
+                .with_device(device)
+                .with_vae(vae),
         )?;
         let mut latents = Vec::new();
         let end = lance.generate("A red fox", &request, &options, &mut |event| match event {
@@ -163,6 +138,7 @@ fn latents_are_drawn_as_on_the_cpu() {
         assert!(matches!(end, Err(lance_mm::Error::Interrupted)));
         Ok(latents.concat())
     });
+    let Some((found, expected, runs)) = both else { return };
     assert_close("latents", &found, &expected, 1e-4);
     all_ran(
         &["dense_matmul_bf16", "dense_matvec_bf16", "attention_tiles_f32", "norm_rope_f32", "swiglu"],

@@ -168,16 +168,21 @@ impl Weight {
     /// `x` of another width or dtype, or on a device without a kernel for this weight; scales or biases that are
     /// not finite.
     pub fn matmul(&self, x: &Tensor) -> Result<Tensor> {
-        if x.dims().last() != Some(&self.n_cols()) || x.dtype() != DType::F32 {
-            let expected = format!("f32 rows of {}", self.n_cols());
-            return Err(Error::input("linear input", expected, format!("{:?} {:?}", x.dtype(), x.dims())));
-        }
+        self.check_input(x)?;
         match self {
-            Self::Device(w) => return w.matmul(&x.contiguous()?),
+            Self::Device(w) => return w.matmul(&x.contiguous()?, None),
             Self::Affine(w) => w.check()?,
             Self::Dense(_) | Self::FloatMode(_) => {}
         }
         Ok(x.contiguous()?.apply_op1_no_bwd(self)?)
+    }
+
+    fn check_input(&self, x: &Tensor) -> Result<()> {
+        if x.dims().last() != Some(&self.n_cols()) || x.dtype() != DType::F32 {
+            let expected = format!("f32 rows of {}", self.n_cols());
+            return Err(Error::input("linear input", expected, format!("{:?} {:?}", x.dtype(), x.dims())));
+        }
+        Ok(())
     }
 }
 
@@ -262,16 +267,16 @@ impl Linear {
     /// # Errors
     /// As [`Weight::matmul`].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.weight.matmul(x)?;
-        match &self.bias {
-            Some(bias) if y.device().is_cpu() => {
-                // `y` was made just now and has no other owner, so its values can be changed in place.
-                y.inplace_op2(bias, &AddBias)?;
-                Ok(y)
-            }
-            Some(bias) => Ok(y.broadcast_add(bias)?),
-            None => Ok(y),
+        if let Weight::Device(w) = &self.weight {
+            self.weight.check_input(x)?;
+            return w.matmul(&x.contiguous()?, self.bias.as_ref());
         }
+        let y = self.weight.matmul(x)?;
+        if let Some(bias) = &self.bias {
+            // `y` was made just now and has no other owner, so its values can be changed in place.
+            y.inplace_op2(bias, &AddBias)?;
+        }
+        Ok(y)
     }
 }
 

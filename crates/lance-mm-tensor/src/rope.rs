@@ -112,8 +112,7 @@ impl RotaryTable {
             return Err(Error::input("heads to turn", expected, format!("{:?}", x.dims())));
         }
         let plan = metal::norm_rope([rows, heads, dim], None, FloatType::F32);
-        // Without a norm its weight is not read.
-        let inputs = [&x.contiguous()?, &self.cos, &self.cos, &self.sin];
+        let inputs = [&x.contiguous()?, &self.cos, &self.sin];
         Ok(metal::apply(&plan, &inputs, &[heads, rows, dim], DType::F32)?.transpose(0, 1)?)
     }
 }

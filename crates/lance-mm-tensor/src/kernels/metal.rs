@@ -17,12 +17,18 @@ mod device;
 mod executor;
 mod norm;
 #[cfg(test)]
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", all(feature = "metal", target_os = "macos")))]
 mod operations;
 mod pointwise;
+/// What runs the plans of tests: this machine's device, else the simulator.
 #[cfg(test)]
-#[cfg(target_os = "linux")]
-mod simulator;
+#[cfg(any(target_os = "linux", all(feature = "metal", target_os = "macos")))]
+#[cfg_attr(target_os = "linux", path = "metal/simulator.rs")]
+#[cfg_attr(target_os = "macos", path = "metal/on_device.rs")]
+mod runner;
+#[cfg(test)]
+#[cfg(any(target_os = "linux", all(feature = "metal", target_os = "macos")))]
+mod values;
 mod weight;
 
 pub use affine::{Affine, affine_matmul, affine_rows};
@@ -82,8 +88,12 @@ pub enum Arg {
     Strided(usize),
     /// The output: this many values of the type the kernel's name says.
     Output(usize),
+    /// Nothing: what the kernel reads there when its constants say so.
+    Unused,
     /// A number by value.
     U32(u32),
+    /// Numbers by value; the kernel reads as many as it needs.
+    U32s([u32; 4]),
     /// A number by value.
     F32(f32),
 }

@@ -9,6 +9,7 @@ using namespace metal;
 
 constant ushort BITS [[function_constant(0)]];
 constant ushort GROUP [[function_constant(1)]];
+constant ushort ADD [[function_constant(2)]];      // whether products add a value to each row of the matrix
 
 // Codes 0 to 7 of the eight that begin at `p`.
 inline void codes8(const device uchar* p, thread float* q) {
@@ -47,10 +48,11 @@ template <typename T, typename S>
     const device S* scales [[buffer(1)]],      // (R, K / GROUP)
     const device S* biases [[buffer(2)]],      // (R, K / GROUP)
     const device T* x [[buffer(3)]],           // (M, K)
-    device T* y [[buffer(4)]],                 // (M, R)
-    constant uint& M [[buffer(5)]],
-    constant uint& R [[buffer(6)]],
-    constant uint& K [[buffer(7)]],
+    const device float* added [[buffer(4)]],   // (R)
+    device T* y [[buffer(5)]],                 // (M, R)
+    constant uint& M [[buffer(6)]],
+    constant uint& R [[buffer(7)]],
+    constant uint& K [[buffer(8)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint simd [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
@@ -84,7 +86,7 @@ template <typename T, typename S>
   for (uint m = 0; m < n_x; m++) {
     for (uint r = 0; r < n_rows; r++) {
       const float sum = simd_sum(sums[m][r]);
-      if (lane == 0) y[(m0 + m) * R + row0 + r] = T(sum);
+      if (lane == 0) y[(m0 + m) * R + row0 + r] = T(ADD ? sum + added[row0 + r] : sum);
     }
   }
 }
@@ -97,10 +99,11 @@ template <typename T, typename S>
     const device S* scales [[buffer(1)]],
     const device S* biases [[buffer(2)]],
     const device T* x [[buffer(3)]],
-    device T* y [[buffer(4)]],
-    constant uint& M [[buffer(5)]],
-    constant uint& R [[buffer(6)]],
-    constant uint& K [[buffer(7)]],
+    const device float* added [[buffer(4)]],
+    device T* y [[buffer(5)]],
+    constant uint& M [[buffer(6)]],
+    constant uint& R [[buffer(7)]],
+    constant uint& K [[buffer(8)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint t [[thread_index_in_threadgroup]],
     uint simd [[simdgroup_index_in_threadgroup]]) {
@@ -147,7 +150,10 @@ template <typename T, typename S>
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (uint i = t; i < TILE * TILE; i += 128) {
     const uint m = m0 + i / TILE, r = row0 + i % TILE;
-    if (m < M && r < R) y[m * R + r] = T(xs[i / TILE * STRIDE + i % TILE]);
+    if (m < M && r < R) {
+      const float sum = xs[i / TILE * STRIDE + i % TILE];
+      y[m * R + r] = T(ADD ? sum + added[r] : sum);
+    }
   }
 }
 

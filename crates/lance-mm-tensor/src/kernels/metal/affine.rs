@@ -39,11 +39,12 @@ impl Affine {
     }
 
     fn plan(&self, kernel: &str, x: FloatType, groups: [usize; 3], threads: usize, args: Vec<Arg>) -> Plan {
+        let add = args.contains(&Arg::Input(4));
         let constant = |n: usize| u16::try_from(n).expect("bits and group sizes are small");
         Plan {
             source: &SOURCE,
             kernel: format!("{kernel}_{}_{}", type_name(x), type_name(self.scales)),
-            constants: vec![constant(self.scheme.bits()), constant(self.scheme.group_size())],
+            constants: vec![constant(self.scheme.bits()), constant(self.scheme.group_size()), u16::from(add)],
             groups,
             threads: [threads, 1, 1],
             args,
@@ -51,9 +52,11 @@ impl Affine {
     }
 }
 
-/// `x · Wᵀ`: input 3 is x `(n, K)` of type `x`, the output `(n, R)` of the same type; sums are f32.
-pub fn affine_matmul(w: &Affine, n: usize, x: FloatType) -> Plan {
+/// `x · Wᵀ`: input 3 is x `(n, K)` of type `x`, the output `(n, R)` of the same type; sums are f32. With `add`, input 4
+/// is added to every row, f32 `(R)`.
+pub fn affine_matmul(w: &Affine, n: usize, x: FloatType, add: bool) -> Plan {
     let mut args: Vec<Arg> = (0..4).map(Arg::Input).collect();
+    args.push(if add { Arg::Input(4) } else { Arg::Unused });
     args.extend([Arg::Output(n * w.rows), size(n), size(w.rows), size(w.cols)]);
     if n <= MATVEC_ROWS {
         let groups = [w.rows.div_ceil(MATVEC_TILE), n.div_ceil(PASS), 1];
@@ -71,5 +74,5 @@ pub fn affine_rows(w: &Affine, n: usize, out: FloatType) -> Plan {
 }
 
 #[cfg(test)]
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", all(feature = "metal", target_os = "macos")))]
 mod tests;

@@ -138,8 +138,8 @@ template <typename T>
     const device T* q [[buffer(0)]],
     const device T* k [[buffer(1)]],
     const device T* v [[buffer(2)]],
-    const device uint* first [[buffer(3)]],
-    const device uint* last [[buffer(4)]],
+    constant uint* first [[buffer(3)]],        // (N), by value
+    constant uint* last [[buffer(4)]],
     device T* out [[buffer(5)]],
     constant uint& N [[buffer(6)]],
     constant uint& H [[buffer(7)]],

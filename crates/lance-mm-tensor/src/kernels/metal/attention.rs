@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 pub(super) static SOURCE: Source = Source { name: "attention", text: include_str!("attention.metal") };
 
-/// Rows of q up to which each has a threadgroup a head of its own.
+/// Rows of q up to which each has a threadgroup a head of its own; their ranges of keys go by value.
 const FEW: usize = 4;
 /// Rows of q in a tile.
 const TILE: usize = 32;
@@ -40,15 +40,22 @@ pub fn key_ranges(blocks: &[Block]) -> [Vec<u32>; 2] {
 }
 
 /// `softmax(q · kᵀ / sqrt(D)) · v`: inputs are q `(H, N, D)`, k and v `(G, stride, D)`, all of type `x`, and the
-/// [`key_ranges`]; output `(N, H·D)` of type `x`.
+/// [`key_ranges`] of `blocks`, which only plans for more than a few rows read; output `(N, H·D)` of type `x`.
 ///
 /// # Panics
 /// Heads that are no multiple of the key heads, or a width the kernels have no room for.
-pub fn attention(shape: Heads, x: FloatType) -> Plan {
+pub fn attention(shape: Heads, blocks: &[Block], x: FloatType) -> Plan {
     let Heads { rows, heads, kv_heads, stride, dim } = shape;
     assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "query heads share key heads evenly");
     assert!(dim.is_multiple_of(8) && dim <= MAX_HEAD_DIM, "a width of head that the kernels have room for");
-    let mut args = vec![Arg::Input(0), Arg::Strided(1), Arg::Strided(2), Arg::Input(3), Arg::Input(4)];
+    let mut args = vec![Arg::Input(0), Arg::Strided(1), Arg::Strided(2)];
+    match rows <= FEW {
+        true => args.extend(
+            key_ranges(blocks)
+                .map(|keys| Arg::U32s(std::array::from_fn(|row| keys.get(row).copied().unwrap_or(0)))),
+        ),
+        false => args.extend([Arg::Input(3), Arg::Input(4)]),
+    }
     args.extend([Arg::Output(rows * heads * dim), size(rows), size(heads), size(kv_heads), size(stride)]);
     args.push(Arg::F32(1.0 / (dim as f32).sqrt()));
     let (kernel, groups, threads) = match rows <= FEW {
@@ -73,14 +80,19 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Re
         let expected = format!("a multiple of 8, at most {MAX_HEAD_DIM}");
         return Err(Error::input("width of a head on this device", expected, dim));
     }
-    let (q, [first, last]) = (q.contiguous()?, key_ranges(blocks));
-    let (first, last) = (Tensor::new(first, q.device())?, Tensor::new(last, q.device())?);
+    let q = q.contiguous()?;
     let (k, v, stride) = match (stride(k), stride(v)) {
         (Some(of_k), Some(of_v)) if of_k == of_v => (k.clone(), v.clone(), of_k),
         _ => (k.contiguous()?, v.contiguous()?, k.dim(1)?),
     };
-    let plan = attention(Heads { rows, heads, kv_heads: k.dim(0)?, stride, dim }, FloatType::F32);
-    apply(&plan, &[&q, &k, &v, &first, &last], &[rows, heads * dim], DType::F32)
+    let plan = attention(Heads { rows, heads, kv_heads: k.dim(0)?, stride, dim }, blocks, FloatType::F32);
+    let mut inputs = vec![q, k, v];
+    if plan.args.contains(&Arg::Input(3)) {
+        let ranges = key_ranges(blocks).map(|keys| Tensor::new(keys, inputs[0].device()));
+        inputs.extend(ranges.into_iter().collect::<candle_core::Result<Vec<_>>>()?);
+    }
+    let inputs: Vec<&Tensor> = inputs.iter().collect();
+    apply(&plan, &inputs, &[rows, heads * dim], DType::F32)
 }
 
 /// Rows between the first of two heads `(G, S, D)`, if rows follow each other.
@@ -92,14 +104,16 @@ fn stride(x: &Tensor) -> Option<usize> {
 }
 
 #[cfg(test)]
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", all(feature = "metal", target_os = "macos")))]
 mod tests {
-    use super::super::simulator::{Build, ORDERS, check_races, decode, encode, rounded, run, run_source};
+    use super::super::runner::{ORDERS, run};
+    use super::super::values::{decode, encode, rounded};
     use super::*;
     use crate::testing::{assert_close, seeded};
 
     struct Case {
         shape: Heads,
+        blocks: Vec<Block>,
         x_type: FloatType,
         inputs: [Vec<u8>; 5],
         expected: Vec<f32>,
@@ -143,12 +157,12 @@ mod tests {
         let [first, last] = key_ranges(blocks);
         let inputs =
             [encode(&q, x_type), encode(&k, x_type), encode(&v, x_type), uints(&first), uints(&last)];
-        Case { shape, x_type, inputs, expected }
+        Case { shape, blocks: blocks.to_vec(), x_type, inputs, expected }
     }
 
     impl Case {
         fn check(&self, order: u32) {
-            let plan = attention(self.shape, self.x_type);
+            let plan = attention(self.shape, &self.blocks, self.x_type);
             let y = decode(&run(&plan, &self.inputs, self.x_type, order).unwrap(), self.x_type);
             let tolerance = match self.x_type {
                 FloatType::F32 => 4e-6,
@@ -183,34 +197,41 @@ mod tests {
         }
     }
 
-    #[test]
-    fn lanes_do_not_race() {
-        for case in [
-            case([2, 1, 8], 0, &[Block::causal(0..1, 0..17)], FloatType::F32),
-            case([1, 1, 16], 0, &[Block::causal(0..9, 0..40)], FloatType::F32),
-        ] {
-            check_races(&attention(case.shape, case.x_type), &case.inputs, case.x_type).unwrap();
-        }
-    }
+    /// What only the simulator sees.
+    #[cfg(target_os = "linux")]
+    mod faults {
+        use super::super::super::runner::{Build, check_races, run_source};
+        use super::*;
 
-    #[test]
-    fn broken_copies_are_caught() {
-        let case = case([1, 1, 16], 0, &[Block::causal(0..9, 0..40)], FloatType::F32);
-        let plan = attention(case.shape, case.x_type);
-        let broken = |from: &str, to: &str, build| {
-            assert!(SOURCE.text.contains(from), "the source has {from:?}");
-            let text = SOURCE.text.replacen(from, to, 1);
-            run_source(&text, &plan, &case.inputs, case.x_type, 0, build).map_err(|e| format!("{e:#}"))
-        };
-        let store = "      simdgroup_store(s, mine + 8 * j, SCORES);\n    }\n";
-        let barrier = format!("{store}    threadgroup_barrier(mem_flags::mem_threadgroup);\n");
-        let raced = broken(&barrier, store, Build::RaceCheck).unwrap_err();
-        assert!(raced.contains("data race"), "{raced}");
-        let outside =
-            broken("key < end ? float(heads_k", "key <= end ? float(heads_k", Build::Plain).unwrap_err();
-        assert!(outside.contains("outside buffer"), "{outside}");
-        let wrong = broken("key < own_last ? exp", "key <= own_last ? exp", Build::Plain).unwrap();
-        let (error, _) = crate::testing::max_error(&decode(&wrong, case.x_type), &case.expected);
-        assert!(error.is_nan() || error > 1e-3, "{error}");
+        #[test]
+        fn lanes_do_not_race() {
+            for case in [
+                case([2, 1, 8], 0, &[Block::causal(0..1, 0..17)], FloatType::F32),
+                case([1, 1, 16], 0, &[Block::causal(0..9, 0..40)], FloatType::F32),
+            ] {
+                check_races(&attention(case.shape, &case.blocks, case.x_type), &case.inputs, case.x_type)
+                    .unwrap();
+            }
+        }
+        #[test]
+        fn broken_copies_are_caught() {
+            let case = case([1, 1, 16], 0, &[Block::causal(0..9, 0..40)], FloatType::F32);
+            let plan = attention(case.shape, &case.blocks, case.x_type);
+            let broken = |from: &str, to: &str, build| {
+                assert!(SOURCE.text.contains(from), "the source has {from:?}");
+                let text = SOURCE.text.replacen(from, to, 1);
+                run_source(&text, &plan, &case.inputs, case.x_type, 0, build).map_err(|e| format!("{e:#}"))
+            };
+            let store = "      simdgroup_store(s, mine + 8 * j, SCORES);\n    }\n";
+            let barrier = format!("{store}    threadgroup_barrier(mem_flags::mem_threadgroup);\n");
+            let raced = broken(&barrier, store, Build::RaceCheck).unwrap_err();
+            assert!(raced.contains("data race"), "{raced}");
+            let outside =
+                broken("key < end ? float(heads_k", "key <= end ? float(heads_k", Build::Plain).unwrap_err();
+            assert!(outside.contains("outside buffer"), "{outside}");
+            let wrong = broken("key < own_last ? exp", "key <= own_last ? exp", Build::Plain).unwrap();
+            let (error, _) = crate::testing::max_error(&decode(&wrong, case.x_type), &case.expected);
+            assert!(error.is_nan() || error > 1e-3, "{error}");
+        }
     }
 }

@@ -5,16 +5,19 @@
 #include <metal_simdgroup_matrix>
 using namespace metal;
 
+constant ushort ADD [[function_constant(0)]];      // whether products add a value to each row of the matrix
+
 // Y[m, r] for PASS rows m and eight rows r a threadgroup: a SIMD group takes four rows r, a lane four neighbouring
 // columns of every 128.
 template <typename S>
 [[kernel]] void dense_matvec(
     const device S* w [[buffer(0)]],           // (R, K)
     const device float* x [[buffer(1)]],       // (M, K)
-    device float* y [[buffer(2)]],             // (M, R)
-    constant uint& M [[buffer(3)]],
-    constant uint& R [[buffer(4)]],
-    constant uint& K [[buffer(5)]],
+    const device float* added [[buffer(2)]],   // (R)
+    device float* y [[buffer(3)]],             // (M, R)
+    constant uint& M [[buffer(4)]],
+    constant uint& R [[buffer(5)]],
+    constant uint& K [[buffer(6)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint simd [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
@@ -39,7 +42,7 @@ template <typename S>
   for (uint m = 0; m < n_x; m++) {
     for (uint r = 0; r < n_rows; r++) {
       const float sum = simd_sum(sums[m][r]);
-      if (lane == 0) y[(m0 + m) * R + row0 + r] = sum;
+      if (lane == 0) y[(m0 + m) * R + row0 + r] = ADD ? sum + added[row0 + r] : sum;
     }
   }
 }
@@ -50,10 +53,11 @@ template <typename S>
 [[kernel]] void dense_matmul(
     const device S* w [[buffer(0)]],
     const device float* x [[buffer(1)]],
-    device float* y [[buffer(2)]],
-    constant uint& M [[buffer(3)]],
-    constant uint& R [[buffer(4)]],
-    constant uint& K [[buffer(5)]],
+    const device float* added [[buffer(2)]],
+    device float* y [[buffer(3)]],
+    constant uint& M [[buffer(4)]],
+    constant uint& R [[buffer(5)]],
+    constant uint& K [[buffer(6)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint t [[thread_index_in_threadgroup]],
     uint simd [[simdgroup_index_in_threadgroup]]) {
@@ -92,7 +96,10 @@ template <typename S>
   threadgroup_barrier(mem_flags::mem_threadgroup);
   for (uint i = t; i < TILE * TILE; i += 128) {
     const uint m = m0 + i / TILE, r = row0 + i % TILE;
-    if (m < M && r < R) y[m * R + r] = xs[i / TILE * STRIDE + i % TILE];
+    if (m < M && r < R) {
+      const float sum = xs[i / TILE * STRIDE + i % TILE];
+      y[m * R + r] = ADD ? sum + added[r] : sum;
+    }
   }
 }
 

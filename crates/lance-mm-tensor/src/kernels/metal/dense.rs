@@ -30,7 +30,7 @@ impl Dense {
         Plan {
             source: &SOURCE,
             kernel: format!("{kernel}_{}", type_name(self.float)),
-            constants: vec![],
+            constants: vec![u16::from(args.contains(&Arg::Input(2)))],
             groups,
             threads: [threads, 1, 1],
             args,
@@ -38,10 +38,11 @@ impl Dense {
     }
 }
 
-/// `x · Wᵀ`: input 1 is x f32 `(n, K)`, the output f32 `(n, R)`.
-pub fn dense_matmul(w: &Dense, n: usize) -> Plan {
-    let args =
-        vec![Arg::Input(0), Arg::Input(1), Arg::Output(n * w.rows), size(n), size(w.rows), size(w.cols)];
+/// `x · Wᵀ`: input 1 is x f32 `(n, K)`, the output f32 `(n, R)`. With `add`, input 2 is added to every row, f32 `(R)`.
+pub fn dense_matmul(w: &Dense, n: usize, add: bool) -> Plan {
+    let added = if add { Arg::Input(2) } else { Arg::Unused };
+    let mut args = vec![Arg::Input(0), Arg::Input(1), added, Arg::Output(n * w.rows)];
+    args.extend([size(n), size(w.rows), size(w.cols)]);
     if n <= MATVEC_ROWS {
         w.plan("dense_matvec", [w.rows.div_ceil(MATVEC_TILE), n.div_ceil(PASS), 1], 64, args)
     } else {
@@ -56,9 +57,10 @@ pub fn dense_rows(w: &Dense, n: usize) -> Plan {
 }
 
 #[cfg(test)]
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", all(feature = "metal", target_os = "macos")))]
 mod tests {
-    use super::super::simulator::{Build, ORDERS, check_races, decode, encode, rounded, run, run_source};
+    use super::super::runner::{ORDERS, run};
+    use super::super::values::{decode, encode, rounded};
     use super::*;
     use crate::testing::seeded;
 
@@ -66,24 +68,27 @@ mod tests {
 
     struct Case {
         plan: Plan,
-        inputs: [Vec<u8>; 2],
+        inputs: Vec<Vec<u8>>,
         expected: Vec<f64>,
         size: Vec<f64>,
     }
 
-    fn case([n, rows, cols]: [usize; 3], float: FloatType) -> Case {
+    fn case([n, rows, cols]: [usize; 3], float: FloatType, add: bool) -> Case {
         let w = rounded(&seeded(rows * cols, 1), float);
         let x = seeded(n * cols, 2);
+        let added = seeded(rows, 3);
         let (mut expected, mut size) = (vec![], vec![]);
         for x in x.chunks(cols) {
-            for w in w.chunks(cols) {
+            for (w, added) in w.chunks(cols).zip(&added) {
+                let added = if add { f64::from(*added) } else { 0.0 };
                 let products = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
-                expected.push(products.clone().sum());
-                size.push(products.map(f64::abs).sum());
+                expected.push(added + products.clone().sum::<f64>());
+                size.push(added.abs() + products.map(f64::abs).sum::<f64>());
             }
         }
-        let inputs = [encode(&w, float), encode(&x, FloatType::F32)];
-        Case { plan: dense_matmul(&Dense { rows, cols, float }, n), inputs, expected, size }
+        let mut inputs = vec![encode(&w, float), encode(&x, FloatType::F32)];
+        inputs.extend(add.then(|| encode(&added, FloatType::F32)));
+        Case { plan: dense_matmul(&Dense { rows, cols, float }, n, add), inputs, expected, size }
     }
 
     impl Case {
@@ -109,7 +114,7 @@ mod tests {
             .enumerate()
         {
             for float in [TYPES[i % 3], TYPES[(i + 1) % 3]] {
-                let case = case(*shape, float);
+                let case = case(*shape, float, i % 2 == 0);
                 let first = run(&case.plan, &case.inputs, FloatType::F32, ORDERS[0]).unwrap();
                 case.check(&first).unwrap();
                 for order in &ORDERS[1..] {
@@ -136,32 +141,38 @@ mod tests {
         }
     }
 
-    #[test]
-    fn lanes_do_not_race() {
-        for shape in [[3, 9, 70], [9, 33, 40]] {
-            let case = case(shape, FloatType::BF16);
-            check_races(&case.plan, &case.inputs, FloatType::F32).unwrap();
-        }
-    }
+    /// What only the simulator sees.
+    #[cfg(target_os = "linux")]
+    mod faults {
+        use super::super::super::runner::{Build, check_races, run_source};
+        use super::*;
 
-    #[test]
-    fn broken_copies_are_caught() {
-        let broken = |case: &Case, from: &str, to: &str, build| {
-            assert!(SOURCE.text.contains(from), "the source has {from:?}");
-            let text = SOURCE.text.replace(from, to);
-            run_source(&text, &case.plan, &case.inputs, FloatType::F32, 0, build)
-                .map_err(|e| format!("{e:#}"))
-        };
-        let tile = case([9, 33, 40], FloatType::F32);
-        let barrier = "    threadgroup_barrier(mem_flags::mem_threadgroup);\n    for (uint kk";
-        let raced = broken(&tile, barrier, "    for (uint kk", Build::RaceCheck).unwrap_err();
-        assert!(raced.contains("data race"), "{raced}");
-        // Bytes of the matrix fill whole steps of 16, to which buffers of the simulator are rounded up.
-        let row = case([1, 8, 70], FloatType::BF16);
-        let outside = broken(&row, "min(STEP, K - k)", "STEP", Build::Plain).unwrap_err();
-        assert!(outside.contains("outside buffer"), "{outside}");
-        let wrong =
-            broken(&tile, "inside && m0 + line < M ?", "m0 + line < M && k0 + k + 1 < K ?", Build::Plain);
-        assert!(tile.check(&wrong.unwrap()).is_err());
+        #[test]
+        fn lanes_do_not_race() {
+            for shape in [[3, 9, 70], [9, 33, 40]] {
+                let case = case(shape, FloatType::BF16, true);
+                check_races(&case.plan, &case.inputs, FloatType::F32).unwrap();
+            }
+        }
+        #[test]
+        fn broken_copies_are_caught() {
+            let broken = |case: &Case, from: &str, to: &str, build| {
+                assert!(SOURCE.text.contains(from), "the source has {from:?}");
+                let text = SOURCE.text.replace(from, to);
+                run_source(&text, &case.plan, &case.inputs, FloatType::F32, 0, build)
+                    .map_err(|e| format!("{e:#}"))
+            };
+            let tile = case([9, 33, 40], FloatType::F32, true);
+            let barrier = "    threadgroup_barrier(mem_flags::mem_threadgroup);\n    for (uint kk";
+            let raced = broken(&tile, barrier, "    for (uint kk", Build::RaceCheck).unwrap_err();
+            assert!(raced.contains("data race"), "{raced}");
+            // Bytes of the matrix fill whole steps of 16, to which buffers of the simulator are rounded up.
+            let row = case([1, 8, 70], FloatType::BF16, false);
+            let outside = broken(&row, "min(STEP, K - k)", "STEP", Build::Plain).unwrap_err();
+            assert!(outside.contains("outside buffer"), "{outside}");
+            let wrong =
+                broken(&tile, "inside && m0 + line < M ?", "m0 + line < M && k0 + k + 1 < K ?", Build::Plain);
+            assert!(tile.check(&wrong.unwrap()).is_err());
+        }
     }
 }

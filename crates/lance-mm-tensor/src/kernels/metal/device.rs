@@ -49,6 +49,9 @@ pub(super) fn run(
                     encoder.set_input_buffer(slot, Some(inputs[*i].buffer), inputs[*i].offset);
                 }
                 Arg::Output(_) => encoder.set_output_buffer(slot, Some(&output), 0),
+                // Some buffer has to be there.
+                Arg::Unused => encoder.set_input_buffer(slot, Some(inputs[0].buffer), inputs[0].offset),
+                Arg::U32s(n) => encoder.set_bytes(slot, n),
                 Arg::U32(n) => encoder.set_bytes(slot, n),
                 Arg::F32(n) => encoder.set_bytes(slot, n),
             }

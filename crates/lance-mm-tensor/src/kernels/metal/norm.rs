@@ -21,12 +21,14 @@ pub fn rms_norm(n: usize, dim: usize, eps: f32, x: FloatType) -> Plan {
     }
 }
 
-/// Heads turned by a rotary table, and laid out for attention: inputs are x `(n, H, D)` of type `x`, a norm's
-/// weight f32 `(D)`, cosines and sines f32 `(n, D/2)`; output `(H, n, D)`. With `eps` each head is normed first;
-/// without, the weight is not read.
+/// Heads turned by a rotary table, and laid out for attention: inputs are x `(n, H, D)` of type `x`, cosines and
+/// sines f32 `(n, D/2)`; output `(H, n, D)`. With `eps` each head is normed first, with the weight f32 `(D)` that
+/// input 3 is.
 pub fn norm_rope([n, heads, dim]: [usize; 3], eps: Option<f32>, x: FloatType) -> Plan {
-    let mut args: Vec<Arg> = (0..4).map(Arg::Input).collect();
-    args.extend([Arg::Output(n * heads * dim), size(n), size(heads), size(dim)]);
+    // The norm's weight comes last among the inputs, so that it can be left out.
+    let weight = if eps.is_some() { Arg::Input(3) } else { Arg::Unused };
+    let mut args = vec![Arg::Input(0), weight, Arg::Input(1), Arg::Input(2), Arg::Output(n * heads * dim)];
+    args.extend([size(n), size(heads), size(dim)]);
     args.push(Arg::F32(eps.unwrap_or(0.0)));
     Plan {
         source: &SOURCE,
@@ -39,9 +41,10 @@ pub fn norm_rope([n, heads, dim]: [usize; 3], eps: Option<f32>, x: FloatType) ->
 }
 
 #[cfg(test)]
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", all(feature = "metal", target_os = "macos")))]
 mod tests {
-    use super::super::simulator::{Build, ORDERS, check_races, decode, encode, rounded, run, run_source};
+    use super::super::runner::{ORDERS, run};
+    use super::super::values::{decode, encode, rounded};
     use super::*;
     use crate::testing::{assert_close, seeded};
 
@@ -106,7 +109,7 @@ mod tests {
             }
         }
         let f32s = |v: &[f32]| encode(v, FloatType::F32);
-        Heads { inputs: [encode(&x, x_type), f32s(&w), f32s(&cos), f32s(&sin)], expected }
+        Heads { inputs: [encode(&x, x_type), f32s(&cos), f32s(&sin), f32s(&w)], expected }
     }
 
     #[test]
@@ -126,31 +129,37 @@ mod tests {
         }
     }
 
-    #[test]
-    fn lanes_do_not_race() {
-        let row = [encode(&seeded(160, 1), FloatType::F32), encode(&seeded(80, 2), FloatType::F32)];
-        check_races(&rms_norm(2, 80, EPS, FloatType::F32), &row, FloatType::F32).unwrap();
-        let shape = [3, 2, 16];
-        let plan = norm_rope(shape, Some(EPS), FloatType::F32);
-        check_races(&plan, &heads(shape, true, FloatType::F32).inputs, FloatType::F32).unwrap();
-    }
+    /// What only the simulator sees.
+    #[cfg(target_os = "linux")]
+    mod faults {
+        use super::super::super::runner::{Build, check_races, run_source};
+        use super::*;
 
-    #[test]
-    fn broken_copies_are_caught() {
-        let row = [encode(&seeded(1024, 1), FloatType::F32), encode(&seeded(512, 2), FloatType::F32)];
-        let plan = rms_norm(2, 512, EPS, FloatType::F32);
-        let barrier = "  threadgroup_barrier(mem_flags::mem_threadgroup);\n";
-        assert!(SOURCE.text.contains(barrier));
-        let raced = SOURCE.text.replace(barrier, "");
-        let raced = run_source(&raced, &plan, &row, FloatType::F32, 0, Build::RaceCheck);
-        assert!(format!("{:#}", raced.unwrap_err()).contains("data race"));
+        #[test]
+        fn lanes_do_not_race() {
+            let row = [encode(&seeded(160, 1), FloatType::F32), encode(&seeded(80, 2), FloatType::F32)];
+            check_races(&rms_norm(2, 80, EPS, FloatType::F32), &row, FloatType::F32).unwrap();
+            let shape = [3, 2, 16];
+            let plan = norm_rope(shape, Some(EPS), FloatType::F32);
+            check_races(&plan, &heads(shape, true, FloatType::F32).inputs, FloatType::F32).unwrap();
+        }
+        #[test]
+        fn broken_copies_are_caught() {
+            let row = [encode(&seeded(1024, 1), FloatType::F32), encode(&seeded(512, 2), FloatType::F32)];
+            let plan = rms_norm(2, 512, EPS, FloatType::F32);
+            let barrier = "  threadgroup_barrier(mem_flags::mem_threadgroup);\n";
+            assert!(SOURCE.text.contains(barrier));
+            let raced = SOURCE.text.replace(barrier, "");
+            let raced = run_source(&raced, &plan, &row, FloatType::F32, 0, Build::RaceCheck);
+            assert!(format!("{:#}", raced.unwrap_err()).contains("data race"));
 
-        let shape = [3, 1, 32];
-        let plan = norm_rope(shape, None, FloatType::F32);
-        let outside = SOURCE.text.replace("if (head < N * H)", "if (head <= N * H)");
-        assert_ne!(outside, SOURCE.text);
-        let inputs = heads(shape, false, FloatType::F32).inputs;
-        let outside = run_source(&outside, &plan, &inputs, FloatType::F32, 0, Build::Plain);
-        assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
+            let shape = [3, 1, 32];
+            let plan = norm_rope(shape, None, FloatType::F32);
+            let outside = SOURCE.text.replace("if (head < N * H)", "if (head <= N * H)");
+            assert_ne!(outside, SOURCE.text);
+            let inputs = heads(shape, false, FloatType::F32).inputs;
+            let outside = run_source(&outside, &plan, &inputs, FloatType::F32, 0, Build::Plain);
+            assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
+        }
     }
 }

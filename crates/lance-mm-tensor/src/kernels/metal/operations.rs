@@ -2,12 +2,14 @@
 
 use candle_core::{Device, Tensor};
 
-use super::simulator::simulated;
+use super::runner::on_device;
 use crate::float_mode::FloatModeWeight;
 use crate::quantization::Mode;
 use crate::testing::{assert_close, seeded};
 use crate::weights::Bytes;
-use crate::{AffineWeight, Block, DenseWeight, FloatType, Linear, Result, RmsNorm, Rotary, Scheme, Weight};
+use crate::{
+    AffineWeight, Block, DenseWeight, Embedding, FloatType, Linear, Result, RmsNorm, Rotary, Scheme, Weight,
+};
 use crate::{Weights, attention, swiglu};
 
 fn tensor(shape: &[usize], seed: u64) -> Tensor {
@@ -16,8 +18,8 @@ fn tensor(shape: &[usize], seed: u64) -> Tensor {
 
 /// Runs the same twice, as on a device and on the CPU, and compares shapes and values.
 #[track_caller]
-fn compare(name: &str, tolerance: f32, run: impl Fn() -> Result<Tensor>) {
-    let (found, expected) = (simulated(&run).unwrap(), run().unwrap());
+fn compare(name: &str, tolerance: f32, run: impl Fn(&Device) -> Result<Tensor>) {
+    let (found, expected) = (on_device(&run).unwrap(), run(&Device::Cpu).unwrap());
     assert_eq!(found.dims(), expected.dims(), "{name}");
     let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_close(name, &flat(&found), &flat(&expected), tolerance);
@@ -36,17 +38,23 @@ fn linear_layers_are_the_same() {
         for bits in [4, 3] {
             let x = tensor(&[1, n, 64], 2);
             let layer = || Linear::new(Weight::Affine(affine(bits)), Some(tensor(&[9], 3)));
-            compare(&format!("affine {bits} {n}"), 2e-5, || layer().to_device(&Device::Cpu)?.forward(&x));
+            compare(&format!("affine {bits} {n}"), 2e-5, |device| {
+                layer().to_device(device)?.forward(&x.to_device(device)?)
+            });
         }
         for float in [FloatType::F32, FloatType::BF16] {
             // Not contiguous, of a width that fills no tile.
             let x = tensor(&[30, n], 4).t().unwrap();
             let layer = || Linear::from(DenseWeight::rounded(&seeded(5 * 30, 5), 30, float));
-            compare(&format!("dense {float:?} {n}"), 2e-5, || layer().to_device(&Device::Cpu)?.forward(&x));
+            compare(&format!("dense {float:?} {n}"), 2e-5, |device| {
+                layer().to_device(device)?.forward(&x.to_device(device)?)
+            });
         }
     }
     let none = tensor(&[0, 64], 6);
-    compare("no rows", 0.0, || Weight::Affine(affine(4)).to_device(&Device::Cpu)?.matmul(&none));
+    compare("no rows", 0.0, |device| {
+        Weight::Affine(affine(4)).to_device(device)?.matmul(&none.to_device(device)?)
+    });
 }
 
 #[test]
@@ -59,31 +67,47 @@ fn tables_give_the_same_rows() {
         Weights::from_vec("table", file).unwrap()
     };
     for ids in [vec![5, 0, 5], vec![]] {
-        compare("dense", 0.0, || crate::Embedding::load(&weights(), 6, 40)?.forward(&ids));
+        compare("dense", 0.0, |device| {
+            Embedding::load(&weights().with_device(device.clone()), 6, 40)?.forward(&ids)
+        });
     }
     let read =
-        simulated(|| Weight::Affine(affine(5)).to_device(&Device::Cpu).map(|w| (w.bytes(), w.n_rows())));
+        on_device(|device| Weight::Affine(affine(5)).to_device(device).map(|w| (w.bytes(), w.n_rows())));
     assert_eq!(read.unwrap(), (Weight::Affine(affine(5)).bytes(), 9));
-    let text = simulated(|| crate::Embedding::load(&weights(), 6, 40).unwrap().forward(&[1, 6])).unwrap_err();
-    assert_eq!(text.to_string(), "token id: expected an id below 6, found 6");
+    let past_the_end = |device: &Device| {
+        Embedding::load(&weights().with_device(device.clone()), 6, 40).unwrap().forward(&[1, 6])
+    };
+    let text = on_device(past_the_end).unwrap_err().to_string();
+    assert_eq!(text, "token id: expected an id below 6, found 6");
 }
 
 #[test]
 fn heads_are_normed_turned_and_attended_the_same() {
     let (t, h, g, d) = (5, 4, 2, 16);
     let q = tensor(&[t, h, d], 8);
-    let norm = RmsNorm::new(tensor(&[d], 9), 1e-6);
-    compare("norm", 2e-6, || norm.forward(&q.transpose(0, 1).unwrap()));
+    compare("norm", 2e-6, |device| {
+        let norm = RmsNorm::new(tensor(&[d], 9).to_device(device)?, 1e-6);
+        norm.forward(&q.to_device(device)?.transpose(0, 1)?)
+    });
     let positions = [vec![0, 1, 2, 900, 901], vec![0, 3, 4, 5, 1000], vec![9, 8, 7, 6, 5]];
-    let table = Rotary::new(d, 1e6, [2, 3, 3]).unwrap().table(&positions, &Device::Cpu).unwrap();
-    compare("turned", 2e-6, || table.apply(&q));
-    // Keys and values a part of a longer cache, and each of its own length.
-    let part = |room: usize, seed| tensor(&[g, room, d], seed).narrow(1, 0, 40).unwrap();
-    for (k, v) in [(part(64, 10), part(64, 11)), (part(64, 10), part(48, 11))] {
+    let turned = |device: &Device| {
+        let table = Rotary::new(d, 1e6, [2, 3, 3])?.table(&positions, device)?;
+        table.apply(&q.to_device(device)?)
+    };
+    compare("turned", 2e-6, turned);
+    // Keys and values a part of a longer cache, of one room or of each its own.
+    for rooms in [[64, 64], [64, 48]] {
+        let part = |room: usize, device: &Device| {
+            tensor(&[g, room, d], room as u64).to_device(device)?.narrow(1, 0, 40)
+        };
         let blocks = [Block::causal(0..2, 0..30), Block::full(2..5, 3..40)];
-        compare("attended", 2e-6, || attention(&table.apply(&q)?.transpose(0, 1).unwrap(), &k, &v, &blocks));
-        compare("one row", 2e-6, || {
-            let row = q.transpose(0, 1).unwrap().narrow(1, 1, 1).unwrap();
+        compare("attended", 2e-6, |device| {
+            let (k, v) = (part(rooms[0], device)?, part(rooms[1], device)?);
+            attention(&turned(device)?.transpose(0, 1)?, &k, &v, &blocks)
+        });
+        compare("one row", 2e-6, |device| {
+            let (k, v) = (part(rooms[0], device)?, part(rooms[1], device)?);
+            let row = q.to_device(device)?.transpose(0, 1)?.narrow(1, 1, 1)?;
             attention(&row, &k, &v, &[Block::causal(0..1, 0..40)])
         });
     }
@@ -91,8 +115,10 @@ fn heads_are_normed_turned_and_attended_the_same() {
 
 #[test]
 fn values_are_gated_the_same() {
-    let (gate, up) = (tensor(&[3, 50], 12), tensor(&[3, 60], 13));
-    compare("gated", 2e-6, || swiglu(&gate, &up.narrow(1, 5, 50).unwrap()));
+    compare("gated", 2e-6, |device| {
+        let (gate, up) = (tensor(&[3, 50], 12).to_device(device)?, tensor(&[3, 60], 13).to_device(device)?);
+        swiglu(&gate, &up.narrow(1, 5, 50)?)
+    });
 }
 
 #[test]
@@ -100,9 +126,13 @@ fn what_has_no_kernel_is_refused() {
     let scheme = Scheme::new(4, 32, Mode::MxFp4).unwrap();
     let bytes = |n| Bytes::from_vec(vec![0; n]);
     let weight = Weight::FloatMode(FloatModeWeight::new(bytes(16), bytes(1), scheme, 1, 32));
-    let text = simulated(|| weight.to_device(&Device::Cpu)).err().unwrap().to_string();
+    let text = on_device(|device| weight.to_device(device)).err().unwrap().to_string();
     assert!(text.contains("weights on a device: expected dense or affine weights"), "{text}");
     let heads = tensor(&[1, 2, 12], 14);
-    let text = simulated(|| attention(&heads, &heads, &heads, &[Block::full(0..2, 0..2)])).unwrap_err();
+    let wide = |device: &Device| {
+        let heads = heads.to_device(device)?;
+        attention(&heads, &heads, &heads, &[Block::full(0..2, 0..2)])
+    };
+    let text = on_device(wide).unwrap_err();
     assert!(text.to_string().contains("width of a head on this device: expected a multiple of 8"), "{text}");
 }

@@ -1,9 +1,10 @@
 //! Runs plans on the CPU.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::{Arc, LazyLock, Mutex};
 
-use half::{bf16, f16};
+use candle_core::Device;
 pub(crate) use msl_sim::Build;
 use msl_sim::{Launch, Program};
 
@@ -29,11 +30,11 @@ pub(crate) fn run(plan: &Plan, inputs: &[Vec<u8>], out: FloatType, order: u32) -
     run_source(plan.source.text, plan, inputs, out, order, Build::Plain)
 }
 
-/// What operations on tensors of the CPU do when they run as on a device.
-pub(crate) fn simulated<T>(work: impl FnOnce() -> T) -> T {
+/// Runs operations as on a device, whose place the simulator takes.
+pub(crate) fn on_device<T>(work: impl FnOnce(&Device) -> T) -> T {
     let executor =
         |plan: &Plan, inputs: &[Vec<u8>]| run(plan, inputs, FloatType::F32, 3).map_err(|e| format!("{e:#}"));
-    crate::testing::with_executor(std::rc::Rc::new(executor), work)
+    crate::testing::with_executor(Rc::new(executor), || work(&Device::Cpu))
 }
 
 /// A run in which unordered accesses of two lanes to one place are errors.
@@ -64,34 +65,13 @@ pub(crate) fn run_source(
                 msl_sim::Arg::Buffer(slot, inputs[*i].take().expect("an input is bound once"))
             }
             Arg::Output(_) => msl_sim::Arg::Buffer(slot, output_slot.take().expect("one output")),
+            // So short that a kernel that reads it is noticed.
+            Arg::Unused => msl_sim::Arg::Bytes(slot, vec![]),
+            Arg::U32s(n) => msl_sim::Arg::Bytes(slot, n.iter().flat_map(|n| n.to_le_bytes()).collect()),
             Arg::U32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
             Arg::F32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
         });
     }
     program(text, build).run(launch)?;
     Ok(output)
-}
-
-/// Values in the bytes of a type.
-pub(crate) fn encode(values: &[f32], float: FloatType) -> Vec<u8> {
-    match float {
-        FloatType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        FloatType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
-        FloatType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-    }
-}
-
-/// The values of such bytes.
-pub(crate) fn decode(bytes: &[u8], float: FloatType) -> Vec<f32> {
-    let pairs = || bytes.as_chunks::<2>().0.iter();
-    match float {
-        FloatType::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        FloatType::F16 => pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        FloatType::BF16 => pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
-    }
-}
-
-/// Values as a type holds them.
-pub(crate) fn rounded(values: &[f32], float: FloatType) -> Vec<f32> {
-    decode(&encode(values, float), float)
 }

@@ -62,17 +62,17 @@ impl DeviceWeight {
         &self.host
     }
 
-    /// `x · Wᵀ`: f32 `(.., K)`, contiguous, to f32 `(.., R)`.
-    pub(crate) fn matmul(&self, x: &Tensor) -> Result<Tensor> {
+    /// `x · Wᵀ`, and `bias` f32 `(R)` if there is one: f32 `(.., K)`, contiguous, to f32 `(.., R)`.
+    pub(crate) fn matmul(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let n = x.elem_count() / self.host.n_cols();
         let plan = match &self.form {
-            Form::Affine(w) => affine_matmul(w, n, FloatType::F32),
-            Form::Dense(w) => dense_matmul(w, n),
+            Form::Affine(w) => affine_matmul(w, n, FloatType::F32, bias.is_some()),
+            Form::Dense(w) => dense_matmul(w, n, bias.is_some()),
         };
         let mut shape = x.dims().to_vec();
         shape.pop();
         shape.push(self.host.n_rows());
-        self.run(&plan, x, &shape)
+        self.run(&plan, [Some(x), bias], &shape)
     }
 
     /// Rows `ids`, all below `R`, as f32 `(n, K)`.
@@ -82,14 +82,14 @@ impl DeviceWeight {
             Form::Dense(w) => dense_rows(w, ids.len()),
         };
         let shape = [ids.len(), self.host.n_cols()];
-        self.run(&plan, &Tensor::new(ids, self.parts[0].device())?, &shape)
+        self.run(&plan, [Some(&Tensor::new(ids, self.parts[0].device())?), None], &shape)
     }
 
-    fn run(&self, plan: &Plan, last: &Tensor, shape: &[usize]) -> Result<Tensor> {
+    fn run(&self, plan: &Plan, others: [Option<&Tensor>; 2], shape: &[usize]) -> Result<Tensor> {
         if plan.output_len() == 0 {
             return Ok(Tensor::zeros(shape, DType::F32, self.parts[0].device())?);
         }
-        let inputs: Vec<&Tensor> = self.parts.iter().chain([last]).collect();
+        let inputs: Vec<&Tensor> = self.parts.iter().chain(others.into_iter().flatten()).collect();
         apply(plan, &inputs, shape, DType::F32)
     }
 }

@@ -1,4 +1,5 @@
-use super::super::simulator::{Build, ORDERS, check_races, decode, encode, rounded, run, run_source};
+use super::super::runner::{ORDERS, run};
+use super::super::values::{decode, encode, rounded};
 use super::*;
 use crate::affine::AffineWeight;
 use crate::testing::seeded;
@@ -7,6 +8,8 @@ use crate::testing::seeded;
 struct Case {
     w: AffineWeight,
     x: Vec<f32>,
+    /// What is added to every row, if anything is.
+    added: Option<Vec<f32>>,
     expected: Vec<f64>,
     size: Vec<f64>,
     x_type: FloatType,
@@ -15,11 +18,16 @@ struct Case {
 fn case(scheme: Scheme, [n, rows, cols]: [usize; 3], x_type: FloatType, scales: FloatType) -> Case {
     let w = AffineWeight::quantize("w", &seeded(rows * cols, 3), cols, scheme, scales).unwrap();
     let x = rounded(&seeded(n * cols, 4), x_type);
+    // Every other case adds something.
+    let added = scheme.bits().is_multiple_of(2).then(|| seeded(rows, 5));
     let (mut expected, mut size) = (vec![0.0; n * rows], vec![0.0; n * rows]);
     let mut row = vec![0.0; cols];
     for r in 0..rows {
         w.read_row(r, &mut row);
         for i in 0..n {
+            let added = added.as_ref().map_or(0.0, |added| f64::from(added[r]));
+            expected[i * rows + r] += added;
+            size[i * rows + r] += added.abs();
             for (x, w) in x[i * cols..(i + 1) * cols].iter().zip(&row) {
                 let product = f64::from(*x) * f64::from(*w);
                 expected[i * rows + r] += product;
@@ -27,12 +35,12 @@ fn case(scheme: Scheme, [n, rows, cols]: [usize; 3], x_type: FloatType, scales: 
             }
         }
     }
-    Case { w, x, expected, size, x_type }
+    Case { w, x, added, expected, size, x_type }
 }
 
 impl Case {
     fn plan(&self) -> Plan {
-        affine_matmul(&self.matrix(), self.x.len() / self.w.n_cols(), self.x_type)
+        affine_matmul(&self.matrix(), self.x.len() / self.w.n_cols(), self.x_type, self.added.is_some())
     }
 
     fn matrix(&self) -> Affine {
@@ -46,6 +54,7 @@ impl Case {
     fn inputs(&self) -> Vec<Vec<u8>> {
         let mut inputs = self.weight_inputs();
         inputs.push(encode(&self.x, self.x_type));
+        inputs.extend(self.added.iter().map(|added| encode(added, FloatType::F32)));
         inputs
     }
 
@@ -120,42 +129,48 @@ fn looked_up_rows_are_the_rows() {
 }
 
 #[test]
-fn lanes_do_not_race() {
-    for shape in [[3, 9, 256], [9, 33, 128]] {
-        let case = case(Scheme::affine(4, 64).unwrap(), shape, FloatType::F32, FloatType::F32);
-        check_races(&case.plan(), &case.inputs(), FloatType::F32).unwrap();
-    }
-}
-
-/// The checks above see what goes wrong in copies that are broken on purpose.
-#[test]
-fn broken_copies_are_caught() {
-    let case = |shape| case(Scheme::affine(4, 64).unwrap(), shape, FloatType::F32, FloatType::F32);
-    let barrier = "    threadgroup_barrier(mem_flags::mem_threadgroup);\n    for (uint kk";
-    let broken = |from: &str, to: &str| {
-        assert!(SOURCE.text.contains(from), "the source has {from:?}");
-        SOURCE.text.replace(from, to)
-    };
-    let tile = case([9, 33, 128]);
-    let source = broken(barrier, "    for (uint kk");
-    let raced = run_source(&source, &tile.plan(), &tile.inputs(), FloatType::F32, 0, Build::RaceCheck);
-    assert!(format!("{:#}", raced.unwrap_err()).contains("data race"));
-
-    let row = case([1, 9, 256]);
-    let source = broken("n_rows = min(ROWS, R - min(R, row0))", "n_rows = ROWS");
-    let outside = run_source(&source, &row.plan(), &row.inputs(), FloatType::F32, 0, Build::Plain);
-    assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
-
-    let source = broken("(word >> (4 * i)) & 15u", "(word >> (4 * i + 1)) & 15u");
-    let wrong = run_source(&source, &row.plan(), &row.inputs(), FloatType::F32, 0, Build::Plain);
-    assert!(row.check(&wrong.unwrap()).is_err());
-}
-
-#[test]
 fn plans_cover_every_row() {
     let w = Affine::new(Scheme::affine(4, 128).unwrap(), 151_936, 2048, FloatType::BF16);
-    let plan = affine_matmul(&w, 1, FloatType::F32);
+    let plan = affine_matmul(&w, 1, FloatType::F32, false);
     assert_eq!((plan.kernel.as_str(), plan.groups), ("affine_matvec_f32_bf16", [18_992, 1, 1]));
-    let plan = affine_matmul(&w, 607, FloatType::BF16);
+    let plan = affine_matmul(&w, 607, FloatType::BF16, true);
     assert_eq!((plan.kernel.as_str(), plan.groups), ("affine_matmul_bf16_bf16", [4748, 19, 1]));
+}
+
+/// What only the simulator sees.
+#[cfg(target_os = "linux")]
+mod faults {
+    use super::super::super::runner::{Build, check_races, run_source};
+    use super::*;
+
+    #[test]
+    fn lanes_do_not_race() {
+        for shape in [[3, 9, 256], [9, 33, 128]] {
+            let case = case(Scheme::affine(4, 64).unwrap(), shape, FloatType::F32, FloatType::F32);
+            check_races(&case.plan(), &case.inputs(), FloatType::F32).unwrap();
+        }
+    }
+    /// The checks above see what goes wrong in copies that are broken on purpose.
+    #[test]
+    fn broken_copies_are_caught() {
+        let case = |shape| case(Scheme::affine(4, 64).unwrap(), shape, FloatType::F32, FloatType::F32);
+        let barrier = "    threadgroup_barrier(mem_flags::mem_threadgroup);\n    for (uint kk";
+        let broken = |from: &str, to: &str| {
+            assert!(SOURCE.text.contains(from), "the source has {from:?}");
+            SOURCE.text.replace(from, to)
+        };
+        let tile = case([9, 33, 128]);
+        let source = broken(barrier, "    for (uint kk");
+        let raced = run_source(&source, &tile.plan(), &tile.inputs(), FloatType::F32, 0, Build::RaceCheck);
+        assert!(format!("{:#}", raced.unwrap_err()).contains("data race"));
+
+        let row = case([1, 9, 256]);
+        let source = broken("n_rows = min(ROWS, R - min(R, row0))", "n_rows = ROWS");
+        let outside = run_source(&source, &row.plan(), &row.inputs(), FloatType::F32, 0, Build::Plain);
+        assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
+
+        let source = broken("(word >> (4 * i)) & 15u", "(word >> (4 * i + 1)) & 15u");
+        let wrong = run_source(&source, &row.plan(), &row.inputs(), FloatType::F32, 0, Build::Plain);
+        assert!(row.check(&wrong.unwrap()).is_err());
+    }
 }

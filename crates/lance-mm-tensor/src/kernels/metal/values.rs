@@ -1,0 +1,29 @@
+//! Values of tests as bytes of their types.
+
+use half::{bf16, f16};
+
+use crate::dense::FloatType;
+
+/// Values in the bytes of a type.
+pub(crate) fn encode(values: &[f32], float: FloatType) -> Vec<u8> {
+    match float {
+        FloatType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        FloatType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        FloatType::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+    }
+}
+
+/// The values of such bytes.
+pub(crate) fn decode(bytes: &[u8], float: FloatType) -> Vec<f32> {
+    let pairs = || bytes.as_chunks::<2>().0.iter();
+    match float {
+        FloatType::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        FloatType::F16 => pairs().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        FloatType::BF16 => pairs().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+    }
+}
+
+/// Values as a type holds them.
+pub(crate) fn rounded(values: &[f32], float: FloatType) -> Vec<f32> {
+    decode(&encode(values, float), float)
+}
