@@ -40,8 +40,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use candle_core::Device;
 use clap::{Args, Subcommand};
 use lance_mm::Tokenizer;
+use lance_mm::tensor::DeviceChoice;
 
 use case::Case;
 use checker::Checker;
@@ -65,6 +67,9 @@ pub(crate) struct Check {
     /// `manifest` for the hashes of a folder's files.
     #[arg(long, value_name = "NAME")]
     skip: Vec<String>,
+    /// Where whole networks run; single operations, dequantized weights and the VAE stay on the CPU.
+    #[arg(long, value_name = "auto|cpu|metal", default_value_t = DeviceChoice::Cpu)]
+    device: DeviceChoice,
 }
 
 impl Command {
@@ -78,6 +83,8 @@ impl Command {
 pub(crate) struct Context {
     tokenizer_dir: Option<PathBuf>,
     tokenizer: OnceCell<Tokenizer>,
+    /// Where whole networks run.
+    device: Device,
 }
 
 impl Context {
@@ -130,7 +137,8 @@ const KINDS: [Kind; 20] = [
 
 impl Check {
     fn run(&self) -> Result<ExitCode> {
-        let context = Context { tokenizer_dir: self.tokenizer.clone(), tokenizer: OnceCell::new() };
+        let tokenizer_dir = self.tokenizer.clone();
+        let context = Context { tokenizer_dir, tokenizer: OnceCell::new(), device: self.device.open()? };
         let mut report = Report::default();
         for dir in &self.dirs {
             if let Err(error) = self.folder(dir, &context, &mut report) {

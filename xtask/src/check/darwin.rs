@@ -14,7 +14,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, ensure};
 
 const TARGET: &str = "aarch64-apple-darwin";
-const FEATURES: &str = "lance-mm-cli/metal";
+const FEATURES: &str = "lance-mm-cli/metal,lance-mm-tests/metal,xtask/metal";
 const PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy"];
 
 /// Stands in for a C compiler. Some build scripts (`ring`) compile C for the target; a type check asks only
