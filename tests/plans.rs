@@ -70,21 +70,24 @@ fn flat(x: &Tensor) -> Vec<f32> {
     x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-#[test]
-fn the_quantized_model_answers_as_on_the_cpu() {
-    let files = Files {
+fn nano() -> Files {
+    Files {
         name: "nano",
         config: lance_mm_nano::CONFIG,
         generation_config: lance_mm_nano::GENERATION_CONFIG,
         tokenizer: lance_mm_nano::TOKENIZER,
         model: lance_mm_nano::MODEL,
         vit: lance_mm_nano::VIT,
-    };
+    }
+}
+
+#[test]
+fn the_quantized_model_answers_as_on_the_cpu() {
     let demo = &lance_mm_nano::DEMOS[2];
     let picture = image::decode(demo.png, "plate.png", &image::LoadOptions::default()).unwrap();
     let both = on_both(|device| {
         let lance =
-            Understanding::new(Checkpoint::in_memory(&files)?.with_f32_activations().with_device(device))?;
+            Understanding::new(Checkpoint::in_memory(&nano())?.with_f32_activations().with_device(device))?;
         ask(&lance, &picture, demo.question, &Options::default())
     });
     let Some((found, expected, runs)) = both else { return };
@@ -94,6 +97,23 @@ fn the_quantized_model_answers_as_on_the_cpu() {
     // Every operation of both networks went through a plan.
     all_ran(&["affine_matmul_f32_bf16", "affine_matvec_f32_bf16", "affine_rows_f32_bf16"], &runs);
     all_ran(&["attention_row_f32", "attention_tiles_f32", "norm_rope_f32", "rms_norm_f32", "swiglu"], &runs);
+}
+
+/// What docs/metal.md says of the model's 36 layers.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_token_takes_13_dispatches_a_layer_and_3() {
+    let runs = Runs::default();
+    let layers = with_executor(simulator(&runs), || {
+        let lance = Understanding::new(Checkpoint::in_memory(&nano())?)?;
+        let (llm, mut cache) = (lance.llm(), lance.llm().cache());
+        let text = Sequence::new(&[Segment::Text(vec![1, 2, 3])], &llm.config().layout(), Cursor::default());
+        llm.prefill(&llm.embed(&text, &[])?, &text, &mut cache)?;
+        runs.take();
+        llm.logits(&llm.step(4, text.end(), &mut cache)?)?;
+        lance_mm::Result::Ok(llm.config().num_hidden_layers)
+    });
+    assert_eq!(runs.take().values().sum::<usize>(), 13 * layers.unwrap() + 3);
 }
 
 #[test]

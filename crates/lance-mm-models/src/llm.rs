@@ -193,7 +193,7 @@ impl Llm {
     /// A sequence that does not begin where the cache ends, no rows, rows of another shape. After an error
     /// the cache is as it was.
     pub fn forward(&self, x: &Tensor, sequence: &Sequence, cache: &mut Cache) -> Result<Tensor> {
-        self.forward_probed(x, sequence, cache, &mut no_probe)
+        self.run(x, sequence, cache, false, &mut no_probe)
     }
 
     /// As [`forward`](Self::forward), showing to `probe`, below `layers.{i}`: `input_layernorm`,
@@ -208,6 +208,17 @@ impl Llm {
         x: &Tensor,
         sequence: &Sequence,
         cache: &mut Cache,
+        probe: &mut Probe<'_>,
+    ) -> Result<Tensor> {
+        self.run(x, sequence, cache, true, probe)
+    }
+
+    fn run(
+        &self,
+        x: &Tensor,
+        sequence: &Sequence,
+        cache: &mut Cache,
+        probed: bool,
         probe: &mut Probe<'_>,
     ) -> Result<Tensor> {
         let start = cache.len();
@@ -228,7 +239,7 @@ impl Llm {
         }
         let table = self.rotary.table(sequence.positions(), x.device())?;
         let context = Context::One { blocks: sequence.blocks(), cache };
-        self.layers(x, Pass { spans: sequence.spans(), table, context }, probe)
+        self.layers(x, Pass { spans: sequence.spans(), table, context, probed }, probe)
     }
 
     /// Runs rows of one whole sequence through layer `index` alone: f32 `(T, D)` to `(T, D)`. A pass over many
@@ -253,7 +264,8 @@ impl Llm {
         }
         let table = self.rotary.table(sequence.positions(), x.device())?;
         let context = Context::One { blocks: sequence.blocks(), cache: &mut self.cache() };
-        layer.forward(x, &mut Pass { spans: sequence.spans(), table, context }, index, probe)
+        let mut pass = Pass { spans: sequence.spans(), table, context, probed: true };
+        layer.forward(x, &mut pass, index, probe)
     }
 
     /// Runs rows through all layers; after an error the caches are as they were.
@@ -347,7 +359,7 @@ impl Llm {
         let table = self.rotary.table(&positions, x.device())?;
         let spans = [Span { rows: 0..ids.len(), expert: Expert::Und }];
         let context = Context::Each(steps.into_iter().map(|step| step.cache).collect());
-        let hidden = self.layers(&x, Pass { spans: &spans, table, context }, &mut no_probe)?;
+        let hidden = self.layers(&x, Pass { spans: &spans, table, context, probed: false }, &mut no_probe)?;
         self.norm.und.forward(&hidden)
     }
 

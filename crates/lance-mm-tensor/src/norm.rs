@@ -37,6 +37,11 @@ impl RmsNorm {
         &self.weight
     }
 
+    /// What is added to the mean of squares.
+    pub(crate) fn eps(&self) -> f32 {
+        self.eps
+    }
+
     /// f32 `(.., K)` to f32 of the same shape.
     ///
     /// # Errors

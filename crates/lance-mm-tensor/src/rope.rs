@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::dense::FloatType;
 use crate::error::{Error, Result};
 use crate::kernels::metal;
+use crate::norm::RmsNorm;
 
 /// Frequencies of a multimodal rotary embedding: channel pair `j` of a head turns by
 /// `position[axis(j)] · theta^(-2j/D)`, the axes taking contiguous sections of the pairs
@@ -96,23 +97,34 @@ impl RotaryTable {
     /// A shape that does not fit the table.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         if metal::runs_on(x.device()) {
-            return self.apply_on_device(x);
+            return self.apply_on_device(x, None);
         }
         let x = x.unsqueeze(0)?.contiguous()?;
         Ok(candle_nn::rotary_emb::rope_thd(&x, &self.cos, &self.sin)?.squeeze(0)?)
     }
-}
 
-impl RotaryTable {
-    /// As [`apply`](Self::apply). The kernel lays heads out for attention, `(H, T, D)`; the result is a view of that.
-    fn apply_on_device(&self, x: &Tensor) -> Result<Tensor> {
+    /// Norms each head of f32 `(T, H, D)`, then turns it: on a device in one pass over the values.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply) and [`RmsNorm::forward`].
+    pub fn apply_normed(&self, norm: &RmsNorm, x: &Tensor) -> Result<Tensor> {
+        match metal::runs_on(x.device()) && x.dims().last() == Some(&norm.weight().elem_count()) {
+            true => self.apply_on_device(x, Some(norm)),
+            false => self.apply(&norm.forward(x)?),
+        }
+    }
+
+    /// The kernel lays heads out for attention, `(H, T, D)`; the result is a view of that.
+    fn apply_on_device(&self, x: &Tensor, norm: Option<&RmsNorm>) -> Result<Tensor> {
         let (rows, heads, dim) = x.dims3()?;
         if self.cos.dims() != [rows, dim / 2] || rows == 0 {
             let expected = format!("{:?} rows and half the width of a head", self.cos.dims());
             return Err(Error::input("heads to turn", expected, format!("{:?}", x.dims())));
         }
-        let plan = metal::norm_rope([rows, heads, dim], None, FloatType::F32);
-        let inputs = [&x.contiguous()?, &self.cos, &self.sin];
+        let plan = metal::norm_rope([rows, heads, dim], norm.map(RmsNorm::eps), FloatType::F32);
+        let x = x.contiguous()?;
+        let mut inputs = vec![&x, &self.cos, &self.sin];
+        inputs.extend(norm.map(RmsNorm::weight));
         Ok(metal::apply(&plan, &inputs, &[heads, rows, dim], DType::F32)?.transpose(0, 1)?)
     }
 }

@@ -90,11 +90,21 @@ impl Attention {
         let q = q.reshape((t, self.n_heads, self.head_dim))?;
         let k = k.reshape((t, self.n_kv_heads, self.head_dim))?;
         let v = v.reshape((t, self.n_kv_heads, self.head_dim))?;
-        let q = self.parts.by_span(&q, spans, |p, x| p.q_norm.forward(x))?;
-        let k = self.parts.by_span(&k, spans, |p, x| p.k_norm.forward(x))?;
-        probe(format_args!("layers.{index}.self_attn.q_norm"), &q)?;
-        probe(format_args!("layers.{index}.self_attn.k_norm"), &k)?;
-        let o = pass.attend(index, &pass.table.apply(&q)?, &pass.table.apply(&k)?, &v)?;
+        let (q, k) = match (pass.probed, spans) {
+            // Nobody looks at heads between norm and rotation.
+            (false, [span]) => {
+                let parts = self.parts.get(span.expert)?;
+                (pass.table.apply_normed(&parts.q_norm, &q)?, pass.table.apply_normed(&parts.k_norm, &k)?)
+            }
+            _ => {
+                let q = self.parts.by_span(&q, spans, |p, x| p.q_norm.forward(x))?;
+                let k = self.parts.by_span(&k, spans, |p, x| p.k_norm.forward(x))?;
+                probe(format_args!("layers.{index}.self_attn.q_norm"), &q)?;
+                probe(format_args!("layers.{index}.self_attn.k_norm"), &k)?;
+                (pass.table.apply(&q)?, pass.table.apply(&k)?)
+            }
+        };
+        let o = pass.attend(index, &q, &k, &v)?;
         probe(format_args!("layers.{index}.self_attn.heads"), &o)?;
         self.parts.by_span(&o, spans, |p, x| p.o_proj.forward(x))
     }

@@ -95,6 +95,11 @@ fn heads_are_normed_turned_and_attended_the_same() {
         table.apply(&q.to_device(device)?)
     };
     compare("turned", 2e-6, turned);
+    compare("normed and turned", 4e-6, |device| {
+        let norm = RmsNorm::new(tensor(&[d], 9).to_device(device)?, 1e-6);
+        let table = Rotary::new(d, 1e6, [2, 3, 3])?.table(&positions, device)?;
+        table.apply_normed(&norm, &q.to_device(device)?)
+    });
     // Keys and values a part of a longer cache, of one room or of each its own.
     for rooms in [[64, 64], [64, 48]] {
         let part = |room: usize, device: &Device| {
