@@ -42,7 +42,7 @@ use lance_mm_tensor::{Error, Problem, Problems, Result, Weights};
 
 pub use config::{Config, SpecialIds, VitConfig};
 pub use latent::LatentLayers;
-pub use llm::{Cache, Experts, Llm, NextToken, is_generation};
+pub use llm::{Cache, Experts, LinearInput, Llm, NextToken, is_generation};
 pub use sequence::{Cursor, Expert, Grid, Layout, Mode, Segment, Sequence, Span};
 pub use vae::{Posterior, Vae, VaeConfig};
 pub use vit::{Vit, VitLayout};

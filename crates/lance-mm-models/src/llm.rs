@@ -16,6 +16,7 @@ use crate::sequence::{Cursor, Expert, Layout, Segment, Sequence, Span};
 use crate::{Probe, finish, no_probe};
 pub use cache::Cache;
 use layer::Layer;
+pub use layer::LinearInput;
 use pass::{Context, Pass};
 
 /// Which sets of weights to load.
@@ -254,6 +255,35 @@ impl Llm {
         sequence: &Sequence,
         probe: &mut Probe<'_>,
     ) -> Result<Tensor> {
+        let layer = self.whole(index, x, sequence)?;
+        let table = self.rotary.table(sequence.positions(), x.device())?;
+        let context = Context::One { blocks: sequence.blocks(), cache: &mut self.cache() };
+        let mut pass = Pass { spans: sequence.spans(), table, context, probed: true };
+        layer.forward(x, &mut pass, index, probe)
+    }
+
+    /// What linear layers of layer `index` read of the rows `rows` of one whole sequence, which all run on `expert`,
+    /// without running more than that takes: f32 `(rows, width of the input)`.
+    ///
+    /// # Errors
+    /// As [`run_layer`](Self::run_layer); no such rows.
+    pub fn layer_input(
+        &self,
+        index: usize,
+        x: &Tensor,
+        sequence: &Sequence,
+        rows: (&[u32], Expert),
+        input: LinearInput,
+    ) -> Result<Tensor> {
+        let layer = self.whole(index, x, sequence)?;
+        let table = self.rotary.table(sequence.positions(), x.device())?;
+        let context = Context::One { blocks: sequence.blocks(), cache: &mut self.cache() };
+        let mut pass = Pass { spans: sequence.spans(), table, context, probed: false };
+        layer.input(x, &mut pass, index, rows, input)
+    }
+
+    /// Layer `index`, for the rows `x` of a whole sequence.
+    fn whole(&self, index: usize, x: &Tensor, sequence: &Sequence) -> Result<&Layer> {
         let Some(layer) = self.layers.get(index) else {
             return Err(Error::input("layer", format!("one below {}", self.layers.len()), index));
         };
@@ -262,10 +292,7 @@ impl Llm {
             let expected = format!("{expected:?}, at least one, from row 0");
             return Err(Error::input("rows", expected, format!("{:?}", x.dims())));
         }
-        let table = self.rotary.table(sequence.positions(), x.device())?;
-        let context = Context::One { blocks: sequence.blocks(), cache: &mut self.cache() };
-        let mut pass = Pass { spans: sequence.spans(), table, context, probed: true };
-        layer.forward(x, &mut pass, index, probe)
+        Ok(layer)
     }
 
     /// Runs rows through all layers; after an error the caches are as they were.

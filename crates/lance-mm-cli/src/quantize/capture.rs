@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use lance_mm::models::Llm;
+use lance_mm::models::{self, Config, LinearInput, Llm};
 use lance_mm::quant::{Expert, HeadRows, Rows, Site, SiteRows};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -37,10 +37,20 @@ impl Recorded {
         let picks: Vec<u32> = picks.iter().map(|row| *row as u32).collect();
         if !picks.is_empty() {
             let rows = rows.index_select(&Tensor::new(picks.as_slice(), rows.device())?, 0)?;
-            let into = if held_back { &mut self.held_back } else { &mut self.search };
-            into.extend(rows.flatten_all()?.to_vec1::<f32>()?);
+            self.extend(&rows, held_back)?;
         }
         Ok(())
+    }
+
+    fn extend(&mut self, rows: &Tensor, held_back: bool) -> candle_core::Result<()> {
+        let into = if held_back { &mut self.held_back } else { &mut self.search };
+        into.extend(rows.flatten_all()?.to_vec1::<f32>()?);
+        Ok(())
+    }
+
+    fn rows(self, index: usize, site: Site, expert: Expert, config: &Config) -> Result<Rows> {
+        let cols = if site == Site::D { config.intermediate_size } else { config.hidden_size };
+        Ok(Rows::new(&site.path(index, expert), self.search, &self.held_back, cols)?)
     }
 }
 
@@ -55,6 +65,16 @@ fn probe_name(site: Site) -> &'static str {
         Site::B => "self_attn.heads",
         Site::C => "post_attention_layernorm",
         Site::D => "mlp.gated",
+    }
+}
+
+/// The same for what is read alone.
+fn input_of(site: Site) -> LinearInput {
+    match site {
+        Site::A => LinearInput::Normed,
+        Site::B => LinearInput::Heads,
+        Site::C => LinearInput::Attended,
+        Site::D => LinearInput::Gated,
     }
 }
 
@@ -112,12 +132,9 @@ impl<'a> Capture<'a> {
         if !self.awaits(index) {
             return Ok([None, None]);
         }
-        let (experts, next) = self.run(llm, index, &self.hidden, &Site::ALL)?;
+        let (experts, next) = self.run(llm, index)?;
         self.hidden = next;
-        Ok(experts.map(|rows| {
-            let [a, b, c, d] = rows.try_into().ok()?;
-            Some(SiteRows { a, b, c, d })
-        }))
+        Ok(experts)
     }
 
     /// What the linear layers of a site read in the quantized model, of which `llm` has the part before them;
@@ -126,50 +143,65 @@ impl<'a> Capture<'a> {
         let Some(quantized) = self.quantized.as_ref().filter(|_| self.at == index) else {
             return Ok(Vec::new());
         };
-        let (experts, _) = self.run(llm, index, quantized, &[site])?;
-        Ok(experts.into_iter().map(|rows| rows.into_iter().next()).collect())
+        let (samples, config) = (self.samples.context("samples")?, llm.config());
+        let mut recorded = [Recorded::default(), Recorded::default()];
+        for (run, x) in samples.runs.iter().zip(quantized).filter(|(run, _)| !run.picks.is_empty()) {
+            let picks: Vec<u32> = run.picks.iter().map(|row| *row as u32).collect();
+            let expert = match run.expert() {
+                Expert::Und => models::Expert::Und,
+                Expert::Gen => models::Expert::Gen,
+            };
+            let rows = llm.layer_input(index, x, &run.sequence(config), (&picks, expert), input_of(site))?;
+            recorded[run.expert() as usize].extend(&rows, run.held_back)?;
+        }
+        let rows = [Expert::Und, Expert::Gen].into_iter().zip(recorded).map(|(expert, recorded)| {
+            samples.records(expert).then(|| recorded.rows(index, site, expert, config)).transpose()
+        });
+        rows.collect()
     }
 
-    /// Runs the samples through a layer: rows of some sites, for each expert whose inputs are recorded, and
+    /// Runs the samples through a layer: rows of all sites, for each expert whose inputs are recorded, and
     /// the layer's outputs.
-    fn run(
-        &self,
-        llm: &Llm,
-        index: usize,
-        inputs: &[Tensor],
-        sites: &[Site],
-    ) -> Result<([Vec<Rows>; 2], Vec<Tensor>)> {
+    fn run(&self, llm: &Llm, index: usize) -> Result<([Option<SiteRows>; 2], Vec<Tensor>)> {
         let (samples, config) = (self.samples.context("samples")?, llm.config());
-        let none = || sites.iter().map(|_| Recorded::default()).collect::<Vec<_>>();
-        let mut recorded = [none(), none()];
-        let mut next = Vec::with_capacity(inputs.len());
-        for (run, x) in samples.runs.iter().zip(inputs) {
+        let mut recorded: [[Recorded; 4]; 2] = Default::default();
+        let mut next = Vec::with_capacity(self.hidden.len());
+        for (run, x) in samples.runs.iter().zip(&self.hidden) {
             let recorded = &mut recorded[run.expert() as usize];
             let mut probe = |name: std::fmt::Arguments<'_>, rows: &Tensor| {
                 let name = name.to_string();
-                match sites.iter().position(|site| name.ends_with(probe_name(*site))) {
-                    Some(at) => Ok(recorded[at].add(rows, &run.picks, run.held_back)?),
+                match Site::ALL.into_iter().find(|site| name.ends_with(probe_name(*site))) {
+                    Some(site) => Ok(recorded[site as usize].add(rows, &run.picks, run.held_back)?),
                     None => Ok(()),
                 }
             };
             next.push(llm.run_layer(index, x, &run.sequence(config), &mut probe)?);
         }
-        let mut rows = [Vec::new(), Vec::new()];
+        let mut experts = [None, None];
         for (expert, recorded) in [Expert::Und, Expert::Gen].into_iter().zip(recorded) {
-            for (site, recorded) in sites.iter().zip(recorded).filter(|_| samples.records(expert)) {
-                let cols = if *site == Site::D { config.intermediate_size } else { config.hidden_size };
-                let name = site.path(index, expert);
-                rows[expert as usize].push(Rows::new(&name, recorded.search, &recorded.held_back, cols)?);
+            if samples.records(expert) {
+                let [a, b, c, d] = recorded;
+                let rows = |recorded: Recorded, site| recorded.rows(index, site, expert, config);
+                experts[expert as usize] = Some(SiteRows {
+                    a: rows(a, Site::A)?,
+                    b: rows(b, Site::B)?,
+                    c: rows(c, Site::C)?,
+                    d: rows(d, Site::D)?,
+                });
             }
         }
-        Ok((rows, next))
+        Ok((experts, next))
     }
 
     /// Stores the next layer's inputs once layer `index` is finished; `llm` has the layer as it has become,
     /// where the quantized model is followed.
     pub(super) fn advance(&mut self, index: usize, llm: Option<&Llm>) -> Result<()> {
         if let (true, Some(llm), Some(quantized)) = (self.awaits(index), llm, &self.quantized) {
-            self.quantized = Some(self.run(llm, index, quantized, &[])?.1);
+            let samples = self.samples.into_iter().flat_map(|samples| &samples.runs).zip(quantized);
+            let next = samples.map(|(run, x)| {
+                Ok(llm.run_layer(index, x, &run.sequence(llm.config()), &mut |_, _| Ok(()))?)
+            });
+            self.quantized = Some(next.collect::<Result<_>>()?);
         }
         self.advance_keeping_first(index)?;
         self.work.forget(&hidden_file(index))

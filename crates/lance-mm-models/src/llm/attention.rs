@@ -80,6 +80,23 @@ impl Attention {
         index: usize,
         probe: &mut Probe<'_>,
     ) -> Result<Tensor> {
+        let o = self.heads(x, pass, index, probe)?;
+        self.parts.by_span(&o, pass.spans, |p, x| p.o_proj.forward(x))
+    }
+
+    /// An expert's output projection of rows of [`heads`](Self::heads).
+    pub(super) fn project(&self, heads: &Tensor, expert: Expert) -> Result<Tensor> {
+        self.parts.get(expert)?.o_proj.forward(heads)
+    }
+
+    /// What the heads give, side by side: `(T, D)` to `(T, H·D)`.
+    pub(super) fn heads(
+        &self,
+        x: &Tensor,
+        pass: &mut Pass<'_, '_>,
+        index: usize,
+        probe: &mut Probe<'_>,
+    ) -> Result<Tensor> {
         let t = x.dim(0)?;
         let spans = pass.spans;
         let q = self.parts.by_span(x, spans, |p, x| p.q_proj.forward(x))?;
@@ -106,6 +123,6 @@ impl Attention {
         };
         let o = pass.attend(index, &q, &k, &v)?;
         probe(format_args!("layers.{index}.self_attn.heads"), &o)?;
-        self.parts.by_span(&o, spans, |p, x| p.o_proj.forward(x))
+        Ok(o)
     }
 }

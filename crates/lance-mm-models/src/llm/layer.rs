@@ -6,9 +6,9 @@ use lance_mm_tensor::{Linear, Result, RmsNorm, Weights, swiglu};
 use super::attention::Attention;
 use super::pass::Pass;
 use super::{Experts, PerExpert, suffix};
-use crate::Probe;
 use crate::config::Config;
 use crate::sequence::Expert;
+use crate::{Probe, no_probe};
 
 #[derive(Clone)]
 pub(super) struct Layer {
@@ -84,6 +84,48 @@ impl Layer {
         let x = (x + m)?;
         probe(format_args!("layers.{index}"), &x)?;
         Ok(x)
+    }
+}
+
+/// What some linear layers of a layer read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LinearInput {
+    /// `input_layernorm`, f32 `(n, D)`: q, k, v read it.
+    Normed,
+    /// `self_attn.heads`, f32 `(n, H·D)`: o reads it.
+    Heads,
+    /// `post_attention_layernorm`, f32 `(n, D)`: gate and up read it.
+    Attended,
+    /// `mlp.gated`, f32 `(n, F)`: down reads it.
+    Gated,
+}
+
+impl Layer {
+    /// An input of the rows `rows`, all of one expert. Other rows are run only as far as attention needs them.
+    pub(super) fn input(
+        &self,
+        x: &Tensor,
+        pass: &mut Pass<'_, '_>,
+        index: usize,
+        (rows, expert): (&[u32], Expert),
+        input: LinearInput,
+    ) -> Result<Tensor> {
+        let rows = Tensor::new(rows, x.device())?;
+        let residual = x.index_select(&rows, 0)?;
+        if input == LinearInput::Normed {
+            return self.input_layernorm.get(expert)?.forward(&residual);
+        }
+        let a = self.input_layernorm.by_span(x, pass.spans, |norm, x| norm.forward(x))?;
+        let heads = self.self_attn.heads(&a, pass, index, &mut no_probe)?.index_select(&rows, 0)?;
+        if input == LinearInput::Heads {
+            return Ok(heads);
+        }
+        let x = (residual + self.self_attn.project(&heads, expert)?)?;
+        let m = self.post_attention_layernorm.get(expert)?.forward(&x)?;
+        match input {
+            LinearInput::Gated => self.mlp.get(expert)?.gated(&m),
+            _ => Ok(m),
+        }
     }
 }
 

@@ -141,9 +141,29 @@ fn layers_one_by_one_equal_one_pass() {
     let sequence = Sequence::new(&segments, &llm.config().layout(), Cursor::default());
     let mut x = llm.embed(&sequence, &features).unwrap();
     let expected = llm.forward(&x, &sequence, &mut llm.cache()).unwrap();
+    let inputs = [
+        (LinearInput::Normed, "input_layernorm"),
+        (LinearInput::Heads, "self_attn.heads"),
+        (LinearInput::Attended, "post_attention_layernorm"),
+        (LinearInput::Gated, "mlp.gated"),
+    ];
+    let last = sequence.len() as u32 - 1;
+    let rows: &[u32] = &[0, 3, last];
     for i in 0..2 {
-        x = llm.run_layer(i, &x, &sequence, &mut no_probe).unwrap();
+        let mut seen = Vec::new();
+        let next = llm.run_layer(i, &x, &sequence, &mut |name, rows| {
+            seen.push((name.to_string(), rows.clone()));
+            Ok(())
+        });
+        for (input, name) in inputs {
+            let found = llm.layer_input(i, &x, &sequence, (rows, Expert::Und), input).unwrap();
+            let (_, all) = seen.iter().find(|(seen, _)| seen.ends_with(name)).unwrap();
+            let expected = all.index_select(&Tensor::new(rows, &Device::Cpu).unwrap(), 0).unwrap();
+            assert_close(name, &flat(&found), &flat(&expected), 1e-5);
+        }
+        x = next.unwrap();
     }
+    assert!(llm.layer_input(0, &x, &sequence, (&[last + 1], Expert::Und), LinearInput::Normed).is_err());
     assert_eq!(flat(&x), flat(&expected));
     assert!(llm.run_layer(2, &x, &sequence, &mut no_probe).is_err());
     let later = Sequence::new(&segments, &llm.config().layout(), sequence.end());
