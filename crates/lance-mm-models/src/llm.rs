@@ -9,7 +9,7 @@ mod layer;
 mod pass;
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Embedding, Error, Linear, Result, RmsNorm, Rotary, Weights};
+use lance_mm_tensor::{Embedding, Error, Linear, Result, RmsNorm, Rotary, Weights, on_pool};
 
 use crate::config::Config;
 use crate::sequence::{Cursor, Expert, Layout, Segment, Sequence, Span};
@@ -349,8 +349,10 @@ impl Llm {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn prefill(&self, x: &Tensor, sequence: &Sequence, cache: &mut Cache) -> Result<Tensor> {
-        let hidden = self.forward(x, sequence, cache)?;
-        self.norm.und.forward(&hidden.narrow(0, sequence.len() - 1, 1)?)
+        on_pool(|| {
+            let hidden = self.forward(x, sequence, cache)?;
+            self.norm.und.forward(&hidden.narrow(0, sequence.len() - 1, 1)?)
+        })
     }
 
     /// Runs one token at `start`: its row after the final norm, f32 `(1, D)`.
@@ -386,8 +388,11 @@ impl Llm {
         let table = self.rotary.table(&positions, x.device())?;
         let spans = [Span { rows: 0..ids.len(), expert: Expert::Und }];
         let context = Context::Each(steps.into_iter().map(|step| step.cache).collect());
-        let hidden = self.layers(&x, Pass { spans: &spans, table, context, probed: false }, &mut no_probe)?;
-        self.norm.und.forward(&hidden)
+        on_pool(|| {
+            let pass = Pass { spans: &spans, table, context, probed: false };
+            let hidden = self.layers(&x, pass, &mut no_probe)?;
+            self.norm.und.forward(&hidden)
+        })
     }
 
     /// Logits f32 `(n, vocabulary)` of rows f32 `(n, D)` after the final norm. Rows of the table past the

@@ -6,7 +6,7 @@ mod block;
 mod window;
 
 use candle_core::{Device, Tensor};
-use lance_mm_tensor::{DenseWeight, Error, Linear, Result, RmsNorm, Weights};
+use lance_mm_tensor::{DenseWeight, Error, Linear, Result, RmsNorm, Weights, on_pool};
 
 use crate::config::VitConfig;
 use crate::sequence::Grid;
@@ -82,7 +82,8 @@ impl Vit {
         let mut row = 0;
         for run in runs(grids) {
             let n = run.iter().map(Grid::count).sum();
-            parts.push(self.run(&patches.narrow(0, row, n)?, &run, &mut no_probe)?);
+            let patches = patches.narrow(0, row, n)?;
+            parts.push(on_pool(|| self.run(&patches, &run, &mut no_probe))?);
             row += n;
         }
         Ok(Tensor::cat(&parts, 0)?)

@@ -36,6 +36,7 @@ pub mod limits;
 mod linear;
 mod norm;
 mod pixel_norm;
+mod pool;
 mod quantization;
 mod rope;
 #[doc(hidden)]
@@ -54,6 +55,7 @@ pub use kernels::{MatRef, Real, add_product, metal};
 pub use linear::{Embedding, Linear, Weight};
 pub use norm::RmsNorm;
 pub use pixel_norm::PixelNorm;
+pub use pool::on_pool;
 pub use quantization::{Mode, Quantization, Scheme};
 pub use rope::{Rotary, RotaryTable};
 pub use weights::{TensorInfo, Weights};
