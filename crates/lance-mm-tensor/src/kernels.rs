@@ -9,8 +9,10 @@ mod columns;
 mod conv_cpu;
 mod gemm;
 pub mod metal;
+mod norm_cpu;
 pub(crate) mod peak;
 mod pointwise;
+mod rope_cpu;
 mod rows_cpu;
 #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "functions compiled for instructions"))]
 mod simd;
@@ -20,7 +22,9 @@ pub(crate) use affine_cpu::{Affine, affine_matmul};
 pub(crate) use attention::{Attention, Heads};
 pub(crate) use conv_cpu::{Frames, Geometry, add_conv};
 pub use gemm::{MatRef, Real, add_product};
+pub(crate) use norm_cpu::rms_norm;
 pub(crate) use pointwise::{add_bias, swiglu};
+pub(crate) use rope_cpu::turn;
 
 /// A matrix whose rows can be read as f32, whatever form they are stored in.
 pub(crate) trait Rows: Send + Sync {

@@ -1,10 +1,10 @@
 //! Root-mean-square normalisation.
 
-use candle_core::{DType, Tensor};
+use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
 
 use crate::dense::FloatType;
 use crate::error::Result;
-use crate::kernels::metal;
+use crate::kernels::{metal, rms_norm};
 use crate::weights::Weights;
 
 /// `w · x / sqrt(mean(x²) + eps)` over the last axis, in f32 whatever the weight is stored in
@@ -49,11 +49,41 @@ impl RmsNorm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = x.contiguous()?;
         let width = self.weight.elem_count();
-        if metal::runs_on(x.device()) && x.dims().last() == Some(&width) && x.elem_count() > 0 {
+        let fits = x.dims().last() == Some(&width);
+        if metal::runs_on(x.device()) && fits && x.elem_count() > 0 {
             let plan = metal::rms_norm(x.elem_count() / width, width, self.eps, FloatType::F32);
             return metal::apply(&plan, &[&x, &self.weight], x.dims(), DType::F32);
         }
-        Ok(candle_nn::ops::rms_norm(&x, &self.weight, self.eps)?)
+        match x.device().is_cpu() && fits {
+            true => Ok(x.apply_op2_no_bwd(&self.weight, &Op { eps: self.eps })?),
+            false => Ok(candle_nn::ops::rms_norm(&x, &self.weight, self.eps)?),
+        }
+    }
+}
+
+struct Op {
+    eps: f32,
+}
+
+impl CustomOp2 for Op {
+    fn name(&self) -> &'static str {
+        "rms-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        w: &CpuStorage,
+        w_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (Some((start, end)), Some((first, last))) =
+            (x_layout.contiguous_offsets(), w_layout.contiguous_offsets())
+        else {
+            candle_core::bail!("rms-norm wants contiguous rows")
+        };
+        let out = rms_norm(&x.as_slice::<f32>()?[start..end], &w.as_slice::<f32>()?[first..last], self.eps);
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 }
 
@@ -77,7 +107,7 @@ mod tests {
     #[test]
     fn rows_equal_the_f64_reference() {
         // A row so small that eps decides, and a row of zeros.
-        for (width, factor) in [(1, 1.0), (5, 1.0), (128, 1e-4), (2048, 3.0), (8, 0.0)] {
+        for (width, factor) in [(1, 1.0), (5, 1.0), (128, 1e-4), (2048, 3.0), (8, 0.0), (9000, 1.0)] {
             let x: Vec<f32> = seeded(3 * width, 1).iter().map(|v| v * factor).collect();
             let w = seeded(width, 2);
             let norm = RmsNorm::new(Tensor::new(w.as_slice(), &Device::Cpu).unwrap(), 1e-6);

@@ -1,10 +1,10 @@
 //! Rotary position tables: multimodal (three axes in contiguous sections) and from given angles.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
 
 use crate::dense::FloatType;
 use crate::error::{Error, Result};
-use crate::kernels::metal;
+use crate::kernels::{metal, turn};
 use crate::norm::RmsNorm;
 
 /// Frequencies of a multimodal rotary embedding: channel pair `j` of a head turns by
@@ -99,8 +99,12 @@ impl RotaryTable {
         if metal::runs_on(x.device()) {
             return self.apply_on_device(x, None);
         }
-        let x = x.unsqueeze(0)?.contiguous()?;
-        Ok(candle_nn::rotary_emb::rope_thd(&x, &self.cos, &self.sin)?.squeeze(0)?)
+        let (t, _, d) = x.dims3()?;
+        if self.cos.dims() != [t, d / 2] || !d.is_multiple_of(2) {
+            let expected = format!("rows and half heads of {:?}", self.cos.dims());
+            return Err(Error::input("heads to turn", expected, format!("{:?}", x.dims())));
+        }
+        Ok(x.contiguous()?.apply_op3_no_bwd(&self.cos, &self.sin, &Turn)?)
     }
 
     /// Norms each head of f32 `(T, H, D)`, then turns it: on a device in one pass over the values.
@@ -126,6 +130,34 @@ impl RotaryTable {
         let mut inputs = vec![&x, &self.cos, &self.sin];
         inputs.extend(norm.map(RmsNorm::weight));
         Ok(metal::apply(&plan, &inputs, &[heads, rows, dim], DType::F32)?.transpose(0, 1)?)
+    }
+}
+
+struct Turn;
+
+impl CustomOp3 for Turn {
+    fn name(&self) -> &'static str {
+        "rotary"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        cos: &CpuStorage,
+        cos_layout: &Layout,
+        sin: &CpuStorage,
+        sin_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let values = [(x, x_layout), (cos, cos_layout), (sin, sin_layout)].map(|(storage, layout)| {
+            let Some((start, end)) = layout.contiguous_offsets() else {
+                candle_core::bail!("rotary wants contiguous rows")
+            };
+            Ok(&storage.as_slice::<f32>()?[start..end])
+        });
+        let [x, cos, sin] = values;
+        let (_, heads, d) = x_layout.shape().dims3()?;
+        Ok((CpuStorage::F32(turn(x?, heads, cos?, sin?, d / 2)), x_layout.shape().clone()))
     }
 }
 
@@ -164,7 +196,8 @@ mod tests {
 
     #[test]
     fn heads_turn_as_the_reference_says() {
-        for (heads, sections) in [(1, [1, 1, 1]), (4, [2, 3, 3]), (2, [16, 24, 24])] {
+        // The last has rows enough for several threads.
+        for (heads, sections) in [(1, [1, 1, 1]), (4, [2, 3, 3]), (2, [16, 24, 24]), (80, [16, 24, 24])] {
             let d = 2 * sections.iter().sum::<usize>();
             let positions = [vec![0, 1, 7, 999], vec![0, 2, 900, 1002], vec![3, 4, 5, 1000]];
             let x = seeded(4 * heads * d, 9);
