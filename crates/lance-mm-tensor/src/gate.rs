@@ -1,49 +1,49 @@
 //! The gate of an MLP.
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Tensor};
 
 use crate::error::{Error, Result};
 use crate::kernels::{metal, swiglu as kernel};
 
-/// `silu(gate) · up`, f32 of one shape (Shazeer 2020, "GLU variants improve Transformer").
+/// `silu(gate) · up`, f32 of one shape (Shazeer 2020, "GLU variants improve Transformer"). The result takes the
+/// place of `gate` on the CPU: other tensors that share its values see it too.
 ///
 /// # Errors
-/// Shapes that differ.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+/// Shapes that differ; on the CPU values of either that are not neighbours.
+pub fn swiglu(gate: Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.dims() != up.dims() {
         return Err(Error::input("gate", format!("{:?}", up.dims()), format!("{:?}", gate.dims())));
     }
-    let (gate, up) = (gate.contiguous()?, up.contiguous()?);
     if metal::runs_on(gate.device()) && gate.elem_count() > 0 {
+        let (gate, up) = (gate.contiguous()?, up.contiguous()?);
         return metal::apply(&metal::swiglu(gate.elem_count()), &[&gate, &up], gate.dims(), DType::F32);
     }
-    Ok(gate.apply_op2_no_bwd(&up, &Swiglu)?)
+    gate.inplace_op2(up, &Swiglu)?;
+    Ok(gate)
 }
 
 struct Swiglu;
 
-impl CustomOp2 for Swiglu {
+impl InplaceOp2 for Swiglu {
     fn name(&self) -> &'static str {
         "swiglu"
     }
 
     fn cpu_fwd(
         &self,
-        gate: &CpuStorage,
+        gate: &mut CpuStorage,
         gate_layout: &Layout,
         up: &CpuStorage,
         up_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let mut out = values(gate, gate_layout)?.to_vec();
-        kernel(&mut out, values(up, up_layout)?);
-        Ok((CpuStorage::F32(out), gate_layout.shape().clone()))
-    }
-}
-
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => candle_core::bail!("swiglu wants contiguous values"),
+    ) -> candle_core::Result<()> {
+        let (CpuStorage::F32(gate), CpuStorage::F32(up)) = (gate, up) else {
+            candle_core::bail!("swiglu wants f32")
+        };
+        match (gate_layout.contiguous_offsets(), up_layout.contiguous_offsets()) {
+            (Some((start, end)), Some((first, last))) => kernel(&mut gate[start..end], &up[first..last]),
+            _ => candle_core::bail!("swiglu wants contiguous values"),
+        }
+        Ok(())
     }
 }
 
@@ -56,11 +56,13 @@ mod tests {
 
     #[test]
     fn a_part_of_a_tensor_is_gated_as_candle_gates_it() {
-        let x = Tensor::from_vec(seeded(60, 1), (2, 30), &Device::Cpu).unwrap();
-        let (gate, up) = (x.narrow(1, 0, 15).unwrap(), x.narrow(1, 15, 15).unwrap());
+        let tensor = |seed| Tensor::from_vec(seeded(60, seed), (4, 15), &Device::Cpu).unwrap();
+        let part = |x: Tensor| x.narrow(0, 1, 2).unwrap();
+        let (gate, up) = (part(tensor(1)), part(tensor(2)));
         let expected = (gate.silu().unwrap() * &up).unwrap();
         let flat = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert_close("gated", &flat(swiglu(&gate, &up).unwrap()), &flat(expected), 1e-6);
-        assert!(swiglu(&gate, &x).is_err());
+        assert_close("gated", &flat(swiglu(gate, &up).unwrap()), &flat(expected), 1e-6);
+        assert!(swiglu(tensor(1), &up).is_err());
+        assert!(swiglu(tensor(1).t().unwrap(), &tensor(2).t().unwrap()).is_err());
     }
 }

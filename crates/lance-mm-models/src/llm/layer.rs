@@ -149,6 +149,6 @@ impl Mlp {
 
     /// What `down_proj` reads.
     fn gated(&self, x: &Tensor) -> Result<Tensor> {
-        swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)
+        swiglu(self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)
     }
 }

@@ -54,7 +54,7 @@ impl VitBlock {
         probe(format_args!("blocks.{index}.attn"), &a)?;
         let x = (x + a)?;
         let m = self.norm2.forward(&x)?;
-        let m = swiglu(&self.gate_proj.forward(&m)?, &self.up_proj.forward(&m)?)?;
+        let m = swiglu(self.gate_proj.forward(&m)?, &self.up_proj.forward(&m)?)?;
         let m = self.down_proj.forward(&m)?;
         probe(format_args!("blocks.{index}.mlp"), &m)?;
         let x = (x + m)?;
