@@ -1,21 +1,21 @@
 //! Attention on the CPU with a softmax that is kept up to date key tile by key tile (Milakov and Gimelshein
 //! 2018, "Online normalizer calculation for softmax"): no row of scores is ever held as a whole.
 
+mod panel;
 mod softmax;
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::gemm::{MatRef, add_product};
 use super::simd::Simd;
+use super::tile::{self, PANEL};
 use crate::attention::Block;
-use softmax::{AddKeys, AddScores, State};
+use panel::{KEYS, Panel};
+use softmax::{AddKeys, State};
 
-/// Keys that scores are made for at once by many queries.
-const KEYS: usize = 256;
-/// Rows of scores, queries times the heads that share a key head, that are made at once.
-const ROWS: usize = 96;
+/// Queries, times the heads that share a key head, that see keys while those are near.
+const QUERIES: usize = 3 * PANEL;
 /// Least keys that are worth a task of their own when there is one query.
 const SPLIT: usize = 256;
 
@@ -45,10 +45,9 @@ impl<'a> Heads<'a> {
         &self.values[head * self.strides[0] + row * self.strides[1]..][..self.dims[2]]
     }
 
-    /// Rows of a head as a matrix.
-    fn rows(&self, head: usize, rows: &Range<usize>) -> MatRef<'a, f32> {
-        let first = head * self.strides[0] + rows.start * self.strides[1];
-        MatRef::new(&self.values[first..], rows.len(), self.dims[2], self.strides[1].max(self.dims[2]))
+    /// A head from row `row` on, and the distance between its rows.
+    fn from_row(&self, head: usize, row: usize) -> (&'a [f32], usize) {
+        (&self.values[head * self.strides[0] + row * self.strides[1]..], self.strides[1])
     }
 }
 
@@ -69,7 +68,7 @@ impl Attention<'_> {
         let [h, t, d] = self.q.dims;
         let width = h * d;
         let mut out = vec![0.0; t * width];
-        let step = (ROWS / self.fold()).max(1);
+        let step = (QUERIES / self.fold()).max(1);
         let mut tasks = Vec::new();
         let mut rest = out.as_mut_slice();
         for block in blocks {
@@ -86,7 +85,7 @@ impl Attention<'_> {
                 tasks.push((block, rows, out));
             }
         }
-        tasks.into_par_iter().for_each(|(block, rows, out)| {
+        tasks.into_par_iter().with_max_len(1).for_each(|(block, rows, out)| {
             for group in 0..self.k.dims[0] {
                 self.many_queries(group, block, &rows, out);
             }
@@ -141,31 +140,33 @@ impl Attention<'_> {
     /// Query rows `rows` of a block, for the query heads of one key head; `out` has these rows of the output.
     fn many_queries(&self, group: usize, block: &Block, rows: &Range<usize>, out: &mut [f32]) {
         let ([h, _, d], fold) = (self.q.dims, self.fold());
+        let (isa, simd) = (tile::Isa::detect(), Simd::detect());
+        let scale = 1.0 / (d as f32).sqrt();
+        // Columns of panels are the queries of the first head, then those of the next.
+        let column = |i: usize| (group * fold + i / rows.len(), rows.start + i % rows.len());
         let n = fold * rows.len();
-        let q = self.queries(group, rows);
-        let mut state = State::new(n, d);
+        let mut panels: Vec<Panel> = (0..n)
+            .step_by(PANEL)
+            .map(|first| {
+                let queries = (first..(first + PANEL).min(n)).map(column);
+                Panel::new(queries.map(|(head, row)| self.q.row(head, row)), d, scale)
+            })
+            .collect();
         let seen = block.visible(rows.end - 1);
-        let mut scores = vec![0.0; n * KEYS.min(seen.len())];
-        let simd = Simd::detect();
         for start in seen.clone().step_by(KEYS) {
             let keys = start..(start + KEYS).min(seen.end);
-            let scores = &mut scores[..n * keys.len()];
-            scores.fill(0.0);
-            let k = self.k.rows(group, &keys).t();
-            add_product(scores, keys.len(), 1.0, MatRef::new(&q, n, d, d), k);
-            for (i, scores) in scores.chunks_exact_mut(keys.len()).enumerate() {
-                let visible = block.visible(rows.start + i % rows.len()).end;
-                let (seen, hidden) = scores.split_at_mut(visible.clamp(keys.start, keys.end) - keys.start);
-                simd.run(AddScores { state: &mut state, row: i, scores: seen });
-                hidden.fill(0.0);
+            let (k, v) = (self.k.from_row(group, start), self.v.from_row(group, start));
+            for (p, panel) in panels.iter_mut().enumerate() {
+                let visible = |i: usize| {
+                    let (_, row) = column((p * PANEL + i).min(n - 1));
+                    block.visible(row).end.clamp(keys.start, keys.end) - keys.start
+                };
+                panel.add(isa, simd, k, v, keys.len(), visible);
             }
-            let weights = MatRef::new(scores, n, keys.len(), keys.len());
-            add_product(state.sums_mut(), d, 1.0, weights, self.v.rows(group, &keys));
         }
-        for (i, row) in out.chunks_exact_mut(h * d).enumerate() {
-            for head in 0..fold {
-                state.write(head * rows.len() + i, &mut row[(group * fold + head) * d..][..d]);
-            }
+        for (i, (head, row)) in (0..n).map(column).enumerate() {
+            let out = &mut out[(row - rows.start) * h * d + head * d..][..d];
+            panels[i / PANEL].write(i % PANEL, out);
         }
     }
 }

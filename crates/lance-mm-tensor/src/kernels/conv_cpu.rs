@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::Rows;
-use super::tile::{Isa, PANEL};
+use super::tile::{Isa, Left, PANEL};
 use crate::conv::Window;
 use crate::dense::DenseWeight;
 
@@ -194,13 +194,14 @@ impl Product<'_> {
         let block = self.isa.rows();
         for first in (0..count).step_by(block) {
             let rows = block.min(count - first);
-            let (input, out) = (&input[first * step..], &mut out[first * self.n_out..]);
+            let input = Left { values: &input[first * step..], row: step, step: 1 };
+            let out = &mut out[first * self.n_out..];
             if filters == PANEL {
-                self.isa.add(rows, input, step, panel, out, self.n_out);
+                self.isa.add(rows, input, panel, out, self.n_out);
                 continue;
             }
             let mut sums = [0.0; super::tile::MAX_ROWS * PANEL];
-            self.isa.add(rows, input, step, panel, &mut sums, PANEL);
+            self.isa.add(rows, input, panel, &mut sums, PANEL);
             for (out, sums) in out.chunks_mut(self.n_out).zip(sums.chunks_exact(PANEL)).take(rows) {
                 for (out, sum) in out.iter_mut().zip(&sums[..filters]) {
                     *out += sum;

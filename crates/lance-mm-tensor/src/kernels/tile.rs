@@ -1,9 +1,20 @@
-//! A few rows times a packed panel of columns, in registers: the inner product of convolutions.
+//! A few rows times a packed panel of columns, in registers: the inner product of convolutions and of attention.
 
 /// Columns of a panel.
 pub(super) const PANEL: usize = 32;
 /// Most rows of one call.
 pub(super) const MAX_ROWS: usize = 12;
+
+/// Left of a left operand.
+#[derive(Clone, Copy)]
+pub(super) struct Left<'a> {
+    /// Begins with the first value of the first row.
+    pub(super) values: &'a [f32],
+    /// From one row to the next; rows may overlap.
+    pub(super) row: usize,
+    /// From one value of a row to the next.
+    pub(super) step: usize,
+}
 
 /// Instructions this processor has. Only [`detect`](Self::detect) and [`all`](Self::all) make one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +55,7 @@ impl Isa {
         all
     }
 
-    /// Rows to give to one call of [`add`](Self::add), as many as the registers hold.
+    /// Left to give to one call of [`add`](Self::add), as many as the registers hold.
     pub(super) fn rows(self) -> usize {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -55,41 +66,35 @@ impl Isa {
         }
     }
 
-    /// `out += a · b` for `rows` rows: `a` has rows of `k` values that begin `a_stride` apart (they may
-    /// overlap), `b` is `(k, PANEL)`, `out` has rows of `PANEL` values that begin `out_stride` apart.
+    /// `out += a · b` for `rows` rows: `a` has rows of `k` values, `b` is `(k, PANEL)`, `out` has rows of `PANEL`
+    /// values that begin `out_stride` apart.
     ///
     /// # Panics
     /// When a slice is too short or there are more rows than [`rows`](Self::rows).
-    pub(super) fn add(
-        self,
-        rows: usize,
-        a: &[f32],
-        a_stride: usize,
-        b: &[f32],
-        out: &mut [f32],
-        out_stride: usize,
-    ) {
+    pub(super) fn add(self, rows: usize, a: Left<'_>, b: &[f32], out: &mut [f32], out_stride: usize) {
         let k = b.len() / PANEL;
         assert!((1..=self.rows()).contains(&rows), "rows of one call");
         assert!(out_stride >= PANEL, "rows of the result do not overlap");
         let last = |stride: usize, width: usize| (rows - 1).checked_mul(stride)?.checked_add(width);
-        assert!(last(a_stride, k).is_some_and(|end| end <= a.len()), "rows of a within its slice");
+        let width = k.saturating_sub(1).checked_mul(a.step).and_then(|last| last.checked_add(k.min(1)));
+        let end = width.and_then(|width| last(a.row, width));
+        assert!(end.is_some_and(|end| end <= a.values.len()), "rows of a within its slice");
         assert!(last(out_stride, PANEL).is_some_and(|end| end <= out.len()), "rows of the result within it");
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => x86::avx512(rows, a, a_stride, b, out, out_stride, self),
+            Kind::Avx512 => x86::avx512(rows, a, b, out, out_stride, self),
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => x86::avx2(rows, a, a_stride, b, out, out_stride, self),
-            Kind::Portable => portable(rows, a, a_stride, b, out, out_stride),
+            Kind::Avx2 => x86::avx2(rows, a, b, out, out_stride, self),
+            Kind::Portable => portable(rows, a, b, out, out_stride),
         }
     }
 }
 
-fn portable(rows: usize, a: &[f32], a_stride: usize, b: &[f32], out: &mut [f32], out_stride: usize) {
+fn portable(rows: usize, a: Left<'_>, b: &[f32], out: &mut [f32], out_stride: usize) {
     for row in 0..rows {
-        let a = &a[row * a_stride..];
         let mut sums = [0.0f32; PANEL];
-        for (a, b) in a.iter().zip(b.as_chunks::<PANEL>().0) {
+        for (i, b) in b.as_chunks::<PANEL>().0.iter().enumerate() {
+            let a = a.values[row * a.row + i * a.step];
             for (sum, b) in sums.iter_mut().zip(b) {
                 *sum += a * b;
             }
@@ -105,7 +110,7 @@ fn portable(rows: usize, a: &[f32], a_stride: usize, b: &[f32], out: &mut [f32],
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Isa, Kind, PANEL};
+    use super::{Isa, Kind, Left, PANEL};
 
     /// Calls `$f::<ROWS>` for the number of rows at hand.
     macro_rules! by_rows {
@@ -118,55 +123,41 @@ mod x86 {
         (@ $f:ident $n:literal ($($arg:expr),*)) => { $f::<$n>($($arg),*) };
     }
 
-    pub(super) fn avx512(
-        rows: usize,
-        a: &[f32],
-        a_stride: usize,
-        b: &[f32],
-        out: &mut [f32],
-        out_stride: usize,
-        isa: Isa,
-    ) {
+    pub(super) fn avx512(rows: usize, a: Left<'_>, b: &[f32], out: &mut [f32], out_stride: usize, isa: Isa) {
         assert_eq!(isa.0, Kind::Avx512, "a value that exists where AVX-512 was detected only");
         let k = b.len() / PANEL;
-        let (a, b, out) = (a.as_ptr(), b.as_ptr(), out.as_mut_ptr());
+        let strides = [a.row, a.step];
+        let (a, b, out) = (a.values.as_ptr(), b.as_ptr(), out.as_mut_ptr());
         // SAFETY: AVX-512 was detected. `Isa::add`, the only caller, asserted that `rows` rows of `k` values
-        // `a_stride` apart lie in `a`, `k` rows of `PANEL` in `b` and `rows` rows of `PANEL` values
+        // lie in `a`, `k` rows of `PANEL` in `b` and `rows` rows of `PANEL` values
         // `out_stride` apart in `out`, which is borrowed mutably.
         unsafe {
-            by_rows!(rows, tile512, (k, a, a_stride, b, out, out_stride), 1 2 3 4 5 6 7 8 9 10 11 12);
+            by_rows!(rows, tile512, (k, a, strides, b, out, out_stride), 1 2 3 4 5 6 7 8 9 10 11 12);
         }
     }
 
-    pub(super) fn avx2(
-        rows: usize,
-        a: &[f32],
-        a_stride: usize,
-        b: &[f32],
-        out: &mut [f32],
-        out_stride: usize,
-        isa: Isa,
-    ) {
+    pub(super) fn avx2(rows: usize, a: Left<'_>, b: &[f32], out: &mut [f32], out_stride: usize, isa: Isa) {
         assert_eq!(isa.0, Kind::Avx2, "a value that exists where AVX2 and FMA were detected only");
         let k = b.len() / PANEL;
-        let (a, b, out) = (a.as_ptr(), b.as_ptr(), out.as_mut_ptr());
+        let strides = [a.row, a.step];
+        let (a, b, out) = (a.values.as_ptr(), b.as_ptr(), out.as_mut_ptr());
         for half in [0, PANEL / 2] {
             // SAFETY: AVX2 and FMA were detected; the extents as for `avx512`, here for the left and the right
             // half of every row of `PANEL` values of `b` and `out`.
             unsafe {
-                by_rows!(rows, tile256, (k, a, a_stride, b.add(half), out.add(half), out_stride), 1 2 3 4 5 6);
+                by_rows!(rows, tile256, (k, a, strides, b.add(half), out.add(half), out_stride), 1 2 3 4 5 6);
             }
         }
     }
 
     /// # Safety
-    /// AVX-512; `ROWS` rows of `k` readable values `a_stride` apart at `a`, `k` rows of 32 at `b`, `ROWS` rows
+    /// AVX-512; `ROWS` rows, `a_row` apart, of `k` readable values, `a_step` apart, at `a`, `k` rows of 32 at `b`, `ROWS` rows
     /// of 32 writable ones `out_stride` apart at `out`.
     #[target_feature(enable = "avx512f")]
     unsafe fn tile512<const ROWS: usize>(
         k: usize,
         a: *const f32,
-        a_stride: usize,
+        [a_row, a_step]: [usize; 2],
         b: *const f32,
         out: *mut f32,
         out_stride: usize,
@@ -177,7 +168,7 @@ mod x86 {
             unsafe {
                 let b = [_mm512_loadu_ps(b.add(i * PANEL)), _mm512_loadu_ps(b.add(i * PANEL + 16))];
                 for row in 0..ROWS {
-                    let a = _mm512_set1_ps(*a.add(row * a_stride + i));
+                    let a = _mm512_set1_ps(*a.add(row * a_row + i * a_step));
                     sums[row][0] = _mm512_fmadd_ps(a, b[0], sums[row][0]);
                     sums[row][1] = _mm512_fmadd_ps(a, b[1], sums[row][1]);
                 }
@@ -200,7 +191,7 @@ mod x86 {
     unsafe fn tile256<const ROWS: usize>(
         k: usize,
         a: *const f32,
-        a_stride: usize,
+        [a_row, a_step]: [usize; 2],
         b: *const f32,
         out: *mut f32,
         out_stride: usize,
@@ -211,7 +202,7 @@ mod x86 {
             unsafe {
                 let b = [_mm256_loadu_ps(b.add(i * PANEL)), _mm256_loadu_ps(b.add(i * PANEL + 8))];
                 for row in 0..ROWS {
-                    let a = _mm256_set1_ps(*a.add(row * a_stride + i));
+                    let a = _mm256_set1_ps(*a.add(row * a_row + i * a_step));
                     sums[row][0] = _mm256_fmadd_ps(a, b[0], sums[row][0]);
                     sums[row][1] = _mm256_fmadd_ps(a, b[1], sums[row][1]);
                 }
@@ -234,11 +225,12 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, seeded};
 
-    fn naive(rows: usize, a: &[f32], a_stride: usize, b: &[f32], out: &mut [f32], out_stride: usize) {
+    fn naive(rows: usize, a: Left<'_>, b: &[f32], out: &mut [f32], out_stride: usize) {
         for row in 0..rows {
             for column in 0..PANEL {
-                let products = (0..b.len() / PANEL)
-                    .map(|i| f64::from(a[row * a_stride + i]) * f64::from(b[i * PANEL + column]));
+                let products = (0..b.len() / PANEL).map(|i| {
+                    f64::from(a.values[row * a.row + i * a.step]) * f64::from(b[i * PANEL + column])
+                });
                 let out = &mut out[row * out_stride + column];
                 *out = (f64::from(*out) + products.sum::<f64>()) as f32;
             }
@@ -249,16 +241,21 @@ mod tests {
     fn every_instruction_set_equals_the_naive_reference() {
         for isa in Isa::all() {
             for rows in 1..=isa.rows() {
-                // Rows that overlap, lie side by side, and lie apart.
-                for (k, a_stride, out_stride) in
-                    [(0, 1, PANEL), (1, 1, PANEL), (7, 2, PANEL + 1), (64, 70, 50)]
-                {
-                    let a = seeded((rows - 1) * a_stride + k, 1);
+                // Left that overlap, lie side by side, lie apart, and lie in columns.
+                for (k, row, step, out_stride) in [
+                    (0usize, 1, 1, PANEL),
+                    (1, 1, 1, PANEL),
+                    (7, 2, 1, PANEL + 1),
+                    (64, 70, 1, 50),
+                    (9, 1, 14, PANEL),
+                ] {
+                    let values = seeded((rows - 1) * row + k.saturating_sub(1) * step + k.min(1), 1);
+                    let a = Left { values: &values, row, step };
                     let b = seeded(k * PANEL, 2);
                     let mut out = seeded((rows - 1) * out_stride + PANEL, 3);
                     let mut expected = out.clone();
-                    isa.add(rows, &a, a_stride, &b, &mut out, out_stride);
-                    naive(rows, &a, a_stride, &b, &mut expected, out_stride);
+                    isa.add(rows, a, &b, &mut out, out_stride);
+                    naive(rows, a, &b, &mut expected, out_stride);
                     assert_close(&format!("{isa:?} {rows} {k}"), &out, &expected, 5e-6);
                 }
             }
@@ -268,6 +265,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "rows of a within its slice")]
     fn short_slices_are_refused() {
-        Isa::detect().add(2, &[0.0; 5], 3, &[0.0; 3 * PANEL], &mut [0.0; 2 * PANEL], PANEL);
+        let a = Left { values: &[0.0; 5], row: 3, step: 1 };
+        Isa::detect().add(2, a, &[0.0; 3 * PANEL], &mut [0.0; 2 * PANEL], PANEL);
     }
 }

@@ -17,11 +17,6 @@ impl State {
         Self { max: vec![f32::NEG_INFINITY; n], weight: vec![0.0; n], sums: vec![0.0; n * d], d }
     }
 
-    /// Weighted sums of values, row by row.
-    pub(super) fn sums_mut(&mut self) -> &mut [f32] {
-        &mut self.sums
-    }
-
     /// Takes in what another state has seen of other keys.
     pub(super) fn merge(&mut self, other: &Self) {
         for i in 0..self.max.len() {
@@ -165,22 +160,6 @@ fn sum(acc: [f32; LANES]) -> f32 {
         }
     }
     acc[0]
-}
-
-/// See [`State::add_scores`].
-pub(super) struct AddScores<'a> {
-    pub(super) state: &'a mut State,
-    pub(super) row: usize,
-    pub(super) scores: &'a mut [f32],
-}
-
-impl Loop for AddScores<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<const FMA: bool>(self) {
-        self.state.add_scores(self.row, self.scores);
-    }
 }
 
 /// See [`State::add_keys`].

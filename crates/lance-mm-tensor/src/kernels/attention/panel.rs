@@ -1,0 +1,129 @@
+//! Many queries side by side, one in each lane: scores are products of key rows with a panel of queries, and
+//! what a softmax needs of them goes from row to row in all lanes at once.
+
+use crate::kernels::simd::{Loop, Simd, exp};
+use crate::kernels::tile::{Isa, Left, PANEL};
+
+/// Keys that scores are made for at once.
+pub(super) const KEYS: usize = 128;
+
+type Lanes = [f32; PANEL];
+
+/// Queries and their running softmax.
+pub(super) struct Panel {
+    /// `(D, PANEL)`, scaled.
+    queries: Vec<f32>,
+    /// `(KEYS, PANEL)`.
+    scores: Vec<f32>,
+    /// Weighted sums of values `(D, PANEL)`, with the largest score as the exponent's zero.
+    sums: Vec<f32>,
+    /// Largest score so far.
+    max: Lanes,
+    /// Sum of weights.
+    weight: Lanes,
+}
+
+impl Panel {
+    /// Up to [`PANEL`] queries of width `d`, multiplied with `scale`, that have seen nothing.
+    pub(super) fn new<'a>(rows: impl Iterator<Item = &'a [f32]>, d: usize, scale: f32) -> Self {
+        let mut queries = vec![0.0; d * PANEL];
+        for (i, row) in rows.enumerate() {
+            for (lanes, value) in queries.as_chunks_mut::<PANEL>().0.iter_mut().zip(row) {
+                lanes[i] = value * scale;
+            }
+        }
+        Self {
+            sums: vec![0.0; queries.len()],
+            queries,
+            scores: vec![0.0; KEYS * PANEL],
+            max: [f32::NEG_INFINITY; PANEL],
+            weight: [0.0; PANEL],
+        }
+    }
+
+    /// Takes in `n` more keys and values, rows that begin the given distances apart. Query `i` sees the first
+    /// `visible(i)` of them; of the first keys taken in every query sees one at least.
+    pub(super) fn add(
+        &mut self,
+        isa: Isa,
+        simd: Simd,
+        k: (&[f32], usize),
+        v: (&[f32], usize),
+        n: usize,
+        visible: impl Fn(usize) -> usize,
+    ) {
+        let scores = &mut self.scores[..n * PANEL];
+        scores.fill(0.0);
+        for first in (0..n).step_by(isa.rows()) {
+            let rows = isa.rows().min(n - first);
+            let keys = Left { values: &k.0[first * k.1..], row: k.1, step: 1 };
+            isa.add(rows, keys, &self.queries, &mut scores[first * PANEL..], PANEL);
+        }
+        let scores = scores.as_chunks_mut::<PANEL>().0;
+        for i in 0..PANEL {
+            let visible = visible(i);
+            scores[visible..].iter_mut().for_each(|lanes| lanes[i] = f32::NEG_INFINITY);
+        }
+        let Self { sums, max, weight, .. } = self;
+        simd.run(Softmax { scores, sums: sums.as_chunks_mut::<PANEL>().0, max, weight });
+        let d = self.sums.len() / PANEL;
+        for first in (0..d).step_by(isa.rows()) {
+            let rows = isa.rows().min(d - first);
+            let channels = Left { values: &v.0[first..], row: 1, step: v.1 };
+            isa.add(rows, channels, scores.as_flattened(), &mut self.sums[first * PANEL..], PANEL);
+        }
+    }
+
+    /// The weighted mean of query `i`.
+    pub(super) fn write(&self, i: usize, out: &mut [f32]) {
+        let factor = 1.0 / self.weight[i];
+        for (out, sums) in out.iter_mut().zip(self.sums.as_chunks::<PANEL>().0) {
+            *out = sums[i] * factor;
+        }
+    }
+}
+
+/// Turns scores into weights, the sums scaled to go with them.
+struct Softmax<'a> {
+    scores: &'a mut [Lanes],
+    sums: &'a mut [Lanes],
+    max: &'a mut Lanes,
+    weight: &'a mut Lanes,
+}
+
+impl Loop for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let Self { scores, sums, max, weight } = self;
+        let mut largest = *max;
+        for scores in scores.iter() {
+            for i in 0..PANEL {
+                largest[i] = if scores[i] > largest[i] { scores[i] } else { largest[i] };
+            }
+        }
+        let mut old = [0.0; PANEL];
+        for i in 0..PANEL {
+            old[i] = exp(max[i] - largest[i]);
+        }
+        if old != [1.0; PANEL] {
+            for sums in sums {
+                for i in 0..PANEL {
+                    sums[i] *= old[i];
+                }
+            }
+        }
+        let mut total = [0.0; PANEL];
+        for scores in scores {
+            for i in 0..PANEL {
+                scores[i] = exp(scores[i] - largest[i]);
+                total[i] += scores[i];
+            }
+        }
+        for i in 0..PANEL {
+            weight[i] = weight[i] * old[i] + total[i];
+        }
+        *max = largest;
+    }
+}
