@@ -1,10 +1,11 @@
 //! The only door to `unsafe` code: products of activations with weights that stay in their stored form.
 
 mod affine_cpu;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
-#[cfg(target_arch = "x86_64")]
 mod columns;
 mod conv_cpu;
 mod gemm;

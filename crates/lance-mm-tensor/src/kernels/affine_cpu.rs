@@ -6,6 +6,8 @@ mod activations;
 mod matmul;
 mod matvec;
 mod simd;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use std::sync::OnceLock;
 
@@ -139,7 +141,7 @@ fn few(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
     let x = Activations::new(isa, x, n, w.group, w.codes(), Order::Rows);
     let mut by_row = vec![0.0; w.rows * n];
     let piece = w.rows.div_ceil(rayon::current_num_threads() * 4).max(8);
-    by_row.par_chunks_mut(piece * n).enumerate().for_each(|(i, out)| {
+    by_row.par_chunks_mut(piece * n).enumerate().with_max_len(1).for_each(|(i, out)| {
         matvec::rows(isa, w, &x, i * piece, out);
     });
     match n {
@@ -151,7 +153,9 @@ fn few(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
 fn many<const T: usize>(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
     let mut out = vec![0.0; n * w.rows];
     for (x, out) in x.chunks(matmul::BLOCK * w.cols).zip(out.chunks_mut(matmul::BLOCK * w.rows)) {
-        let x = Activations::<T>::new(isa, x, x.len() / w.cols, w.group, w.codes(), Order::Lines);
+        let n = x.len() / w.cols;
+        let order = Order::Lines(isa.rows_for(n));
+        let x = Activations::<T>::new(isa, x, n, w.group, w.codes(), order);
         matmul::rows(isa, w, &x, out);
     }
     out

@@ -5,14 +5,17 @@
 
 #[expect(unsafe_code, reason = "processor instructions")]
 mod avx512;
+mod tiles;
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::amx::Amx;
 use super::columns::{Columns, Part};
 use crate::dense::Activations;
-use avx512::{Avx512Bf16, COLS, PanelWord, Terms};
+pub(super) use avx512::PanelWord;
+use avx512::{Avx512Bf16, COLS, Terms};
 
 /// Up to this many rows of x, each weight is read once and multiplied where it lies.
 pub(super) const FEW: usize = 8;
@@ -38,6 +41,7 @@ pub(super) struct Bf16Matrix<'a> {
     /// Whether many rows of x are rounded to one term.
     one_term: bool,
     kernels: Avx512Bf16,
+    amx: Option<Amx>,
 }
 
 impl<'a> Bf16Matrix<'a> {
@@ -48,7 +52,8 @@ impl<'a> Bf16Matrix<'a> {
             Activations::Split => false,
             Activations::Bf16 => true,
         };
-        (k > 0).then_some(Self { values, k, one_term, kernels: Avx512Bf16::detect()? })
+        let kernels = Avx512Bf16::detect()?;
+        (k > 0).then_some(Self { values, k, one_term, kernels, amx: Amx::detect() })
     }
 
     fn n_rows(&self) -> usize {
@@ -65,6 +70,13 @@ impl<'a> Bf16Matrix<'a> {
             _ => self.many::<2>(x, &mut y),
         }
         y
+    }
+
+    fn many<const T: usize>(&self, x: &[f32], y: &mut [f32]) {
+        match self.amx {
+            Some(amx) => self.in_tiles::<T>(amx, x, y),
+            None => self.in_registers::<T>(x, y),
+        }
     }
 
     fn few(&self, x: &[f32], y: &mut [f32]) {
@@ -116,7 +128,7 @@ impl<'a> Bf16Matrix<'a> {
         }
     }
 
-    fn many<const T: usize>(&self, x: &[f32], y: &mut [f32]) {
+    fn in_registers<const T: usize>(&self, x: &[f32], y: &mut [f32]) {
         let rows = self.n_rows();
         for (x, y) in x.chunks(SLAB * self.k).zip(y.chunks_mut(SLAB * rows)) {
             let packed = PackedRows::<T>::new(x, self.k, self.kernels);
@@ -259,12 +271,11 @@ mod tests {
             let x = seeded(n * k, 1);
             let w = rounded(&seeded(rows * k, 2));
             let stored = bytes(&w);
-            let multiply = |activations| Some(Bf16Matrix::new(&stored, k, activations)?.matmul(&x, n));
-            let Some(exact) = multiply(Activations::Split) else {
+            let matrix = |activations| Bf16Matrix::new(&stored, k, activations);
+            let (Some(split), Some(one)) = (matrix(Activations::Split), matrix(Activations::Bf16)) else {
                 eprintln!("this processor has no bf16 products");
                 return;
             };
-            let short = multiply(Activations::Bf16).unwrap();
             let check = |y: &[f32], expected: Vec<(f64, f64)>, tolerance: f64, what: &str| {
                 for (i, (y, (expected, size))) in y.iter().zip(expected).enumerate() {
                     let error = (f64::from(*y) - expected).abs();
@@ -274,14 +285,19 @@ mod tests {
                     );
                 }
             };
-            check(&exact, naive(&x, &w, k), f64::exp2(-16.0) + 1e-6, "two terms");
-            if n <= FEW {
-                assert_eq!(exact, short);
-                continue;
+            // With tiles where there are any, and without.
+            for amx in [None, split.amx] {
+                let exact = Bf16Matrix { amx, ..split }.matmul(&x, n);
+                let short = Bf16Matrix { amx, ..one }.matmul(&x, n);
+                check(&exact, naive(&x, &w, k), f64::exp2(-16.0) + 1e-6, "two terms");
+                if n <= FEW {
+                    assert_eq!(exact, short);
+                    continue;
+                }
+                // Exactly the rounding of x, and therefore within half a step of it.
+                check(&short, naive(&rounded(&x), &w, k), 2e-6, "one term");
+                check(&short, naive(&x, &w, k), f64::exp2(-8.0) + 2e-6, "one term against f32");
             }
-            // Exactly the rounding of x, and therefore within half a step of it.
-            check(&short, naive(&rounded(&x), &w, k), 2e-6, "one term");
-            check(&short, naive(&x, &w, k), f64::exp2(-8.0) + 2e-6, "one term against f32");
         }
     }
 

@@ -40,7 +40,8 @@ impl<'a> Columns<'a> {
         let fair = n_cols.div_ceil(4 * rayon::current_num_threads()).div_ceil(unit);
         let width = fair.clamp(1, units) * unit;
         let all = &self;
-        (0..n_cols.div_ceil(width)).into_par_iter().for_each(|i| {
+        // Part by part: a thread that comes late, or is held up, leaves the rest to the others.
+        (0..n_cols.div_ceil(width)).into_par_iter().with_max_len(1).for_each(|i| {
             let range = i * width..((i + 1) * width).min(n_cols);
             // `all` has the matrix to itself, and no two of these ranges have a column in common.
             run(&mut Part { first: all.first, dims: all.dims, range, values: PhantomData });

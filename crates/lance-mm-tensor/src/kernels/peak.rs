@@ -101,9 +101,13 @@ mod x86 {
     use std::arch::asm;
     use std::arch::x86_64::*;
 
-    use super::{Bf16Loop, CHAINS, Int8Loop, PeakLoop, sum, widened};
+    use super::{Bf16Loop, CHAINS, Int8Loop, PeakLoop, bf16_portable, int8_portable, sum, widened};
+    use crate::kernels::amx::{Amx, SIDE, Tiles};
 
     pub(super) fn add_int8(loops: &mut Vec<Int8Loop>) {
+        if Amx::detect().is_some() {
+            loops.push(PeakLoop { name: "AMX TDPBSUD", run: tiles_int8 });
+        }
         if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
             // SAFETY: the CPU has the features the function is compiled for.
             loops.push(PeakLoop { name: "AVX-512 VPDPBUSD", run: |a, b, n| unsafe { vnni(a, b, n) } });
@@ -115,6 +119,9 @@ mod x86 {
     }
 
     pub(super) fn add_bf16(loops: &mut Vec<Bf16Loop>) {
+        if Amx::detect().is_some() {
+            loops.push(PeakLoop { name: "AMX TDPBF16PS", run: tiles_bf16 });
+        }
         if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
             // SAFETY: the CPU has the features the function is compiled for.
             loops.push(PeakLoop { name: "AVX-512 VDPBF16PS", run: |a, b, n| unsafe { dpbf16(a, b, n) } });
@@ -147,6 +154,31 @@ mod x86 {
             return Some(|words| unsafe { sum_256(words) });
         }
         None
+    }
+
+    /// Rounds of [`CHAINS`] products that four products of tiles make.
+    const TILE_ROUNDS: u32 = (4 * SIDE * SIDE / CHAINS) as u32;
+
+    /// Every row of one tile is `b`, every column of the other `a`.
+    fn tiles_int8(a: &[u8; 64], b: &[i8; 64], rounds: u32) -> i32 {
+        let amx = Amx::detect().expect("the loop is listed where there are tiles");
+        let rows = [b.map(i8::cast_unsigned); SIDE];
+        let columns = std::array::from_fn(|i| std::array::from_fn(|j| a[4 * i + j % 4]));
+        let sums = Tiles::new(amx, SIDE, 64).repeat_int8(&rows, &columns, rounds / TILE_ROUNDS);
+        let sums = sums.0.as_flattened().as_flattened().as_flattened();
+        let rest = int8_portable(a, b, rounds % TILE_ROUNDS);
+        sums.iter().fold(rest, |all, sum| all.wrapping_add(*sum))
+    }
+
+    /// As [`tiles_int8`].
+    fn tiles_bf16(a: &[u16; 32], b: &[u16; 32], rounds: u32) -> f32 {
+        let amx = Amx::detect().expect("the loop is listed where there are tiles");
+        let byte = |x: &[u16; 32], i: usize| x[i / 2].to_le_bytes()[i % 2];
+        let rows = [std::array::from_fn(|i| byte(b, i)); SIDE];
+        let columns = std::array::from_fn(|i| std::array::from_fn(|j| byte(a, 4 * i + j % 4)));
+        let sums = Tiles::new(amx, SIDE, 64).repeat_bf16(&rows, &columns, rounds / TILE_ROUNDS);
+        let sums = sums.0.as_flattened().as_flattened().as_flattened();
+        sums.iter().sum::<f32>() + bf16_portable(a, b, rounds % TILE_ROUNDS)
     }
 
     /// Sums start apart, else the compiler would keep one of them.
@@ -272,7 +304,7 @@ mod tests {
         let a: [u8; 64] = std::array::from_fn(|i| (i * 37 % 128) as u8);
         let b: [i8; 64] = std::array::from_fn(|i| (i as i32 * 91 % 255 - 127) as i8);
         let dot: i32 = a.iter().zip(&b).map(|(a, b)| i32::from(*a) * i32::from(*b)).sum();
-        for rounds in [0, 1, 5] {
+        for rounds in [0, 1, 5, 64, 130] {
             let expected = dot * rounds as i32 * CHAINS as i32;
             for PeakLoop { name, run } in int8_loops() {
                 assert_eq!(run(&a, &b, rounds), expected, "{name}, {rounds} rounds");
@@ -286,7 +318,7 @@ mod tests {
         let value = |i: usize, step: usize| (i * step % 7) as f32 - 3.0;
         let bits = |step| std::array::from_fn(|i| (value(i, step).to_bits() >> 16) as u16);
         let dot: f32 = (0..32).map(|i| value(i, 3) * value(i, 5)).sum();
-        for rounds in [0, 1, 5] {
+        for rounds in [0, 1, 5, 64, 130] {
             for PeakLoop { name, run } in bf16_loops() {
                 let expected = dot * rounds as f32 * CHAINS as f32;
                 assert_eq!(run(&bits(3), &bits(5), rounds), expected, "{name}, {rounds} rounds");

@@ -15,7 +15,8 @@ pub(super) struct Activations<const T: usize> {
     /// Groups in a line.
     pub(super) per_line: usize,
     order: Order,
-    /// From the first line of a row to that of the next, in [`Order::Rows`]: whole chunks.
+    /// Lines from one row to the next, in [`Order::Rows`]: whole chunks; rows from one line to the next, in
+    /// [`Order::Lines`].
     stride: usize,
     /// Bytes, those of higher value first: `q = bytes[0]` or `q = 256 · bytes[0] + bytes[1]`.
     pub(super) bytes: Vec<[[u8; LINE]; T]>,
@@ -31,8 +32,8 @@ pub(super) struct Activations<const T: usize> {
 pub(super) enum Order {
     /// Those of one row.
     Rows,
-    /// Those of all rows at one place.
-    Lines,
+    /// Those of all rows at one place; so many are kept, those past the last row zeros.
+    Lines(usize),
 }
 
 impl<const T: usize> Activations<T> {
@@ -40,24 +41,24 @@ impl<const T: usize> Activations<T> {
     pub(super) fn new(isa: Isa, x: &[f32], n: usize, group: usize, codes: Codes, order: Order) -> Self {
         let k = x.len() / n;
         let (lines, per_line) = (k.div_ceil(LINE), LINE / group);
-        let stride = lines.next_multiple_of(CHUNK);
         // A piece is a whole row, or one line of all rows.
-        let (count, piece) = match order {
-            Order::Rows => (n * stride, stride),
-            Order::Lines => (n * lines, n),
+        let (pieces, stride) = match order {
+            Order::Rows => (n, lines.next_multiple_of(CHUNK)),
+            Order::Lines(kept) => (lines, kept.max(n)),
         };
+        let count = pieces * stride;
         let mut bytes = vec![[[0; LINE]; T]; count];
         let mut scales = vec![0.0; count * per_line];
         let mut sums = scales.clone();
         let pieces = bytes
-            .par_chunks_mut(piece)
-            .zip(scales.par_chunks_mut(piece * per_line))
-            .zip(sums.par_chunks_mut(piece * per_line));
+            .par_chunks_mut(stride)
+            .zip(scales.par_chunks_mut(stride * per_line))
+            .zip(sums.par_chunks_mut(stride * per_line));
         let round = |(i, ((bytes, scales), sums)): (usize, ((&mut [_], &mut [_]), &mut [_]))| {
             let groups = scales.chunks_mut(per_line).zip(sums.chunks_mut(per_line));
             for (j, (bytes, (scales, sums))) in bytes.iter_mut().zip(groups).enumerate() {
                 let (row, line) = if order == Order::Rows { (i, j) } else { (j, i) };
-                if line < lines {
+                if line < lines && row < n {
                     let x = &x[row * k..][..k];
                     let x = &x[line * LINE..k.min((line + 1) * LINE)];
                     isa.run(Round { x, codes, bytes, scales, sums });
@@ -75,7 +76,7 @@ impl<const T: usize> Activations<T> {
     pub(super) fn at(&self, row: usize, line: usize) -> usize {
         match self.order {
             Order::Rows => row * self.stride + line,
-            Order::Lines => line * self.n + row,
+            Order::Lines(_) => line * self.stride + row,
         }
     }
 }
@@ -115,8 +116,14 @@ fn round_line<const T: usize>(
             _ => panic!("one or two bytes"),
         }
     };
-    let mut values = [0.0; LINE];
-    values[..x.len()].copy_from_slice(x);
+    let mut filled = [0.0; LINE];
+    let values: &[f32; LINE] = match x.as_array() {
+        Some(whole) => whole,
+        None => {
+            filled[..x.len()].copy_from_slice(x);
+            &filled
+        }
+    };
     let group = LINE / scales.len();
     let mut q = [0i32; LINE];
     for (g, values) in values.chunks_exact(group).enumerate() {
@@ -128,7 +135,15 @@ fn round_line<const T: usize>(
                 poison[i] += size * 0.0;
             }
         }
-        let largest = largest.into_iter().fold(0.0f32, |a, b| if b > a { b } else { a });
+        // Halves onto halves: few steps, one after another.
+        for width in [8, 4, 2, 1] {
+            for i in 0..width {
+                let other = largest[i + width];
+                largest[i] = if other > largest[i] { other } else { largest[i] };
+                poison[i] += poison[i + width];
+            }
+        }
+        let (largest, poison) = (largest[0], poison[0]);
         // Below 1e-30, steps / largest would overflow.
         let some = largest > 1e-30 && largest.is_finite();
         let (scale, inverse) = if some { (largest / steps, steps / largest) } else { (0.0, 0.0) };
@@ -141,7 +156,7 @@ fn round_line<const T: usize>(
             total = q.wrapping_add(total);
         }
         // Zero, unless a value is not finite: then the whole product is not a number.
-        sums[g] = scale * total as f32 + poison.iter().sum::<f32>();
+        sums[g] = scale * total as f32 + poison;
     }
     let q = codes.in_order(&q);
     for (t, bytes) in bytes.iter_mut().enumerate() {

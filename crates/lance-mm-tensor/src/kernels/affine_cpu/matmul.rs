@@ -1,112 +1,186 @@
-//! Many rows of activations: a tile of 32 weight rows is rearranged once, line by line, and used for all.
+//! Many rows of activations: a tile of 32 weight rows is rearranged once, some lines at a time, and used for
+//! all.
 
-use rayon::prelude::*;
+use std::cell::RefCell;
+use std::ops::Range;
 
 use super::activations::Activations;
 use super::simd::{Isa, Kernel, Simd};
+#[cfg(target_arch = "x86_64")]
+use super::tiles;
 use super::{Affine, CHUNK, Codes, LINE, unpack_line};
+use crate::kernels::columns::{Columns, Part};
 
 /// Rows of activations that share a rearranged tile.
 pub(super) const BLOCK: usize = 512;
 /// Weight rows of a tile.
-const TILE: usize = 32;
+pub(super) const TILE: usize = 32;
+/// Tiles whose products with some rows of activations are written side by side.
+const TILES: usize = 4;
 /// Steps of four codes in a line.
 const STEPS: usize = LINE / 4;
+/// Rows of activations whose sums with a tile stay in the first-level cache.
+const NEAR: usize = 96;
 
 /// `out[i · R + r] = w[r] · x[i]`.
 pub(super) fn rows<const T: usize>(isa: Isa, w: &Affine<'_>, x: &Activations<T>, out: &mut [f32]) {
-    assert_eq!(out.len(), x.n * w.rows, "one value for each pair of rows");
-    let columns = Columns { at: out.as_mut_ptr(), rows: w.rows, n: x.n };
-    (0..w.rows.div_ceil(TILE)).into_par_iter().for_each_init(Scratch::default, |scratch, tile| {
-        let first = tile * TILE;
-        match w.codes() {
-            Codes::Nibbles => isa.run(Tile::<true, T> { w, x, first, scratch }),
-            Codes::Bytes => isa.run(Tile::<false, T> { w, x, first, scratch }),
-        }
-        let count = TILE.min(w.rows - first);
-        for (i, row) in scratch.out.iter().enumerate() {
-            columns.write(i, first, &row.as_flattened()[..count]);
+    for first in (0..x.lines).step_by(CHUNK) {
+        let lines = first..(first + CHUNK).min(x.lines);
+        Columns::new(out, w.rows).in_parallel(TILE, usize::MAX / TILE, |columns| match w.codes() {
+            Codes::Nibbles => multiply::<true, T>(isa, w, x, lines.clone(), columns),
+            Codes::Bytes => multiply::<false, T>(isa, w, x, lines.clone(), columns),
+        });
+    }
+}
+
+/// Adds the products over some lines to some columns of the output; the first lines set what is there.
+fn multiply<const NIBBLES: bool, const T: usize>(
+    isa: Isa,
+    w: &Affine<'_>,
+    x: &Activations<T>,
+    lines: Range<usize>,
+    columns: &mut Part<'_>,
+) {
+    let firsts: Vec<usize> = columns.range().step_by(TILE).collect();
+    let near = isa.whole_parts(x.n, NEAR);
+    // Nothing in here runs other work of the pool on this thread.
+    SCRATCH.with_borrow_mut(|tiles| {
+        for firsts in firsts.chunks(TILES) {
+            tiles.resize_with(TILES, Tile::default);
+            for (first, tile) in firsts.iter().zip(&mut *tiles) {
+                tile.set_up(lines.clone(), x.per_line);
+                isa.run(Rearrange::<NIBBLES> { w, first: *first, tile });
+            }
+            for start in (0..x.n).step_by(near) {
+                let rows = start..(start + near).min(x.n);
+                for (first, tile) in firsts.iter().zip(&mut *tiles) {
+                    match lines.start {
+                        0 => tile.out[..rows.len()].fill([[0.0; 16]; 2]),
+                        _ => read_rows(columns, &rows, *first, tile),
+                    }
+                    let rows = rows.clone();
+                    match isa {
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Amx(simd, amx) => simd.run(tiles::Multiply::<NIBBLES, T> { amx, x, tile, rows }),
+                        _ => isa.run(Multiply::<NIBBLES, T> { x, tile, rows }),
+                    }
+                }
+                write_rows(columns, &rows, firsts, tiles);
+            }
         }
     });
 }
 
-/// The output, into which tiles write columns of their own.
-struct Columns {
-    at: *mut f32,
-    rows: usize,
-    n: usize,
+thread_local! {
+    /// Tiles of this thread: less than half a megabyte.
+    static SCRATCH: RefCell<Vec<Tile>> = const { RefCell::new(Vec::new()) };
 }
 
-// SAFETY: the pointer is used only to write ranges that no two threads share: see `write`.
-#[expect(unsafe_code, reason = "tiles write disjoint columns of one matrix")]
-unsafe impl Sync for Columns {}
+/// Reads what earlier lines left of some rows into the sums of a tile.
+fn read_rows(columns: &mut Part<'_>, rows: &Range<usize>, first: usize, tile: &mut Tile) {
+    let range = first..(first + TILE).min(columns.range().end);
+    for (row, out) in rows.clone().zip(&mut tile.out) {
+        let row = columns.row(row, range.clone());
+        out.as_flattened_mut()[..row.len()].copy_from_slice(row);
+    }
+}
 
-impl Columns {
-    /// Writes columns from `first` on of row `i`. Each tile has a `first` of its own, `TILE` apart, and writes
-    /// no more than `TILE` values.
-    #[expect(unsafe_code, reason = "tiles write disjoint columns of one matrix")]
-    fn write(&self, i: usize, first: usize, values: &[f32]) {
-        assert!(i < self.n && first + values.len() <= self.rows && values.len() <= TILE);
-        // SAFETY: the range lies in the slice of n · rows values that `at` was made from and that outlives
-        // the loop over tiles; it is disjoint from what other tiles write, as `first` is a multiple of TILE.
-        unsafe {
-            let to = self.at.add(i * self.rows + first);
-            std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
+/// Writes sums of tiles that lie side by side, row by row.
+fn write_rows(columns: &mut Part<'_>, rows: &Range<usize>, firsts: &[usize], tiles: &[Tile]) {
+    let end = columns.range().end;
+    for (i, row) in rows.clone().enumerate() {
+        for (first, tile) in firsts.iter().zip(tiles) {
+            let (row, out) = (columns.row(row, *first..(first + TILE).min(end)), tile.out[i].as_flattened());
+            match row.as_mut_array::<TILE>() {
+                // Of a known length: a few instructions instead of a call.
+                Some(row) => row.copy_from_slice(out),
+                None => row.copy_from_slice(&out[..row.len()]),
+            }
         }
     }
 }
 
-/// What one thread needs for a tile.
-#[derive(Default)]
-struct Scratch {
-    /// Products so far of each row of activations with the tile's rows.
-    out: Vec<[[f32; 16]; 2]>,
-    /// Codes of a line: by step of four columns, then row.
-    codes: Box<Line>,
-    /// Scales and biases by group, then row.
-    scales: Vec<[[f32; 16]; 2]>,
-    biases: Vec<[[f32; 16]; 2]>,
+/// A tile of the weight, rearranged for use by many rows of activations, and their sums.
+pub(super) struct Tile {
+    /// Lines of the weight's rows that are in `codes`.
+    pub(super) lines: Range<usize>,
+    /// Codes by line, then step of four columns, then row.
+    pub(super) codes: Vec<Line>,
+    /// Scales and biases by group of these lines, then row.
+    pub(super) scales: Vec<[[f32; 16]; 2]>,
+    pub(super) biases: Vec<[[f32; 16]; 2]>,
+    /// Products so far of some rows of activations with the tile's rows.
+    pub(super) out: [[[f32; 16]; 2]; NEAR],
 }
 
+#[derive(Clone)]
 #[repr(align(64))]
-struct Line([[[u8; 64]; 2]; STEPS]);
+pub(super) struct Line(pub(super) [[[u8; 64]; 2]; STEPS]);
 
-impl Default for Line {
+impl Default for Tile {
     fn default() -> Self {
-        Self([[[0; 64]; 2]; STEPS])
+        Self {
+            lines: 0..0,
+            codes: Vec::new(),
+            scales: Vec::new(),
+            biases: Vec::new(),
+            out: [[[0.0; 16]; 2]; NEAR],
+        }
     }
 }
 
-struct Tile<'a, const NIBBLES: bool, const T: usize> {
-    w: &'a Affine<'a>,
-    x: &'a Activations<T>,
-    first: usize,
-    scratch: &'a mut Scratch,
+impl Tile {
+    /// Makes room for some lines.
+    fn set_up(&mut self, lines: Range<usize>, per_line: usize) {
+        self.codes.resize(lines.len(), Line([[[0; 64]; 2]; STEPS]));
+        self.scales.resize(CHUNK * per_line, [[0.0; 16]; 2]);
+        self.biases.resize(CHUNK * per_line, [[0.0; 16]; 2]);
+        self.lines = lines;
+    }
 }
 
-impl<const NIBBLES: bool, const T: usize> Kernel for Tile<'_, NIBBLES, T> {
+/// Reads 32 rows of the weight into a tile.
+struct Rearrange<'a, const NIBBLES: bool> {
+    w: &'a Affine<'a>,
+    first: usize,
+    tile: &'a mut Tile,
+}
+
+impl<const NIBBLES: bool> Kernel for Rearrange<'_, NIBBLES> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { w, x, first, scratch } = self;
-        scratch.out.clear();
-        scratch.out.resize(x.n, [[0.0; 16]; 2]);
-        scratch.scales.resize(CHUNK * x.per_line, [[0.0; 16]; 2]);
-        scratch.biases.resize(CHUNK * x.per_line, [[0.0; 16]; 2]);
-        for line in 0..x.lines {
-            if line % CHUNK == 0 {
-                let groups = line * x.per_line;
-                widen(simd, w, w.scales, first, groups, &mut scratch.scales);
-                widen(simd, w, w.biases, first, groups, &mut scratch.biases);
-            }
-            unpack::<S, NIBBLES>(simd, w, first, line, &mut scratch.codes.0);
-            let steps = STEPS / x.per_line;
+        let Self { w, first, tile } = self;
+        let groups = tile.lines.start * (LINE / w.group);
+        widen(simd, w, w.scales, first, groups, &mut tile.scales);
+        widen(simd, w, w.biases, first, groups, &mut tile.biases);
+        for (line, codes) in tile.lines.clone().zip(&mut tile.codes) {
+            unpack::<S, NIBBLES>(simd, w, first, line, &mut codes.0);
+        }
+    }
+}
+
+/// Adds the products of a tile with rows `rows` of activations to its sums.
+struct Multiply<'a, const NIBBLES: bool, const T: usize> {
+    x: &'a Activations<T>,
+    tile: &'a mut Tile,
+    rows: Range<usize>,
+}
+
+impl<const NIBBLES: bool, const T: usize> Kernel for Multiply<'_, NIBBLES, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { x, tile, rows } = self;
+        let steps = STEPS / x.per_line;
+        for (l, line) in tile.lines.clone().enumerate() {
             for g in 0..x.per_line {
-                let at = line % CHUNK * x.per_line + g;
-                let (scales, biases) = (&scratch.scales[at], &scratch.biases[at]);
+                let at = l * x.per_line + g;
+                let (scales, biases) = (&tile.scales[at], &tile.biases[at]);
                 let group = Group {
-                    codes: &scratch.codes.0,
+                    codes: &tile.codes[l].0,
                     steps: g * steps..(g + 1) * steps,
                     x,
                     line,
@@ -117,8 +191,8 @@ impl<const NIBBLES: bool, const T: usize> Kernel for Tile<'_, NIBBLES, T> {
                 let mut i = 0;
                 macro_rules! blocks {
                     ($($count:literal)*) => {
-                        $(while x.n - i >= $count {
-                            group.add::<$count, NIBBLES>(simd, i, &mut scratch.out[i..i + $count]);
+                        $(while rows.len() - i >= $count {
+                            group.add::<$count, NIBBLES>(simd, rows.start + i, &mut tile.out[i..i + $count]);
                             i += $count;
                         })*
                     };
@@ -255,17 +329,40 @@ impl<S: Simd, const T: usize> Group<'_, S, T> {
         let out: &mut [[[f32; 16]; 2]; N] = out.as_mut_array().expect("N rows");
         for i in 0..N {
             let place = (at + i) * self.x.per_line + self.g;
-            let scale = simd.splat(self.x.scales[place]);
-            let sum = simd.splat(self.x.sums[place]);
+            let scaling =
+                Scaling { x_scale: simd.splat(self.x.scales[place]), x_sum: simd.splat(self.x.sums[place]) };
             for m in 0..2 {
-                let mut whole = sums[i][0][m];
-                for lower in &sums[i][1..] {
-                    whole = simd.add_ints(simd.times_256(whole), lower[m]);
-                }
-                let product = simd.mul(simd.mul(simd.to_floats(whole), scale), self.scales[m]);
-                let y = simd.add(simd.load_floats(&out[i][m]), product);
-                simd.store_floats(simd.add(y, simd.mul(sum, self.biases[m])), &mut out[i][m]);
+                let whole: [_; T] = std::array::from_fn(|t| sums[i][t][m]);
+                scaling.add(simd, whole, self.scales[m], self.biases[m], &mut out[i][m]);
             }
         }
+    }
+}
+
+/// What sums of a row of activations with a group are scaled with.
+pub(super) struct Scaling<F> {
+    pub(super) x_scale: F,
+    pub(super) x_sum: F,
+}
+
+impl<F: Copy> Scaling<F> {
+    /// `out += scale · x_scale · whole + bias · x_sum` with sixteen rows of the weight, `whole` byte by byte.
+    #[inline(always)]
+    pub(super) fn add<S: Simd<Floats = F>, const T: usize>(
+        &self,
+        simd: S,
+        whole: [S::Ints; T],
+        scale: F,
+        bias: F,
+        out: &mut [f32; 16],
+    ) {
+        let [upper, lower @ ..] = &whole[..] else { return };
+        let mut whole = *upper;
+        for lower in lower {
+            whole = simd.add_ints(simd.times_256(whole), *lower);
+        }
+        let product = simd.mul(simd.mul(simd.to_floats(whole), self.x_scale), scale);
+        let y = simd.add(simd.load_floats(out), product);
+        simd.store_floats(simd.add(y, simd.mul(self.x_sum, bias)), out);
     }
 }

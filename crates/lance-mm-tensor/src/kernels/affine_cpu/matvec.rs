@@ -4,8 +4,9 @@ use super::activations::Activations;
 use super::simd::{Isa, Kernel, Simd, sum};
 use super::{Affine, CHUNK, Codes, LINE};
 
-/// Bytes of codes that are asked for ahead of their use; with less, the memory is not kept busy.
-const AHEAD: usize = 4096;
+/// Bytes of codes that are asked for ahead of their use: four pages, so that their addresses are looked up in time
+/// too.
+const AHEAD: usize = 16 * 1024;
 
 /// `out[r · n + i] = w[first + r] · x[i]` for as many rows of the weight as there is room for.
 pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations<2>, first: usize, out: &mut [f32]) {

@@ -9,6 +9,9 @@ mod avx512;
 mod neon;
 mod portable;
 
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::amx::{Amx, Split};
+
 /// An instruction set. A value of an implementing type proves that this machine has it.
 pub(super) trait Simd: Copy + Send + Sync {
     /// Sixty-four bytes.
@@ -39,6 +42,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// Each of four values in four neighbouring places.
     fn splat_quarters(self, values: [f32; 4]) -> Self::Floats;
     fn load_floats(self, from: &[f32; 16]) -> Self::Floats;
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "sums of tiles are read by it"))]
+    fn load_ints(self, from: &[i32; 16]) -> Self::Ints;
     /// Sixteen bf16 values, little endian.
     fn widen_bf16(self, from: &[u8; 32]) -> Self::Floats;
     fn store_floats(self, floats: Self::Floats, to: &mut [f32; 16]);
@@ -49,7 +54,7 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn floats_to_bytes(self, floats: Self::Floats) -> Self::Bytes;
     fn bytes_to_floats(self, bytes: Self::Bytes) -> Self::Floats;
 
-    /// Asks for the cache line at an address, which need not be valid.
+    /// Asks for the cache line at an address, which need not be valid, in the second-level cache.
     fn prefetch(self, at: *const u8);
     /// Runs a kernel compiled for this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
@@ -84,6 +89,9 @@ pub(super) enum Isa {
     AvxVnni(avx2::Avx2<true>),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
+    /// AVX-512, and tiles for many rows.
+    #[cfg(target_arch = "x86_64")]
+    Amx(avx512::Avx512, Amx),
     #[cfg(target_arch = "aarch64")]
     Neon(neon::Neon),
 }
@@ -93,6 +101,7 @@ impl Isa {
     pub(super) fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let sets = [
+            avx512::Avx512::detect().zip(Amx::detect()).map(|(simd, amx)| Self::Amx(simd, amx)),
             avx512::Avx512::detect().map(Self::Avx512),
             avx2::Avx2::<true>::detect().map(Self::AvxVnni),
             avx2::Avx2::<false>::detect().map(Self::Avx2),
@@ -104,6 +113,25 @@ impl Isa {
         sets.into_iter().flatten().chain([Self::Portable(portable::Portable)])
     }
 
+    /// How many rows of activations products with `n` rows read: those past `n` are to be zeros.
+    pub(super) fn rows_for(self, n: usize) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(..) => Split::new(n).kept(),
+            _ => n,
+        }
+    }
+
+    /// The most rows up to `most` that are whole parts of those that products with `n` rows read together.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "only tiles read rows in parts"))]
+    pub(super) fn whole_parts(self, n: usize, most: usize) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(..) => most - most % Split::new(n).pair(),
+            _ => most,
+        }
+    }
+
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Self::Portable(simd) => simd.run(kernel),
@@ -112,7 +140,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::AvxVnni(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(simd) => simd.run(kernel),
+            Self::Avx512(simd) | Self::Amx(simd, _) => simd.run(kernel),
             #[cfg(target_arch = "aarch64")]
             Self::Neon(simd) => simd.run(kernel),
         }

@@ -9,7 +9,7 @@ pub(super) const COLS: usize = 32;
 /// One word of every row of a panel. Aligned, so that no load crosses a cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct PanelWord(pub(super) [u32; COLS]);
+pub(in super::super) struct PanelWord(pub(in super::super) [u32; COLS]);
 
 /// 32 values of a row of x as bf16: a first term, then what is left over from it.
 #[derive(Clone, Copy)]

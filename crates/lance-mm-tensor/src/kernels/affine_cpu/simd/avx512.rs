@@ -141,6 +141,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_ints(self, from: &[i32; 16]) -> __m512i {
+        // SAFETY: `self` proves the features; the array has sixteen readable values.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
     fn widen_bf16(self, from: &[u8; 32]) -> __m512 {
         // SAFETY: `self` proves the features; the array has 32 readable bytes.
         unsafe {
@@ -182,7 +188,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch(self, at: *const u8) {
         // SAFETY: a prefetch does not fault, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
     }
 
     #[inline(always)]
