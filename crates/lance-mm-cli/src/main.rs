@@ -30,6 +30,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// Keeps memory that was given back for a moment. The system's allocators return large pieces at once, and a
+/// network asks for pieces of the same sizes again and again: the system would clear them page by page each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const EXAMPLES: &str = "\
 Examples:
   lance-mm ask chart.png \"Which bar is the highest?\"
