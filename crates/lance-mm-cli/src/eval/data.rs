@@ -67,9 +67,13 @@ impl CompareArgs {
         self.ask.read(&self.data)
     }
 
-    /// The reference and the candidate, each as `load` gives it.
-    pub(crate) fn models(&self, load: impl Fn(&str) -> Result<Model>) -> Result<[Model; 2]> {
-        Ok([load(&self.reference)?, load(&self.candidate)?])
+    /// The reference and the candidate, as the one and the other function loads it.
+    pub(crate) fn models(
+        &self,
+        reference: impl FnOnce(&str) -> Result<Model>,
+        candidate: impl FnOnce(&str) -> Result<Model>,
+    ) -> Result<[Model; 2]> {
+        Ok([reference(&self.reference)?, candidate(&self.candidate)?])
     }
 }
 

@@ -36,7 +36,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = Hints::new(args.compare.output.quiet);
     let data = args.compare.questions()?;
     let options = LayerOptions { asking: args.compare.ask.options(), rows: args.rows };
-    let [reference, candidate] = args.compare.models(|name| model::load(Some(name), hints))?;
+    let load = |name: &str| model::load(Some(name), hints);
+    let [reference, candidate] = args.compare.models(load, load)?;
     let mut progress = Progress::new("questions", hints);
     let report = layers(&reference.lance, &candidate.lance, &data, &options, &mut |done, all| {
         progress.show(done, all)

@@ -16,7 +16,8 @@ const EXAMPLES: &str = "\
 Examples:
   lance-mm eval parity ./Lance-3B-bf16 ./Lance-3B-AWQ-INT4 --data questions.jsonl
   lance-mm eval parity tests/fixtures/nano-bf16 nano --data held-out.jsonl --given --leave-out compare,lookup
-  lance-mm eval parity A B --data questions.jsonl --no-answers --json parity.json --html parity.html";
+  lance-mm eval parity A B --data questions.jsonl --no-answers --json parity.json --html parity.html
+  lance-mm eval parity nano nano --f32-reference";
 
 /// Compare a checkpoint with its reference on the same questions.
 ///
@@ -37,6 +38,10 @@ pub(crate) struct Args {
     /// measured on dequantized weights. Answers are given in f32 otherwise.
     #[arg(long)]
     mlx_rounding: bool,
+    /// Multiply the reference's matrices with activations in f32, slow and exact. With the same checkpoint as
+    /// reference and candidate: what rounding activations costs.
+    #[arg(long, conflicts_with = "mlx_rounding")]
+    f32_reference: bool,
     /// Kinds that a second sum leaves out.
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     leave_out: Vec<String>,
@@ -58,7 +63,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Ok(Model { name: format!("{} (MLX rounding)", model.name), ..model })
         }
     };
-    let [reference, candidate] = args.compare.models(load)?;
+    let exact = |name: &str| match args.f32_reference {
+        false => load(name),
+        true => {
+            let model = model::load_as(Some(name), hints, Checkpoint::with_f32_activations)?;
+            Ok(Model { name: format!("{} (activations in f32)", model.name), ..model })
+        }
+    };
+    let [reference, candidate] = args.compare.models(exact, load)?;
     let mut progress = Progress::new("questions", hints);
     let report = parity(&reference.lance, &candidate.lance, &data, &options, &mut |done, all| {
         progress.show(done, all)
