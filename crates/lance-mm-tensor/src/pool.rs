@@ -1,5 +1,9 @@
 //! The threads that operations share.
 
+use candle_core::Device;
+
+use crate::kernels::metal;
+
 /// Runs `run` on one of the threads that operations share. Operations that are called there begin at once and find
 /// the other threads awake; called elsewhere each hands its work over and sleeps until it is done, which costs a
 /// decode step of some hundred operations more than a tenth of its time.
@@ -15,5 +19,9 @@
 /// # Ok::<(), lance_mm_tensor::Error>(())
 /// ```
 pub fn on_pool<R: Send>(run: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| run())
+    // What stands in for a device does so on its own thread.
+    match metal::runs_on(&Device::Cpu) {
+        true => run(),
+        false => rayon::scope(|_| run()),
+    }
 }

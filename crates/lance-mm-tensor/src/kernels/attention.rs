@@ -46,7 +46,7 @@ impl<'a> Heads<'a> {
     }
 
     /// A head from row `row` on, and the distance between its rows.
-    fn from_row(&self, head: usize, row: usize) -> (&'a [f32], usize) {
+    fn starting_at(&self, head: usize, row: usize) -> (&'a [f32], usize) {
         (&self.values[head * self.strides[0] + row * self.strides[1]..], self.strides[1])
     }
 }
@@ -155,7 +155,7 @@ impl Attention<'_> {
         let seen = block.visible(rows.end - 1);
         for start in seen.clone().step_by(KEYS) {
             let keys = start..(start + KEYS).min(seen.end);
-            let (k, v) = (self.k.from_row(group, start), self.v.from_row(group, start));
+            let (k, v) = (self.k.starting_at(group, start), self.v.starting_at(group, start));
             for (p, panel) in panels.iter_mut().enumerate() {
                 let visible = |i: usize| {
                     let (_, row) = column((p * PANEL + i).min(n - 1));

@@ -22,15 +22,13 @@ pub(crate) fn turn(x: &[f32], heads: usize, cos: &[f32], sin: &[f32], half: usiz
     assert!(x.len() == cos.len() / half * width, "a row of angles for every row");
     let simd = Simd::detect();
     let rows = (CHUNK / width).max(1);
-    let turned = |((out, x), (cos, sin)): ((&mut [f32], &[f32]), (&[f32], &[f32]))| {
-        simd.run(Turn { x, heads, cos, sin, half, out });
-    };
     if x.len() <= CHUNK {
-        turned(((&mut out, x), (cos, sin)));
+        simd.run(Turn { x, heads, cos, sin, half, out: &mut out });
         return out;
     }
     let values = out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width));
-    values.zip(cos.par_chunks(rows * half).zip(sin.par_chunks(rows * half))).for_each(turned);
+    let angles = cos.par_chunks(rows * half).zip(sin.par_chunks(rows * half));
+    values.zip(angles).for_each(|((out, x), (cos, sin))| simd.run(Turn { x, heads, cos, sin, half, out }));
     out
 }
 

@@ -123,7 +123,10 @@ impl Isa {
     }
 
     /// The most rows up to `most` that are whole parts of those that products with `n` rows read together.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "only tiles read rows in parts"))]
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(unused_variables, reason = "only tiles read rows in parts")
+    )]
     pub(super) fn whole_parts(self, n: usize, most: usize) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
