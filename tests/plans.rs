@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use candle_core::{Device, Tensor};
-use lance_mm::generate::{Event, Size};
+use lance_mm::generate::Size;
 use lance_mm::image::{Resize, RgbImage};
-use lance_mm::models::{Cursor, Segment, Sequence};
+use lance_mm::models::{Cursor, Segment, Sequence, Vae, VaeConfig};
 use lance_mm::tensor::Weights;
-use lance_mm::tensor::testing::assert_close;
 #[cfg(target_os = "linux")]
 use lance_mm::tensor::testing::with_executor;
+use lance_mm::tensor::testing::{assert_close, seeded};
 use lance_mm::{Answer, Checkpoint, Decoding, Files, Generation, GenerationOptions, Options, Part, Request};
 use lance_mm::{Understanding, image};
 
@@ -134,34 +134,38 @@ fn the_model_in_bf16_answers_as_on_the_cpu() {
     all_ran(&["dense_matmul_bf16", "dense_matvec_bf16", "dense_rows_bf16", "attention_tiles_f32"], &runs);
 }
 
-/// Both experts, and what leads from latents to rows and back; the VAE is the CPU's.
+/// Both experts, what leads from latents to rows and back, and the VAE.
 #[test]
-fn latents_are_drawn_as_on_the_cpu() {
-    let request = Request::TextToImage { size: Size::new(64, 48).unwrap() };
+fn a_picture_is_drawn_as_on_the_cpu() {
+    let request = Request::TextToImage { size: Size::new(32, 48).unwrap() };
     let options = GenerationOptions { steps: 2, ..GenerationOptions::default() };
     let both = on_both(|device| {
         let vae = Weights::open_in(&fixtures("vae/ckpt/mlx"), "vae")?;
-        let lance = Generation::new(
-            Checkpoint::open(fixtures("generation/ckpt/mlx"))?
-                .with_f32_activations()
-                .with_device(device)
-                .with_vae(vae),
-        )?;
-        let mut latents = Vec::new();
-        let end = lance.generate("A red fox", &request, &options, &mut |event| match event {
-            Event::Step(step) => {
-                latents.push(flat(step.next));
-                if latents.len() == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            }
-            Event::Begin(_) => ControlFlow::Continue(()),
-        });
-        assert!(matches!(end, Err(lance_mm::Error::Interrupted)));
-        Ok(latents.concat())
+        let checkpoint = Checkpoint::open(fixtures("generation/ckpt/mlx"))?.with_f32_activations();
+        let lance = Generation::new(checkpoint.with_vae(vae).with_device(device))?;
+        let drawn = lance.generate("A red fox", &request, &options, &mut |_| ControlFlow::Continue(()))?;
+        let pixels = lance.pixels(&drawn.latents, drawn.grid)?;
+        // Encoding what was drawn goes the other way.
+        Ok([flat(&drawn.latents), flat(&pixels), flat(&lance.vae().encode(&pixels)?)])
     });
     let Some((found, expected, runs)) = both else { return };
-    assert_close("latents", &found, &expected, 1e-4);
-    all_ran(
-        &["dense_matmul_bf16", "dense_matvec_bf16", "attention_tiles_f32", "norm_rope_f32", "swiglu"],
-        &runs,
-    );
+    for (name, i) in [("latents", 0), ("pixels", 1), ("encoded", 2)] {
+        assert_close(name, &found[i], &expected[i], 1e-3);
+    }
+    all_ran(&["dense_matmul_bf16", "dense_matvec_bf16", "attention_tiles_f32", "norm_rope_f32"], &runs);
+    all_ran(&["conv_bf16", "pixel_norm"], &runs);
+}
+
+/// Frames of a clip that are remembered from one to the next.
+#[test]
+fn a_clip_is_decoded_as_on_the_cpu() {
+    let values = seeded(48 * 3 * 2, 1);
+    let both = on_both(|device| {
+        let weights = Weights::open_in(&fixtures("vae/ckpt/mlx"), "vae")?.with_device(device.clone());
+        let vae = Vae::load(&VaeConfig::of(&weights)?, &weights)?;
+        let latents = Tensor::from_slice(&values, (48, 3, 1, 2), &Device::Cpu).unwrap();
+        Ok(flat(&vae.decode(&latents)?))
+    });
+    let Some((found, expected, _)) = both else { return };
+    assert_close("frames", &found, &expected, 1e-3);
 }

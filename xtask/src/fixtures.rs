@@ -67,7 +67,7 @@ pub(crate) struct Check {
     /// `manifest` for the hashes of a folder's files.
     #[arg(long, value_name = "NAME")]
     skip: Vec<String>,
-    /// Where whole networks run; single operations, dequantized weights and the VAE stay on the CPU.
+    /// Where whole networks run; single operations and dequantized weights stay on the CPU.
     #[arg(long, value_name = "auto|cpu|metal", default_value_t = DeviceChoice::Cpu)]
     device: DeviceChoice,
 }

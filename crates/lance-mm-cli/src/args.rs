@@ -32,7 +32,7 @@ pub(crate) struct ModelArgs {
 #[derive(clap::Args)]
 pub(crate) struct DeviceArg {
     /// Where networks run: `metal` is the GPU of a Mac, in a build with the feature `metal`; `auto` takes it where
-    /// it is there. The VAE of pictures that are drawn runs on the CPU in any case.
+    /// it is there.
     #[arg(long, value_name = "auto|cpu|metal", default_value_t)]
     device: DeviceChoice,
 }

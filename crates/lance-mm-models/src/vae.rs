@@ -7,6 +7,8 @@
 //! they need again in [`Tails`], which gives the numbers of the whole clip at once. A clip's first frame, and
 //! so every picture, has zeros before it; their share of the arithmetic, two thirds, is left out.
 //!
+//! It computes on the device it was loaded onto; what it gives back is where what it was given is.
+//!
 //! Start from [`Vae`]. The parts without state of their own are public to be compared one by one.
 
 mod attention;
@@ -21,7 +23,7 @@ mod residual;
 mod shortcut;
 mod tails;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lance_mm_tensor::{Error, Result, Weights, Window};
 
 pub use attention::FrameAttention;
@@ -54,6 +56,7 @@ pub struct Vae {
     encoder: Encoder,
     decoder: Decoder,
     budget: usize,
+    device: Device,
 }
 
 /// Bytes that the last stages of [`decode`](Vae::decode) hold at once, unless told otherwise.
@@ -90,6 +93,7 @@ impl Vae {
             encoder: Encoder::load(config, weights)?,
             decoder: Decoder::load(config, weights)?,
             budget: BUDGET,
+            device: weights.device().clone(),
         };
         finish(weights, &["encoder.", "decoder.", "conv1.", "conv2."])?;
         Ok(vae)
@@ -147,14 +151,14 @@ impl Vae {
         let mut tails = vec![Tails::default(); Encoder::n_tails()];
         let mut moments = Vec::with_capacity(n / FRAMES + 1);
         for i in 0..n {
-            let x = patchify(&frames.narrow(1, i, 1)?.squeeze(1)?)?;
+            let x = patchify(&frames.narrow(1, i, 1)?.squeeze(1)?.to_device(&self.device)?)?;
             moments.extend(self.encoder.step(&x, &mut tails, i + 1 == n, probe)?);
         }
         // (t, h, w, 96) -> 2 · (48, t, h, w)
         let moments = Tensor::stack(&moments, 0)?;
         let half = |i: usize| moments.narrow(3, i * latent::CHANNELS, latent::CHANNELS);
         let mean = latent::normalise(&half(0)?)?;
-        let first = |x: &Tensor| x.permute((3, 0, 1, 2))?.contiguous();
+        let first = |x: &Tensor| x.permute((3, 0, 1, 2))?.contiguous()?.to_device(frames.device());
         Ok(Posterior { mean: first(&mean)?, log_var: first(&half(1)?)? })
     }
 
@@ -182,7 +186,7 @@ impl Vae {
                 return Err(Error::input("latents", expected, found));
             }
         };
-        let raw = latent::denormalise(&latents.permute((1, 2, 3, 0))?)?;
+        let raw = latent::denormalise(&latents.permute((1, 2, 3, 0))?.to_device(&self.device)?)?;
         let (mut memory, slab) = (Memory::default(), self.decoder.slab(latents.dim(3)?, self.budget));
         let mut frames = Vec::with_capacity((n - 1) * FRAMES + 1);
         for i in 0..n {
@@ -196,7 +200,7 @@ impl Vae {
             for x in &patches {
                 let x = unpatchify(x)?;
                 probe(format_args!("pixels"), &x)?;
-                frames.push(x.clamp(-1f32, 1f32)?);
+                frames.push(x.clamp(-1f32, 1f32)?.to_device(latents.device())?);
             }
         }
         Ok(Tensor::stack(&frames, 1)?)

@@ -129,11 +129,11 @@ impl Checkpoint {
         Self { model: with(self.model), vit: self.vit.map(with), ..self }
     }
 
-    /// The same checkpoint, its language model and vision transformer loaded onto `device` (see
-    /// [`DeviceChoice::open`](lance_mm_tensor::DeviceChoice::open)). The VAE stays on the CPU.
+    /// The same checkpoint, its networks loaded onto `device` (see
+    /// [`DeviceChoice::open`](lance_mm_tensor::DeviceChoice::open)).
     pub fn with_device(self, device: &Device) -> Self {
         let onto = |weights: Weights| weights.with_device(device.clone());
-        Self { model: onto(self.model), vit: self.vit.map(onto), ..self }
+        Self { model: onto(self.model), vit: self.vit.map(onto), vae: self.vae.map(onto), ..self }
     }
 
     /// The configuration.

@@ -23,7 +23,8 @@ pub(crate) fn up(checkpoint: &Checkpoint, llm: &Llm, vit: Option<&Vit>) -> Resul
     }
     within_step(|| run(llm, vit))?;
     checkpoint.model.release()?;
-    Ok(checkpoint.vit.iter().try_for_each(|weights| weights.release())?)
+    let others = checkpoint.vit.iter().chain(&checkpoint.vae);
+    Ok(others.into_iter().try_for_each(|weights| weights.release())?)
 }
 
 fn run(llm: &Llm, vit: Option<&Vit>) -> Result<()> {

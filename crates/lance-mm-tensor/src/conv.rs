@@ -1,9 +1,10 @@
 //! Convolutions over frames, channels last.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Storage, Tensor};
 
 use crate::dense::DenseWeight;
 use crate::error::{Error, Result};
+use crate::kernels::metal;
 use crate::kernels::{Frames, Geometry, Rows, add_conv};
 use crate::weights::Weights;
 
@@ -33,6 +34,8 @@ impl Default for Window {
 #[derive(Clone)]
 pub struct Conv {
     weight: DenseWeight,
+    /// The filters where a network was loaded onto a device: their bytes, as they are stored.
+    filters: Option<Tensor>,
     bias: Tensor,
     /// Frames under a filter.
     taps: usize,
@@ -66,7 +69,8 @@ impl Conv {
             return Err(Error::input("bias of a convolution", expected, found));
         }
         let geometry = Geometry { kernel: [rows, columns], window };
-        Ok(Self { weight, bias, taps, channels, geometry })
+        let filters = filters_on(bias.device(), &weight)?;
+        Ok(Self { weight, filters, bias, taps, channels, geometry })
     }
 
     /// Loads `{stem}weight` `(n_out, ..kernel, n_in)` and `{stem}bias` `(n_out)`; `kernel` is rows and columns,
@@ -92,8 +96,10 @@ impl Conv {
             _ => panic!("a filter has two or three axes"),
         };
         let shape: Vec<usize> = [n_out].iter().chain(kernel).chain(&[n_in]).copied().collect();
+        let weight = weights.matrix(&format!("{stem}weight"), &shape);
         Ok(Self {
-            weight: weights.matrix(&format!("{stem}weight"), &shape),
+            filters: filters_on(weights.device(), &weight)?,
+            weight,
             bias: weights.tensor(&format!("{stem}bias"), &[n_out])?,
             taps,
             channels: n_in,
@@ -135,8 +141,38 @@ impl Conv {
             return Err(Error::input("past frames", expected, found));
         }
         let past = past.iter().map(Tensor::contiguous).collect::<candle_core::Result<Vec<_>>>()?;
+        if let Some(filters) = &self.filters {
+            return self.forward_on_device(filters, &x.contiguous()?, past);
+        }
         Ok(x.contiguous()?.apply_op1_no_bwd(&ConvOp { conv: self, past })?)
     }
+}
+
+impl Conv {
+    fn forward_on_device(&self, filters: &Tensor, x: &Tensor, past: Vec<Tensor>) -> Result<Tensor> {
+        let (height, width, channels) = x.dims3()?;
+        let positions = |n, axis| self.geometry.positions(n, axis).expect("the filters fit, as was checked");
+        let Window { stride, before, zoom, .. } = self.geometry.window;
+        let frames: Vec<Tensor> = past.into_iter().chain([x.clone()]).rev().collect();
+        let shape = metal::ConvShape {
+            frame: [height, width, channels],
+            kernel: self.geometry.kernel,
+            window: [stride, before, zoom],
+            positions: [positions(height, 0), positions(width, 1)],
+            filters: self.weight.n_rows(),
+            filter: self.weight.n_cols(),
+            frames: frames.len(),
+            float: self.weight.dtype(),
+        };
+        metal::convolve(&shape, filters, &self.bias, &frames)
+    }
+}
+
+/// The filters in a buffer of `device`, if operations run there.
+fn filters_on(device: &Device, weight: &DenseWeight) -> Result<Option<Tensor>> {
+    let bytes = weight.bytes();
+    let upload = || Tensor::from_slice(bytes, bytes.len(), device);
+    Ok((metal::runs_on(device) && !bytes.is_empty()).then(upload).transpose()?)
 }
 
 /// A convolution with the frames before the one it is applied to.
@@ -182,8 +218,6 @@ fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::*;
     use crate::testing::{assert_close, seeded};
 

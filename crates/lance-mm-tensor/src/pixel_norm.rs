@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::kernels::metal;
 use crate::weights::Weights;
 
 /// Least length that a pixel is divided by.
@@ -17,12 +18,14 @@ const TASK: usize = 64 * 1024;
 #[derive(Clone)]
 pub struct PixelNorm {
     gamma: Vec<f32>,
+    /// The same where a network was loaded onto a device.
+    tensor: Option<Tensor>,
 }
 
 impl PixelNorm {
     /// A norm with one factor for each channel.
     pub fn new(gamma: Vec<f32>) -> Self {
-        Self { gamma }
+        Self { gamma, tensor: None }
     }
 
     /// Loads `gamma` `(width)`.
@@ -30,7 +33,8 @@ impl PixelNorm {
     /// # Errors
     /// As [`Weights::tensor`].
     pub fn load(weights: &Weights, width: usize) -> Result<Self> {
-        Ok(Self::new(weights.tensor("gamma", &[width])?.to_vec1()?))
+        let gamma = weights.tensor("gamma", &[width])?;
+        Ok(Self { gamma: gamma.to_vec1()?, tensor: Some(gamma) })
     }
 
     /// f32 `(.., C)` to f32 of the same shape.
@@ -53,6 +57,12 @@ impl PixelNorm {
         if x.dims().last() != Some(&self.gamma.len()) || self.gamma.is_empty() || x.dtype() != DType::F32 {
             let expected = format!("f32 (.., {})", self.gamma.len());
             return Err(Error::input("pixels", expected, format!("{:?} {:?}", x.dtype(), x.dims())));
+        }
+        if metal::runs_on(x.device()) && x.elem_count() > 0 {
+            let gamma =
+                self.tensor.clone().map_or_else(|| Tensor::new(self.gamma.as_slice(), x.device()), Ok)?;
+            let plan = metal::pixel_norm(x.elem_count() / self.gamma.len(), self.gamma.len(), silu);
+            return metal::apply(&plan, &[&x.contiguous()?, &gamma.contiguous()?], x.dims(), DType::F32);
         }
         Ok(x.contiguous()?.apply_op1_no_bwd(&NormOp { norm: self, silu })?)
     }

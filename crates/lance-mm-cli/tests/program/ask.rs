@@ -56,6 +56,30 @@ fn json_tells_how_the_answer_came_about() {
 }
 
 #[test]
+fn the_device_can_be_chosen() {
+    let files = Files::demos();
+    let found = lance_mm(["ask", "--json", "--device", "cpu", &files.demo(2), PLATE]);
+    let json: Value = serde_json::from_str(&found.stdout).unwrap();
+    assert_eq!((&json["answer"], &json["device"]), (&Value::from("BX62 BFY"), &Value::from("cpu")));
+    // Refused before a model is loaded, and by every command that runs one.
+    for args in
+        [vec!["ask", "--text", "Hello"], vec!["bench"], vec!["generate", "-m", ".", "A fox", "-o", "f.png"]]
+    {
+        let found = lance_mm(args.into_iter().chain(["--device", "gpu"]));
+        assert_eq!(found.code, 2, "{}", found.stderr);
+        assert!(found.stderr.contains("expected auto, cpu or metal, found gpu"), "{}", found.stderr);
+    }
+    if cfg!(not(target_os = "macos")) {
+        let found = lance_mm(["ask", "--text", "Hello", "--device", "metal"]);
+        assert!(
+            found
+                .error()
+                .starts_with("device: expected cpu or auto, found metal, but this build has no Metal")
+        );
+    }
+}
+
+#[test]
 fn standard_input_can_be_the_image() {
     let demo = lance_mm_nano::DEMOS[3];
     let run = with_input(["ask", "-q", "-", demo.question], demo.png);

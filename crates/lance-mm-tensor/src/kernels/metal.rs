@@ -11,6 +11,7 @@
 mod affine;
 mod apply;
 mod attention;
+mod conv;
 mod dense;
 #[cfg(all(feature = "metal", target_os = "macos"))]
 mod device;
@@ -35,11 +36,13 @@ pub use affine::{Affine, affine_matmul, affine_rows};
 pub use apply::apply;
 pub(crate) use attention::attend;
 pub use attention::{Heads, MAX_HEAD_DIM, attention, key_ranges};
+pub(crate) use conv::convolve;
+pub use conv::{ConvShape, conv};
 pub use dense::{Dense, dense_matmul, dense_rows};
 #[doc(hidden)]
 pub use executor::Executor;
 pub(crate) use executor::{runs_on, with_executor};
-pub use norm::{norm_rope, rms_norm};
+pub use norm::{norm_rope, pixel_norm, rms_norm};
 pub use pointwise::swiglu;
 pub use weight::DeviceWeight;
 
@@ -116,8 +119,14 @@ fn size(n: usize) -> Arg {
 mod tests {
     use super::*;
 
-    const SOURCES: [&Source; 5] =
-        [&affine::SOURCE, &attention::SOURCE, &dense::SOURCE, &norm::SOURCE, &pointwise::SOURCE];
+    const SOURCES: [&Source; 6] = [
+        &affine::SOURCE,
+        &attention::SOURCE,
+        &conv::SOURCE,
+        &dense::SOURCE,
+        &norm::SOURCE,
+        &pointwise::SOURCE,
+    ];
 
     /// What only Apple's compiler would refuse: a pointer or reference without address space, and words that
     /// Metal does not have.

@@ -77,7 +77,13 @@ pub fn attention(shape: Heads, blocks: &[Block], x: FloatType) -> Plan {
 pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Result<Tensor> {
     let (heads, rows, dim) = q.dims3()?;
     if !dim.is_multiple_of(8) || dim > MAX_HEAD_DIM {
-        let expected = format!("a multiple of 8, at most {MAX_HEAD_DIM}");
+        if let [block] = blocks
+            && !block.causal
+            && k.dim(0)? == heads
+        {
+            return attend_wide(q, &k.narrow(1, block.keys.start, block.keys.len())?, v, block);
+        }
+        let expected = format!("a multiple of 8, at most {MAX_HEAD_DIM}, unless all see the same keys");
         return Err(Error::input("width of a head on this device", expected, dim));
     }
     let q = q.contiguous()?;
@@ -93,6 +99,15 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Re
     }
     let inputs: Vec<&Tensor> = inputs.iter().collect();
     apply(&plan, &inputs, &[rows, heads * dim], DType::F32)
+}
+
+/// Attention of all queries over the same keys, heads of any width: products and softmax of candle, scores in memory.
+fn attend_wide(q: &Tensor, k: &Tensor, v: &Tensor, block: &Block) -> Result<Tensor> {
+    let (heads, rows, dim) = q.dims3()?;
+    let v = v.narrow(1, block.keys.start, block.keys.len())?;
+    let scores = (q.contiguous()?.matmul(&k.contiguous()?.t()?)? / (dim as f64).sqrt())?;
+    let y = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v.contiguous()?)?;
+    Ok(y.transpose(0, 1)?.reshape((rows, heads * dim))?)
 }
 
 /// Rows between the first of two heads `(G, S, D)`, if rows follow each other.

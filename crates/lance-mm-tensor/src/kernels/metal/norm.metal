@@ -80,6 +80,35 @@ template <typename T>
   }
 }
 
+constant ushort SILU [[function_constant(1)]];
+
+// Y[p, :] = x[p, :] / max(|x[p, :]|, 1e-12) * sqrt(C) * gamma, then v / (1 + exp(-v)) when SILU. One SIMD group a pixel.
+// Reference: PixelNorm in lance-mm-tensor/src/pixel_norm.rs.
+[[kernel]] void pixel_norm(
+    const device float* x [[buffer(0)]],       // (P, C)
+    const device float* gamma [[buffer(1)]],   // (C)
+    device float* y [[buffer(2)]],             // (P, C)
+    constant uint& P [[buffer(3)]],
+    constant uint& C [[buffer(4)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint simd [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  constexpr uint SIMDS = 4;
+  const uint p = group.x * SIMDS + simd;
+  if (p < P) {
+    float sum = 0;
+    for (uint i = lane; i < C; i += 32) {
+      const float v = x[p * C + i];
+      sum += v * v;
+    }
+    const float factor = sqrt(float(C)) / max(sqrt(simd_sum(sum)), 1e-12f);
+    for (uint i = lane; i < C; i += 32) {
+      const float v = x[p * C + i] * factor * gamma[i];
+      y[p * C + i] = SILU ? v / (1.0f + exp(-v)) : v;
+    }
+  }
+}
+
 #define KERNEL(name, T, t) template [[host_name(#name "_" #t)]] [[kernel]] decltype(name<T>) name<T>;
 #define KERNELS(name) KERNEL(name, float, f32) KERNEL(name, half, f16) KERNEL(name, bfloat, bf16)
 KERNELS(rms_norm)

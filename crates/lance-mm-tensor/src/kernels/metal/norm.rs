@@ -40,6 +40,20 @@ pub fn norm_rope([n, heads, dim]: [usize; 3], eps: Option<f32>, x: FloatType) ->
     }
 }
 
+/// Pixels divided by their length: inputs are x f32 `(n, C)` and factors f32 `(C)`; output f32 `(n, C)`, with `silu`
+/// through that.
+pub fn pixel_norm(n: usize, channels: usize, silu: bool) -> Plan {
+    Plan {
+        source: &SOURCE,
+        kernel: "pixel_norm".to_owned(),
+        // The first belongs to heads.
+        constants: vec![0, u16::from(silu)],
+        groups: [n.div_ceil(HEADS), 1, 1],
+        threads: [32 * HEADS, 1, 1],
+        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(n * channels), size(n), size(channels)],
+    }
+}
+
 #[cfg(test)]
 #[cfg(any(target_os = "linux", all(feature = "metal", target_os = "macos")))]
 mod tests {
@@ -81,6 +95,29 @@ mod tests {
             for order in ORDERS {
                 let y = decode(&run(&plan, &inputs, x_type, order).unwrap(), x_type);
                 assert_close(&format!("{n} {dim} {x_type:?}"), &y, &expected, tolerance(x_type));
+            }
+        }
+    }
+
+    #[test]
+    fn pixels_are_divided_by_their_length() {
+        for (n, channels, silu) in [(5, 70, false), (9, 6, true)] {
+            let mut x = seeded(n * channels, 6);
+            x[..channels].fill(0.0);
+            let gamma = seeded(channels, 7);
+            let pixel = |x: &[f32]| -> Vec<f32> {
+                let length = x.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt().max(1e-12);
+                let normed = |(x, g): (&f32, &f32)| {
+                    let v = f64::from(*x) / length * (channels as f64).sqrt() * f64::from(*g);
+                    if silu { v / (1.0 + (-v).exp()) } else { v }
+                };
+                x.iter().zip(&gamma).map(|pair| normed(pair) as f32).collect()
+            };
+            let expected: Vec<f32> = x.chunks(channels).flat_map(pixel).collect();
+            let inputs = [encode(&x, FloatType::F32), encode(&gamma, FloatType::F32)];
+            for order in ORDERS {
+                let y = run(&pixel_norm(n, channels, silu), &inputs, FloatType::F32, order).unwrap();
+                assert_close(&format!("{n} {channels}"), &decode(&y, FloatType::F32), &expected, 4e-6);
             }
         }
     }
@@ -139,6 +176,7 @@ mod tests {
         fn lanes_do_not_race() {
             let row = [encode(&seeded(160, 1), FloatType::F32), encode(&seeded(80, 2), FloatType::F32)];
             check_races(&rms_norm(2, 80, EPS, FloatType::F32), &row, FloatType::F32).unwrap();
+            check_races(&pixel_norm(2, 80, true), &row, FloatType::F32).unwrap();
             let shape = [3, 2, 16];
             let plan = norm_rope(shape, Some(EPS), FloatType::F32);
             check_races(&plan, &heads(shape, true, FloatType::F32).inputs, FloatType::F32).unwrap();

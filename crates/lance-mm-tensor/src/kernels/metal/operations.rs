@@ -10,7 +10,7 @@ use crate::weights::Bytes;
 use crate::{
     AffineWeight, Block, DenseWeight, Embedding, FloatType, Linear, Result, RmsNorm, Rotary, Scheme, Weight,
 };
-use crate::{Weights, attention, swiglu};
+use crate::{Conv, PixelNorm, Weights, Window, attention, swiglu};
 
 fn tensor(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_vec(seeded(shape.iter().product(), seed), shape, &Device::Cpu).unwrap()
@@ -119,6 +119,33 @@ fn heads_are_normed_turned_and_attended_the_same() {
 }
 
 #[test]
+fn frames_are_normed_convolved_and_attended_the_same() {
+    let frames = [20, 21, 22].map(|seed| tensor(&[4, 5, 6], seed));
+    for (there, window) in [(1, Window { before: 1, after: 1, ..Window::default() }), (3, Window::default())]
+    {
+        compare("convolved", 2e-5, |device| {
+            let weight = DenseWeight::rounded(&seeded(7 * 3 * 9 * 6, 23), 3 * 9 * 6, FloatType::BF16);
+            let conv = Conv::new(weight, tensor(&[7], 24).to_device(device)?, [3, 3, 3], 6, window)?;
+            let frames =
+                frames.iter().map(|x| x.to_device(device)).collect::<candle_core::Result<Vec<_>>>()?;
+            conv.forward(&frames[2], &frames[3 - there..2])
+        });
+    }
+    for silu in [false, true] {
+        compare("pixels", 1e-5, |device| {
+            let norm = PixelNorm::new(seeded(6, 25));
+            let x = frames[0].to_device(device)?;
+            if silu { norm.forward_silu(&x) } else { norm.forward(&x) }
+        });
+    }
+    // A head of a width that has no kernel.
+    compare("wide", 2e-6, |device| {
+        let [q, k, v] = [26, 27, 28].map(|seed| tensor(&[1, 9, 150], seed).to_device(device));
+        attention(&q?, &k?, &v?, &[Block::full(0..9, 2..8)])
+    });
+}
+
+#[test]
 fn values_are_gated_the_same() {
     compare("gated", 2e-6, |device| {
         let (gate, up) = (tensor(&[3, 50], 12).to_device(device)?, tensor(&[3, 60], 13).to_device(device)?);
@@ -136,7 +163,7 @@ fn what_has_no_kernel_is_refused() {
     let heads = tensor(&[1, 2, 12], 14);
     let wide = |device: &Device| {
         let heads = heads.to_device(device)?;
-        attention(&heads, &heads, &heads, &[Block::full(0..2, 0..2)])
+        attention(&heads, &heads, &heads, &[Block::causal(0..2, 0..2)])
     };
     let text = on_device(wide).unwrap_err();
     assert!(text.to_string().contains("width of a head on this device: expected a multiple of 8"), "{text}");
