@@ -5,8 +5,8 @@
 //! encoder hands them to the device as they are. One file of functions and one `.metal` file belong to each
 //! family of operations.
 //!
-//! The operations of this crate ask [`runs_on`] whether their tensors are to go through plans, and [`apply`] runs
-//! them. Tests let an [`Executor`] stand in for the device, and so whole networks run through the same calls.
+//! The operations of this crate ask whether their tensors are to go through plans, and [`apply`] runs
+//! them. Tests let an executor stand in for the device, and so whole networks run through the same calls.
 
 mod affine;
 mod apply;
