@@ -16,7 +16,7 @@ pub(crate) struct ModelArgs {
     /// default, is the bundled one.
     #[arg(short, long, value_name = "PATH|ORG/NAME", env = "LANCE_MM_MODEL", hide_env_values = true)]
     pub(crate) model: Option<String>,
-    /// Give the memory of the vision transformer's weights back after every picture.
+    /// Give the memory of the vision transformer's weights back after every picture, as `ask` always does.
     #[arg(long)]
     pub(crate) low_memory: bool,
     /// What inputs of products with bf16 matrices count as: `bf16`, as the original computes, is twice as fast

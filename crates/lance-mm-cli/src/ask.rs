@@ -73,7 +73,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let options = args.answer.options(&args.pictures, hints)?;
     let inputs = picture::read_all(paths, &args.pictures, hints)?;
-    let model = model::load_with(&args.model, hints)?;
+    let mut model = model::load_with(&args.model, hints)?;
+    // No picture comes after these: the vision transformer's memory is of use to the language model.
+    model.lance = model.lance.with_low_memory(true);
     picture::warn(&inputs, &model.lance, hints);
     let visuals = encode(&model, &inputs, &options, hints)?;
 

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::support::{Files, command, lance_mm, run, with_input};
+use crate::support::{Files, NANO_BF16, command, lance_mm, run, with_input};
 
 const PLATE: &str = "What is the license plate number of the car?";
 const NOTE: &str = "model: bundled nano (knows simple drawn pictures only; \
@@ -91,8 +91,9 @@ fn standard_input_can_be_the_image() {
 #[test]
 fn a_description_a_text_and_several_images() {
     let files = Files::demos();
+    // It was not trained on this prompt: what it says hangs on every bit, so the unquantized model is asked.
     for flag in ["--caption", "--describe", "-c"] {
-        let run = lance_mm(["ask", flag, "--json", &files.demo(5)]);
+        let run = lance_mm(["ask", flag, "--json", "-m", NANO_BF16, &files.demo(5)]);
         let json: Value = serde_json::from_str(&run.stdout).unwrap();
         assert!(json.get("question").is_none() && json["answer"].as_str().unwrap().contains("solar eclipse"));
     }

@@ -1,6 +1,6 @@
 //! `lance-mm chat`, fed from a pipe.
 
-use crate::support::{Files, lance_mm, with_input};
+use crate::support::{Files, NANO_BF16, lance_mm, with_input};
 
 const PLATE: &str = "What is the license plate number of the car?";
 
@@ -9,9 +9,10 @@ fn every_line_is_answered_as_ask_answers_it() {
     let files = Files::demos();
     let plate = files.demo(2);
     let questions = [PLATE, "Describe this picture.", "What is in this image?", PLATE];
-    let alone: String = questions.map(|question| lance_mm(["ask", "-q", &plate, question]).stdout).concat();
+    let ask = |question| lance_mm(["ask", "-q", "-m", NANO_BF16, &plate, question]).stdout;
+    let alone: String = questions.map(ask).concat();
     let input = format!("{}\n\n  \n{}", questions[..2].join("\n"), questions[2..].join("\r\n"));
-    let run = with_input(["chat", "-q", &plate], input.as_bytes());
+    let run = with_input(["chat", "-q", "-m", NANO_BF16, &plate], input.as_bytes());
     assert_eq!((run.code, run.stdout, run.stderr.as_str()), (0, alone, ""));
 }
 
