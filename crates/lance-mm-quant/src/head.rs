@@ -21,7 +21,7 @@ pub struct HeadResult {
     pub report: LinearReport,
     /// The pair of the last norm, if it was searched.
     pub pair: Option<PairReport>,
-    /// Its errors in the schemes that were asked for: see [`measure_layer`].
+    /// Its errors in the schemes that were asked for: see [`measure_layer`](crate::measure_layer()).
     pub errors: Vec<Option<f64>>,
 }
 
@@ -37,7 +37,7 @@ pub struct HeadRows {
 /// read by rows and may stay in its file.
 ///
 /// # Errors
-/// As [`quantize_layer`].
+/// As [`quantize_layer`](crate::quantize_layer()).
 pub fn quantize_head(
     name: &str,
     norm: &mut [f32],
@@ -49,10 +49,10 @@ pub fn quantize_head(
     measure_head(name, norm, weight, rows, scheme, recipe, &[])
 }
 
-/// As [`quantize_head`], measuring other schemes too, as [`measure_layer`] does.
+/// As [`quantize_head`], measuring other schemes too, as [`measure_layer`](crate::measure_layer()) does.
 ///
 /// # Errors
-/// As [`quantize_layer`].
+/// As [`quantize_layer`](crate::quantize_layer()).
 pub fn measure_head(
     name: &str,
     norm: &mut [f32],
