@@ -9,7 +9,6 @@ use lance_mm::quant::{Expert, HeadRows, Rows, Site, SiteRows};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use super::run::Run;
 use super::samples::Samples;
 use super::workdir::WorkDir;
 
@@ -113,10 +112,7 @@ impl<'a> Capture<'a> {
     /// embedding.
     pub(super) fn follow(&mut self, llm: &Llm) -> Result<()> {
         let Some(samples) = self.samples.filter(|_| self.at == 0) else { return Ok(()) };
-        let embed = |(run, x): (&Run, &Tensor)| {
-            Ok(llm.embed(&run.sequence(llm.config()), &run.features(x, llm.config())?)?)
-        };
-        let inputs = samples.runs.iter().zip(&self.hidden).map(embed);
+        let inputs = samples.runs.iter().zip(&self.hidden).map(|(run, x)| run.embedded_by(llm, x));
         self.quantized = Some(inputs.collect::<Result<_>>()?);
         Ok(())
     }

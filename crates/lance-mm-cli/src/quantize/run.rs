@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Tensor;
 use lance_mm::generate::{Piece, Plan, Unconditional};
-use lance_mm::models::{self, Config, Cursor, Grid, Segment, Sequence};
+use lance_mm::models::{self, Config, Cursor, Grid, Llm, Segment, Sequence};
 use lance_mm::quant::Expert;
 use serde_json::{Value, json};
 
@@ -71,11 +71,11 @@ impl Run {
         spans.flat_map(|span| span.rows.clone()).collect()
     }
 
-    /// What stands for visual rows in `x`, one tensor a block.
-    pub(super) fn features(&self, x: &Tensor, config: &Config) -> Result<Vec<Tensor>> {
-        let sequence = self.sequence(config);
-        let blocks = sequence.visual().iter().map(|rows| Ok(x.narrow(0, rows.start, rows.len())?));
-        blocks.collect()
+    /// The first layer's input `x` with text as `llm` embeds it; visual rows stay.
+    pub(super) fn embedded_by(&self, llm: &Llm, x: &Tensor) -> Result<Tensor> {
+        let sequence = self.sequence(llm.config());
+        let features = sequence.visual().iter().map(|rows| x.narrow(0, rows.start, rows.len()));
+        Ok(llm.embed(&sequence, &features.collect::<candle_core::Result<Vec<_>>>()?)?)
     }
 
     pub(super) fn to_json(&self) -> Value {

@@ -200,10 +200,8 @@ impl Measuring<'_> {
                 let mut tensors = HashMap::new();
                 packed(name, &result.weight, &mut tensors);
                 let llm = self.changed(&tensors)?;
-                let moved = judge.divergence(&llm, 0, &|at, sequence| {
-                    let x = &capture.hidden()[at];
-                    let features = sequence.visual().iter().map(|rows| x.narrow(0, rows.start, rows.len()));
-                    Ok(llm.embed(sequence, &features.collect::<candle_core::Result<Vec<_>>>()?)?)
+                let moved = judge.divergence(&llm, 0, &|at, _| {
+                    self.samples.runs[at].embedded_by(&llm, &capture.hidden()[at])
                 })?;
                 ratio(moved, result.trial().held_back)
             }
