@@ -1,12 +1,15 @@
 //! The threads that operations share.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
 use candle_core::Device;
 
 use crate::kernels::metal;
 
-/// Runs `run` on one of the threads that operations share. Operations that are called there begin at once and find
-/// the other threads awake; called elsewhere each hands its work over and sleeps until it is done, which costs a
-/// decode step of some hundred operations more than a tenth of its time.
+/// Runs `run` on one of the threads that operations share, and keeps the others awake meanwhile: operations that
+/// are called there begin at once. Called elsewhere each hands its work over and sleeps until it is done, and threads
+/// that have nothing to do for some microseconds fall asleep too, which costs a decode step of some hundred operations
+/// a fifth of its time.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -22,6 +25,53 @@ pub fn on_pool<R: Send>(run: impl FnOnce() -> R + Send) -> R {
     // What stands in for a device does so on its own thread.
     match metal::runs_on(&Device::Cpu) {
         true => run(),
-        false => rayon::scope(|_| run()),
+        false => run_with_others(run),
+    }
+}
+
+/// Runs of [`on_pool`] there are now.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+fn run_with_others<R: Send>(run: impl FnOnce() -> R + Send) -> R {
+    let done = AtomicBool::new(false);
+    rayon::scope(|scope| {
+        let _running = Running::new(&done);
+        let this = rayon::current_thread_index();
+        let done = &done;
+        scope.spawn_broadcast(move |_, thread| {
+            if Some(thread.index()) != this {
+                stand_by(done);
+            }
+        });
+        run()
+    })
+}
+
+/// Counts as running until it is dropped, also by a panic.
+struct Running<'a> {
+    done: &'a AtomicBool,
+}
+
+impl<'a> Running<'a> {
+    fn new(done: &'a AtomicBool) -> Self {
+        RUNNING.fetch_add(1, Ordering::Relaxed);
+        Self { done }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::Relaxed);
+        self.done.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Takes over work of others as soon as there is any, until the run that asked for it is done, or another one begins:
+/// threads that stand by for one would keep the other waiting.
+fn stand_by(done: &AtomicBool) {
+    while !done.load(Ordering::Relaxed) && RUNNING.load(Ordering::Relaxed) == 1 {
+        if rayon::yield_now() != Some(rayon::Yield::Executed) {
+            std::hint::spin_loop();
+        }
     }
 }

@@ -76,31 +76,10 @@ impl<'a> Affine<'a> {
         &self.words[row * width..][..width]
     }
 
-    /// Codes of the lines of a row from line `first` on: in `words`, or in `buffer` where they
-    /// do not lie there in this form. `WIDTH` is 64 for nibbles and 128 for bytes.
+    /// Sixteen scales, or biases, from a group on, counted over all rows. Those past the row's end are finite.
     #[inline(always)]
-    fn chunk<'b, const WIDTH: usize>(
-        &self,
-        words: &'b [u8],
-        first: usize,
-        buffer: &'b mut [[u8; WIDTH]; CHUNK],
-    ) -> &'b [[u8; WIDTH]; CHUNK] {
-        if WIDTH * 8 == LINE * self.bits {
-            let whole = words.as_chunks::<WIDTH>().0.get(first..first + CHUNK);
-            if let Some(whole) = whole.and_then(|lines| lines.as_array()) {
-                return whole;
-            }
-        }
-        unpack_lines(words, self.bits, first, buffer);
-        buffer
-    }
-
-    /// Sixteen scales, or biases, from group `first` of `row` on. Those past the row's end are finite.
-    #[inline(always)]
-    fn widen<S: Simd>(&self, simd: S, stored: &[u8], row: usize, first: usize) -> S::Floats {
-        let size = self.dtype.size();
-        let at = (row * (self.cols / self.group) + first) * size;
-        let stored = stored.get(at..).unwrap_or_default();
+    fn widen<S: Simd>(&self, simd: S, stored: &[u8], group: usize) -> S::Floats {
+        let stored = stored.get(group * self.dtype.size()..).unwrap_or_default();
         match (self.dtype, stored.first_chunk()) {
             (FloatType::BF16, Some(sixteen)) => simd.widen_bf16(sixteen),
             _ => simd.load_floats(&widen(self.dtype, stored)),
@@ -159,15 +138,6 @@ fn many<const T: usize>(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f3
         matmul::rows(isa, w, &x, out);
     }
     out
-}
-
-/// As [`unpack_line`], for the lines from `first` on; those past the end of the row are left as they are.
-#[inline(never)]
-fn unpack_lines<const WIDTH: usize>(words: &[u8], bits: usize, first: usize, out: &mut [[u8; WIDTH]; CHUNK]) {
-    let lines = (words.len() * 8).div_ceil(LINE * bits);
-    for (i, out) in out.iter_mut().enumerate().take(lines - first) {
-        unpack_line(words, bits, first + i, out);
-    }
 }
 
 /// Codes of one line, as they are or as bytes; zeros past the end of the row.

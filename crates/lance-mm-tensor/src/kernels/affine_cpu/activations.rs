@@ -18,14 +18,18 @@ pub(super) struct Activations<const T: usize> {
     /// Lines from one row to the next, in [`Order::Rows`]: whole chunks; rows from one line to the next, in
     /// [`Order::Lines`].
     stride: usize,
-    /// Bytes, those of higher value first: `q = bytes[0]` or `q = 256 · bytes[0] + bytes[1]`.
-    pub(super) bytes: Vec<[[u8; LINE]; T]>,
+    /// What [`bytes`](Self::bytes) are read from, after `skipped` ones: lines begin where cache lines do.
+    stored: Vec<u8>,
+    skipped: usize,
     /// Scales, `per_line` for each line.
     pub(super) scales: Vec<f32>,
     /// Sums of each group, as `scales`: of the rounded values, so that an error of rounding is multiplied with the
     /// weight and not with the code alone.
     pub(super) sums: Vec<f32>,
 }
+
+/// Bytes of a cache line, and of a load: one that lies in two cache lines takes twice as long.
+const ALIGNMENT: usize = 64;
 
 /// Which lines are neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +51,9 @@ impl<const T: usize> Activations<T> {
             Order::Lines(kept) => (lines, kept.max(n)),
         };
         let count = pieces * stride;
-        let mut bytes = vec![[[0; LINE]; T]; count];
+        let mut stored = vec![0; count * T * LINE + ALIGNMENT];
+        let skipped = stored.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+        let bytes = stored[skipped..].as_chunks_mut::<LINE>().0.as_chunks_mut::<T>().0;
         let mut scales = vec![0.0; count * per_line];
         let mut sums = scales.clone();
         let pieces = bytes
@@ -68,7 +74,13 @@ impl<const T: usize> Activations<T> {
         // Few rows are rounded before another thread has woken up.
         let at_once = if n < 16 { usize::MAX } else { 1 };
         pieces.enumerate().with_min_len(at_once).for_each(round);
-        Self { n, lines, per_line, order, stride, bytes, scales, sums }
+        Self { n, lines, per_line, order, stride, stored, skipped, scales, sums }
+    }
+
+    /// Bytes of all lines, those of higher value first: `q = bytes[0]` or `q = 256 · bytes[0] + bytes[1]`.
+    #[inline(always)]
+    pub(super) fn bytes(&self) -> &[[[u8; LINE]; T]] {
+        self.stored[self.skipped..].as_chunks().0.as_chunks().0
     }
 
     /// Where the line `line` of row `row` lies.

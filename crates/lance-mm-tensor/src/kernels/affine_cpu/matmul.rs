@@ -228,7 +228,7 @@ fn widen<S: Simd>(
             for (r, out) in rows.iter_mut().enumerate() {
                 // Rows past the end repeat the last one; they are not written.
                 let row = (row + 16 * m + r).min(w.rows - 1);
-                *out = simd.floats_to_bytes(w.widen(simd, stored, row, first));
+                *out = simd.floats_to_bytes(w.widen(simd, stored, row * groups + first));
             }
             simd.transpose(&mut rows);
             for (out, column) in out.iter_mut().zip(rows) {
@@ -307,7 +307,7 @@ impl<S: Simd, const T: usize> Group<'_, S, T> {
     #[inline(always)]
     fn add<const N: usize, const NIBBLES: bool>(&self, simd: S, first: usize, out: &mut [[[f32; 16]; 2]]) {
         let at = self.x.at(first, self.line);
-        let x: &[[[u8; LINE]; T]; N] = self.x.bytes[at..][..N].as_array().expect("N lines");
+        let x: &[[[u8; LINE]; T]; N] = self.x.bytes()[at..][..N].as_array().expect("N lines");
         let mut sums = [[[simd.zero_ints(); 2]; T]; N];
         for step in self.steps.clone() {
             let codes = [simd.load(&self.codes[step][0]), simd.load(&self.codes[step][1])];

@@ -2,7 +2,8 @@
 
 use super::activations::Activations;
 use super::simd::{Isa, Kernel, Simd, sum};
-use super::{Affine, CHUNK, Codes, LINE};
+use super::{Affine, CHUNK, Codes, LINE, unpack_line, widen};
+use crate::dense::FloatType;
 
 /// Bytes of codes that are asked for ahead of their use: four pages, so that their addresses are looked up in time
 /// too.
@@ -43,77 +44,177 @@ impl<const N: usize, const PER: usize, const WIDTH: usize> Kernel for Rows<'_, N
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let mut buffer = [[0; WIDTH]; CHUNK];
-        for (r, out) in self.out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
-            row::<S, N, PER, WIDTH>(simd, self.w, self.x, self.first + r, &mut buffer, out);
+        let Self { w, x, first, out } = self;
+        let x = std::array::from_fn(|n| Row::<PER>::new(x, n));
+        let groups = w.cols / w.group;
+        // Scales of the rows whose codes are asked for.
+        let mut unpacked = Unpacked::<PER, WIDTH>::default();
+        let ahead = (AHEAD / w.row(0).len().max(1) + 1) * groups * w.dtype.size();
+        for (row, out) in (first..).zip(out.as_chunks_mut::<N>().0) {
+            let [scales, biases] = [w.scales, w.biases].map(|stored| {
+                let stored = stored.get(row * groups * w.dtype.size()..).unwrap_or_default();
+                simd.prefetch(stored.as_ptr().wrapping_add(ahead));
+                stored
+            });
+            *out = match Stored::<_, PER, WIDTH>::where_it_lies(w, row, scales, biases, x[0].bytes.len()) {
+                Some(stored) => stored.products(simd, &x),
+                None => unpacked.read(w, row, scales, biases).products(simd, &x),
+            };
         }
     }
 }
 
-/// One row of the weight with `N` rows of activations.
-#[inline(always)]
-fn row<S: Simd, const N: usize, const PER: usize, const WIDTH: usize>(
-    simd: S,
-    w: &Affine<'_>,
-    x: &Activations<2>,
-    row: usize,
-    buffer: &mut [[u8; WIDTH]; CHUNK],
-    out: &mut [f32; N],
-) {
-    let mut sums = [simd.splat(0.0); N];
-    for first in (0..x.lines).step_by(CHUNK) {
-        let count = CHUNK.min(x.lines - first);
-        let codes = w.chunk(w.row(row), first, buffer);
-        for n in 0..N {
-            let lines = x.at(n, first)..x.at(n, first) + CHUNK;
-            let groups = lines.start * PER..lines.end * PER;
-            let bytes = x.bytes[lines].as_array().expect("whole chunks");
-            let x_scales: &[[f32; 16]; PER] =
-                x.scales[groups.clone()].as_chunks().0.as_array().expect("whole chunks");
-            let x_sums: &[[f32; 16]; PER] = x.sums[groups].as_chunks().0.as_array().expect("whole chunks");
-            let mut factors = [[0.0; 16]; PER];
-            for i in 0..PER {
-                let groups = first * PER + 16 * i;
-                let factor = w.widen(simd, w.scales, row, groups);
-                let factor = simd.mul(factor, simd.load_floats(&x_scales[i]));
-                simd.store_floats(factor, &mut factors[i]);
-                let bias = w.widen(simd, w.biases, row, groups);
-                sums[n] = simd.add(sums[n], simd.mul(bias, simd.load_floats(&x_sums[i])));
+/// A row of activations, chunk by chunk.
+struct Row<'a, const PER: usize> {
+    bytes: &'a [[[[u8; LINE]; 2]; CHUNK]],
+    scales: &'a [[[f32; 16]; PER]],
+    sums: &'a [[[f32; 16]; PER]],
+}
+
+impl<'a, const PER: usize> Row<'a, PER> {
+    fn new(x: &'a Activations<2>, n: usize) -> Self {
+        let lines = x.at(n, 0)..x.at(n, x.lines.next_multiple_of(CHUNK));
+        let groups = lines.start * PER..lines.end * PER;
+        Self {
+            bytes: x.bytes()[lines].as_chunks().0,
+            scales: x.scales[groups.clone()].as_chunks().0.as_chunks().0,
+            sums: x.sums[groups].as_chunks().0.as_chunks().0,
+        }
+    }
+}
+
+/// A row of the weight: its lines, and for every chunk of them scales and biases; those of the last chunk may go on
+/// past the end of the row.
+struct Stored<'a, F, const PER: usize, const WIDTH: usize> {
+    codes: &'a [[u8; WIDTH]],
+    scales: &'a [[F; PER]],
+    biases: &'a [[F; PER]],
+}
+
+impl<'a, const PER: usize, const WIDTH: usize> Stored<'a, [u8; 32], PER, WIDTH> {
+    /// A row of `chunks` chunks in the file itself; `None` where its codes or their factors do not lie there in this
+    /// form. `scales` and `biases` begin with those of the row.
+    #[inline(always)]
+    fn where_it_lies(
+        w: &Affine<'a>,
+        row: usize,
+        scales: &'a [u8],
+        biases: &'a [u8],
+        chunks: usize,
+    ) -> Option<Self> {
+        let (codes, rest) = w.row(row).as_chunks();
+        let factors = |stored: &'a [u8]| stored.as_chunks().0.as_chunks().0.get(..chunks);
+        let fits = rest.is_empty() && WIDTH * 8 == LINE * w.bits && w.dtype == FloatType::BF16;
+        fits.then_some(Self { codes, scales: factors(scales)?, biases: factors(biases)? })
+    }
+}
+
+/// A row of the weight in the form that products read.
+struct Unpacked<const PER: usize, const WIDTH: usize> {
+    codes: Vec<[u8; WIDTH]>,
+    scales: Vec<[[f32; 16]; PER]>,
+    biases: Vec<[[f32; 16]; PER]>,
+}
+
+impl<const PER: usize, const WIDTH: usize> Default for Unpacked<PER, WIDTH> {
+    fn default() -> Self {
+        Self { codes: Vec::new(), scales: Vec::new(), biases: Vec::new() }
+    }
+}
+
+impl<const PER: usize, const WIDTH: usize> Unpacked<PER, WIDTH> {
+    #[inline(never)]
+    fn read(
+        &mut self,
+        w: &Affine<'_>,
+        row: usize,
+        scales: &[u8],
+        biases: &[u8],
+    ) -> Stored<'_, [f32; 16], PER, WIDTH> {
+        let lines = w.cols.div_ceil(LINE);
+        self.codes.resize(lines, [0; WIDTH]);
+        for (line, codes) in self.codes.iter_mut().enumerate() {
+            unpack_line(w.row(row), w.bits, line, codes);
+        }
+        for (out, stored) in [(&mut self.scales, scales), (&mut self.biases, biases)] {
+            out.resize(lines.div_ceil(CHUNK), [[0.0; 16]; PER]);
+            for (i, out) in out.as_flattened_mut().iter_mut().enumerate() {
+                *out = widen(w.dtype, stored.get(16 * i * w.dtype.size()..).unwrap_or_default());
             }
-            chunk::<S, PER, WIDTH>(simd, codes, &factors, bytes, count, &mut sums[n]);
         }
-    }
-    for n in 0..N {
-        let mut lanes = [0.0; 16];
-        simd.store_floats(sums[n], &mut lanes);
-        out[n] = sum(lanes);
+        Stored { codes: &self.codes, scales: &self.scales, biases: &self.biases }
     }
 }
 
-/// Adds scaled products of `count` lines with a row of activations.
+/// Sixteen scales, or biases.
+trait Factors {
+    fn floats<S: Simd>(&self, simd: S) -> S::Floats;
+}
+
+/// As bf16.
+impl Factors for [u8; 32] {
+    #[inline(always)]
+    fn floats<S: Simd>(&self, simd: S) -> S::Floats {
+        simd.widen_bf16(self)
+    }
+}
+
+impl Factors for [f32; 16] {
+    #[inline(always)]
+    fn floats<S: Simd>(&self, simd: S) -> S::Floats {
+        simd.load_floats(self)
+    }
+}
+
+impl<F: Factors, const PER: usize, const WIDTH: usize> Stored<'_, F, PER, WIDTH> {
+    /// With `N` rows of activations.
+    #[inline(always)]
+    fn products<S: Simd, const N: usize>(&self, simd: S, x: &[Row<'_, PER>; N]) -> [f32; N] {
+        let mut sums = [simd.splat(0.0); N];
+        let factors = self.scales.iter().zip(self.biases);
+        for (c, (codes, (scales, biases))) in self.codes.chunks(CHUNK).zip(factors).enumerate() {
+            for n in 0..N {
+                let mut factors = [[0.0; 16]; PER];
+                for i in 0..PER {
+                    let scale = simd.mul(scales[i].floats(simd), simd.load_floats(&x[n].scales[c][i]));
+                    simd.store_floats(scale, &mut factors[i]);
+                    let bias = simd.mul(biases[i].floats(simd), simd.load_floats(&x[n].sums[c][i]));
+                    sums[n] = simd.add(sums[n], bias);
+                }
+                sums[n] = chunk::<S, PER, WIDTH>(simd, codes, &factors, &x[n].bytes[c], sums[n]);
+            }
+        }
+        let mut out = [0.0; N];
+        for n in 0..N {
+            let mut lanes = [0.0; 16];
+            simd.store_floats(sums[n], &mut lanes);
+            out[n] = sum(lanes);
+        }
+        out
+    }
+}
+
+/// A sum, and the scaled products of lines of codes with as many of a row of activations.
 #[inline(always)]
 fn chunk<S: Simd, const PER: usize, const WIDTH: usize>(
     simd: S,
-    codes: &[[u8; WIDTH]; CHUNK],
+    codes: &[[u8; WIDTH]],
     factors: &[[f32; 16]; PER],
-    x: &[[[u8; LINE]; 2]; CHUNK],
-    count: usize,
-    sum: &mut S::Floats,
-) {
+    x: &[[[u8; LINE]; 2]],
+    mut sum: S::Floats,
+) -> S::Floats {
     let nibbles = WIDTH < LINE;
-    let factors = factors.as_flattened().as_chunks::<PER>().0;
-    for l in 0..count.min(CHUNK) {
-        let (high, low) = (halves(&x[l][0]), halves(&x[l][1]));
+    let zero = simd.zero_ints();
+    for ((codes, x), factor) in codes.iter().zip(x).zip(factors.as_flattened().as_chunks::<PER>().0) {
+        let (high, low) = (halves(&x[0]), halves(&x[1]));
         for i in (0..WIDTH).step_by(64) {
-            simd.prefetch(codes[l].as_ptr().wrapping_add(AHEAD + i));
+            simd.prefetch(codes.as_ptr().wrapping_add(AHEAD + i));
         }
-        let bytes = codes[l].as_chunks::<64>().0;
+        let bytes = codes.as_chunks::<64>().0;
         let codes = match nibbles {
             true => simd.nibbles(simd.load(&bytes[0])),
             false => [simd.load(&bytes[0]), simd.load(&bytes[1])],
         };
-        let factor = &factors[l];
-        let zero = simd.zero_ints();
         if nibbles || PER == 1 {
             let upper = dot::<S, WIDTH>(simd, zero, codes[0], high[0]);
             let upper = simd.times_256(dot::<S, WIDTH>(simd, upper, codes[1], high[1]));
@@ -123,17 +224,18 @@ fn chunk<S: Simd, const PER: usize, const WIDTH: usize>(
                 1 => simd.splat(factor[0]),
                 _ => simd.splat_quarters([factor[0], factor[PER / 4], factor[PER / 2], factor[3 * PER / 4]]),
             };
-            *sum = simd.add(*sum, simd.mul(whole, factor));
+            sum = simd.add(sum, simd.mul(whole, factor));
         } else {
             for half in 0..2 {
                 let upper = simd.times_256(dot::<S, WIDTH>(simd, zero, codes[half], high[half]));
                 let whole = dot::<S, WIDTH>(simd, upper, codes[half], low[half]);
                 let [a, b] = [factor[half * PER / 2], factor[half * PER / 2 + PER / 4]];
                 let product = simd.mul(simd.to_floats(whole), simd.splat_quarters([a, a, b, b]));
-                *sum = simd.add(*sum, product);
+                sum = simd.add(sum, product);
             }
         }
     }
+    sum
 }
 
 #[inline(always)]

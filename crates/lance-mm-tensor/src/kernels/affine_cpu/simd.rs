@@ -70,13 +70,9 @@ pub(super) trait Kernel {
 /// Sum of sixteen values, in one order everywhere.
 #[inline(always)]
 pub(super) fn sum(v: [f32; 16]) -> f32 {
-    let mut v = v;
-    for width in [8, 4, 2, 1] {
-        for i in 0..width {
-            v[i] += v[i + width];
-        }
-    }
-    v[0]
+    let v: [f32; 8] = std::array::from_fn(|i| v[i] + v[i + 8]);
+    let v: [f32; 4] = std::array::from_fn(|i| v[i] + v[i + 4]);
+    (v[0] + v[2]) + (v[1] + v[3])
 }
 
 /// The instruction sets there are kernels for.

@@ -72,7 +72,7 @@ impl Place {
         tile: &Tile,
         sums: &mut [Sums<i32>; T],
     ) {
-        let x_bytes = x.bytes[self.at..][..split.pair()].as_flattened().as_flattened();
+        let x_bytes = x.bytes()[self.at..][..split.pair()].as_flattened().as_flattened();
         let codes = tile.codes[self.l].0.as_flattened().as_flattened();
         let half = LINE / 2 / x.per_line;
         // Even codes and odd ones, or a group's first half and its second.
