@@ -55,13 +55,22 @@ pub fn bf16(time: Duration) -> Peak {
 
 /// Rounds times chains a second, summed over the threads of the pool.
 fn rate(time: Duration, run: impl Fn(u32) + Sync) -> f64 {
-    const ROUNDS: u32 = 4096;
     let of_thread = |_: rayon::BroadcastContext<'_>| {
+        // As many at once as take a good part of the time, so that what comes before and after them does not count.
+        let mut at_once: u32 = 1024;
+        loop {
+            let start = Instant::now();
+            run(at_once);
+            match at_once.checked_mul(2) {
+                Some(more) if start.elapsed() < time / 16 => at_once = more,
+                _ => break,
+            }
+        }
         let start = Instant::now();
         let mut rounds = 0.0;
         loop {
-            run(ROUNDS);
-            rounds += f64::from(ROUNDS);
+            run(at_once);
+            rounds += f64::from(at_once);
             let elapsed = start.elapsed();
             if elapsed >= time {
                 return rounds * CHAINS as f64 / elapsed.as_secs_f64();
