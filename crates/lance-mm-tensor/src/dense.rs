@@ -72,12 +72,12 @@ impl FloatType {
 pub enum Activations {
     /// f32: the matrix is widened. The slowest, for comparing with recorded numbers.
     F32,
-    /// The sum of two bf16 terms where the processor multiplies bf16 (AVX512-BF16): within 2^-16 of each
+    /// The sum of two bf16 terms where the processor multiplies bf16 (AVX512-BF16, AMX): within 2^-16 of each
     /// product's size. f32 elsewhere.
     #[default]
     Split,
     /// bf16 in products of more than 8 rows where the processor multiplies bf16: within 2^-8 of each product's
-    /// size, at twice the speed. This is how the original runs.
+    /// size, at nearly twice the speed. This is how the original runs.
     Bf16,
 }
 
@@ -122,8 +122,7 @@ impl DenseWeight {
         Self::new(Bytes::from_vec(bytes), dtype, values.len() / cols, cols)
     }
 
-    /// The same matrix, multiplied with inputs that count as `activations`; f32 by default. Matters to bf16
-    /// matrices only.
+    /// The same matrix, multiplied with inputs that count as `activations`. Matters to bf16 matrices only.
     pub fn with_activations(self, activations: Activations) -> Self {
         Self { activations, ..self }
     }
@@ -135,7 +134,7 @@ impl DenseWeight {
     /// # Panics
     /// When `x` is not `n` rows of `K`.
     pub fn matmul(&self, x: &[f32], n: usize) -> Vec<f32> {
-        matmul(x, n, self)
+        matmul(x, n, self, None)
     }
 
     /// The values as they are stored, row by row.

@@ -17,6 +17,8 @@ mod rope_cpu;
 mod rows_cpu;
 #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "functions compiled for instructions"))]
 mod simd;
+#[cfg(target_arch = "x86_64")]
+mod stripes;
 mod tile;
 
 pub(crate) use affine_cpu::{Affine, affine_matmul};
@@ -24,7 +26,8 @@ pub(crate) use attention::{Attention, Heads};
 pub(crate) use conv_cpu::{Frames, Geometry, add_conv};
 pub use gemm::{MatRef, Real, add_product};
 pub(crate) use norm_cpu::rms_norm;
-pub(crate) use pointwise::{add_bias, swiglu};
+use pointwise::add_bias;
+pub(crate) use pointwise::swiglu;
 pub(crate) use rope_cpu::turn;
 
 /// A matrix whose rows can be read as f32, whatever form they are stored in.
@@ -45,17 +48,26 @@ pub(crate) trait Rows: Send + Sync {
     }
 }
 
-/// `x` `(n, K)` times the transpose of `w` `(R, K)`: `(n, R)`, summed in f32.
+/// `x` `(n, K)` times the transpose of `w` `(R, K)`, plus `bias` `(R)` if there is one: `(n, R)`, summed in f32.
 ///
 /// # Panics
-/// When `x` is not `n` rows of `K`.
-pub(crate) fn matmul(x: &[f32], n: usize, w: &dyn Rows) -> Vec<f32> {
+/// When `x` is not `n` rows of `K`, or the bias not of `R`.
+pub(crate) fn matmul(x: &[f32], n: usize, w: &dyn Rows, bias: Option<&[f32]>) -> Vec<f32> {
     assert_eq!(x.len(), n * w.n_cols(), "x is n rows of K");
+    assert!(bias.is_none_or(|bias| bias.len() == w.n_rows()), "a bias for each row of the weight");
     #[cfg(target_arch = "x86_64")]
     if let Some((values, activations)) = w.bf16()
         && let Some(w) = bf16::Bf16Matrix::new(values, w.n_cols(), activations)
     {
-        return w.matmul(x, n);
+        return w.matmul(x, n, bias);
     }
-    rows_cpu::matmul(x, n, w)
+    biased(rows_cpu::matmul(x, n, w), bias)
+}
+
+/// Rows of products with the bias added.
+fn biased(mut y: Vec<f32>, bias: Option<&[f32]>) -> Vec<f32> {
+    if let Some(bias) = bias.filter(|_| !y.is_empty()) {
+        add_bias(&mut y, bias);
+    }
+    y
 }

@@ -1,6 +1,6 @@
 //! Linear layers and embeddings over weights of either form.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Device, InplaceOp2, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Shape, Tensor};
 use safetensors::Dtype;
 
 use crate::affine::{AffineParts, AffineWeight};
@@ -8,7 +8,7 @@ use crate::dense::{DenseWeight, FloatType};
 use crate::error::{Error, Result};
 use crate::float_mode::FloatModeWeight;
 use crate::kernels::metal::{self, DeviceWeight};
-use crate::kernels::{Rows, add_bias, affine_matmul, matmul};
+use crate::kernels::{Rows, affine_matmul, matmul};
 use crate::quantization::{Mode, Scheme};
 use crate::weights::{Bytes, View, Weights};
 
@@ -198,19 +198,51 @@ impl CustomOp1 for Weight {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("{} wants contiguous rows", self.name())
+        self.on_cpu(storage, layout, None)
+    }
+}
+
+/// With a bias `(R)`.
+impl CustomOp2 for Weight {
+    fn name(&self) -> &'static str {
+        CustomOp1::name(self)
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let Some((start, end)) = bias_layout.contiguous_offsets().filter(|(a, b)| b - a == self.n_rows())
+        else {
+            candle_core::bail!("{} wants a bias of {} neighbours", CustomOp1::name(self), self.n_rows())
         };
-        let x = &storage.as_slice::<f32>()?[start..end];
+        self.on_cpu(x, x_layout, Some(&bias.as_slice::<f32>()?[start..end]))
+    }
+}
+
+impl Weight {
+    fn on_cpu(
+        &self,
+        x: &CpuStorage,
+        layout: &Layout,
+        bias: Option<&[f32]>,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            candle_core::bail!("{} wants contiguous rows", CustomOp1::name(self))
+        };
+        let x = &x.as_slice::<f32>()?[start..end];
         let mut dims = layout.dims().to_vec();
-        let Some(last) = dims.last_mut() else { candle_core::bail!("{} wants rows", self.name()) };
+        let Some(last) = dims.last_mut() else { candle_core::bail!("{} wants rows", CustomOp1::name(self)) };
         *last = self.n_rows();
         let n = dims[..dims.len() - 1].iter().product();
         let integer = match self {
             Self::Affine(w) => w.integer(),
             Self::Dense(_) | Self::FloatMode(_) | Self::Device(_) => None,
         };
-        let y = integer.map_or_else(|| matmul(x, n, self.rows()), |w| affine_matmul(x, n, &w));
+        let y = integer.map_or_else(|| matmul(x, n, self.rows(), bias), |w| affine_matmul(x, n, &w, bias));
         Ok((CpuStorage::F32(y), Shape::from(dims)))
     }
 }
@@ -271,38 +303,12 @@ impl Linear {
             self.weight.check_input(x)?;
             return w.matmul(&x.contiguous()?, self.bias.as_ref());
         }
-        let y = self.weight.matmul(x)?;
-        if let Some(bias) = &self.bias {
-            // `y` was made just now and has no other owner, so its values can be changed in place.
-            y.inplace_op2(bias, &AddBias)?;
+        let Some(bias) = &self.bias else { return self.weight.matmul(x) };
+        self.weight.check_input(x)?;
+        if let Weight::Affine(w) = &self.weight {
+            w.check()?;
         }
-        Ok(y)
-    }
-}
-
-/// Adds a bias to every row, where the rows are.
-struct AddBias;
-
-impl InplaceOp2 for AddBias {
-    fn name(&self) -> &'static str {
-        "add-bias"
-    }
-
-    fn cpu_fwd(
-        &self,
-        y: &mut CpuStorage,
-        y_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> candle_core::Result<()> {
-        let (CpuStorage::F32(y), CpuStorage::F32(bias)) = (y, bias) else {
-            candle_core::bail!("add-bias wants f32")
-        };
-        match (y_layout.contiguous_offsets(), bias_layout.contiguous_offsets()) {
-            (Some((start, end)), Some((first, last))) => add_bias(&mut y[start..end], &bias[first..last]),
-            _ => candle_core::bail!("add-bias wants contiguous rows"),
-        }
-        Ok(())
+        Ok(x.contiguous()?.apply_op2_no_bwd(bias, &self.weight)?)
     }
 }
 

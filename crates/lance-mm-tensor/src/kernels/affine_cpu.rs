@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
+use super::biased;
 use crate::dense::FloatType;
 use activations::{Activations, Order};
 use simd::{Isa, Simd};
@@ -96,14 +97,15 @@ fn widen(dtype: FloatType, stored: &[u8]) -> [f32; 16] {
     out
 }
 
-/// `x` `(n, K)` times the transpose of `w` `(R, K)`: `(n, R)`, summed in f32.
+/// `x` `(n, K)` times the transpose of `w` `(R, K)`, plus `bias` `(R)` if there is one: `(n, R)`, summed in f32.
 ///
 /// # Panics
-/// When `x` is not `n` rows of `K`.
-pub(crate) fn affine_matmul(x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
+/// When `x` is not `n` rows of `K`, or the bias not of `R`.
+pub(crate) fn affine_matmul(x: &[f32], n: usize, w: &Affine<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+    assert!(bias.is_none_or(|bias| bias.len() == w.rows), "a bias for each row of the weight");
     static ISA: OnceLock<Isa> = OnceLock::new();
     let isa = ISA.get_or_init(|| Isa::available().next().expect("the portable set is always there"));
-    matmul_with(*isa, x, n, w)
+    biased(matmul_with(*isa, x, n, w), bias)
 }
 
 fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
@@ -111,8 +113,12 @@ fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
     match n {
         0 => Vec::new(),
         1..=FEW => few(isa, x, n, w),
-        _ if n <= PRECISE => many::<2>(isa, x, n, w),
-        _ => many::<1>(isa, x, n, w),
+        _ => match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(_, tiles) => tiles.matmul(x, w),
+            _ if n <= PRECISE => many::<2>(isa, x, n, w),
+            _ => many::<1>(isa, x, n, w),
+        },
     }
 }
 
@@ -133,8 +139,7 @@ fn many<const T: usize>(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f3
     let mut out = vec![0.0; n * w.rows];
     for (x, out) in x.chunks(matmul::BLOCK * w.cols).zip(out.chunks_mut(matmul::BLOCK * w.rows)) {
         let n = x.len() / w.cols;
-        let order = Order::Lines(isa.rows_for(n));
-        let x = Activations::<T>::new(isa, x, n, w.group, w.codes(), order);
+        let x = Activations::<T>::new(isa, x, n, w.group, w.codes(), Order::Lines);
         matmul::rows(isa, w, &x, out);
     }
     out

@@ -3,16 +3,20 @@
 
 #![expect(unsafe_code, reason = "instructions without intrinsics in stable Rust")]
 
+mod product;
+
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use super::bf16::PanelWord;
+pub(super) use product::{Order, Panels, product};
 
 /// Rows of a tile, and its columns of four bytes.
 pub(super) const SIDE: usize = 16;
+/// Rows of a matrix that are multiplied together: two tiles.
+pub(super) const PANEL: usize = 2 * SIDE;
 
 /// Proof that this process may use tiles of int8 and of bf16 values.
 #[derive(Clone, Copy, Debug)]
@@ -58,41 +62,13 @@ fn request() -> bool {
     false
 }
 
-/// Rows of x in equal parts that are no more than a tile holds, two parts at a time.
-#[derive(Clone, Copy)]
-pub(super) struct Split {
-    pairs: usize,
-    /// Rows of a part.
-    pub(super) rows: usize,
-}
-
-impl Split {
-    pub(super) fn new(n: usize) -> Self {
-        let pairs = n.div_ceil(2 * SIDE).max(1);
-        Self { pairs, rows: n.div_ceil(2 * pairs).max(1) }
-    }
-
-    /// Rows of two parts, at most 32.
-    pub(super) fn pair(self) -> usize {
-        2 * self.rows
-    }
-
-    /// Rows of all parts, no fewer than were split.
-    pub(super) fn kept(self) -> usize {
-        self.pairs * self.pair()
-    }
-}
-
 thread_local! {
     /// Whether a [`Tiles`] lives on this thread.
     static TAKEN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The tiles of a thread, set up. Left operands have `rows` rows of `width` bytes, right ones a row of sixteen
-/// words for every four of these bytes, sums `rows` rows of sixteen words.
+/// The tiles of a thread, set up: each has sixteen rows of 64 bytes.
 pub(super) struct Tiles {
-    rows: usize,
-    width: usize,
     /// Tiles belong to the thread that set them up.
     thread: PhantomData<*const ()>,
 }
@@ -107,50 +83,38 @@ struct Shapes {
     rows: [u8; 16],
 }
 
-/// Operands of an int8 product, in two parts of K that are added up: two tiles of rows of signed bytes, and two
-/// of columns of unsigned ones.
-#[derive(Clone, Copy)]
-pub(super) struct Int8<'a> {
-    /// Twice the tile's rows, `x_stride` bytes from one to the next.
-    pub(super) x: [&'a [u8]; 2],
-    pub(super) x_stride: usize,
-    /// For every four bytes of such a row those of 32 columns, `w_stride` bytes from one four to the next.
-    pub(super) w: [&'a [u8]; 2],
-    pub(super) w_stride: usize,
-}
-
-/// Rows of x as bf16, 32 values each: a left operand.
+/// Rows of a matrix as bf16, 32 values each: a left operand.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 pub(super) struct Rows32(pub(super) [[u16; 32]; SIDE]);
 
-/// Sixteen words, two values each, of 32 rows of a bf16 matrix: two right operands side by side.
-pub(super) type Words32 = [PanelWord; SIDE];
+impl Default for Rows32 {
+    fn default() -> Self {
+        Self([[0; 32]; SIDE])
+    }
+}
 
-/// Two by two tiles of sums: tile of rows, tile of columns, row, column. Rows past a tile's are left alone.
+/// Sixteen words, two bf16 values each, of sixteen rows of x: a right operand.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+pub(super) struct Words16(pub(super) [[u32; SIDE]; SIDE]);
+
+/// Two by two tiles of sums: left operand, right operand, row, column.
 #[derive(Clone, Copy, Default)]
 #[repr(align(64))]
 pub(super) struct Sums<T>(pub(super) [[[[T; SIDE]; SIDE]; 2]; 2]);
 
 impl Tiles {
-    /// Tiles for operands of `rows` rows of `width` bytes.
-    ///
     /// # Panics
-    /// When a tile does not hold as much, or while another value lives on this thread.
-    pub(super) fn new(_: Amx, rows: usize, width: usize) -> Self {
-        assert!((1..=SIDE).contains(&rows), "{rows} rows of a tile");
-        assert!((4..=64).contains(&width) && width.is_multiple_of(4), "rows of {width} bytes");
+    /// While another value lives on this thread.
+    pub(super) fn new(_: Amx) -> Self {
         assert!(!TAKEN.replace(true), "tiles of this thread are in use");
         let mut shapes =
             Shapes { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        // Sums in tiles 0 to 3, left operands in 4 and 5, right ones in 6 and 7.
-        for (tile, (rows, row_bytes)) in
-            [(rows, 64); 4].into_iter().chain([(rows, width); 2]).chain([(width / 4, 64); 2]).enumerate()
-        {
-            (shapes.rows[tile], shapes.row_bytes[tile]) = (rows as u8, row_bytes as u16);
-        }
-        // SAFETY: `Amx` proves that there are tiles. The 64 bytes describe palette 1, whose tiles have up to
-        // 16 rows of 64 bytes, as asserted above.
+        shapes.rows[..8].fill(SIDE as u8);
+        shapes.row_bytes[..8].fill(64);
+        // SAFETY: `Amx` proves that there are tiles. The 64 bytes describe palette 1, which has eight tiles of up to
+        // 16 rows of 64 bytes.
         unsafe {
             asm!(
                 "ldtilecfg [{shapes}]",
@@ -160,118 +124,71 @@ impl Tiles {
                 options(nostack, preserves_flags, readonly),
             );
         }
-        Self { rows, width, thread: PhantomData }
+        Self { thread: PhantomData }
     }
 
-    /// `sums[a][b][i][j] = Σ x · w` over both parts, of row `i` of tile `a` with column `j` of tile `b`.
+    /// `sums[a][b][i][j] = Σ w · x` over steps of 32 values of K and over the `T` terms of x, of row `i` of left
+    /// operand `a`, `w[step][a]`, with column `j` of right operand `b`, `x[step][term][b]`, in f32. With `add` the
+    /// products are added to what is there. With one right operand, those of a second are left alone.
     ///
     /// # Panics
-    /// When rows or columns do not lie in their slices.
-    #[inline(always)]
-    pub(super) fn int8(&mut self, operands: Int8<'_>, sums: &mut Sums<i32>) {
-        let Int8 { x, x_stride, w, w_stride } = operands;
-        let fits = |rows: usize, stride: usize, width: usize, slices: [&[u8]; 2]| {
-            let end = (rows - 1).checked_mul(stride).and_then(|last| last.checked_add(width));
-            end.is_some_and(|end| slices.iter().all(|slice| end <= slice.len()))
-        };
-        assert!(fits(2 * self.rows, x_stride, self.width, x), "rows of x");
-        assert!(fits(self.width / 4, w_stride, 8 * SIDE, w), "columns of w");
-        let lower = self.rows * x_stride;
-        // SAFETY: this value exists, so the thread's tiles have the shapes that `new` gave them: no other
-        // value lives on the thread to change them, and the compiler does not use tiles. For each part two left
-        // tiles of `rows` rows of `width` bytes and two right ones of `width / 4` rows of 64 bytes, side by
-        // side, were just asserted to lie in the slices; four tiles of up to 16 rows of 64 bytes lie in `sums`,
-        // which is borrowed mutably.
-        unsafe {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "tileloadd tmm6, [{w0} + {ws}]",
-                "tileloadd tmm4, [{x0} + {xs}]",
-                "tdpbsud tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{w0} + {ws} + 64]",
-                "tdpbsud tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{x0_lower} + {xs}]",
-                "tdpbsud tmm2, tmm5, tmm6",
-                "tdpbsud tmm3, tmm5, tmm7",
-                "tileloadd tmm6, [{w1} + {ws}]",
-                "tileloadd tmm4, [{x1} + {xs}]",
-                "tdpbsud tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{w1} + {ws} + 64]",
-                "tdpbsud tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{x1_lower} + {xs}]",
-                "tdpbsud tmm2, tmm5, tmm6",
-                "tdpbsud tmm3, tmm5, tmm7",
-                "tilestored [{sums} + {line}], tmm0",
-                "tilestored [{sums} + {line} + 1024], tmm1",
-                "tilestored [{sums} + {line} + 2048], tmm2",
-                "tilestored [{sums} + {line} + 3072], tmm3",
-                x0 = in(reg) x[0].as_ptr(),
-                x0_lower = in(reg) x[0].as_ptr().add(lower),
-                x1 = in(reg) x[1].as_ptr(),
-                x1_lower = in(reg) x[1].as_ptr().add(lower),
-                xs = in(reg) x_stride,
-                w0 = in(reg) w[0].as_ptr(),
-                w1 = in(reg) w[1].as_ptr(),
-                ws = in(reg) w_stride,
-                sums = in(reg) sums.0.as_mut_ptr(),
-                line = in(reg) 64usize,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack, preserves_flags),
-            );
-        }
-    }
-
-    /// `sums[a][b][i][j] = Σ x · w` over words of K and over the `T` terms of x, of row `i` of tile `a` with
-    /// column `j` of tile `b`, in f32: `x[a][u][t]` and `w[u]` hold values 32·u to 32·u + 31 of K.
-    ///
-    /// # Panics
-    /// When K differs, or tiles were made for rows of other than 64 bytes.
-    pub(super) fn bf16<const T: usize>(
+    /// When there is not one step of x for each of w.
+    pub(super) fn bf16<const T: usize, const B: usize>(
         &mut self,
-        x: [&[[Rows32; T]]; 2],
-        w: &[Words32],
+        w: &[[Rows32; 2]],
+        x: &[[[Words16; B]; T]],
         sums: &mut Sums<f32>,
+        add: bool,
     ) {
-        const { assert!(T == 1 || T == 2, "one or two terms") };
-        assert!(x[0].len() == w.len() && x[1].len() == w.len(), "the same K");
-        assert_eq!(self.width, 64, "bytes of 32 values");
-        /// Adds the term `$offset` bytes into a step's tiles of x.
-        macro_rules! term {
-            ($offset:literal) => {
+        const { assert!((T == 1 || T == 2) && (B == 1 || B == 2), "one or two terms and right operands") };
+        assert_eq!(w.len(), x.len(), "the same K");
+        /// Adds the products with two right operands, `$first` and `$second` bytes into a step of x.
+        macro_rules! two {
+            ($first:literal, $second:literal) => {
                 concat!(
-                    "tileloadd tmm4, [{x0} + {line} + ",
-                    $offset,
-                    "]\n",
+                    concat!("tileloadd tmm6, [{x} + {line} + ", $first, "]\n"),
                     "tdpbf16ps tmm0, tmm4, tmm6\n",
-                    "tdpbf16ps tmm1, tmm4, tmm7\n",
-                    "tileloadd tmm5, [{x1} + {line} + ",
-                    $offset,
-                    "]\n",
                     "tdpbf16ps tmm2, tmm5, tmm6\n",
+                    concat!("tileloadd tmm7, [{x} + {line} + ", $second, "]\n"),
+                    "tdpbf16ps tmm1, tmm4, tmm7\n",
                     "tdpbf16ps tmm3, tmm5, tmm7\n",
                 )
             };
         }
+        /// Adds the products with one right operand.
+        macro_rules! one {
+            ($first:literal) => {
+                concat!(
+                    concat!("tileloadd tmm6, [{x} + {line} + ", $first, "]\n"),
+                    "tdpbf16ps tmm0, tmm4, tmm6\n",
+                    "tdpbf16ps tmm2, tmm5, tmm6\n",
+                )
+            };
+        }
         macro_rules! run {
-            ($terms:expr) => {
+            ($products:expr) => {
                 asm!(
+                    "test {add:e}, {add:e}",
+                    "jz 4f",
+                    "tileloadd tmm0, [{sums} + {line}]",
+                    "tileloadd tmm1, [{sums} + {line} + 1024]",
+                    "tileloadd tmm2, [{sums} + {line} + 2048]",
+                    "tileloadd tmm3, [{sums} + {line} + 3072]",
+                    "jmp 5f",
+                    "4:",
                     "tilezero tmm0",
                     "tilezero tmm1",
                     "tilezero tmm2",
                     "tilezero tmm3",
+                    "5:",
                     "test {n}, {n}",
                     "jz 3f",
                     "2:",
-                    "tileloadd tmm6, [{w} + {row}]",
-                    "tileloadd tmm7, [{w} + {row} + 64]",
-                    $terms,
-                    "add {x0}, {step}",
-                    "add {x1}, {step}",
+                    "tileloadd tmm4, [{w} + {line}]",
+                    "tileloadd tmm5, [{w} + {line} + 1024]",
+                    $products,
                     "add {w}, 2048",
+                    "add {x}, {step}",
                     "dec {n}",
                     "jnz 2b",
                     "3:",
@@ -279,27 +196,29 @@ impl Tiles {
                     "tilestored [{sums} + {line} + 1024], tmm1",
                     "tilestored [{sums} + {line} + 2048], tmm2",
                     "tilestored [{sums} + {line} + 3072], tmm3",
-                    x0 = inout(reg) x[0].as_ptr() => _,
-                    x1 = inout(reg) x[1].as_ptr() => _,
                     w = inout(reg) w.as_ptr() => _,
+                    x = inout(reg) x.as_ptr() => _,
                     n = inout(reg) w.len() => _,
-                    step = const T * 1024,
+                    step = const T * B * 1024,
                     sums = in(reg) sums.0.as_mut_ptr(),
+                    add = in(reg) u32::from(add),
                     line = in(reg) 64usize,
-                    row = in(reg) 128usize,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),
                 )
             };
         }
-        // SAFETY: shapes as for `int8`, with a `width` of 64. In each of the `w.len()` steps both rows of x have
-        // `T` tiles of 16 rows of 64 bytes, and `w` has two of 16 rows of 64 bytes, side by side in rows of 128;
-        // four tiles of up to 16 rows of 64 bytes lie in `sums`, which is borrowed mutably.
+        // SAFETY: this value exists, so the thread's tiles have the shapes that `new` gave them: no other value
+        // lives on the thread to change them, and the compiler does not use tiles. In each of the `w.len()` steps, of
+        // which x has as many, `w` has two tiles of 16 rows of 64 bytes and `x` `T` times `B`, one after another;
+        // four tiles of 16 rows of 64 bytes lie in `sums`, which is borrowed mutably.
         unsafe {
-            match T {
-                1 => run!(term!("0")),
-                _ => run!(concat!(term!("0"), term!("1024"))),
+            match (T, B) {
+                (1, 1) => run!(one!("0")),
+                (1, _) => run!(two!("0", "1024")),
+                (_, 1) => run!(concat!(one!("0"), one!("1024"))),
+                _ => run!(concat!(two!("0", "1024"), two!("2048", "3072"))),
             }
         }
     }
@@ -310,9 +229,8 @@ macro_rules! repeat {
     ($name:ident, $instruction:literal, $sum:ty, $what:literal) => {
         #[doc = concat!("Sums of `4 · rounds` products of one tile of rows with one of columns, ", $what, ".")]
         pub(super) fn $name(&mut self, x: &[[u8; 64]; SIDE], w: &[[u8; 64]; SIDE], rounds: u32) -> Sums<$sum> {
-            assert_eq!((self.rows, self.width), (SIDE, 64), "whole tiles");
             let mut sums = Sums::default();
-            // SAFETY: shapes as for `int8`, whole tiles of 1024 bytes, which both operands have; `sums` holds four.
+            // SAFETY: shapes as for `bf16`, whole tiles of 1024 bytes, which both operands have; `sums` holds four.
             unsafe {
                 asm!(
                     "tilezero tmm0",
@@ -378,93 +296,61 @@ mod tests {
     use crate::testing::seeded;
 
     #[test]
-    fn products_of_bytes_equal_the_sums() {
+    fn products_equal_the_sums() {
         let Some(amx) = Amx::detect() else {
             eprintln!("this processor has no tiles");
             return;
         };
-        for (rows, width) in [(1, 4), (3, 16), (9, 32), (16, 64)] {
-            let (x_stride, w_stride) = (width + 3, 192);
-            let x: Vec<u8> = (0..2 * 2 * rows * x_stride).map(|i| (i * 89 % 251) as u8).collect();
-            let w: Vec<u8> = (0..2 * width / 4 * w_stride).map(|i| (i * 53 % 256) as u8).collect();
-            let (x, w): ([&[u8]; 2], [&[u8]; 2]) =
-                (x.split_at(2 * rows * x_stride).into(), w.split_at(width / 4 * w_stride).into());
-            let mut sums = Sums([[[[7; SIDE]; SIDE]; 2]; 2]);
-            Tiles::new(amx, rows, width).int8(Int8 { x, x_stride, w, w_stride }, &mut sums);
-            for (row, column) in (0..2 * rows).flat_map(|row| (0..32).map(move |column| (row, column))) {
-                let product = |part: usize, k: usize| {
-                    let x = x[part][row * x_stride + k].cast_signed();
-                    i32::from(x) * i32::from(w[part][k / 4 * w_stride + 4 * column + k % 4])
-                };
-                let expected: i32 = (0..width).map(|k| product(0, k) + product(1, k)).sum();
-                let found = sums.0[row / rows][column / SIDE][row % rows][column % SIDE];
-                assert_eq!(found, expected, "{rows} {width} at {row} {column}");
-            }
+        for steps in [0, 1, 3] {
+            equal_the_sums::<1, 1>(amx, steps);
+            equal_the_sums::<1, 2>(amx, steps);
+            equal_the_sums::<2, 1>(amx, steps);
+            equal_the_sums::<2, 2>(amx, steps);
         }
     }
 
-    #[test]
-    fn products_of_bf16_equal_the_sums() {
-        let Some(amx) = Amx::detect() else { return };
-        for (rows, steps) in [(1, 0u64), (5, 1), (16, 3)] {
-            let bits = |v: f32| bf16::from_f32(v).to_bits();
-            let values = |n, seed| -> Vec<u16> { seeded(n, seed).into_iter().map(bits).collect() };
-            let x: Vec<[[Rows32; 2]; 2]> = (0..steps)
-                .map(|u| {
-                    let tile = |seed| {
-                        Rows32(*values(512, 4 * u + seed).as_chunks().0.as_array().expect("sixteen rows"))
-                    };
-                    [[tile(0), tile(1)], [tile(2), tile(3)]]
-                })
-                .collect();
-            let rows_of = |a: usize| x.iter().map(|step| step[a]).collect::<Vec<_>>();
-            let w: Vec<Words32> = (0..steps)
-                .map(|u| {
-                    std::array::from_fn(|row| PanelWord(std::array::from_fn(|c| word(u as usize, row, c))))
-                })
-                .collect();
-            let mut sums = Sums::default();
-            Tiles::new(amx, rows, 64).bf16::<2>([&rows_of(0), &rows_of(1)], &w, &mut sums);
-            for (a, i, j) in (0..2).flat_map(|a| (0..rows).flat_map(move |i| (0..32).map(move |j| (a, i, j))))
-            {
-                let widen = |bits: u16| f64::from(bf16::from_bits(bits).to_f32());
-                let mut expected = 0.0;
-                for (u, k) in (0..steps as usize).flat_map(|u| (0..32).map(move |k| (u, k))) {
-                    let w = widen((w[u][k / 2].0[j] >> (16 * (k % 2))) as u16);
-                    expected += x[u][a].iter().map(|term| widen(term.0[i][k]) * w).sum::<f64>();
+    fn equal_the_sums<const T: usize, const B: usize>(amx: Amx, steps: usize) {
+        let mut values = seeded(steps * 2 * 512 * (1 + T * B), 1).into_iter().map(bf16::from_f32);
+        let mut next = || values.next().expect("enough values").to_bits();
+        let w: Vec<[Rows32; 2]> = (0..steps)
+            .map(|_| [0; 2].map(|_| Rows32([[0; 32]; SIDE].map(|row| row.map(|_| next())))))
+            .collect();
+        let mut word = || u32::from(next()) | u32::from(next()) << 16;
+        let x: Vec<[[Words16; B]; T]> = (0..steps)
+            .map(|_| {
+                [[0; B]; T]
+                    .map(|term| term.map(|_| Words16([[0; SIDE]; SIDE].map(|row| row.map(|_| word())))))
+            })
+            .collect();
+        let mut sums = Sums([[[[7.0; SIDE]; SIDE]; 2]; 2]);
+        let mut tiles = Tiles::new(amx);
+        // Twice the sums.
+        tiles.bf16(&w, &x, &mut sums, false);
+        tiles.bf16(&w, &x, &mut sums, true);
+        let widen = |bits: u16| f64::from(bf16::from_bits(bits).to_f32());
+        for (a, b, i, j) in (0..2)
+            .flat_map(|a| (0..B).flat_map(move |b| (0..256).map(move |at| (a, b, at / SIDE, at % SIDE))))
+        {
+            let mut expected = 0.0;
+            for (w, x) in w.iter().zip(&x) {
+                for (k, w) in w[a].0[i].iter().enumerate() {
+                    let terms = x.iter().map(|term| widen((term[b].0[k / 2][j] >> (16 * (k % 2))) as u16));
+                    expected += 2.0 * widen(*w) * terms.sum::<f64>();
                 }
-                let found = f64::from(sums.0[a][j / SIDE][i][j % SIDE]);
-                assert!((found - expected).abs() < 1e-4, "{rows} {steps} at {a} {i} {j}: {found} {expected}");
             }
+            let found = f64::from(sums.0[a][b][i][j]);
+            assert!(
+                (found - expected).abs() < 1e-4,
+                "{T} {B} {steps} at {a} {b} {i} {j}: {found} {expected}"
+            );
         }
-    }
-
-    /// Two bf16 values that differ from place to place.
-    fn word(u: usize, row: usize, column: usize) -> u32 {
-        let value = |i: usize| ((i * 37 % 101) as f32 / 50.0 - 1.0).to_bits() >> 16;
-        let at = (u * 16 + row) * 64 + 2 * column;
-        value(at) | value(at + 1) << 16
     }
 
     #[test]
     #[should_panic(expected = "in use")]
     fn tiles_are_set_up_once_at_a_time() {
         let amx = Amx::detect().expect("in use, or not there");
-        let _tiles = Tiles::new(amx, 1, 4);
-        Tiles::new(amx, 2, 8);
-    }
-
-    #[test]
-    fn short_slices_are_refused() {
-        let Some(amx) = Amx::detect() else { return };
-        let run = |x: &[u8], w: &[u8]| {
-            let operands = Int8 { x: [x; 2], x_stride: 8, w: [w; 2], w_stride: 128 };
-            Tiles::new(amx, 2, 8).int8(operands, &mut Sums::default());
-        };
-        run(&[0; 32], &[0; 256]);
-        for (x, w) in [(31, 256), (32, 255)] {
-            let found = std::panic::catch_unwind(|| run(&vec![0; x], &vec![0; w]));
-            assert!(found.is_err(), "{x} {w}");
-        }
+        let _tiles = Tiles::new(amx);
+        Tiles::new(amx);
     }
 }

@@ -11,11 +11,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::amx::Amx;
+use super::amx::{Amx, product};
+use super::biased;
 use super::columns::{Columns, Part};
 use crate::dense::Activations;
-pub(super) use avx512::PanelWord;
-use avx512::{Avx512Bf16, COLS, Terms};
+pub(super) use avx512::{Avx512Bf16, Terms};
+use avx512::{COLS, PanelWord};
 
 /// Up to this many rows of x, each weight is read once and multiplied where it lies.
 pub(super) const FEW: usize = 8;
@@ -60,26 +61,24 @@ impl<'a> Bf16Matrix<'a> {
         self.values.len() / self.k
     }
 
-    /// `n` rows of `x` times the transpose of the matrix: `(n, R)`, summed in f32.
-    pub(super) fn matmul(&self, x: &[f32], n: usize) -> Vec<f32> {
-        let mut y = vec![0.0; n * self.n_rows()];
-        match n {
-            _ if y.is_empty() => {}
-            1..=FEW => self.few(x, &mut y),
-            _ if self.one_term => self.many::<1>(x, &mut y),
-            _ => self.many::<2>(x, &mut y),
+    /// `n` rows of `x` times the transpose of the matrix, plus a bias if there is one: `(n, R)`, summed in f32.
+    pub(super) fn matmul(&self, x: &[f32], n: usize, bias: Option<&[f32]>) -> Vec<f32> {
+        match n * self.n_rows() {
+            0 => Vec::new(),
+            _ if n <= FEW => biased(self.few(x, n), bias),
+            _ if self.one_term => self.many::<1>(x, n, bias),
+            _ => self.many::<2>(x, n, bias),
         }
-        y
     }
 
-    fn many<const T: usize>(&self, x: &[f32], y: &mut [f32]) {
+    fn many<const T: usize>(&self, x: &[f32], n: usize, bias: Option<&[f32]>) -> Vec<f32> {
         match self.amx {
-            Some(amx) => self.in_tiles::<T>(amx, x, y),
-            None => self.in_registers::<T>(x, y),
+            Some(amx) => product::<T>(amx, self.kernels, x, self, bias),
+            None => biased(self.in_registers::<T>(x, n), bias),
         }
     }
 
-    fn few(&self, x: &[f32], y: &mut [f32]) {
+    fn few(&self, x: &[f32], n: usize) -> Vec<f32> {
         let parts: Vec<(usize, Vec<Terms>)> = x
             .chunks(NARROW * self.k)
             .map(|x| {
@@ -91,7 +90,8 @@ impl<'a> Bf16Matrix<'a> {
                 (n, terms)
             })
             .collect();
-        Columns::new(y, self.n_rows()).in_parallel(BLOCK, 1024 / BLOCK, |columns| {
+        let mut y = vec![0.0; n * self.n_rows()];
+        Columns::new(&mut y, self.n_rows()).in_parallel(BLOCK, 1024 / BLOCK, |columns| {
             let range = columns.range();
             for block in range.clone().step_by(BLOCK).map(|r| r..(r + BLOCK).min(range.end)) {
                 for (i, (n, terms)) in parts.iter().enumerate() {
@@ -105,6 +105,7 @@ impl<'a> Bf16Matrix<'a> {
                 }
             }
         });
+        y
     }
 
     /// Rows `first` and on of x with a block of rows of the weight, `R` of them at once: one stream of memory
@@ -128,12 +129,14 @@ impl<'a> Bf16Matrix<'a> {
         }
     }
 
-    fn in_registers<const T: usize>(&self, x: &[f32], y: &mut [f32]) {
+    fn in_registers<const T: usize>(&self, x: &[f32], n: usize) -> Vec<f32> {
         let rows = self.n_rows();
+        let mut y = vec![0.0; n * rows];
         for (x, y) in x.chunks(SLAB * self.k).zip(y.chunks_mut(SLAB * rows)) {
             let packed = PackedRows::<T>::new(x, self.k, self.kernels);
             Columns::new(y, rows).in_parallel(COLS, PANELS, |columns| self.block(&packed, columns));
         }
+        y
     }
 
     /// All rows of x against some columns of the output.
@@ -144,7 +147,10 @@ impl<'a> Bf16Matrix<'a> {
             range.clone().step_by(COLS).map(|r| r..(r + COLS).min(range.end)).collect();
         let mut packed = vec![PanelWord([0; COLS]); panels.len() * words];
         for (panel, out) in panels.iter().zip(packed.chunks_exact_mut(words)) {
-            self.kernels.pack(&self.values[panel.start * self.k..panel.end * self.k], self.k, out);
+            let values = &self.values[panel.start * self.k..panel.end * self.k];
+            for (step, out) in out.chunks_mut(16).enumerate() {
+                self.kernels.pack(values, self.k, 32 * step, out);
+            }
         }
         let depth = words.div_ceil(words.div_ceil(DEPTH));
         for start in (0..words).step_by(depth) {
@@ -287,8 +293,8 @@ mod tests {
             };
             // With tiles where there are any, and without.
             for amx in [None, split.amx] {
-                let exact = Bf16Matrix { amx, ..split }.matmul(&x, n);
-                let short = Bf16Matrix { amx, ..one }.matmul(&x, n);
+                let exact = Bf16Matrix { amx, ..split }.matmul(&x, n, None);
+                let short = Bf16Matrix { amx, ..one }.matmul(&x, n, None);
                 check(&exact, naive(&x, &w, k), f64::exp2(-16.0) + 1e-6, "two terms");
                 if n <= FEW {
                     assert_eq!(exact, short);
@@ -309,7 +315,7 @@ mod tests {
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut x = vec![1.0; n * 40];
                 x[39] = bad;
-                let y = matrix.matmul(&x, n);
+                let y = matrix.matmul(&x, n, None);
                 assert!(!y[0].is_finite() && y[1..].iter().all(|y| *y == 40.0), "{n} {bad}: {y:?}");
             }
         }
@@ -319,7 +325,7 @@ mod tests {
     fn no_rows_give_no_output() {
         let w = bytes(&[1.0; 6]);
         if let Some(matrix) = Bf16Matrix::new(&w, 3, Activations::Split) {
-            assert!(matrix.matmul(&[], 0).is_empty());
+            assert!(matrix.matmul(&[], 0, None).is_empty());
         }
     }
 }

@@ -164,7 +164,7 @@ mod x86 {
         let amx = Amx::detect().expect("the loop is listed where there are tiles");
         let rows = [b.map(i8::cast_unsigned); SIDE];
         let columns = std::array::from_fn(|i| std::array::from_fn(|j| a[4 * i + j % 4]));
-        let sums = Tiles::new(amx, SIDE, 64).repeat_int8(&rows, &columns, rounds / TILE_ROUNDS);
+        let sums = Tiles::new(amx).repeat_int8(&rows, &columns, rounds / TILE_ROUNDS);
         let sums = sums.0.as_flattened().as_flattened().as_flattened();
         let rest = int8_portable(a, b, rounds % TILE_ROUNDS);
         sums.iter().fold(rest, |all, sum| all.wrapping_add(*sum))
@@ -176,7 +176,7 @@ mod x86 {
         let byte = |x: &[u16; 32], i: usize| x[i / 2].to_le_bytes()[i % 2];
         let rows = [std::array::from_fn(|i| byte(b, i)); SIDE];
         let columns = std::array::from_fn(|i| std::array::from_fn(|j| byte(a, 4 * i + j % 4)));
-        let sums = Tiles::new(amx, SIDE, 64).repeat_bf16(&rows, &columns, rounds / TILE_ROUNDS);
+        let sums = Tiles::new(amx).repeat_bf16(&rows, &columns, rounds / TILE_ROUNDS);
         let sums = sums.0.as_flattened().as_flattened().as_flattened();
         sums.iter().sum::<f32>() + bf16_portable(a, b, rounds % TILE_ROUNDS)
     }

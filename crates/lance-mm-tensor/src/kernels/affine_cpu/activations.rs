@@ -36,8 +36,8 @@ const ALIGNMENT: usize = 64;
 pub(super) enum Order {
     /// Those of one row.
     Rows,
-    /// Those of all rows at one place; so many are kept, those past the last row zeros.
-    Lines(usize),
+    /// Those of all rows at one place.
+    Lines,
 }
 
 impl<const T: usize> Activations<T> {
@@ -48,7 +48,7 @@ impl<const T: usize> Activations<T> {
         // A piece is a whole row, or one line of all rows.
         let (pieces, stride) = match order {
             Order::Rows => (n, lines.next_multiple_of(CHUNK)),
-            Order::Lines(kept) => (lines, kept.max(n)),
+            Order::Lines => (lines, n),
         };
         let count = pieces * stride;
         let mut stored = vec![0; count * T * LINE + ALIGNMENT];
@@ -88,7 +88,7 @@ impl<const T: usize> Activations<T> {
     pub(super) fn at(&self, row: usize, line: usize) -> usize {
         match self.order {
             Order::Rows => row * self.stride + line,
-            Order::Lines(_) => line * self.stride + row,
+            Order::Lines => line * self.stride + row,
         }
     }
 }

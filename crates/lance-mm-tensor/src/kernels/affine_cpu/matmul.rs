@@ -6,8 +6,6 @@ use std::ops::Range;
 
 use super::activations::Activations;
 use super::simd::{Isa, Kernel, Simd};
-#[cfg(target_arch = "x86_64")]
-use super::tiles;
 use super::{Affine, CHUNK, Codes, LINE, unpack_line};
 use crate::kernels::columns::{Columns, Part};
 
@@ -42,7 +40,6 @@ fn multiply<const NIBBLES: bool, const T: usize>(
     columns: &mut Part<'_>,
 ) {
     let firsts: Vec<usize> = columns.range().step_by(TILE).collect();
-    let near = isa.whole_parts(x.n, NEAR);
     // Nothing in here runs other work of the pool on this thread.
     SCRATCH.with_borrow_mut(|tiles| {
         for firsts in firsts.chunks(TILES) {
@@ -51,19 +48,15 @@ fn multiply<const NIBBLES: bool, const T: usize>(
                 tile.set_up(lines.clone(), x.per_line);
                 isa.run(Rearrange::<NIBBLES> { w, first: *first, tile });
             }
-            for start in (0..x.n).step_by(near) {
-                let rows = start..(start + near).min(x.n);
+            for start in (0..x.n).step_by(NEAR) {
+                let rows = start..(start + NEAR).min(x.n);
                 for (first, tile) in firsts.iter().zip(&mut *tiles) {
                     match lines.start {
                         0 => tile.out[..rows.len()].fill([[0.0; 16]; 2]),
                         _ => read_rows(columns, &rows, *first, tile),
                     }
                     let rows = rows.clone();
-                    match isa {
-                        #[cfg(target_arch = "x86_64")]
-                        Isa::Amx(simd, amx) => simd.run(tiles::Multiply::<NIBBLES, T> { amx, x, tile, rows }),
-                        _ => isa.run(Multiply::<NIBBLES, T> { x, tile, rows }),
-                    }
+                    isa.run(Multiply::<NIBBLES, T> { x, tile, rows });
                 }
                 write_rows(columns, &rows, firsts, tiles);
             }

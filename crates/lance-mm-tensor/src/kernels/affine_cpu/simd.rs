@@ -10,7 +10,7 @@ mod neon;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
-use crate::kernels::amx::{Amx, Split};
+use super::tiles::Filled;
 
 /// An instruction set. A value of an implementing type proves that this machine has it.
 pub(super) trait Simd: Copy + Send + Sync {
@@ -42,8 +42,6 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// Each of four values in four neighbouring places.
     fn splat_quarters(self, values: [f32; 4]) -> Self::Floats;
     fn load_floats(self, from: &[f32; 16]) -> Self::Floats;
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "sums of tiles are read by it"))]
-    fn load_ints(self, from: &[i32; 16]) -> Self::Ints;
     /// Sixteen bf16 values, little endian.
     fn widen_bf16(self, from: &[u8; 32]) -> Self::Floats;
     fn store_floats(self, floats: Self::Floats, to: &mut [f32; 16]);
@@ -87,7 +85,7 @@ pub(super) enum Isa {
     Avx512(avx512::Avx512),
     /// AVX-512, and tiles for many rows.
     #[cfg(target_arch = "x86_64")]
-    Amx(avx512::Avx512, Amx),
+    Amx(avx512::Avx512, Filled),
     #[cfg(target_arch = "aarch64")]
     Neon(neon::Neon),
 }
@@ -97,7 +95,7 @@ impl Isa {
     pub(super) fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let sets = [
-            avx512::Avx512::detect().zip(Amx::detect()).map(|(simd, amx)| Self::Amx(simd, amx)),
+            avx512::Avx512::detect().zip(Filled::detect()).map(|(simd, tiles)| Self::Amx(simd, tiles)),
             avx512::Avx512::detect().map(Self::Avx512),
             avx2::Avx2::<true>::detect().map(Self::AvxVnni),
             avx2::Avx2::<false>::detect().map(Self::Avx2),
@@ -107,28 +105,6 @@ impl Isa {
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let sets = [None];
         sets.into_iter().flatten().chain([Self::Portable(portable::Portable)])
-    }
-
-    /// How many rows of activations products with `n` rows read: those past `n` are to be zeros.
-    pub(super) fn rows_for(self, n: usize) -> usize {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Amx(..) => Split::new(n).kept(),
-            _ => n,
-        }
-    }
-
-    /// The most rows up to `most` that are whole parts of those that products with `n` rows read together.
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(unused_variables, reason = "only tiles read rows in parts")
-    )]
-    pub(super) fn whole_parts(self, n: usize, most: usize) -> usize {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Amx(..) => most - most % Split::new(n).pair(),
-            _ => most,
-        }
     }
 
     pub(super) fn run<K: Kernel>(self, kernel: K) -> K::Output {

@@ -1,125 +1,175 @@
-//! Many rows of activations on AMX: whole tiles of codes and activations are multiplied at once, and scaled as
-//! everywhere else while the next ones are.
+//! Many rows of activations on AMX: weights become bf16 as they are packed, each the nearest to its scaled code.
 
+#![expect(unsafe_code, reason = "intrinsics")]
+
+use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::LINE;
-use super::activations::Activations;
-use super::matmul::{Scaling, Tile};
-use super::simd::{Kernel, Simd};
-use crate::kernels::amx::{Amx, Int8, Split, Sums, Tiles};
+use super::{Affine, LINE, unpack_line, widen};
+use crate::dense::FloatType;
+use crate::kernels::amx::{Amx, Order, PANEL, Panels, Rows32, SIDE, product};
+use crate::kernels::bf16::Avx512Bf16;
 
-/// Adds the products of a tile with rows `rows` of activations to its sums.
-pub(super) struct Multiply<'a, const NIBBLES: bool, const T: usize> {
-    pub(super) amx: Amx,
-    pub(super) x: &'a Activations<T>,
-    pub(super) tile: &'a mut Tile,
-    pub(super) rows: Range<usize>,
+/// Proof that there are tiles, and instructions to fill them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Filled {
+    amx: Amx,
+    convert: Avx512Bf16,
 }
 
-impl<const NIBBLES: bool, const T: usize> Kernel for Multiply<'_, NIBBLES, T> {
-    type Output = ();
+impl Filled {
+    /// The proof, where there is one.
+    pub(super) fn detect() -> Option<Self> {
+        Some(Self { amx: Amx::detect()?, convert: Avx512Bf16::detect()? })
+    }
 
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Self { amx, x, tile, rows } = self;
-        let split = Split::new(x.n);
-        let mut tiles = Tiles::new(amx, split.rows, LINE / 2 / x.per_line);
-        // Two sets of sums: one is scaled while the other is made.
-        let mut sums = [[Sums::default(); T]; 2];
-        let mut before: Option<Place> = None;
-        let mut set = 0;
-        for (l, line) in tile.lines.clone().enumerate() {
-            for g in 0..x.per_line {
-                for start in rows.clone().step_by(split.pair()) {
-                    let end = (start + split.pair()).min(rows.end);
-                    let place =
-                        Place { l, g, at: x.at(start, line), out: start - rows.start..end - rows.start };
-                    place.multiply::<NIBBLES, T>(&mut tiles, split, x, tile, &mut sums[set]);
-                    set = 1 - set;
-                    if let Some(before) = before.replace(place) {
-                        before.scale(simd, split, x, &sums[set], tile);
-                    }
-                }
-            }
-        }
-        if let Some(last) = before {
-            last.scale(simd, split, x, &sums[1 - set], tile);
+    /// `x`, rounded to bf16, times the transpose of `w`.
+    pub(super) fn matmul(self, x: &[f32], w: &Affine<'_>) -> Vec<f32> {
+        product::<1>(self.amx, self.convert, x, &Packing { w: *w, _proof: self }, None)
+    }
+}
+
+struct Packing<'a> {
+    w: Affine<'a>,
+    _proof: Filled,
+}
+
+impl Panels for Packing<'_> {
+    fn dims(&self) -> [usize; 2] {
+        [self.w.rows, self.w.cols]
+    }
+
+    fn order(&self) -> Order {
+        // Shifted, the four codes of every sixteen bits are where they are looked up.
+        if self.w.bits == 4 { Order::EveryFourth } else { Order::Natural }
+    }
+
+    fn pack(&self, first: usize, steps: Range<usize>, out: &mut [[Rows32; 2]]) {
+        let w = &self.w;
+        let rows = first..(first + PANEL).min(w.rows);
+        // All rows over some lines before the next lines: what is written then stays near.
+        for (i, out) in out.chunks_mut(4 * LINES).enumerate() {
+            let line = steps.start / 4 + LINES * i;
+            // SAFETY: `_proof` was made where these instructions are.
+            unsafe { pack(w, rows.clone(), line, out) };
         }
     }
 }
 
-/// A group of a line against two parts of the rows.
-struct Place {
-    /// Line of the tile.
-    l: usize,
-    /// Group of the line.
-    g: usize,
-    /// Where the first row's line lies among the activations.
-    at: usize,
-    /// Where the rows' sums lie.
-    out: Range<usize>,
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pack(w: &Affine<'_>, rows: Range<usize>, line: usize, out: &mut [[Rows32; 2]]) {
+    match (w.bits, w.group) {
+        (4, 128) => nibbles::<1>(w, rows, line, out.as_chunks_mut().0),
+        (4, 64) => nibbles::<2>(w, rows, line, out.as_chunks_mut().0),
+        (4, _) => nibbles::<4>(w, rows, line, out.as_chunks_mut().0),
+        _ => bytes(w, rows, line, out),
+    }
 }
 
-impl Place {
-    /// Sums of products in whole numbers, for each byte of the activations.
-    #[inline(always)]
-    fn multiply<const NIBBLES: bool, const T: usize>(
-        &self,
-        tiles: &mut Tiles,
-        split: Split,
-        x: &Activations<T>,
-        tile: &Tile,
-        sums: &mut [Sums<i32>; T],
-    ) {
-        let x_bytes = x.bytes()[self.at..][..split.pair()].as_flattened().as_flattened();
-        let codes = tile.codes[self.l].0.as_flattened().as_flattened();
-        let half = LINE / 2 / x.per_line;
-        // Even codes and odd ones, or a group's first half and its second.
-        let (x_parts, w_parts, w_stride) = match NIBBLES {
-            true => {
-                ([self.g * half, LINE / 2 + self.g * half], [2 * self.g * half, 2 * self.g * half + 4], 256)
+/// Lines of a row that are packed together: they have up to sixteen groups.
+const LINES: usize = 4;
+
+/// Lines of four-bit codes, `PER` groups in each, four steps to a line: step `j` has the values `4·i + j`, each looked
+/// up among the sixteen of its group.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn nibbles<const PER: usize>(w: &Affine<'_>, rows: Range<usize>, line: usize, out: &mut [[[Rows32; 2]; 4]]) {
+    let numbers = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
+    let size = w.dtype.size();
+    let (width, factors) = (w.cols / 2, w.cols / w.group * size);
+    // What is asked for meanwhile: the next panel, from its first line to its last, since memory is faster in order.
+    let next = w.words.as_ptr().wrapping_add(rows.end * width + 64 * PANEL * line);
+    for (i, row) in rows.enumerate() {
+        let words = w.row(row);
+        let at = row * factors + line * PER * size;
+        let (mut scales, mut biases) = ([0.0; 16], [0.0; 16]);
+        sixteen(w.dtype, w.scales, at, PANEL * factors, &mut scales);
+        sixteen(w.dtype, w.biases, at, PANEL * factors, &mut biases);
+        for (l, out) in out.iter_mut().enumerate() {
+            let mut rest = [0; 64];
+            let codes = match words.get(64 * (line + l)..).and_then(|words| words.first_chunk()) {
+                Some(whole) => whole,
+                None => {
+                    unpack_line(words, 4, line + l, &mut rest);
+                    &rest
+                }
+            };
+            _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * (LINES * i + l)).cast());
+            // SAFETY: the array holds 64 bytes; an unaligned load.
+            let codes = unsafe { _mm512_loadu_si512(codes.as_ptr().cast()) };
+            let mut tables = [_mm512_setzero_si512(); PER];
+            for g in 0..PER {
+                let [scale, bias] = [scales[PER * l + g], biases[PER * l + g]];
+                let values = _mm512_fmadd_ps(numbers, _mm512_set1_ps(scale), _mm512_set1_ps(bias));
+                // SAFETY: both are 32 bytes of plain data.
+                let sixteen: __m256i = unsafe { std::mem::transmute(_mm512_cvtneps_pbh(values)) };
+                // In every sixteen bits a code is followed by the next, so that five bits of it count: tables hold
+                // each value twice.
+                tables[g] = _mm512_broadcast_i64x4(sixteen);
             }
-            false => (
-                [2 * self.g * half, (2 * self.g + 1) * half],
-                [2 * self.g * half, (2 * self.g + 1) * half],
-                128,
-            ),
-        };
-        // A step of four codes is 128 bytes.
-        let w = w_parts.map(|code| &codes[code / 4 * 128..]);
-        for (t, sums) in sums.iter_mut().enumerate() {
-            let x = x_parts.map(|byte| &x_bytes[t * LINE + byte..]);
-            tiles.int8(Int8 { x, x_stride: T * LINE, w, w_stride }, sums);
+            let shifted = [
+                codes,
+                _mm512_srli_epi16::<4>(codes),
+                _mm512_srli_epi16::<8>(codes),
+                _mm512_srli_epi16::<12>(codes),
+            ];
+            for j in 0..4 {
+                let mut values = _mm512_permutexvar_epi16(shifted[j], tables[0]);
+                for g in 1..PER {
+                    // A group's share of the 32 places of each step, and what follows it.
+                    let places = u32::MAX << (g * 32 / PER);
+                    values = _mm512_mask_permutexvar_epi16(values, places, shifted[j], tables[g]);
+                }
+                let place = &mut out[j][i / SIDE].0[i % SIDE];
+                // SAFETY: the array holds 64 bytes; an unaligned store.
+                unsafe { _mm512_storeu_si512(place.as_mut_ptr().cast(), values) };
+            }
         }
     }
+}
 
-    /// Adds the scaled sums to those of the tile.
-    #[inline(always)]
-    fn scale<S: Simd, const T: usize>(
-        &self,
-        simd: S,
-        split: Split,
-        x: &Activations<T>,
-        sums: &[Sums<i32>; T],
-        tile: &mut Tile,
-    ) {
-        let factors = self.l * x.per_line + self.g;
-        let (scales, biases) = (&tile.scales[factors], &tile.biases[factors]);
-        let of_rows = self.at * x.per_line..(self.at + self.out.len()) * x.per_line;
-        let x_factors =
-            x.scales[of_rows.clone()].chunks_exact(x.per_line).zip(x.sums[of_rows].chunks_exact(x.per_line));
-        let mut rows = tile.out[self.out.clone()].iter_mut().zip(x_factors);
-        for a in 0..2 {
-            for i in 0..split.rows {
-                let Some((out, (x_scales, x_sums))) = rows.next() else { return };
-                let scaling =
-                    Scaling { x_scale: simd.splat(x_scales[self.g]), x_sum: simd.splat(x_sums[self.g]) };
-                for m in 0..2 {
-                    let whole: [_; T] = std::array::from_fn(|t| simd.load_ints(&sums[t].0[a][m][i]));
-                    let [scale, bias] = [simd.load_floats(&scales[m]), simd.load_floats(&biases[m])];
-                    scaling.add(simd, whole, scale, bias, &mut out[m]);
+/// Sixteen scales, or biases, from byte `at` on, those past the end zeros; asks for those that lie `ahead` bytes further.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sixteen(dtype: FloatType, stored: &[u8], at: usize, ahead: usize, out: &mut [f32; 16]) {
+    let stored = stored.get(at..).unwrap_or_default();
+    _mm_prefetch::<_MM_HINT_T1>(stored.as_ptr().wrapping_add(ahead).cast());
+    match stored.first_chunk::<32>() {
+        Some(sixteen) if dtype == FloatType::BF16 => {
+            // SAFETY: the arrays hold 32 bytes and 64; an unaligned load and store.
+            unsafe {
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(sixteen.as_ptr().cast()));
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_slli_epi32::<16>(wide));
+            }
+        }
+        _ => *out = widen(dtype, stored),
+    }
+}
+
+/// Lines of codes of any width, one value after another.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn bytes(w: &Affine<'_>, rows: Range<usize>, line: usize, out: &mut [[Rows32; 2]]) {
+    let size = w.dtype.size();
+    let factors = w.cols / w.group * size;
+    for (i, row) in rows.enumerate() {
+        let at = row * factors + line * (LINE / w.group) * size;
+        let (mut scales, mut biases) = ([0.0; 16], [0.0; 16]);
+        sixteen(w.dtype, w.scales, at, PANEL * factors, &mut scales);
+        sixteen(w.dtype, w.biases, at, PANEL * factors, &mut biases);
+        for (l, out) in out.chunks_mut(4).enumerate() {
+            let mut codes = [0; LINE];
+            unpack_line(w.row(row), w.bits, line + l, &mut codes);
+            for (j, (out, codes)) in out.iter_mut().zip(codes.as_chunks::<32>().0).enumerate() {
+                let group = (l * LINE + 32 * j) / w.group;
+                let [scale, bias] = [_mm512_set1_ps(scales[group]), _mm512_set1_ps(biases[group])];
+                let mut halves = [_mm512_setzero_ps(); 2];
+                for (half, codes) in halves.iter_mut().zip(codes.as_chunks::<16>().0) {
+                    // SAFETY: the array holds 16 bytes; an unaligned load.
+                    let codes = unsafe { _mm_loadu_si128(codes.as_ptr().cast()) };
+                    *half = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes)), scale, bias);
                 }
+                let words = _mm512_cvtne2ps_pbh(halves[1], halves[0]);
+                // SAFETY: both are 64 bytes of plain data.
+                out[i / SIDE].0[i % SIDE] = unsafe { std::mem::transmute::<__m512bh, [u16; 32]>(words) };
             }
         }
     }

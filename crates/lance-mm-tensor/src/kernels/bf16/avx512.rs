@@ -7,22 +7,22 @@ use std::arch::x86_64::*;
 pub(super) const COLS: usize = 32;
 
 /// One word of every row of a panel. Aligned, so that no load crosses a cache line.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(align(64))]
 pub(in super::super) struct PanelWord(pub(in super::super) [u32; COLS]);
 
 /// 32 values of a row of x as bf16: a first term, then what is left over from it.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Terms(pub(super) [[u16; 32]; 2]);
+pub(in super::super) struct Terms(pub(in super::super) [[u16; 32]; 2]);
 
 /// Proof that the processor has AVX-512 F, BW and BF16.
-#[derive(Clone, Copy)]
-pub(super) struct Avx512Bf16(());
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Avx512Bf16(());
 
 impl Avx512Bf16 {
     /// The proof, where there is one.
-    pub(super) fn detect() -> Option<Self> {
+    pub(in super::super) fn detect() -> Option<Self> {
         let found = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512bf16");
@@ -52,11 +52,12 @@ impl Avx512Bf16 {
         unsafe { dots(x, w) }
     }
 
-    /// Packs rows of a weight: word `u` of row `j` becomes `out[u][j]`. `rows` holds the rows as they are
-    /// stored, one after another, `k` values each; rows past its end become zeros.
-    pub(super) fn pack(self, rows: &[[u8; 2]], k: usize, out: &mut [PanelWord]) {
+    /// Packs up to 32 values, from the `first` on, of rows of a weight: word `u` of row `j` becomes `out[u][j]`.
+    /// `rows` holds the rows as they are stored, one after another, `k` values each; rows past its end, and values
+    /// past theirs, become zeros.
+    pub(super) fn pack(self, rows: &[[u8; 2]], k: usize, first: usize, out: &mut [PanelWord]) {
         // SAFETY: `self` proves the features.
-        unsafe { pack(rows, k, out) }
+        unsafe { pack(rows, k, first, out) }
     }
 
     /// Splits rows of x into one or two bf16 terms: word `u` of term `t` of row `i` becomes `out[u][t][i]`.
@@ -71,8 +72,46 @@ impl Avx512Bf16 {
         unsafe { pack_x(rows, k, out) }
     }
 
+    /// Splits the 32 values from `first` on, or as many as there are, of up to sixteen rows of `k`; the rest are zeros.
+    pub(in super::super) fn split_rows(self, rows: &[f32], k: usize, first: usize) -> [Terms; 16] {
+        let mut out = [Terms([[0; 32]; 2]); 16];
+        for (out, row) in out.iter_mut().zip(rows.chunks_exact(k)) {
+            // SAFETY: `self` proves the features.
+            *out = unsafe { split(&row[first..k.min(first + 32)]) };
+        }
+        out
+    }
+
+    /// As [`split_rows`](Self::split_rows), 128 values: part `j` of four has those at `4·i + j`.
+    pub(in super::super) fn split_lines(self, rows: &[f32], k: usize, first: usize) -> [[Terms; 16]; 4] {
+        let mut out = [[Terms([[0; 32]; 2]); 16]; 4];
+        for (i, row) in rows.chunks_exact(k).enumerate().take(16) {
+            // SAFETY: `self` proves the features.
+            let parts = unsafe { every_fourth(&row[first..k.min(first + 128)]) };
+            for (out, part) in out.iter_mut().zip(parts) {
+                out[i] = part;
+            }
+        }
+        out
+    }
+
+    /// Term `t` of sixteen rows, two values to a word: word `i` of row `j` becomes `out[i][j]`.
+    pub(in super::super) fn pair_up(self, rows: &[Terms; 16], t: usize, out: &mut [[u32; 16]; 16]) {
+        // SAFETY: `self` proves the features.
+        unsafe { pair_up(rows, t, out) }
+    }
+
+    /// Sixteen rows of sixteen values to columns, which begin `stride` values apart in `out`.
+    ///
+    /// # Panics
+    /// When the last one does not end within `out`.
+    pub(in super::super) fn transpose(self, rows: &[[f32; 16]; 16], out: &mut [f32], stride: usize) {
+        // SAFETY: `self` proves the features.
+        unsafe { transpose_values(rows, out, stride) }
+    }
+
     /// Splits a row of x into two bf16 terms whose sum is within 2^-16 of each value, relatively.
-    pub(super) fn split(self, row: &[f32], mut out: impl FnMut(usize, Terms)) {
+    pub(in super::super) fn split(self, row: &[f32], mut out: impl FnMut(usize, Terms)) {
         for (c, values) in row.chunks(32).enumerate() {
             // SAFETY: `self` proves the features.
             out(c, unsafe { split(values) });
@@ -158,23 +197,20 @@ fn load_up_to_32(values: &[[u8; 2]]) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn pack(rows: &[[u8; 2]], k: usize, out: &mut [PanelWord]) {
+fn pack(rows: &[[u8; 2]], k: usize, first: usize, out: &mut [PanelWord]) {
+    let width = (k - first).min(32);
     for half in 0..2 {
-        for (block, out) in out.chunks_mut(16).enumerate() {
-            let first = block * 32;
-            let width = (k - first).min(32);
-            let mut words = [_mm512_setzero_si512(); 16];
-            for (r, words) in words.iter_mut().enumerate() {
-                let start = (half * 16 + r) * k + first;
-                if let Some(values) = rows.get(start..start + width) {
-                    *words = load_up_to_32(values);
-                }
+        let mut words = [_mm512_setzero_si512(); 16];
+        for (r, words) in words.iter_mut().enumerate() {
+            let start = (half * 16 + r) * k + first;
+            if let Some(values) = rows.get(start..start + width) {
+                *words = load_up_to_32(values);
             }
-            for (out, column) in out.iter_mut().zip(transpose(words)) {
-                let place: &mut [u32; 16] = &mut out.0.as_chunks_mut::<16>().0[half];
-                // SAFETY: the array holds 64 bytes; an unaligned store.
-                unsafe { _mm512_storeu_si512(place.as_mut_ptr().cast(), column) };
-            }
+        }
+        for (out, column) in out.iter_mut().zip(transpose(words)) {
+            let place: &mut [u32; 16] = &mut out.0.as_chunks_mut::<16>().0[half];
+            // SAFETY: the array holds 64 bytes; an unaligned store.
+            unsafe { _mm512_storeu_si512(place.as_mut_ptr().cast(), column) };
         }
     }
 }
@@ -260,4 +296,73 @@ fn split(values: &[f32]) -> Terms {
     let second = _mm512_cvtne2ps_pbh(high, low);
     // SAFETY: both are 128 bytes of plain data.
     Terms(unsafe { std::mem::transmute::<[__m512bh; 2], [[u16; 32]; 2]>([first, second]) })
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn every_fourth(values: &[f32]) -> [Terms; 4] {
+    let mut natural = [Terms([[0; 32]; 2]); 4];
+    for (out, values) in natural.iter_mut().zip(values.chunks(32)) {
+        *out = split(values);
+    }
+    let mut out = natural;
+    for t in 0..2 {
+        let [a, b, c, d] = natural.map(|terms| load_words(&terms.0[t]));
+        for (j, out) in out.iter_mut().enumerate() {
+            let places = load_words(&EVERY_FOURTH[j]);
+            // The lower sixteen of each.
+            let low = _mm512_permutex2var_epi16(a, places, b);
+            let high = _mm512_castsi512_si256(_mm512_permutex2var_epi16(c, places, d));
+            let words = _mm512_inserti64x4::<1>(low, high);
+            // SAFETY: the array holds 64 bytes; an unaligned store.
+            unsafe { _mm512_storeu_si512(out.0[t].as_mut_ptr().cast(), words) };
+        }
+    }
+    out
+}
+
+/// `4·i + j` for the lower sixteen `i`.
+const EVERY_FOURTH: [[u16; 32]; 4] = {
+    let mut places = [[0; 32]; 4];
+    let mut i = 0;
+    while i < 64 {
+        places[i % 4][i / 4] = i as u16;
+        i += 1;
+    }
+    places
+};
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_words(words: &[u16; 32]) -> __m512i {
+    // SAFETY: the array holds 64 bytes; an unaligned load.
+    unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pair_up(rows: &[Terms; 16], t: usize, out: &mut [[u32; 16]; 16]) {
+    let mut words = [_mm512_setzero_si512(); 16];
+    for (words, row) in words.iter_mut().zip(rows) {
+        *words = load_words(&row.0[t]);
+    }
+    for (out, column) in out.iter_mut().zip(transpose(words)) {
+        // SAFETY: the array holds 64 bytes; an unaligned store.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), column) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose_values(rows: &[[f32; 16]; 16], out: &mut [f32], stride: usize) {
+    let mut words = [_mm512_setzero_si512(); 16];
+    for (words, row) in words.iter_mut().zip(rows) {
+        // SAFETY: the array holds 64 bytes; an unaligned load.
+        *words = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
+    }
+    for (i, column) in transpose(words).into_iter().enumerate() {
+        let place: &mut [f32; 16] = out[i * stride..].first_chunk_mut().expect("a column within the slice");
+        // SAFETY: the array holds 64 bytes; an unaligned store.
+        unsafe { _mm512_storeu_si512(place.as_mut_ptr().cast(), column) };
+    }
 }

@@ -147,13 +147,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    fn load_ints(self, from: &[i32; 16]) -> [__m256i; 2] {
-        let halves = from.as_chunks::<8>().0;
-        // SAFETY: `self` proves the features; each half has eight readable values.
-        halves!(i => unsafe { _mm256_loadu_si256(halves[i].as_ptr().cast()) })
-    }
-
-    #[inline(always)]
     fn widen_bf16(self, from: &[u8; 32]) -> [__m256; 2] {
         let halves = from.as_chunks::<16>().0;
         // SAFETY: `self` proves the features; each half has 16 readable bytes.

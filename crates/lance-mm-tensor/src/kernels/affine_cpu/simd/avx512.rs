@@ -141,12 +141,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn load_ints(self, from: &[i32; 16]) -> __m512i {
-        // SAFETY: `self` proves the features; the array has sixteen readable values.
-        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
-    }
-
-    #[inline(always)]
     fn widen_bf16(self, from: &[u8; 32]) -> __m512 {
         // SAFETY: `self` proves the features; the array has 32 readable bytes.
         unsafe {

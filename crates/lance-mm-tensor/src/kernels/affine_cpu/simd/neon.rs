@@ -154,13 +154,6 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn load_ints(self, from: &[i32; 16]) -> [int32x4_t; 4] {
-        let quarters = from.as_chunks::<4>().0;
-        // SAFETY: `self` proves the features; each quarter has four readable values.
-        quarters!(i => unsafe { vld1q_s32(quarters[i].as_ptr()) })
-    }
-
-    #[inline(always)]
     fn widen_bf16(self, from: &[u8; 32]) -> [float32x4_t; 4] {
         let quarters = from.as_chunks::<8>().0;
         // SAFETY: `self` proves the features; each quarter has eight readable bytes.

@@ -82,11 +82,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn load_ints(self, from: &[i32; 16]) -> [i32; 16] {
-        *from
-    }
-
-    #[inline(always)]
     fn widen_bf16(self, from: &[u8; 32]) -> [f32; 16] {
         let values = from.as_chunks::<2>().0;
         std::array::from_fn(|i| f32::from_bits(u32::from(u16::from_le_bytes(values[i])) << 16))

@@ -1,0 +1,261 @@
+//! Many rows times the transpose of a matrix, panel by panel of its rows, summed in f32. The matrix is the left
+//! operand, so that its values stay in the order in which they are stored; results come out transposed.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{Amx, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
+use crate::kernels::bf16::{Avx512Bf16, Terms};
+use crate::kernels::stripes::{Stripe, Stripes};
+
+/// Values of K in which an [`Order`] has its own.
+pub(in crate::kernels) const LINE: usize = 128;
+/// Steps of 32 values of K that are packed together, 128 KB of a panel.
+const DEPTH: usize = 64;
+/// The same where a panel is multiplied once: 32 KB, which never leave the first-level cache.
+const NEAR: usize = 16;
+/// Panels that are packed together: 1 MB, which stays in the second-level cache while rows of x pass.
+const PANELS: usize = 8;
+/// Pairs of tiles of x that pass the panels packed from one part of K before those from the next: their sums are 2 MB.
+const PAIRS: usize = 64;
+/// Rows of x packed at once: bounds what long inputs add to memory.
+const SLAB: usize = 4096;
+
+/// Which values of K lie where in the 32 of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::kernels) enum Order {
+    /// One after another.
+    Natural,
+    /// In every [`LINE`] values, step `j` of four has those at `4·i + j`.
+    EveryFourth,
+}
+
+impl Order {
+    /// Steps of 32 values, the last filled up with zeros.
+    fn steps(self, k: usize) -> usize {
+        match self {
+            Self::Natural => k.div_ceil(32),
+            Self::EveryFourth => k.div_ceil(LINE) * 4,
+        }
+    }
+}
+
+/// A matrix `(R, K)` that can be packed as bf16.
+pub(in crate::kernels) trait Panels: Sync {
+    /// `R` and `K`.
+    fn dims(&self) -> [usize; 2];
+
+    /// The order of packed values.
+    fn order(&self) -> Order;
+
+    /// Packs the steps `steps` of K, whole lines or up to the last, of [`PANEL`] rows from `first` on: row `16·a + i`
+    /// goes to `out[step][a].0[i]`. What stands past the last row does not matter, past the end of K it is
+    /// finite.
+    fn pack(&self, first: usize, steps: Range<usize>, out: &mut [[Rows32; 2]]);
+}
+
+/// `x` `(n, K)`, each value the sum of `T` bf16 terms, times the transpose of `w` `(R, K)`, plus `bias` `(R)` if
+/// there is one: `(n, R)`.
+pub(in crate::kernels) fn product<const T: usize>(
+    amx: Amx,
+    convert: Avx512Bf16,
+    x: &[f32],
+    w: &impl Panels,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let [rows, k] = w.dims();
+    let n = x.len() / k;
+    let mut y = Stripes::new(n, rows);
+    // Slabs of the same height.
+    let slab = n.div_ceil(n.div_ceil(SLAB).max(1)).max(1);
+    for x in x.chunks(slab * k) {
+        match x.len() / k {
+            ..=SIDE => slab_product::<T, 1>(amx, convert, x, w, bias, &mut y),
+            _ => slab_product::<T, 2>(amx, convert, x, w, bias, &mut y),
+        }
+    }
+    y.finish()
+}
+
+fn slab_product<const T: usize, const B: usize>(
+    amx: Amx,
+    convert: Avx512Bf16,
+    x: &[f32],
+    w: &impl Panels,
+    bias: Option<&[f32]>,
+    y: &mut Stripes,
+) {
+    let k = w.dims()[1];
+    let x = Right::<T, B>::new(convert, x, k, w.order());
+    let units = if x.is_single() { usize::MAX / PANEL } else { PANELS };
+    y.write(x.n, PANEL, units, |stripe| {
+        SCRATCH.with_borrow_mut(|scratch| Product { amx, convert, x: &x, w, bias, stripe }.run(scratch));
+    });
+}
+
+/// Rows of x as `T` bf16 terms: `B` tiles of sixteen side by side, step by step.
+struct Right<const T: usize, const B: usize> {
+    values: Vec<[[Words16; B]; T]>,
+    steps: usize,
+    n: usize,
+}
+
+impl<const T: usize, const B: usize> Right<T, B> {
+    fn new(convert: Avx512Bf16, x: &[f32], k: usize, order: Order) -> Self {
+        let (n, steps) = (x.len() / k, order.steps(k));
+        let mut values = vec![[[Words16::default(); B]; T]; n.div_ceil(B * SIDE) * steps];
+        let piece = B * SIDE * k;
+        values.par_chunks_mut(steps).zip(x.par_chunks(piece)).for_each(|(tiles, x)| {
+            let tile =
+                |b: usize| x.get(b * SIDE * k..).map(|x| &x[..x.len().min(SIDE * k)]).unwrap_or_default();
+            for b in 0..B {
+                let mut put = |step: usize, terms: &[Terms; SIDE]| {
+                    for (t, out) in tiles[step].iter_mut().enumerate() {
+                        convert.pair_up(terms, t, &mut out[b].0);
+                    }
+                };
+                match order {
+                    Order::Natural => {
+                        for step in 0..steps {
+                            put(step, &convert.split_rows(tile(b), k, 32 * step));
+                        }
+                    }
+                    Order::EveryFourth => {
+                        for line in 0..steps / 4 {
+                            for (j, terms) in convert.split_lines(tile(b), k, LINE * line).iter().enumerate()
+                            {
+                                put(4 * line + j, terms);
+                            }
+                        }
+                    }
+                }
+            }
+        });
+        Self { values, steps, n }
+    }
+
+    /// Groups of `B` tiles.
+    fn groups(&self) -> usize {
+        self.n.div_ceil(B * SIDE)
+    }
+
+    /// Whether all rows of x pass a panel at once: then it is packed just before it is multiplied and never leaves the
+    /// first-level cache.
+    fn is_single(&self) -> bool {
+        self.groups() == 1
+    }
+
+    /// Steps `steps` of a group.
+    fn group(&self, group: usize, steps: Range<usize>) -> &[[[Words16; B]; T]] {
+        &self.values[group * self.steps + steps.start..group * self.steps + steps.end]
+    }
+}
+
+thread_local! {
+    /// Memory of this thread: up to some megabytes.
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
+}
+
+struct Scratch {
+    /// Panels over some steps, panel by panel.
+    packed: Vec<[Rows32; 2]>,
+    /// Sums of groups of tiles with panels, group by group.
+    sums: Vec<Sums<f32>>,
+    /// Rows of the output.
+    rows: Vec<f32>,
+}
+
+impl Scratch {
+    const fn new() -> Self {
+        Self { packed: Vec::new(), sums: Vec::new(), rows: Vec::new() }
+    }
+}
+
+/// All rows of x with some columns of the output.
+struct Product<'a, 'b, W, const T: usize, const B: usize> {
+    amx: Amx,
+    convert: Avx512Bf16,
+    x: &'a Right<T, B>,
+    w: &'a W,
+    bias: Option<&'a [f32]>,
+    stripe: &'a mut Stripe<'b>,
+}
+
+impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
+    fn run(mut self, scratch: &mut Scratch) {
+        let (steps, groups) = (self.x.steps, self.x.groups());
+        let n_panels = self.stripe.cols().len().div_ceil(PANEL);
+        let (depth, together) = if self.x.is_single() { (NEAR, 1) } else { (DEPTH, PANELS) };
+        // Panels that are packed once for all rows; these are done as soon as they have passed them.
+        let once = steps <= depth && n_panels <= together;
+        let block = if once { 1 } else { PAIRS.min(groups) };
+        let mut tiles = Tiles::new(self.amx);
+        scratch.packed.resize(depth.min(steps) * together.min(n_panels), Default::default());
+        scratch.sums.resize_with(block * n_panels, Sums::default);
+        for first in (0..groups).step_by(block) {
+            let groups = first..(first + block).min(groups);
+            for panel in (0..n_panels).step_by(together) {
+                let panels = panel..(panel + together).min(n_panels);
+                for start in (0..steps).step_by(depth) {
+                    let part = start..(start + depth).min(steps);
+                    if first == 0 || !once {
+                        self.pack(&panels, &part, &mut scratch.packed);
+                    }
+                    for group in groups.clone() {
+                        let sums = &mut scratch.sums[(group - first) * n_panels..][panels.clone()];
+                        self.multiply(&mut tiles, group, &part, &scratch.packed, sums);
+                    }
+                }
+            }
+            for (group, sums) in groups.zip(scratch.sums.chunks_exact(n_panels)) {
+                self.write(group, sums, &mut scratch.rows);
+            }
+        }
+    }
+
+    fn pack(&self, panels: &Range<usize>, part: &Range<usize>, packed: &mut [[Rows32; 2]]) {
+        let first = self.stripe.cols().start;
+        for (panel, out) in panels.clone().zip(packed.chunks_exact_mut(part.len())) {
+            self.w.pack(first + panel * PANEL, part.clone(), out);
+        }
+    }
+
+    /// Adds the products of a group with packed panels over the steps `part`; the first of them set what is there.
+    fn multiply(
+        &self,
+        tiles: &mut Tiles,
+        group: usize,
+        part: &Range<usize>,
+        packed: &[[Rows32; 2]],
+        sums: &mut [Sums<f32>],
+    ) {
+        let x = self.x.group(group, part.clone());
+        for (w, sums) in packed.chunks_exact(part.len()).zip(sums) {
+            tiles.bf16(w, x, sums, part.start > 0);
+        }
+    }
+
+    /// Writes the rows of a group.
+    fn write(&mut self, group: usize, sums: &[Sums<f32>], rows: &mut Vec<f32>) {
+        let cols = self.stripe.cols();
+        let width = sums.len() * PANEL;
+        rows.resize(SIDE * width, 0.0);
+        for b in 0..B {
+            let first = (group * B + b) * SIDE;
+            for (p, sums) in sums.iter().enumerate() {
+                for a in 0..2 {
+                    self.convert.transpose(&sums.0[a][b], &mut rows[p * PANEL + a * SIDE..], width);
+                }
+            }
+            for row in rows.chunks_exact_mut(width).take(self.x.n.saturating_sub(first)) {
+                let row = &mut row[..cols.len()];
+                if let Some(bias) = self.bias {
+                    row.iter_mut().zip(&bias[cols.clone()]).for_each(|(y, b)| *y += b);
+                }
+                self.stripe.push_row(row);
+            }
+        }
+    }
+}
