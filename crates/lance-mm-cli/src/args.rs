@@ -19,48 +19,46 @@ pub(crate) struct ModelArgs {
     /// Give the memory of the vision transformer's weights back after every picture, as `ask` always does.
     #[arg(long)]
     pub(crate) low_memory: bool,
-    /// What inputs of products with bf16 matrices count as: `bf16`, as the original computes, is twice as fast
-    /// on prompts and pictures where the processor multiplies bf16; `split`, the sum of two bf16 terms, is
-    /// nearly exact; `f32` is exact and slow.
-    #[arg(long, value_name = "split|bf16|f32", value_enum, default_value_t, hide_possible_values = true)]
-    activations: ActivationType,
     #[command(flatten)]
-    pub(crate) device: DeviceArg,
+    pub(crate) compute: ComputeArgs,
 }
 
-/// Where networks run.
+/// Where networks run, and how they multiply.
 #[derive(clap::Args)]
-pub(crate) struct DeviceArg {
+pub(crate) struct ComputeArgs {
     /// Where networks run: `metal` is the GPU of a Mac, in a build with the feature `metal`; `auto` takes it where
     /// it is there.
     #[arg(long, value_name = "auto|cpu|metal", default_value_t)]
     device: DeviceChoice,
+    /// What inputs of products with bf16 matrices count as where the processor multiplies bf16: `bf16`, as the
+    /// original computes; `split`, the sum of two bf16 terms, slower on prompts and pictures and nearly exact; `f32`,
+    /// exact and slow.
+    #[arg(long, value_name = "bf16|split|f32", value_enum, default_value_t, hide_possible_values = true)]
+    activations: ActivationType,
 }
 
-impl DeviceArg {
+impl ComputeArgs {
     /// The device, or why there is none.
-    pub(crate) fn open(&self) -> Result<Device> {
+    pub(crate) fn open_device(&self) -> Result<Device> {
         Ok(self.device.open()?)
+    }
+
+    /// What inputs of products with bf16 matrices count as.
+    pub(crate) fn activations(&self) -> Activations {
+        match self.activations {
+            ActivationType::Bf16 => Activations::Bf16,
+            ActivationType::Split => Activations::Split,
+            ActivationType::F32 => Activations::F32,
+        }
     }
 }
 
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
 enum ActivationType {
     #[default]
-    Split,
     Bf16,
+    Split,
     F32,
-}
-
-impl ModelArgs {
-    /// What inputs of products with bf16 matrices count as.
-    pub(crate) fn activations(&self) -> Activations {
-        match self.activations {
-            ActivationType::Split => Activations::Split,
-            ActivationType::Bf16 => Activations::Bf16,
-            ActivationType::F32 => Activations::F32,
-        }
-    }
 }
 
 /// How pictures are read.

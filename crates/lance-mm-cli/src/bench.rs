@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use lance_mm::eval::Dataset;
 use serde::Serialize;
 
-use crate::args::DeviceArg;
+use crate::args::ComputeArgs;
 use crate::document::Document;
 use crate::eval::data::bundled;
 use crate::output::{self, Hints};
@@ -50,7 +50,7 @@ pub(crate) struct Args {
     #[arg(long)]
     low_memory: bool,
     #[command(flatten)]
-    device: DeviceArg,
+    compute: ComputeArgs,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -93,9 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if data.as_ref().is_some_and(|data| data.samples.is_empty()) {
         bail!("--cases: expected questions, found none");
     }
-    let device = args.device.open()?;
-    let wanted = |part| args.only.is_empty() || args.only.contains(&part);
-    let plan = Plan::new(args.quick, device, args.low_memory, wanted);
+    let plan = Plan::new(args)?;
     let mut limits = Limits::default();
     let mut models = Vec::new();
     for name in &args.models {

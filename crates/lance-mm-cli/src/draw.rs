@@ -11,7 +11,7 @@ use lance_mm::image::{self, LoadOptions, RgbImage};
 use lance_mm::{Checkpoint, Generation, GenerationOptions, Guidance, Method, Renorm, Request};
 use serde_json::json;
 
-use crate::args::DeviceArg;
+use crate::args::ComputeArgs;
 use crate::model;
 use crate::output::{self, Hints};
 use crate::save::{self, Target};
@@ -59,7 +59,7 @@ pub(crate) struct DrawArgs {
     #[arg(long)]
     allow_quantized: bool,
     #[command(flatten)]
-    device: DeviceArg,
+    compute: ComputeArgs,
     /// Decode in slabs that hold 128 MB at once: the same picture, a little later.
     #[arg(long)]
     low_memory: bool,
@@ -143,8 +143,9 @@ impl<'a> Session<'a> {
         let start = Instant::now();
         let lance = {
             let _busy = hints.busy("loading the model");
-            let device = args.device.open()?;
-            let lance = Generation::new(Checkpoint::open(model::folder(name)?)?.with_device(&device))?;
+            let device = args.compute.open_device()?;
+            let checkpoint = Checkpoint::open(model::folder(name)?)?.with_device(&device);
+            let lance = Generation::new(checkpoint.with_activations(args.compute.activations()))?;
             if args.low_memory { lance.with_decoding_budget(LOW_MEMORY) } else { lance }
         };
         watch.loaded(start.elapsed());

@@ -26,9 +26,8 @@ pub(crate) struct Model {
 
 /// Loads what the arguments name, as they say.
 pub(crate) fn load_with(args: &ModelArgs, hints: Hints) -> Result<Model> {
-    let device = args.device.open()?;
-    let change =
-        |checkpoint: Checkpoint| checkpoint.with_activations(args.activations()).with_device(&device);
+    let (device, activations) = (args.compute.open_device()?, args.compute.activations());
+    let change = |checkpoint: Checkpoint| checkpoint.with_activations(activations).with_device(&device);
     let model = load_as(args.model.as_deref(), hints, change)?;
     Ok(Model { lance: model.lance.with_low_memory(args.low_memory), ..model })
 }

@@ -6,14 +6,14 @@ use anyhow::Result;
 use candle_core::Device;
 use lance_mm::bench::{self, Step, TwoQuestions};
 use lance_mm::eval::Dataset;
-use lance_mm::tensor::device_name;
+use lance_mm::tensor::{Activations, device_name};
 use lance_mm::{Checkpoint, Understanding, memory};
 use serde::Serialize;
 
-use super::Part;
 use super::cases::{self, CaseTime};
 use super::machine::{BANDWIDTH, Limits};
 use super::row::Row;
+use super::{Args, Part};
 use crate::model::{self, Model};
 use crate::output::Hints;
 
@@ -37,20 +37,27 @@ pub(super) struct Plan {
     steps: usize,
     /// Tokens of a case's answer at most.
     pub(super) answer: usize,
-    /// Where networks run.
+    /// Where networks run and what inputs of bf16 products count as.
     device: Device,
+    activations: Activations,
     /// Gives the memory of the vision transformer back after every picture.
     low_memory: bool,
 }
 
 impl Plan {
-    pub(super) fn new(quick: bool, device: Device, low_memory: bool, wanted: impl Fn(Part) -> bool) -> Self {
+    pub(super) fn new(args: &Args) -> Result<Self> {
         let all = [Part::Ask, Part::Decode, Part::Batch, Part::Prefill, Part::Vit];
-        let parts = all.into_iter().filter(|part| wanted(*part)).collect();
-        match quick {
-            true => Self { parts, repeats: 1, steps: 16, answer: 32, device, low_memory },
-            false => Self { parts, repeats: 3, steps: 32, answer: 256, device, low_memory },
-        }
+        let wanted = |part: &Part| args.only.is_empty() || args.only.contains(part);
+        let (repeats, steps, answer) = if args.quick { (1, 16, 32) } else { (3, 32, 256) };
+        Ok(Self {
+            parts: all.into_iter().filter(wanted).collect(),
+            repeats,
+            steps,
+            answer,
+            device: args.compute.open_device()?,
+            activations: args.compute.activations(),
+            low_memory: args.low_memory,
+        })
     }
 }
 
@@ -76,7 +83,8 @@ pub(super) fn model(
 ) -> Result<Measured> {
     limits.release();
     let load = || -> Result<Model> {
-        let onto = |checkpoint: Checkpoint| checkpoint.with_device(&plan.device);
+        let onto =
+            |checkpoint: Checkpoint| checkpoint.with_activations(plan.activations).with_device(&plan.device);
         let model = model::load_as(Some(name), Hints::new(true), onto)?;
         Ok(Model { lance: model.lance.with_low_memory(plan.low_memory), ..model })
     };

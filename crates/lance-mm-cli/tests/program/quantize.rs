@@ -209,7 +209,7 @@ fn the_generating_expert_is_fitted_to_what_it_reads_while_drawing() {
         json["report"]["drawings"][0]["candidate"]["latents"]["relative_error"].as_f64().unwrap()
     };
     let (fitted, blind) = (error("fitted"), error("blind"));
-    assert!(fitted < 0.8 * blind, "{fitted} {blind}");
+    assert!(fitted < 0.9 * blind, "{fitted} {blind}");
 }
 
 /// The program where no file may become larger than `blocks` of 512 or 1,024 bytes: writing more fails as on a
