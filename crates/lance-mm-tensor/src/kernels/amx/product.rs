@@ -1,7 +1,7 @@
 //! Many rows times the transpose of a matrix, panel by panel of its rows, summed in f32. The matrix is the left
 //! operand, so that its values stay in the order in which they are stored; results come out transposed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -21,7 +21,7 @@ const PANELS: usize = 8;
 /// Pairs of tiles of x that pass the panels packed from one part of K before those from the next: their sums are 2 MB.
 const PAIRS: usize = 64;
 /// Rows of x packed at once: bounds what long inputs add to memory.
-const SLAB: usize = 4096;
+const SLAB: usize = 8192;
 
 /// Which values of K lie where in the 32 of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,24 +88,29 @@ fn slab_product<const T: usize, const B: usize>(
     y: &mut Stripes,
 ) {
     let k = w.dims()[1];
-    let x = Right::<T, B>::new(convert, x, k, w.order());
+    // Taken out meanwhile: while this thread waits for others it may begin another product.
+    let mut memory = RIGHT.take();
+    let x = Right::<T, B>::new(convert, x, k, w.order(), &mut memory);
     let units = if x.is_single() { usize::MAX / PANEL } else { PANELS };
     y.write(x.n, PANEL, units, |stripe| {
         SCRATCH.with_borrow_mut(|scratch| Product { amx, convert, x: &x, w, bias, stripe }.run(scratch));
     });
+    RIGHT.set(memory);
 }
 
 /// Rows of x as `T` bf16 terms: `B` tiles of sixteen side by side, step by step.
-struct Right<const T: usize, const B: usize> {
-    values: Vec<[[Words16; B]; T]>,
+struct Right<'a, const T: usize, const B: usize> {
+    values: &'a [[[Words16; B]; T]],
     steps: usize,
     n: usize,
 }
 
-impl<const T: usize, const B: usize> Right<T, B> {
-    fn new(convert: Avx512Bf16, x: &[f32], k: usize, order: Order) -> Self {
+impl<'a, const T: usize, const B: usize> Right<'a, T, B> {
+    fn new(convert: Avx512Bf16, x: &[f32], k: usize, order: Order, memory: &'a mut Vec<Words16>) -> Self {
         let (n, steps) = (x.len() / k, order.steps(k));
-        let mut values = vec![[[Words16::default(); B]; T]; n.div_ceil(B * SIDE) * steps];
+        // All of it is written below, whatever it held.
+        memory.resize(n.div_ceil(B * SIDE) * steps * T * B, Words16::default());
+        let values = memory.as_chunks_mut().0.as_chunks_mut().0;
         let piece = B * SIDE * k;
         values.par_chunks_mut(steps).zip(x.par_chunks(piece)).for_each(|(tiles, x)| {
             let tile =
@@ -154,6 +159,8 @@ impl<const T: usize, const B: usize> Right<T, B> {
 }
 
 thread_local! {
+    /// Memory for rows of x of a product that this thread began.
+    static RIGHT: Cell<Vec<Words16>> = const { Cell::new(Vec::new()) };
     /// Memory of this thread: up to some megabytes.
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
 }
@@ -177,7 +184,7 @@ impl Scratch {
 struct Product<'a, 'b, W, const T: usize, const B: usize> {
     amx: Amx,
     convert: Avx512Bf16,
-    x: &'a Right<T, B>,
+    x: &'a Right<'a, T, B>,
     w: &'a W,
     bias: Option<&'a [f32]>,
     stripe: &'a mut Stripe<'b>,
