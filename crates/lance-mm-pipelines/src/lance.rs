@@ -119,14 +119,15 @@ impl Checkpoint {
     /// The same checkpoint, all matrices multiplied with activations in f32
     /// ([`Weights::with_f32_activations`]): to measure what rounding activations costs.
     pub fn with_f32_activations(self) -> Self {
-        let vit = self.vit.map(Weights::with_f32_activations);
-        Self { model: self.model.with_f32_activations(), vit, ..self }
+        let with = Weights::with_f32_activations;
+        Self { model: with(self.model), vit: self.vit.map(with), vae: self.vae.map(with), ..self }
     }
 
-    /// The same checkpoint, inputs of products with bf16 matrices taken as `activations`.
+    /// The same checkpoint, inputs of products with bf16 matrices taken as `activations`. The VAE's count as f32 or,
+    /// with [`Activations::Bf16`], as the sum of two bf16 terms.
     pub fn with_activations(self, activations: Activations) -> Self {
         let with = |weights: Weights| weights.with_activations(activations);
-        Self { model: with(self.model), vit: self.vit.map(with), ..self }
+        Self { model: with(self.model), vit: self.vit.map(with), vae: self.vae.map(with), ..self }
     }
 
     /// The same checkpoint, its networks loaded onto `device` (see

@@ -99,6 +99,53 @@ impl Default for Rows32 {
 #[repr(align(64))]
 pub(super) struct Words16(pub(super) [[u32; SIDE]; SIDE]);
 
+/// Where right operands lie, step by step: `T` terms of `B` tiles, of which row `i` holds words
+/// `first[t][b] + i · row + step · u` and the fifteen after it.
+#[derive(Clone, Copy)]
+pub(super) struct Operands<'a, const T: usize, const B: usize> {
+    first: [[*const u32; B]; T],
+    /// Bytes from one row to the next, and from one step to the next.
+    row: usize,
+    step: usize,
+    n_steps: usize,
+    words: PhantomData<&'a [u32]>,
+}
+
+impl<'a, const T: usize, const B: usize> Operands<'a, T, B> {
+    /// Tiles one after another.
+    pub(super) fn in_tiles(tiles: &'a [[[Words16; B]; T]]) -> Self {
+        // Without a step nothing is read.
+        let empty = [[std::ptr::null(); B]; T];
+        let first = tiles.first().map_or(empty, |step| {
+            std::array::from_fn(|t| std::array::from_fn(|b| step[t][b].0.as_ptr().cast::<u32>()))
+        });
+        Self { first, row: 64, step: T * B * size_of::<Words16>(), n_steps: tiles.len(), words: PhantomData }
+    }
+
+    /// Tiles whose rows lie `row` words apart and whose steps `step`.
+    ///
+    /// # Panics
+    /// When the last row of the last step does not end within `words`.
+    pub(super) fn in_words(
+        words: &'a [u32],
+        first: [[usize; B]; T],
+        row: usize,
+        step: usize,
+        n_steps: usize,
+    ) -> Self {
+        let last = n_steps.saturating_sub(1) * step + (SIDE - 1) * row + SIDE;
+        let within = |first: &usize| n_steps == 0 || first + last <= words.len();
+        assert!(first.as_flattened().iter().all(within), "tiles within the words");
+        Self {
+            first: first.map(|term| term.map(|first| words[first.min(words.len())..].as_ptr())),
+            row: 4 * row,
+            step: 4 * step,
+            n_steps,
+            words: PhantomData,
+        }
+    }
+}
+
 /// Two by two tiles of sums: left operand, right operand, row, column.
 #[derive(Clone, Copy, Default)]
 #[repr(align(64))]
@@ -128,38 +175,38 @@ impl Tiles {
     }
 
     /// `sums[a][b][i][j] = Σ w · x` over steps of 32 values of K and over the `T` terms of x, of row `i` of left
-    /// operand `a`, `w[step][a]`, with column `j` of right operand `b`, `x[step][term][b]`, in f32. With `add` the
-    /// products are added to what is there. With one right operand, those of a second are left alone.
+    /// operand `a`, `w[step][a]`, with column `j` of right operand `b`, in f32. With `add` the products are added to
+    /// what is there. With one right operand, sums of a second are left alone.
     ///
     /// # Panics
     /// When there is not one step of x for each of w.
     pub(super) fn bf16<const T: usize, const B: usize>(
         &mut self,
         w: &[[Rows32; 2]],
-        x: &[[[Words16; B]; T]],
+        x: Operands<'_, T, B>,
         sums: &mut Sums<f32>,
         add: bool,
     ) {
         const { assert!((T == 1 || T == 2) && (B == 1 || B == 2), "one or two terms and right operands") };
-        assert_eq!(w.len(), x.len(), "the same K");
-        /// Adds the products with two right operands, `$first` and `$second` bytes into a step of x.
+        assert_eq!(w.len(), x.n_steps, "the same K");
+        /// Adds the products of a term with two right operands.
         macro_rules! two {
             ($first:literal, $second:literal) => {
                 concat!(
-                    concat!("tileloadd tmm6, [{x} + {line} + ", $first, "]\n"),
+                    concat!("tileloadd tmm6, [{", $first, "} + {row}]\n"),
                     "tdpbf16ps tmm0, tmm4, tmm6\n",
                     "tdpbf16ps tmm2, tmm5, tmm6\n",
-                    concat!("tileloadd tmm7, [{x} + {line} + ", $second, "]\n"),
+                    concat!("tileloadd tmm7, [{", $second, "} + {row}]\n"),
                     "tdpbf16ps tmm1, tmm4, tmm7\n",
                     "tdpbf16ps tmm3, tmm5, tmm7\n",
                 )
             };
         }
-        /// Adds the products with one right operand.
+        /// Adds the products of a term with one right operand.
         macro_rules! one {
             ($first:literal) => {
                 concat!(
-                    concat!("tileloadd tmm6, [{x} + {line} + ", $first, "]\n"),
+                    concat!("tileloadd tmm6, [{", $first, "} + {row}]\n"),
                     "tdpbf16ps tmm0, tmm4, tmm6\n",
                     "tdpbf16ps tmm2, tmm5, tmm6\n",
                 )
@@ -188,7 +235,10 @@ impl Tiles {
                     "tileloadd tmm5, [{w} + {line} + 1024]",
                     $products,
                     "add {w}, 2048",
-                    "add {x}, {step}",
+                    "add {x0}, {step}",
+                    "add {x1}, {step}",
+                    "add {x2}, {step}",
+                    "add {x3}, {step}",
                     "dec {n}",
                     "jnz 2b",
                     "3:",
@@ -197,9 +247,13 @@ impl Tiles {
                     "tilestored [{sums} + {line} + 2048], tmm2",
                     "tilestored [{sums} + {line} + 3072], tmm3",
                     w = inout(reg) w.as_ptr() => _,
-                    x = inout(reg) x.as_ptr() => _,
+                    x0 = inout(reg) x.first[0][0] => _,
+                    x1 = inout(reg) x.first[0][B - 1] => _,
+                    x2 = inout(reg) x.first[T - 1][0] => _,
+                    x3 = inout(reg) x.first[T - 1][B - 1] => _,
                     n = inout(reg) w.len() => _,
-                    step = const T * B * 1024,
+                    row = in(reg) x.row,
+                    step = in(reg) x.step,
                     sums = in(reg) sums.0.as_mut_ptr(),
                     add = in(reg) u32::from(add),
                     line = in(reg) 64usize,
@@ -210,15 +264,16 @@ impl Tiles {
             };
         }
         // SAFETY: this value exists, so the thread's tiles have the shapes that `new` gave them: no other value
-        // lives on the thread to change them, and the compiler does not use tiles. In each of the `w.len()` steps, of
-        // which x has as many, `w` has two tiles of 16 rows of 64 bytes and `x` `T` times `B`, one after another;
-        // four tiles of 16 rows of 64 bytes lie in `sums`, which is borrowed mutably.
+        // lives on the thread to change them, and the compiler does not use tiles. In each of the `w.len()` steps
+        // `w` has two tiles of 16 rows of 64 bytes, one after another. x has as many steps, and what makes
+        // `Operands` sees to it that 16 rows of 64 bytes of each of its tiles lie, at these distances, in a slice that
+        // outlives it. Four tiles of 16 rows of 64 bytes lie in `sums`, which is borrowed mutably.
         unsafe {
             match (T, B) {
-                (1, 1) => run!(one!("0")),
-                (1, _) => run!(two!("0", "1024")),
-                (_, 1) => run!(concat!(one!("0"), one!("1024"))),
-                _ => run!(concat!(two!("0", "1024"), two!("2048", "3072"))),
+                (1, 1) => run!(one!("x0")),
+                (1, _) => run!(two!("x0", "x1")),
+                (_, 1) => run!(concat!(one!("x0"), one!("x2"))),
+                _ => run!(concat!(two!("x0", "x1"), two!("x2", "x3"))),
             }
         }
     }
@@ -325,8 +380,8 @@ mod tests {
         let mut sums = Sums([[[[7.0; SIDE]; SIDE]; 2]; 2]);
         let mut tiles = Tiles::new(amx);
         // Twice the sums.
-        tiles.bf16(&w, &x, &mut sums, false);
-        tiles.bf16(&w, &x, &mut sums, true);
+        tiles.bf16(&w, Operands::in_tiles(&x), &mut sums, false);
+        tiles.bf16(&w, Operands::in_tiles(&x), &mut sums, true);
         let widen = |bits: u16| f64::from(bf16::from_bits(bits).to_f32());
         for (a, b, i, j) in (0..2)
             .flat_map(|a| (0..B).flat_map(move |b| (0..256).map(move |at| (a, b, at / SIDE, at % SIDE))))
@@ -352,5 +407,37 @@ mod tests {
         let amx = Amx::detect().expect("in use, or not there");
         let _tiles = Tiles::new(amx);
         Tiles::new(amx);
+    }
+
+    #[test]
+    fn rows_of_right_operands_may_lie_apart_and_overlap() {
+        let Some(amx) = Amx::detect() else { return };
+        let words: Vec<u32> =
+            seeded(900, 3).into_iter().map(|v| u32::from(bf16::from_f32(v).to_bits()) * 0x1_0001).collect();
+        let (first, row, step) = ([[3, 20], [200, 201]], 17, 150);
+        let x: Vec<[[Words16; 2]; 2]> = (0..3)
+            .map(|u| {
+                first.map(|term| {
+                    term.map(|first| {
+                        Words16(std::array::from_fn(|i| {
+                            std::array::from_fn(|j| words[first + u * step + i * row + j])
+                        }))
+                    })
+                })
+            })
+            .collect();
+        let w = [[Rows32([[0x3f80; 32]; SIDE]); 2]; 3];
+        let sums = |x| {
+            let mut sums = Sums::default();
+            Tiles::new(amx).bf16(&w, x, &mut sums, false);
+            sums.0
+        };
+        let apart = Operands::in_words(&words, first, row, step, 3);
+        assert_eq!(sums(apart), sums(Operands::in_tiles(&x)));
+        let refused = |words: &[u32]| {
+            std::panic::catch_unwind(|| Operands::in_words(words, first, row, step, 3).n_steps).is_err()
+        };
+        let end = 201 + 2 * step + 15 * row + 16;
+        assert!(refused(&words[..end - 1]) && !refused(&words[..end]));
     }
 }

@@ -1,6 +1,9 @@
 //! Convolution of channels-last frames on the CPU as a matrix product whose left side is read where it lies:
 //! the values under one row of a filter are neighbours in memory.
 
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+
 use rayon::prelude::*;
 
 use super::Rows;
@@ -70,6 +73,10 @@ pub(crate) fn add_conv(x: Frames<'_>, geometry: &Geometry, weight: &DenseWeight,
         x.frames.iter().enumerate().filter_map(|(i, frame)| Some((i, (*frame)?))).collect();
     assert!(present.iter().all(|(_, f)| f.len() == x.height * x.width * x.channels), "whole frames");
     if present.is_empty() || out.is_empty() || filter == 0 {
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if tiles::add(x, geometry, weight, out) {
         return;
     }
     let taps: Vec<usize> = present.iter().map(|(tap, _)| *tap).collect();
@@ -231,7 +238,10 @@ impl Product<'_> {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
+    use crate::dense::{Activations, FloatType};
     use crate::testing::{assert_close, seeded};
 
     struct Case {
@@ -265,6 +275,10 @@ mod tests {
             }
             *out = sum as f32;
         }
+    }
+
+    fn rounded(values: &[f32]) -> Vec<f32> {
+        values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect()
     }
 
     #[test]
@@ -301,17 +315,33 @@ mod tests {
             let ([h, w], [n_in, n_out], taps) = (case.size, case.channels, case.frames.len());
             let frames: Vec<_> = (0..taps).map(|i| seeded(h * w * n_in, i as u64)).collect();
             let filter = taps * case.geometry.kernel.iter().product::<usize>() * n_in;
-            let values = seeded(n_out * filter, 9);
+            let values = rounded(&seeded(n_out * filter, 9));
             let positions = [0, 1].map(|axis| case.geometry.positions(case.size[axis], axis).unwrap());
-            let mut out = seeded(positions[0] * positions[1] * n_out, 10);
-            let mut expected = out.clone();
+            let start = seeded(positions[0] * positions[1] * n_out, 10);
+            let mut expected = start.clone();
             naive(&case, &frames, &values, &mut expected);
             let present: Vec<_> =
                 frames.iter().zip(case.frames).map(|(f, present)| present.then_some(f.as_slice())).collect();
-            let x = Frames { frames: &present, height: h, width: w, channels: n_in };
-            add_conv(x, &case.geometry, &DenseWeight::from_f32(&values, filter), &mut out);
-            let name = format!("{:?} {:?} {:?} {:?}", case.frames, case.size, case.channels, case.geometry);
-            assert_close(&name, &out, &expected, 2e-5);
+            // Filters of f32, and of bf16 with inputs of f32 and, in tiles where there are any, of two terms.
+            let stored = DenseWeight::rounded(&values, filter, FloatType::BF16);
+            for (weight, tolerance) in [
+                (DenseWeight::from_f32(&values, filter), 2e-5),
+                (stored.clone(), 2e-5),
+                (stored.with_activations(Activations::Bf16), 1e-4),
+            ] {
+                let x = Frames { frames: &present, height: h, width: w, channels: n_in };
+                let mut out = start.clone();
+                add_conv(x, &case.geometry, &weight, &mut out);
+                let name = format!(
+                    "{:?} {:?} {:?} {:?} {:?}",
+                    weight.dtype(),
+                    case.frames,
+                    case.size,
+                    case.channels,
+                    case.geometry
+                );
+                assert_close(&name, &out, &expected, tolerance);
+            }
         }
     }
 }

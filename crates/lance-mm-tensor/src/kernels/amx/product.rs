@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Amx, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
+use super::{Amx, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
 use crate::kernels::bf16::{Avx512Bf16, Terms};
 use crate::kernels::stripes::{Stripe, Stripes};
 
@@ -118,7 +118,7 @@ impl<'a, const T: usize, const B: usize> Right<'a, T, B> {
             for b in 0..B {
                 let mut put = |step: usize, terms: &[Terms; SIDE]| {
                     for (t, out) in tiles[step].iter_mut().enumerate() {
-                        convert.pair_up(terms, t, &mut out[b].0);
+                        convert.pair_up(terms, t, out[b].0.as_flattened_mut(), SIDE);
                     }
                 };
                 match order {
@@ -238,7 +238,7 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
         packed: &[[Rows32; 2]],
         sums: &mut [Sums<f32>],
     ) {
-        let x = self.x.group(group, part.clone());
+        let x = Operands::in_tiles(self.x.group(group, part.clone()));
         for (w, sums) in packed.chunks_exact(part.len()).zip(sums) {
             tiles.bf16(w, x, sums, part.start > 0);
         }

@@ -6,6 +6,10 @@ use std::arch::x86_64::*;
 /// Rows of the weight that a tile covers: two registers of f32 sums.
 pub(super) const COLS: usize = 32;
 
+/// Bytes of a weight that are asked for ahead of their use: four pages, so that their addresses are looked up in time
+/// too.
+const AHEAD: usize = 16 * 1024;
+
 /// One word of every row of a panel. Aligned, so that no load crosses a cache line.
 #[derive(Clone, Copy, Default)]
 #[repr(align(64))]
@@ -52,6 +56,18 @@ impl Avx512Bf16 {
         unsafe { dots(x, w) }
     }
 
+    /// Copies values of a row of a weight, 32 to each of `out`, zeros past its end, and asks for those `ahead` bytes
+    /// further.
+    pub(super) fn copy<'a>(
+        self,
+        values: &[[u8; 2]],
+        ahead: usize,
+        out: impl Iterator<Item = &'a mut [u16; 32]>,
+    ) {
+        // SAFETY: `self` proves the features.
+        unsafe { copy(values, ahead, out) }
+    }
+
     /// Packs up to 32 values, from the `first` on, of rows of a weight: word `u` of row `j` becomes `out[u][j]`.
     /// `rows` holds the rows as they are stored, one after another, `k` values each; rows past its end, and values
     /// past theirs, become zeros.
@@ -72,12 +88,17 @@ impl Avx512Bf16 {
         unsafe { pack_x(rows, k, out) }
     }
 
-    /// Splits the 32 values from `first` on, or as many as there are, of up to sixteen rows of `k`; the rest are zeros.
+    /// Splits the 32 values from `first` on of a row, or as many as there are; the rest are zeros.
+    pub(in super::super) fn split_part(self, row: &[f32], first: usize) -> Terms {
+        // SAFETY: `self` proves the features.
+        unsafe { split(&row[first..row.len().min(first + 32)]) }
+    }
+
+    /// As [`split_part`](Self::split_part), of up to sixteen rows of `k`; rows that are missing are zeros.
     pub(in super::super) fn split_rows(self, rows: &[f32], k: usize, first: usize) -> [Terms; 16] {
         let mut out = [Terms([[0; 32]; 2]); 16];
         for (out, row) in out.iter_mut().zip(rows.chunks_exact(k)) {
-            // SAFETY: `self` proves the features.
-            *out = unsafe { split(&row[first..k.min(first + 32)]) };
+            *out = self.split_part(row, first);
         }
         out
     }
@@ -95,10 +116,13 @@ impl Avx512Bf16 {
         out
     }
 
-    /// Term `t` of sixteen rows, two values to a word: word `i` of row `j` becomes `out[i][j]`.
-    pub(in super::super) fn pair_up(self, rows: &[Terms; 16], t: usize, out: &mut [[u32; 16]; 16]) {
+    /// Term `t` of sixteen rows, two values to a word: word `i` of row `j` becomes `out[i · stride + j]`.
+    ///
+    /// # Panics
+    /// When the last sixteen do not end within `out`.
+    pub(in super::super) fn pair_up(self, rows: &[Terms; 16], t: usize, out: &mut [u32], stride: usize) {
         // SAFETY: `self` proves the features.
-        unsafe { pair_up(rows, t, out) }
+        unsafe { pair_up(rows, t, out, stride) }
     }
 
     /// Sixteen rows of sixteen values to columns, which begin `stride` values apart in `out`.
@@ -169,8 +193,11 @@ fn dots<const R: usize, const N: usize>(x: &[[Terms; N]], w: [&[[u8; 2]]; R]) ->
     let rows = w.map(|row| row.as_chunks::<32>());
     for (c, x) in x.iter().enumerate() {
         let w = rows.map(|(whole, tail)| match whole.get(c) {
-            // SAFETY: the array holds 32 values of 2 bytes; an unaligned load.
-            Some(values) => unsafe { _mm512_loadu_si512(values.as_ptr().cast()) },
+            Some(values) => {
+                _mm_prefetch::<_MM_HINT_T1>(values.as_ptr().wrapping_byte_add(AHEAD).cast());
+                // SAFETY: the array holds 32 values of 2 bytes; an unaligned load.
+                unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
+            }
             None => load_up_to_32(tail),
         });
         for (i, x) in x.iter().enumerate() {
@@ -212,6 +239,16 @@ fn pack(rows: &[[u8; 2]], k: usize, first: usize, out: &mut [PanelWord]) {
             // SAFETY: the array holds 64 bytes; an unaligned store.
             unsafe { _mm512_storeu_si512(place.as_mut_ptr().cast(), column) };
         }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn copy<'a>(values: &[[u8; 2]], ahead: usize, out: impl Iterator<Item = &'a mut [u16; 32]>) {
+    for (values, out) in values.chunks(32).zip(out) {
+        _mm_prefetch::<_MM_HINT_T1>(values.as_ptr().wrapping_byte_add(ahead).cast());
+        // SAFETY: the array holds 64 bytes; an unaligned store.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), load_up_to_32(values)) };
     }
 }
 
@@ -341,14 +378,15 @@ fn load_words(words: &[u16; 32]) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn pair_up(rows: &[Terms; 16], t: usize, out: &mut [[u32; 16]; 16]) {
+fn pair_up(rows: &[Terms; 16], t: usize, out: &mut [u32], stride: usize) {
     let mut words = [_mm512_setzero_si512(); 16];
     for (words, row) in words.iter_mut().zip(rows) {
         *words = load_words(&row.0[t]);
     }
-    for (out, column) in out.iter_mut().zip(transpose(words)) {
+    for (i, column) in transpose(words).into_iter().enumerate() {
+        let place: &mut [u32; 16] = out[i * stride..].first_chunk_mut().expect("a column within the slice");
         // SAFETY: the array holds 64 bytes; an unaligned store.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), column) };
+        unsafe { _mm512_storeu_si512(place.as_mut_ptr().cast(), column) };
     }
 }
 

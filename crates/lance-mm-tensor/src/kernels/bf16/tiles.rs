@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Bf16Matrix;
-use crate::kernels::amx::{Order, Panels, Rows32};
+use crate::kernels::amx::{Order, PANEL, Panels, Rows32, SIDE};
 
 impl Panels for Bf16Matrix<'_> {
     fn dims(&self) -> [usize; 2] {
@@ -15,18 +15,19 @@ impl Panels for Bf16Matrix<'_> {
     }
 
     fn pack(&self, first: usize, steps: Range<usize>, out: &mut [[Rows32; 2]]) {
-        let start = 32 * steps.start;
-        for (i, row) in (first..self.n_rows()).enumerate().take(2 * 16) {
-            let values = &self.values[row * self.k + start..row * self.k + self.k.min(32 * steps.end)];
-            let mut out = out.iter_mut().map(|step| &mut step[i / 16].0[i % 16]);
-            let (whole, rest) = values.as_chunks::<32>();
-            for (values, out) in whole.iter().zip(&mut out) {
-                *out = values.map(u16::from_le_bytes);
-            }
-            if let Some(out) = out.next() {
-                *out = [0; 32];
-                out.iter_mut().zip(rest).for_each(|(out, value)| *out = u16::from_le_bytes(*value));
+        let rows = first..(first + PANEL).min(self.n_rows());
+        // All rows over some steps before the next steps: what is written then stays near. What is asked for
+        // meanwhile is the same of the next panel.
+        for (steps, out) in steps.step_by(STEPS).zip(out.chunks_mut(STEPS)) {
+            let within = 32 * steps..self.k.min(32 * (steps + STEPS));
+            for (i, row) in rows.clone().enumerate() {
+                let values = &self.values[row * self.k..][within.clone()];
+                let out = out.iter_mut().map(|step| &mut step[i / SIDE].0[i % SIDE]);
+                self.kernels.copy(values, 2 * PANEL * self.k, out);
             }
         }
     }
 }
+
+/// Steps of a row that are packed together.
+const STEPS: usize = 16;

@@ -1,0 +1,178 @@
+//! Convolutions with bf16 filters on AMX. Pixels lie channel pair by channel pair, so that those under one tap of
+//! sixteen neighbouring filters are a right operand wherever they begin.
+
+use rayon::prelude::*;
+
+use super::{BAND, Frames, Geometry};
+use crate::dense::{Activations, DenseWeight};
+use crate::kernels::Rows;
+use crate::kernels::amx::{Amx, Operands, PANEL, Rows32, SIDE, Sums, Tiles};
+use crate::kernels::bf16::{Avx512Bf16, Terms};
+
+/// Positions side by side that a tile of the result has: two right operands.
+const POSITIONS: usize = 2 * SIDE;
+/// bf16 terms of a pixel: levels of a picture are those of f32 but for one in ten thousands. With one, many would
+/// change; inputs that are to be nearer than two terms are multiplied in f32.
+const TERMS: usize = 2;
+/// Words of a tile's input that stay in the second-level cache: 1 MB.
+const NEAR: usize = 256 * 1024;
+
+/// Adds the products to `out` as [`add_conv`](super::add_conv) does; `false` where there are no tiles, for filters
+/// that are not bf16 or not to be multiplied with it, and for positions that are not neighbours.
+pub(super) fn add(x: Frames<'_>, geometry: &Geometry, weight: &DenseWeight, out: &mut [f32]) -> bool {
+    let Some((values, activations)) = weight.bf16() else { return false };
+    let (Some(amx), Some(convert)) = (Amx::detect(), Avx512Bf16::detect()) else { return false };
+    if geometry.window.stride != 1 || activations != Activations::Bf16 {
+        return false;
+    }
+    Product::new(amx, convert, x, geometry, values).add(out);
+    true
+}
+
+/// What all tasks of a convolution read.
+struct Product<'a> {
+    amx: Amx,
+    convert: Avx512Bf16,
+    /// The frames that are not zeros.
+    frames: Vec<&'a [f32]>,
+    x: Frames<'a>,
+    geometry: &'a Geometry,
+    /// Filters by panel, then frame and row and column of the filter, then 32 channels.
+    packed: Vec<[Rows32; 2]>,
+    n_out: usize,
+    /// Steps of 32 channels.
+    steps: usize,
+    /// Pixels of a row of a tile's input.
+    width: usize,
+}
+
+impl<'a> Product<'a> {
+    fn new(amx: Amx, convert: Avx512Bf16, x: Frames<'a>, geometry: &'a Geometry, values: &[[u8; 2]]) -> Self {
+        let [rows, columns] = geometry.kernel;
+        let (steps, taps) = (x.channels.div_ceil(32), rows * columns);
+        let filter = x.frames.len() * taps * x.channels;
+        let n_out = values.len() / filter;
+        let present: Vec<(usize, &[f32])> =
+            x.frames.iter().enumerate().filter_map(|(i, frame)| Some((i, (*frame)?))).collect();
+        let mut packed = vec![[Rows32::default(); 2]; n_out.div_ceil(PANEL) * present.len() * taps * steps];
+        packed.par_chunks_mut(present.len() * taps * steps).enumerate().for_each(|(panel, out)| {
+            let filters = values[panel * PANEL * filter..].chunks_exact(filter).take(PANEL);
+            for (i, values) in filters.enumerate() {
+                for ((frame, _), out) in present.iter().zip(out.chunks_exact_mut(taps * steps)) {
+                    let values = values[frame * taps * x.channels..].chunks_exact(x.channels);
+                    for (values, out) in values.zip(out.chunks_exact_mut(steps)) {
+                        for (values, out) in values.chunks(32).zip(out) {
+                            let out = &mut out[i / SIDE].0[i % SIDE];
+                            out.iter_mut().zip(values).for_each(|(out, v)| *out = u16::from_le_bytes(*v));
+                        }
+                    }
+                }
+            }
+        });
+        let frames = present.into_iter().map(|(_, frame)| frame).collect();
+        let width = (POSITIONS + columns - 1).next_multiple_of(SIDE);
+        Self { amx, convert, frames, x, geometry, packed, n_out, steps, width }
+    }
+
+    fn add(&self, out: &mut [f32]) {
+        let columns = self.geometry.positions(self.x.width, 1).expect("the filter fits, as was checked");
+        let rows = out.len() / (columns * self.n_out);
+        let kernel_rows = self.geometry.kernel[0];
+        // As many rows as keep the input near; a few tasks for each thread, so that none waits long for the last.
+        let near = (NEAR / (self.frames.len() * self.line())).saturating_sub(kernel_rows - 1);
+        let band = rows.div_ceil(4 * rayon::current_num_threads()).min(near).clamp(1, BAND);
+        out.par_chunks_mut(band * columns * self.n_out).enumerate().for_each(|(i, out)| {
+            let mut input = Vec::new();
+            let mut sums = Vec::new();
+            for first in (0..columns).step_by(POSITIONS) {
+                self.gather(i * band, first, out.len() / (columns * self.n_out), &mut input);
+                self.tile(&input, first, columns, &mut sums, out);
+            }
+        });
+    }
+
+    /// Words of a row of a tile's input.
+    fn line(&self) -> usize {
+        self.steps * TERMS * SIDE * self.width
+    }
+
+    /// Adds to positions `first` and on of each of `out`'s rows.
+    fn tile(&self, input: &[u32], first: usize, columns: usize, sums: &mut Vec<Sums<f32>>, out: &mut [f32]) {
+        let [kernel_rows, kernel_columns] = self.geometry.kernel;
+        let rows = out.len() / (columns * self.n_out);
+        let height = rows + kernel_rows - 1;
+        let mut tiles = Tiles::new(self.amx);
+        sums.resize(rows, Sums::default());
+        let of_panel = self.frames.len() * kernel_rows * kernel_columns * self.steps;
+        for (panel, packed) in self.packed.chunks_exact(of_panel).enumerate() {
+            for (tap, w) in packed.chunks_exact(self.steps).enumerate() {
+                let (line, column) = (tap / kernel_columns, tap % kernel_columns);
+                let (frame, y) = (line / kernel_rows, line % kernel_rows);
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let term = |t: usize| {
+                        let start = (frame * height + row + y) * self.line() + t * SIDE * self.width + column;
+                        [start, start + SIDE]
+                    };
+                    let step = TERMS * SIDE * self.width;
+                    let x = Operands::<TERMS, 2>::in_words(
+                        input,
+                        std::array::from_fn(term),
+                        self.width,
+                        step,
+                        self.steps,
+                    );
+                    tiles.bf16(w, x, sums, tap > 0);
+                }
+            }
+            for (sums, out) in sums.iter().zip(out.chunks_exact_mut(columns * self.n_out)) {
+                let end = (first + POSITIONS).min(columns);
+                self.write(sums, panel * PANEL, &mut out[first * self.n_out..end * self.n_out]);
+            }
+        }
+    }
+
+    /// Adds sums of filters from `first` on to positions side by side.
+    fn write(&self, sums: &Sums<f32>, first: usize, out: &mut [f32]) {
+        let filters = (self.n_out - first).min(PANEL);
+        let mut positions = [[0.0; PANEL]; SIDE];
+        for (b, out) in out.chunks_mut(SIDE * self.n_out).enumerate() {
+            for a in 0..2 {
+                let positions = &mut positions.as_flattened_mut()[a * SIDE..];
+                self.convert.transpose(&sums.0[a][b], positions, PANEL);
+            }
+            for (out, sums) in out.chunks_exact_mut(self.n_out).zip(&positions) {
+                out[first..first + filters].iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+            }
+        }
+    }
+
+    /// The pixels under `rows` rows of positions from `(row, column)` on, frame by frame and row by row; in each step of
+    /// 32 channels, term by term, words of two channels, all pixels side by side. Zeros where there is no pixel.
+    fn gather(&self, row: usize, column: usize, rows: usize, input: &mut Vec<u32>) {
+        let (geometry, x) = (self.geometry, self.x);
+        let height = rows + geometry.kernel[0] - 1;
+        input.resize(self.frames.len() * height * self.line(), 0);
+        for (i, line) in input.chunks_exact_mut(self.line()).enumerate() {
+            let (frame, y) = (self.frames[i / height], i % height);
+            let Some(row) = geometry.pixel(row + y, x.height) else {
+                line.fill(0);
+                continue;
+            };
+            let pixels = &frame[row * x.width * x.channels..][..x.width * x.channels];
+            for first in (0..self.width).step_by(SIDE) {
+                for (step, words) in line.chunks_exact_mut(TERMS * SIDE * self.width).enumerate() {
+                    let mut terms = [Terms([[0; 32]; 2]); SIDE];
+                    for (j, terms) in terms.iter_mut().enumerate() {
+                        if let Some(column) = geometry.pixel(column + first + j, x.width) {
+                            let pixel = &pixels[column * x.channels..][..x.channels];
+                            *terms = self.convert.split_part(pixel, 32 * step);
+                        }
+                    }
+                    for (t, words) in words.chunks_exact_mut(SIDE * self.width).enumerate() {
+                        self.convert.pair_up(&terms, t, &mut words[first..], self.width);
+                    }
+                }
+            }
+        }
+    }
+}
