@@ -8,6 +8,9 @@ mod cache;
 mod layer;
 mod pass;
 
+use std::collections::HashMap;
+use std::ops::Range;
+
 use candle_core::Tensor;
 use lance_mm_tensor::{Embedding, Error, Linear, Result, RmsNorm, Rotary, Weights, on_pool};
 
@@ -67,7 +70,7 @@ impl<T> PerExpert<T> {
         }
     }
 
-    /// Runs each span of rows through its own expert's value: `(T, ..)` to `(T, ..)`.
+    /// Runs rows through the value of their span's expert: `(T, ..)` to `(T, ..)`.
     fn by_span(
         &self,
         x: &Tensor,
@@ -77,12 +80,26 @@ impl<T> PerExpert<T> {
         if let [span] = spans {
             return run(self.get(span.expert)?, x);
         }
+        let rows = |x: &Tensor, rows: &Range<usize>| x.narrow(0, rows.start, rows.len());
+        // An expert's weights are read once for all of its spans.
+        let mut results = HashMap::new();
+        for span in spans {
+            if results.contains_key(&span.expert) {
+                continue;
+            }
+            let of_expert = spans.iter().filter(|other| other.expert == span.expert);
+            let parts = of_expert.map(|span| rows(x, &span.rows)).collect::<candle_core::Result<Vec<_>>>()?;
+            let x = match parts.as_slice() {
+                [only] => only.contiguous()?,
+                several => Tensor::cat(several, 0)?,
+            };
+            results.insert(span.expert, (run(self.get(span.expert)?, &x)?, 0));
+        }
         let mut parts = Vec::with_capacity(spans.len());
         for span in spans {
-            parts.push(run(
-                self.get(span.expert)?,
-                &x.narrow(0, span.rows.start, span.rows.len())?.contiguous()?,
-            )?);
+            let (result, next) = results.get_mut(&span.expert).expect("a result for each expert of a span");
+            parts.push(rows(result, &(*next..*next + span.rows.len()))?);
+            *next += span.rows.len();
         }
         Ok(Tensor::cat(&parts, 0)?)
     }
