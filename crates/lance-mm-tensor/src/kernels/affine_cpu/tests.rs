@@ -66,6 +66,7 @@ enum Rounding {
     /// Activations: half of one of so many steps from zero to the largest of their group.
     Whole { steps: f64 },
     /// Both half a step of bf16.
+    #[cfg(target_arch = "x86_64")]
     Bf16,
 }
 
@@ -102,6 +103,7 @@ fn naive(x: &[f32], n: usize, w: &AffineWeight, rounding: Rounding) -> Vec<(f64,
                     *sum += x * (scale * code + bias);
                     *bound += match rounding {
                         Rounding::Whole { steps } => w.abs() * f64::from(largest) / steps * 0.501,
+                        #[cfg(target_arch = "x86_64")]
                         Rounding::Bf16 => x.abs() * w.abs() * f64::exp2(-7.0),
                     };
                     *bound += 2e-6 * f64::from(largest) * ((scale * code).abs() + bias.abs());
