@@ -105,21 +105,22 @@ pub(crate) fn affine_matmul(x: &[f32], n: usize, w: &Affine<'_>, bias: Option<&[
     assert!(bias.is_none_or(|bias| bias.len() == w.rows), "a bias for each row of the weight");
     static ISA: OnceLock<Isa> = OnceLock::new();
     let isa = ISA.get_or_init(|| Isa::available().next().expect("the portable set is always there"));
-    biased(matmul_with(*isa, x, n, w), bias)
+    matmul_with(*isa, x, n, w, bias)
 }
 
-fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
+fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>, bias: Option<&[f32]>) -> Vec<f32> {
     assert_eq!(x.len(), n * w.cols, "x is n rows of K");
-    match n {
+    let y = match n {
         0 => Vec::new(),
         1..=FEW => few(isa, x, n, w),
         _ => match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx(_, tiles) => tiles.matmul(x, w),
+            Isa::Amx(_, tiles) => return tiles.matmul(x, w, bias),
             _ if n <= PRECISE => many::<2>(isa, x, n, w),
             _ => many::<1>(isa, x, n, w),
         },
-    }
+    };
+    biased(y, bias)
 }
 
 fn few(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {

@@ -33,20 +33,24 @@ impl<'a> Columns<'a> {
         Self { first: values.as_mut_ptr(), dims, values: PhantomData }
     }
 
-    /// Calls `run` on all threads with parts that cover every column once: about four parts a thread, each
-    /// of `unit` columns or a multiple, at most `units` of them; the last may be narrower.
+    /// Calls `run` on all threads with parts that cover every column once; see [`parts`].
     pub(super) fn in_parallel(self, unit: usize, units: usize, run: impl Fn(&mut Part<'_>) + Sync) {
-        let n_cols = self.dims[1];
-        let fair = n_cols.div_ceil(4 * rayon::current_num_threads()).div_ceil(unit);
-        let width = fair.clamp(1, units) * unit;
         let all = &self;
-        // Part by part: a thread that comes late, or is held up, leaves the rest to the others.
-        (0..n_cols.div_ceil(width)).into_par_iter().with_max_len(1).for_each(|i| {
-            let range = i * width..((i + 1) * width).min(n_cols);
+        parts(self.dims[1], unit, units).for_each(|range| {
             // `all` has the matrix to itself, and no two of these ranges have a column in common.
             run(&mut Part { first: all.first, dims: all.dims, range, values: PhantomData });
         });
     }
+}
+
+/// All of `n_cols` columns, on all threads: about four parts a thread, each of `unit` columns or a multiple, at most
+/// `units` of them; the last may be narrower.
+pub(super) fn parts(n_cols: usize, unit: usize, units: usize) -> impl ParallelIterator<Item = Range<usize>> {
+    let fair = n_cols.div_ceil(4 * rayon::current_num_threads()).div_ceil(unit);
+    let width = fair.clamp(1, units) * unit;
+    // Part by part: a thread that comes late, or is held up, leaves the rest to the others.
+    let parts = (0..n_cols.div_ceil(width)).into_par_iter().with_max_len(1);
+    parts.map(move |i| i * width..((i + 1) * width).min(n_cols))
 }
 
 impl Part<'_> {

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::columns::parts;
+
 /// A row-major matrix that is being written, some rows at a time. Its memory is not cleared before.
 pub(super) struct Stripes {
     values: Vec<f32>,
@@ -42,8 +44,8 @@ impl Stripes {
         Self { values: Vec::with_capacity(len), dims: [n_rows, n_cols], written: 0 }
     }
 
-    /// Writes the next `count` rows: calls `run` on all threads with stripes that cover every column once, about
-    /// four a thread, each of `unit` columns or a multiple, at most `units` of them; the last may be narrower.
+    /// Writes the next `count` rows: calls `run` on all threads with stripes that cover every column once; see
+    /// [`parts`].
     ///
     /// # Panics
     /// When there are not so many rows left, or `run` does not write all rows of its stripe.
@@ -57,12 +59,8 @@ impl Stripes {
         let [n_rows, n_cols] = self.dims;
         let rows = self.written..self.written + count;
         assert!(rows.end <= n_rows, "rows of the matrix");
-        let fair = n_cols.div_ceil(4 * rayon::current_num_threads()).div_ceil(unit);
-        let width = fair.clamp(1, units) * unit;
         let first = Place(self.values.as_mut_ptr());
-        // Part by part: a thread that comes late, or is held up, leaves the rest to the others.
-        (0..n_cols.div_ceil(width)).into_par_iter().with_max_len(1).for_each(|i| {
-            let cols = i * width..((i + 1) * width).min(n_cols);
+        parts(n_cols, unit, units).for_each(|cols| {
             let Place(first) = { first };
             // No two of these stripes have a column in common, and the matrix is borrowed mutably.
             let mut stripe = Stripe { first, n_cols, rows: rows.clone(), cols, values: PhantomData };

@@ -120,7 +120,7 @@ fn every_instruction_set_equals_the_naive_reference() {
         let (x, w) = (case.x(), case.weight());
         for isa in Isa::available() {
             let expected = naive(&x, case.n, &w, isa.rounding(case.n));
-            let found = matmul_with(isa, &x, case.n, &w.integer().unwrap());
+            let found = matmul_with(isa, &x, case.n, &w.integer().unwrap(), None);
             assert_eq!(found.len(), expected.len());
             for (i, (y, (sum, bound))) in found.iter().zip(&expected).enumerate() {
                 let error = (f64::from(*y) - sum).abs();
@@ -140,7 +140,7 @@ fn every_instruction_set_gives_the_bits_of_the_portable_one() {
         let (x, w) = (case.x(), case.weight());
         let portable = Isa::available().last().unwrap();
         let bits = |isa| -> Vec<u32> {
-            matmul_with(isa, &x, case.n, &w.integer().unwrap()).into_iter().map(f32::to_bits).collect()
+            matmul_with(isa, &x, case.n, &w.integer().unwrap(), None).into_iter().map(f32::to_bits).collect()
         };
         let expected = bits(portable);
         let whole = |isa: &Isa| matches!(isa.rounding(case.n), Rounding::Whole { .. });

@@ -23,9 +23,9 @@ impl Filled {
         Some(Self { amx: Amx::detect()?, convert: Avx512Bf16::detect()? })
     }
 
-    /// `x`, rounded to bf16, times the transpose of `w`.
-    pub(super) fn matmul(self, x: &[f32], w: &Affine<'_>) -> Vec<f32> {
-        product::<1>(self.amx, self.convert, x, &Packing { w: *w, _proof: self }, None)
+    /// `x`, rounded to bf16, times the transpose of `w`, plus a bias if there is one.
+    pub(super) fn matmul(self, x: &[f32], w: &Affine<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+        product::<1>(self.amx, self.convert, x, &Packing { w: *w, _proof: self }, bias)
     }
 }
 

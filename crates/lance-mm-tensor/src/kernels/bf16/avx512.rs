@@ -58,7 +58,7 @@ impl Avx512Bf16 {
 
     /// Copies values of a row of a weight, 32 to each of `out`, zeros past its end, and asks for those `ahead` bytes
     /// further.
-    pub(super) fn copy<'a>(
+    pub(in super::super) fn copy<'a>(
         self,
         values: &[[u8; 2]],
         ahead: usize,

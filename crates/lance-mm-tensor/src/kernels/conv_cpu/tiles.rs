@@ -61,10 +61,7 @@ impl<'a> Product<'a> {
                 for ((frame, _), out) in present.iter().zip(out.chunks_exact_mut(taps * steps)) {
                     let values = values[frame * taps * x.channels..].chunks_exact(x.channels);
                     for (values, out) in values.zip(out.chunks_exact_mut(steps)) {
-                        for (values, out) in values.chunks(32).zip(out) {
-                            let out = &mut out[i / SIDE].0[i % SIDE];
-                            out.iter_mut().zip(values).for_each(|(out, v)| *out = u16::from_le_bytes(*v));
-                        }
+                        convert.copy(values, 0, out.iter_mut().map(|step| &mut step[i / SIDE].0[i % SIDE]));
                     }
                 }
             }
