@@ -115,7 +115,7 @@ fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>, bias: Option<&[f32
         1..=FEW => few(isa, x, n, w),
         _ => match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx(_, tiles) => return tiles.matmul(x, w, bias),
+            Isa::Amx(_, filled) => return tiles::matmul(filled, x, w, bias),
             _ if n <= PRECISE => many::<2>(isa, x, n, w),
             _ => many::<1>(isa, x, n, w),
         },

@@ -11,6 +11,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
+use super::bf16::Avx512Bf16;
 pub(super) use product::{Order, Panels, product};
 
 /// Rows of a tile, and its columns of four bytes.
@@ -27,6 +28,25 @@ impl Amx {
     pub(super) fn detect() -> Option<Self> {
         static FOUND: OnceLock<bool> = OnceLock::new();
         FOUND.get_or_init(|| has_instructions() && request()).then_some(Self(()))
+    }
+}
+
+/// Proof that there are tiles, and instructions to fill them with bf16 values.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Filled {
+    tiles: Amx,
+    pub(super) convert: Avx512Bf16,
+}
+
+impl Filled {
+    /// The proof, where there is one.
+    pub(super) fn detect() -> Option<Self> {
+        Some(Self { tiles: Amx::detect()?, convert: Avx512Bf16::detect()? })
+    }
+
+    /// The tiles of this thread; see [`Tiles::new`].
+    pub(super) fn tiles(self) -> Tiles {
+        Tiles::new(self.tiles)
     }
 }
 

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::amx::{Amx, product};
+use super::amx::{Filled, product};
 use super::biased;
 use super::columns::{Columns, Part};
 use crate::dense::Activations;
@@ -42,7 +42,7 @@ pub(super) struct Bf16Matrix<'a> {
     /// Whether many rows of x are rounded to one term.
     one_term: bool,
     kernels: Avx512Bf16,
-    amx: Option<Amx>,
+    amx: Option<Filled>,
 }
 
 impl<'a> Bf16Matrix<'a> {
@@ -54,7 +54,7 @@ impl<'a> Bf16Matrix<'a> {
             Activations::Bf16 => true,
         };
         let kernels = Avx512Bf16::detect()?;
-        (k > 0).then_some(Self { values, k, one_term, kernels, amx: Amx::detect() })
+        (k > 0).then_some(Self { values, k, one_term, kernels, amx: Filled::detect() })
     }
 
     fn n_rows(&self) -> usize {
@@ -73,7 +73,7 @@ impl<'a> Bf16Matrix<'a> {
 
     fn many<const T: usize>(&self, x: &[f32], n: usize, bias: Option<&[f32]>) -> Vec<f32> {
         match self.amx {
-            Some(amx) => product::<T>(amx, self.kernels, x, self, bias),
+            Some(amx) => product::<T>(amx, x, self, bias),
             None => biased(self.in_registers::<T>(x, n), bias),
         }
     }

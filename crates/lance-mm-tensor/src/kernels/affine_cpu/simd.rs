@@ -10,7 +10,7 @@ mod neon;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
-use super::tiles::Filled;
+use crate::kernels::amx::Filled;
 
 /// An instruction set. A value of an implementing type proves that this machine has it.
 pub(super) trait Simd: Copy + Send + Sync {
@@ -95,7 +95,7 @@ impl Isa {
     pub(super) fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let sets = [
-            avx512::Avx512::detect().zip(Filled::detect()).map(|(simd, tiles)| Self::Amx(simd, tiles)),
+            avx512::Avx512::detect().zip(Filled::detect()).map(|(simd, filled)| Self::Amx(simd, filled)),
             avx512::Avx512::detect().map(Self::Avx512),
             avx2::Avx2::<true>::detect().map(Self::AvxVnni),
             avx2::Avx2::<false>::detect().map(Self::Avx2),

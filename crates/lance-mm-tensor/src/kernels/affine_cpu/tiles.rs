@@ -7,26 +7,11 @@ use std::ops::Range;
 
 use super::{Affine, LINE, unpack_line, widen};
 use crate::dense::FloatType;
-use crate::kernels::amx::{Amx, Order, PANEL, Panels, Rows32, SIDE, product};
-use crate::kernels::bf16::Avx512Bf16;
+use crate::kernels::amx::{Filled, Order, PANEL, Panels, Rows32, SIDE, product};
 
-/// Proof that there are tiles, and instructions to fill them.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Filled {
-    amx: Amx,
-    convert: Avx512Bf16,
-}
-
-impl Filled {
-    /// The proof, where there is one.
-    pub(super) fn detect() -> Option<Self> {
-        Some(Self { amx: Amx::detect()?, convert: Avx512Bf16::detect()? })
-    }
-
-    /// `x`, rounded to bf16, times the transpose of `w`, plus a bias if there is one.
-    pub(super) fn matmul(self, x: &[f32], w: &Affine<'_>, bias: Option<&[f32]>) -> Vec<f32> {
-        product::<1>(self.amx, self.convert, x, &Packing { w: *w, _proof: self }, bias)
-    }
+/// `x`, rounded to bf16, times the transpose of `w`, plus a bias if there is one.
+pub(super) fn matmul(filled: Filled, x: &[f32], w: &Affine<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+    product::<1>(filled, x, &Packing { w: *w, _proof: filled }, bias)
 }
 
 struct Packing<'a> {

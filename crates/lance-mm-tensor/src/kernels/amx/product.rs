@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Amx, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
+use super::{Filled, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
 use crate::kernels::bf16::{Avx512Bf16, Terms};
 use crate::kernels::stripes::{Stripe, Stripes};
 
@@ -59,8 +59,7 @@ pub(in crate::kernels) trait Panels: Sync {
 /// `x` `(n, K)`, each value the sum of `T` bf16 terms, times the transpose of `w` `(R, K)`, plus `bias` `(R)` if
 /// there is one: `(n, R)`.
 pub(in crate::kernels) fn product<const T: usize>(
-    amx: Amx,
-    convert: Avx512Bf16,
+    filled: Filled,
     x: &[f32],
     w: &impl Panels,
     bias: Option<&[f32]>,
@@ -72,16 +71,15 @@ pub(in crate::kernels) fn product<const T: usize>(
     let slab = n.div_ceil(n.div_ceil(SLAB).max(1)).max(1);
     for x in x.chunks(slab * k) {
         match x.len() / k {
-            ..=SIDE => slab_product::<T, 1>(amx, convert, x, w, bias, &mut y),
-            _ => slab_product::<T, 2>(amx, convert, x, w, bias, &mut y),
+            ..=SIDE => slab_product::<T, 1>(filled, x, w, bias, &mut y),
+            _ => slab_product::<T, 2>(filled, x, w, bias, &mut y),
         }
     }
     y.finish()
 }
 
 fn slab_product<const T: usize, const B: usize>(
-    amx: Amx,
-    convert: Avx512Bf16,
+    filled: Filled,
     x: &[f32],
     w: &impl Panels,
     bias: Option<&[f32]>,
@@ -90,10 +88,10 @@ fn slab_product<const T: usize, const B: usize>(
     let k = w.dims()[1];
     // Taken out meanwhile: while this thread waits for others it may begin another product.
     let mut memory = RIGHT.take();
-    let x = Right::<T, B>::new(convert, x, k, w.order(), &mut memory);
+    let x = Right::<T, B>::new(filled.convert, x, k, w.order(), &mut memory);
     let units = if x.is_single() { usize::MAX / PANEL } else { PANELS };
     y.write(x.n, PANEL, units, |stripe| {
-        SCRATCH.with_borrow_mut(|scratch| Product { amx, convert, x: &x, w, bias, stripe }.run(scratch));
+        SCRATCH.with_borrow_mut(|scratch| Product { filled, x: &x, w, bias, stripe }.run(scratch));
     });
     RIGHT.set(memory);
 }
@@ -182,8 +180,7 @@ impl Scratch {
 
 /// All rows of x with some columns of the output.
 struct Product<'a, 'b, W, const T: usize, const B: usize> {
-    amx: Amx,
-    convert: Avx512Bf16,
+    filled: Filled,
     x: &'a Right<'a, T, B>,
     w: &'a W,
     bias: Option<&'a [f32]>,
@@ -198,7 +195,7 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
         // Panels that are packed once for all rows; these are done as soon as they have passed them.
         let once = steps <= depth && n_panels <= together;
         let block = if once { 1 } else { PAIRS.min(groups) };
-        let mut tiles = Tiles::new(self.amx);
+        let mut tiles = self.filled.tiles();
         scratch.packed.resize(depth.min(steps) * together.min(n_panels), Default::default());
         scratch.sums.resize_with(block * n_panels, Sums::default);
         for first in (0..groups).step_by(block) {
@@ -253,7 +250,7 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
             let first = (group * B + b) * SIDE;
             for (p, sums) in sums.iter().enumerate() {
                 for a in 0..2 {
-                    self.convert.transpose(&sums.0[a][b], &mut rows[p * PANEL + a * SIDE..], width);
+                    self.filled.convert.transpose(&sums.0[a][b], &mut rows[p * PANEL + a * SIDE..], width);
                 }
             }
             for row in rows.chunks_exact_mut(width).take(self.x.n.saturating_sub(first)) {

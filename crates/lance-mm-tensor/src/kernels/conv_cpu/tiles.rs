@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use super::{BAND, Frames, Geometry};
 use crate::dense::{Activations, DenseWeight};
 use crate::kernels::Rows;
-use crate::kernels::amx::{Amx, Operands, PANEL, Rows32, SIDE, Sums, Tiles};
-use crate::kernels::bf16::{Avx512Bf16, Terms};
+use crate::kernels::amx::{Filled, Operands, PANEL, Rows32, SIDE, Sums};
+use crate::kernels::bf16::Terms;
 
 /// Positions side by side that a tile of the result has: two right operands.
 const POSITIONS: usize = 2 * SIDE;
@@ -21,18 +21,17 @@ const NEAR: usize = 256 * 1024;
 /// that are not bf16 or not to be multiplied with it, and for positions that are not neighbours.
 pub(super) fn add(x: Frames<'_>, geometry: &Geometry, weight: &DenseWeight, out: &mut [f32]) -> bool {
     let Some((values, activations)) = weight.bf16() else { return false };
-    let (Some(amx), Some(convert)) = (Amx::detect(), Avx512Bf16::detect()) else { return false };
+    let Some(filled) = Filled::detect() else { return false };
     if geometry.window.stride != 1 || activations != Activations::Bf16 {
         return false;
     }
-    Product::new(amx, convert, x, geometry, values).add(out);
+    Product::new(filled, x, geometry, values).add(out);
     true
 }
 
 /// What all tasks of a convolution read.
 struct Product<'a> {
-    amx: Amx,
-    convert: Avx512Bf16,
+    filled: Filled,
     /// The frames that are not zeros.
     frames: Vec<&'a [f32]>,
     x: Frames<'a>,
@@ -47,7 +46,7 @@ struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    fn new(amx: Amx, convert: Avx512Bf16, x: Frames<'a>, geometry: &'a Geometry, values: &[[u8; 2]]) -> Self {
+    fn new(filled: Filled, x: Frames<'a>, geometry: &'a Geometry, values: &[[u8; 2]]) -> Self {
         let [rows, columns] = geometry.kernel;
         let (steps, taps) = (x.channels.div_ceil(32), rows * columns);
         let filter = x.frames.len() * taps * x.channels;
@@ -61,14 +60,18 @@ impl<'a> Product<'a> {
                 for ((frame, _), out) in present.iter().zip(out.chunks_exact_mut(taps * steps)) {
                     let values = values[frame * taps * x.channels..].chunks_exact(x.channels);
                     for (values, out) in values.zip(out.chunks_exact_mut(steps)) {
-                        convert.copy(values, 0, out.iter_mut().map(|step| &mut step[i / SIDE].0[i % SIDE]));
+                        filled.convert.copy(
+                            values,
+                            0,
+                            out.iter_mut().map(|step| &mut step[i / SIDE].0[i % SIDE]),
+                        );
                     }
                 }
             }
         });
         let frames = present.into_iter().map(|(_, frame)| frame).collect();
         let width = (POSITIONS + columns - 1).next_multiple_of(SIDE);
-        Self { amx, convert, frames, x, geometry, packed, n_out, steps, width }
+        Self { filled, frames, x, geometry, packed, n_out, steps, width }
     }
 
     fn add(&self, out: &mut [f32]) {
@@ -98,7 +101,7 @@ impl<'a> Product<'a> {
         let [kernel_rows, kernel_columns] = self.geometry.kernel;
         let rows = out.len() / (columns * self.n_out);
         let height = rows + kernel_rows - 1;
-        let mut tiles = Tiles::new(self.amx);
+        let mut tiles = self.filled.tiles();
         sums.resize(rows, Sums::default());
         let of_panel = self.frames.len() * kernel_rows * kernel_columns * self.steps;
         for (panel, packed) in self.packed.chunks_exact(of_panel).enumerate() {
@@ -135,7 +138,7 @@ impl<'a> Product<'a> {
         for (b, out) in out.chunks_mut(SIDE * self.n_out).enumerate() {
             for a in 0..2 {
                 let positions = &mut positions.as_flattened_mut()[a * SIDE..];
-                self.convert.transpose(&sums.0[a][b], positions, PANEL);
+                self.filled.convert.transpose(&sums.0[a][b], positions, PANEL);
             }
             for (out, sums) in out.chunks_exact_mut(self.n_out).zip(&positions) {
                 out[first..first + filters].iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
@@ -162,11 +165,11 @@ impl<'a> Product<'a> {
                     for (j, terms) in terms.iter_mut().enumerate() {
                         if let Some(column) = geometry.pixel(column + first + j, x.width) {
                             let pixel = &pixels[column * x.channels..][..x.channels];
-                            *terms = self.convert.split_part(pixel, 32 * step);
+                            *terms = self.filled.convert.split_part(pixel, 32 * step);
                         }
                     }
                     for (t, words) in words.chunks_exact_mut(SIDE * self.width).enumerate() {
-                        self.convert.pair_up(&terms, t, &mut words[first..], self.width);
+                        self.filled.convert.pair_up(&terms, t, &mut words[first..], self.width);
                     }
                 }
             }
