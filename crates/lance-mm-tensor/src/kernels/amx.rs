@@ -18,6 +18,8 @@ pub(super) use product::{Order, Panels, product};
 pub(super) const SIDE: usize = 16;
 /// Rows of a matrix that are multiplied together: two tiles.
 pub(super) const PANEL: usize = 2 * SIDE;
+/// Bytes that a step of [`Tiles::bf16`] asks for ahead.
+pub(super) const AHEAD: usize = 256;
 
 /// Proof that this process may use tiles of int8 and of bf16 values.
 #[derive(Clone, Copy, Debug)]
@@ -196,7 +198,8 @@ impl Tiles {
 
     /// `sums[a][b][i][j] = Σ w · x` over steps of 32 values of K and over the `T` terms of x, of row `i` of left
     /// operand `a`, `w[step][a]`, with column `j` of right operand `b`, in f32. With `add` the products are added to
-    /// what is there. With one right operand, sums of a second are left alone.
+    /// what is there. With one right operand, sums of a second are left alone. Meanwhile [`AHEAD`] bytes a step
+    /// from `ahead` on are asked for from memory, wherever that is.
     ///
     /// # Panics
     /// When there is not one step of x for each of w.
@@ -206,6 +209,7 @@ impl Tiles {
         x: Operands<'_, T, B>,
         sums: &mut Sums<f32>,
         add: bool,
+        ahead: *const u8,
     ) {
         const { assert!((T == 1 || T == 2) && (B == 1 || B == 2), "one or two terms and right operands") };
         assert_eq!(w.len(), x.n_steps, "the same K");
@@ -253,6 +257,11 @@ impl Tiles {
                     "2:",
                     "tileloadd tmm4, [{w} + {line}]",
                     "tileloadd tmm5, [{w} + {line} + 1024]",
+                    "prefetcht1 [{ahead}]",
+                    "prefetcht1 [{ahead} + 64]",
+                    "prefetcht1 [{ahead} + 128]",
+                    "prefetcht1 [{ahead} + 192]",
+                    "add {ahead}, 256",
                     $products,
                     "add {w}, 2048",
                     "add {x0}, {step}",
@@ -271,6 +280,7 @@ impl Tiles {
                     x1 = inout(reg) x.first[0][B - 1] => _,
                     x2 = inout(reg) x.first[T - 1][0] => _,
                     x3 = inout(reg) x.first[T - 1][B - 1] => _,
+                    ahead = inout(reg) ahead => _,
                     n = inout(reg) w.len() => _,
                     row = in(reg) x.row,
                     step = in(reg) x.step,
@@ -287,7 +297,7 @@ impl Tiles {
         // lives on the thread to change them, and the compiler does not use tiles. In each of the `w.len()` steps
         // `w` has two tiles of 16 rows of 64 bytes, one after another. x has as many steps, and what makes
         // `Operands` sees to it that 16 rows of 64 bytes of each of its tiles lie, at these distances, in a slice that
-        // outlives it. Four tiles of 16 rows of 64 bytes lie in `sums`, which is borrowed mutably.
+        // outlives it. What is asked for ahead may lie anywhere: that never faults. Four tiles of 16 rows of 64 bytes lie in `sums`, which is borrowed mutably.
         unsafe {
             match (T, B) {
                 (1, 1) => run!(one!("x0")),
@@ -400,8 +410,8 @@ mod tests {
         let mut sums = Sums([[[[7.0; SIDE]; SIDE]; 2]; 2]);
         let mut tiles = Tiles::new(amx);
         // Twice the sums.
-        tiles.bf16(&w, Operands::in_tiles(&x), &mut sums, false);
-        tiles.bf16(&w, Operands::in_tiles(&x), &mut sums, true);
+        tiles.bf16(&w, Operands::in_tiles(&x), &mut sums, false, std::ptr::null());
+        tiles.bf16(&w, Operands::in_tiles(&x), &mut sums, true, w.as_ptr().cast());
         let widen = |bits: u16| f64::from(bf16::from_bits(bits).to_f32());
         for (a, b, i, j) in (0..2)
             .flat_map(|a| (0..B).flat_map(move |b| (0..256).map(move |at| (a, b, at / SIDE, at % SIDE))))
@@ -449,7 +459,7 @@ mod tests {
         let w = [[Rows32([[0x3f80; 32]; SIDE]); 2]; 3];
         let sums = |x| {
             let mut sums = Sums::default();
-            Tiles::new(amx).bf16(&w, x, &mut sums, false);
+            Tiles::new(amx).bf16(&w, x, &mut sums, false, std::ptr::null());
             sums.0
         };
         let apart = Operands::in_words(&words, first, row, step, 3);

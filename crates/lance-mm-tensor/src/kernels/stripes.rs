@@ -1,11 +1,15 @@
 //! An output matrix that threads write side by side, each value once.
 
+use std::arch::x86_64::{_mm_loadu_ps, _mm_sfence, _mm_stream_ps};
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::columns::parts;
+
+/// Values of a matrix that is written past the caches: until it is read the first values would have left them.
+const LARGE: usize = 4 << 20;
 
 /// A row-major matrix that is being written, some rows at a time. Its memory is not cleared before.
 pub(super) struct Stripes {
@@ -21,6 +25,8 @@ pub(super) struct Stripe<'a> {
     n_cols: usize,
     rows: Range<usize>,
     cols: Range<usize>,
+    /// Whether the matrix is large.
+    past_caches: bool,
     values: PhantomData<&'a mut [f32]>,
 }
 
@@ -63,8 +69,11 @@ impl Stripes {
         parts(n_cols, unit, units).for_each(|cols| {
             let Place(first) = { first };
             // No two of these stripes have a column in common, and the matrix is borrowed mutably.
-            let mut stripe = Stripe { first, n_cols, rows: rows.clone(), cols, values: PhantomData };
+            let past_caches = n_rows * n_cols >= LARGE;
+            let mut stripe =
+                Stripe { first, n_cols, rows: rows.clone(), cols, past_caches, values: PhantomData };
             run(&mut stripe);
+            stripe.finish();
             assert!(stripe.rows.is_empty(), "all rows of a stripe are written");
         });
         self.written = rows.end;
@@ -104,8 +113,45 @@ impl Stripe<'_> {
         // `values` is another slice, since what is written here is not handed out before `finish`.
         unsafe {
             let out = self.first.add(row * self.n_cols + self.cols.start);
-            std::ptr::copy_nonoverlapping(values.as_ptr(), out, values.len());
+            match self.past_caches {
+                true => stream(values, out),
+                false => std::ptr::copy_nonoverlapping(values.as_ptr(), out, values.len()),
+            }
         }
+    }
+
+    /// Makes what was written past the caches visible to other threads.
+    #[expect(unsafe_code, reason = "an instruction")]
+    fn finish(&self) {
+        if self.past_caches {
+            // SAFETY: part of every x86-64 processor.
+            unsafe { _mm_sfence() };
+        }
+    }
+}
+
+/// Copies values, whole lines of 64 bytes past the caches.
+///
+/// # Safety
+/// `out` is valid for writes of as many values, none of `values` among them, and what has been written is not read before
+/// an `_mm_sfence` on this thread.
+#[expect(unsafe_code, reason = "stores without intrinsics that take slices")]
+unsafe fn stream(values: &[f32], out: *mut f32) {
+    let head = out.align_offset(64).min(values.len());
+    let (head, rest) = values.split_at(head);
+    let (lines, tail) = rest.as_chunks::<16>();
+    // SAFETY: head, lines and tail are, one after another, as many values as the caller says may be written;
+    // `head` ends where `out` is a multiple of 64 bytes, and SSE is part of every x86-64 processor.
+    unsafe {
+        std::ptr::copy_nonoverlapping(head.as_ptr(), out, head.len());
+        let mut out = out.add(head.len());
+        for line in lines {
+            for (i, four) in line.as_chunks::<4>().0.iter().enumerate() {
+                _mm_stream_ps(out.add(4 * i), _mm_loadu_ps(four.as_ptr()));
+            }
+            out = out.add(line.len());
+        }
+        std::ptr::copy_nonoverlapping(tail.as_ptr(), out, tail.len());
     }
 }
 
@@ -115,9 +161,14 @@ mod tests {
 
     #[test]
     fn every_value_is_written_once() {
-        for (counts, cols, unit, units) in
-            [(&[1][..], 1, 4, 1), (&[2, 1], 100, 16, 2), (&[2], 64, 16, 64), (&[], 5, 2, 1)]
-        {
+        for (counts, cols, unit, units) in [
+            (&[1][..], 1, 4, 1),
+            (&[2, 1], 100, 16, 2),
+            (&[2], 64, 16, 64),
+            (&[], 5, 2, 1),
+            // Past the caches, and lines that begin anywhere.
+            (&[1, 2], LARGE / 3 + 5, 16, usize::MAX / 16),
+        ] {
             let mut stripes = Stripes::new(counts.iter().sum(), cols);
             let mut first = 0;
             for count in counts {

@@ -6,18 +6,20 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{Filled, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
+use super::{AHEAD, Filled, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
 use crate::kernels::bf16::{Avx512Bf16, Terms};
 use crate::kernels::stripes::{Stripe, Stripes};
 
 /// Values of K in which an [`Order`] has its own.
 pub(in crate::kernels) const LINE: usize = 128;
-/// Steps of 32 values of K that are packed together, 128 KB of a panel.
-const DEPTH: usize = 64;
+/// Most steps of 32 values of K that are packed together: 224 KB of a panel.
+const DEPTH: usize = 112;
 /// The same where a panel is multiplied once: 32 KB, which never leave the first-level cache.
 const NEAR: usize = 16;
-/// Panels that are packed together: 1 MB, which stays in the second-level cache while rows of x pass.
-const PANELS: usize = 8;
+/// Tiles of 1 KB that a right operand has where its rows pass several panels: those stay in the first-level cache.
+const RIGHT_TILES: usize = 20;
+/// Steps of panels that are packed together: 1.1 MB, which stay in the second-level cache while rows of x pass.
+const PACKED: usize = 576;
 /// Pairs of tiles of x that pass the panels packed from one part of K before those from the next: their sums are 2 MB.
 const PAIRS: usize = 64;
 /// Rows of x packed at once: bounds what long inputs add to memory.
@@ -89,7 +91,7 @@ fn slab_product<const T: usize, const B: usize>(
     // Taken out meanwhile: while this thread waits for others it may begin another product.
     let mut memory = RIGHT.take();
     let x = Right::<T, B>::new(filled.convert, x, k, w.order(), &mut memory);
-    let units = if x.is_single() { usize::MAX / PANEL } else { PANELS };
+    let units = if x.is_single() { usize::MAX / PANEL } else { x.depth().1 };
     y.write(x.n, PANEL, units, |stripe| {
         SCRATCH.with_borrow_mut(|scratch| Product { filled, x: &x, w, bias, stripe }.run(scratch));
     });
@@ -150,6 +152,17 @@ impl<'a, const T: usize, const B: usize> Right<'a, T, B> {
         self.groups() == 1
     }
 
+    /// Steps of K that are packed together, and panels.
+    fn depth(&self) -> (usize, usize) {
+        if self.is_single() {
+            return (NEAR.min(self.steps), 1);
+        }
+        // Parts of the same depth, of whole lines in either order.
+        let depth =
+            self.steps.div_ceil(self.steps.div_ceil(DEPTH)).next_multiple_of(LINE / 32).min(self.steps);
+        (depth, (PACKED / depth).max(1))
+    }
+
     /// Steps `steps` of a group.
     fn group(&self, group: usize, steps: Range<usize>) -> &[[[Words16; B]; T]] {
         &self.values[group * self.steps + steps.start..group * self.steps + steps.end]
@@ -191,12 +204,12 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
     fn run(mut self, scratch: &mut Scratch) {
         let (steps, groups) = (self.x.steps, self.x.groups());
         let n_panels = self.stripe.cols().len().div_ceil(PANEL);
-        let (depth, together) = if self.x.is_single() { (NEAR, 1) } else { (DEPTH, PANELS) };
+        let (depth, together) = self.x.depth();
         // Panels that are packed once for all rows; these are done as soon as they have passed them.
         let once = steps <= depth && n_panels <= together;
         let block = if once { 1 } else { PAIRS.min(groups) };
         let mut tiles = self.filled.tiles();
-        scratch.packed.resize(depth.min(steps) * together.min(n_panels), Default::default());
+        scratch.packed.resize(depth * together.min(n_panels), Default::default());
         scratch.sums.resize_with(block * n_panels, Sums::default);
         for first in (0..groups).step_by(block) {
             let groups = first..(first + block).min(groups);
@@ -235,9 +248,22 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
         packed: &[[Rows32; 2]],
         sums: &mut [Sums<f32>],
     ) {
-        let x = Operands::in_tiles(self.x.group(group, part.clone()));
-        for (w, sums) in packed.chunks_exact(part.len()).zip(sums) {
-            tiles.bf16(w, x, sums, part.start > 0);
+        let x = self.x.group(group, part.clone());
+        let near = if self.x.is_single() { NEAR } else { RIGHT_TILES / (T * B) };
+        // While these are multiplied the next group comes nearer.
+        let next = if group + 1 < self.x.groups() { self.x.group(group + 1, part.clone()) } else { &[] };
+        let mut ahead = 0;
+        for (i, x) in x.chunks(near).enumerate() {
+            let (steps, x_tiles) = (i * near..i * near + x.len(), Operands::in_tiles(x));
+            for (w, sums) in packed.chunks_exact(part.len()).zip(&mut *sums) {
+                // All of it asked for, what is near already is.
+                let now = match ahead < size_of_val(next) {
+                    true => next.as_ptr().cast::<u8>().wrapping_add(ahead),
+                    false => w.as_ptr().cast(),
+                };
+                tiles.bf16(&w[steps.clone()], x_tiles, sums, part.start + i > 0, now);
+                ahead += x.len() * AHEAD;
+            }
         }
     }
 

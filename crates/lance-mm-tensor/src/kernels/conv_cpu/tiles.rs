@@ -121,7 +121,7 @@ impl<'a> Product<'a> {
                         step,
                         self.steps,
                     );
-                    tiles.bf16(w, x, sums, tap > 0);
+                    tiles.bf16(w, x, sums, tap > 0, w.as_ptr().cast());
                 }
             }
             for (sums, out) in sums.iter().zip(out.chunks_exact_mut(columns * self.n_out)) {
