@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 
+use crate::dense::Activations;
 use crate::error::{Error, Result};
 use crate::kernels::{Attention, Heads, metal};
 
@@ -43,11 +44,18 @@ impl Block {
 ///
 /// `q` f32 `(H, T, D)`, `k` and `v` f32 `(G, S, D)`, heads and rows in any order in memory; result f32
 /// `(T, H·D)`, heads side by side. `blocks` cover the rows of `q` in order, without gap or overlap. Scores and
-/// softmax are f32.
+/// softmax are f32; `activations` says what queries, keys, values and weights are rounded to where several queries are
+/// multiplied on AMX.
 ///
 /// # Errors
 /// Blocks that do not cover the queries or reach past the keys; heads that are no multiple of `G`.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Result<Tensor> {
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    blocks: &[Block],
+    activations: Activations,
+) -> Result<Tensor> {
     let (h, t, d) = q.dims3()?;
     let (g, s, key_width) = k.dims3()?;
     if g == 0 || !h.is_multiple_of(g) || k.dims() != v.dims() || key_width != d {
@@ -59,13 +67,14 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Result
     }
     check(blocks, t, s)?;
     match metal::runs_on(q.device()) {
-        false => Ok(q.apply_op3_no_bwd(k, v, &Op { blocks })?),
+        false => Ok(q.apply_op3_no_bwd(k, v, &Op { blocks, activations })?),
         true => metal::attend(q, k, v, blocks),
     }
 }
 
 struct Op<'a> {
     blocks: &'a [Block],
+    activations: Activations,
 }
 
 impl CustomOp3 for Op<'_> {
@@ -83,7 +92,8 @@ impl CustomOp3 for Op<'_> {
         v_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let q = heads(q, q_layout)?;
-        let out = Attention { q, k: heads(k, k_layout)?, v: heads(v, v_layout)? }.run(self.blocks);
+        let (k, v) = (heads(k, k_layout)?, heads(v, v_layout)?);
+        let out = Attention { q, k, v, activations: self.activations }.run(self.blocks);
         let (h, t, d) = q_layout.shape().dims3()?;
         Ok((CpuStorage::F32(out), Shape::from((t, h * d))))
     }
@@ -123,6 +133,10 @@ mod tests {
 
     use super::*;
     use crate::testing::{assert_close, seeded};
+
+    /// Of values up to 1.
+    const TOLERANCES: [(Activations, f32); 3] =
+        [(Activations::F32, 2e-6), (Activations::Split, 1e-5), (Activations::Bf16, 4e-3)];
 
     /// One query at a time in f64.
     fn naive(
@@ -164,7 +178,7 @@ mod tests {
 
     #[test]
     fn blocks_equal_the_naive_reference() {
-        let cases: [(usize, usize, usize, usize, usize, Vec<Block>); 9] = [
+        let cases: [(usize, usize, usize, usize, usize, Vec<Block>); 11] = [
             (1, 1, 1, 1, 4, vec![Block::causal(0..1, 0..1)]),
             (4, 2, 5, 5, 8, vec![Block::causal(0..5, 0..5)]),
             (4, 2, 3, 9, 16, vec![Block::causal(0..3, 0..9)]),
@@ -182,14 +196,21 @@ mod tests {
             (16, 2, 1, 1537, 128, vec![Block::full(0..1, 0..1537)]),
             (16, 2, 45, 600, 16, vec![Block::causal(0..44, 0..600), Block::causal(44..45, 3..600)]),
             (2, 2, 200, 300, 80, vec![Block::full(0..70, 20..300), Block::causal(70..200, 0..270)]),
+            // Queries for several tasks; windows; widths that fill no tile.
+            (2, 1, 300, 333, 40, vec![Block::causal(0..300, 0..333)]),
+            (3, 3, 600, 600, 33, vec![Block::full(0..40, 0..40), Block::full(40..600, 10..600)]),
         ];
         for (h, g, t, s, d, blocks) in cases {
             let (q, k, v) = (seeded(h * t * d, 1), seeded(g * s * d, 2), seeded(g * s * d, 3));
             let tensor = |x: &[f32], n, l| Tensor::from_slice(x, (n, l, d), &Device::Cpu).unwrap();
-            let out = attention(&tensor(&q, h, t), &tensor(&k, g, s), &tensor(&v, g, s), &blocks).unwrap();
-            assert_eq!(out.dims(), [t, h * d]);
-            let out = out.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            assert_close(&format!("{blocks:?}"), &out, &naive(&q, &k, &v, (h, t, d), g, &blocks), 2e-6);
+            let (q_rows, k_rows, v_rows) = (tensor(&q, h, t), tensor(&k, g, s), tensor(&v, g, s));
+            let expected = naive(&q, &k, &v, (h, t, d), g, &blocks);
+            for (activations, tolerance) in TOLERANCES {
+                let out = attention(&q_rows, &k_rows, &v_rows, &blocks, activations).unwrap();
+                assert_eq!(out.dims(), [t, h * d]);
+                let out = out.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_close(&format!("{activations:?} {blocks:?}"), &out, &expected, tolerance);
+            }
         }
     }
 
@@ -206,14 +227,17 @@ mod tests {
             [vec![Block::causal(0..5, 0..300)], (0..5).map(|i| Block::full(i..i + 1, 0..s)).collect()]
         {
             let flat = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            let found = flat(attention(&q, &k, &v, &blocks).unwrap());
-            let [q, k, v] = [&q, &k, &v].map(|x| x.contiguous().unwrap());
-            assert_eq!(found, flat(attention(&q, &k, &v, &blocks).unwrap()));
-            let expected = naive(&flat(q), &flat(k), &flat(v), (h, t, d), g, &blocks);
-            assert_close(&format!("{blocks:?}"), &found, &expected, 2e-6);
+            for (activations, tolerance) in TOLERANCES {
+                let found = flat(attention(&q, &k, &v, &blocks, activations).unwrap());
+                let [q, k, v] = [&q, &k, &v].map(|x| x.contiguous().unwrap());
+                assert_eq!(found, flat(attention(&q, &k, &v, &blocks, activations).unwrap()));
+                let expected = naive(&flat(q), &flat(k), &flat(v), (h, t, d), g, &blocks);
+                assert_close(&format!("{activations:?} {blocks:?}"), &found, &expected, tolerance);
+            }
         }
         let q = Tensor::zeros((1, 4, 4), DType::F32, &Device::Cpu).unwrap();
-        assert!(attention(&q.transpose(1, 2).unwrap(), &q, &q, &[Block::full(0..4, 0..4)]).is_err());
+        let across = q.transpose(1, 2).unwrap();
+        assert!(attention(&across, &q, &q, &[Block::full(0..4, 0..4)], Activations::F32).is_err());
     }
 
     #[test]
@@ -227,7 +251,7 @@ mod tests {
             vec![Block::full(0..4, 2..2)],
             vec![Block::causal(0..4, 0..3)],
         ] {
-            assert!(attention(&x, &x, &x, &blocks).is_err(), "{blocks:?}");
+            assert!(attention(&x, &x, &x, &blocks, Activations::default()).is_err(), "{blocks:?}");
         }
     }
 }

@@ -67,7 +67,7 @@ impl FloatType {
     }
 }
 
-/// What the inputs of products with bf16 matrices count as.
+/// What the inputs of products with bf16 matrices, and those of [`attention`](crate::attention()), count as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Activations {
     /// f32: the matrix is widened. The slowest, for comparing with recorded numbers.

@@ -132,7 +132,12 @@ impl Weights {
         self.with_products(Products::F32).with_activations(Activations::F32)
     }
 
-    /// The same files, inputs of products with bf16 matrices taken as `activations`.
+    /// What the inputs of products with bf16 matrices, and those of attention, are taken as.
+    pub fn activations(&self) -> Activations {
+        self.inner.reading.activations
+    }
+
+    /// The same files, inputs of products with bf16 matrices and those of attention taken as `activations`.
     pub fn with_activations(self, activations: Activations) -> Self {
         self.read_with(|reading| reading.activations = activations)
     }

@@ -1,7 +1,7 @@
 //! What all layers of a pass share: which rows run on which weights, how they turn and what they see.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Block, Result, RotaryTable, attention};
+use lance_mm_tensor::{Activations, Block, Result, RotaryTable, attention};
 
 use super::cache::Cache;
 use crate::sequence::Span;
@@ -26,15 +26,22 @@ pub(super) enum Context<'a, 'c> {
 impl Pass<'_, '_> {
     /// Appends `k` and `v`, f32 `(T, G, D)`, to layer `index` of the caches and attends with `q` f32
     /// `(T, H, D)`: f32 `(T, H·D)`.
-    pub(super) fn attend(&mut self, index: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    pub(super) fn attend(
+        &mut self,
+        index: usize,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        activations: Activations,
+    ) -> Result<Tensor> {
         match &mut self.context {
-            Context::One { blocks, cache } => append_and_attend(cache, index, q, k, v, blocks),
+            Context::One { blocks, cache } => append_and_attend(cache, index, [q, k, v], blocks, activations),
             Context::Each(caches) => {
                 let mut rows = Vec::with_capacity(caches.len());
                 for (i, cache) in caches.iter_mut().enumerate() {
                     let [q, k, v] = [q.narrow(0, i, 1)?, k.narrow(0, i, 1)?, v.narrow(0, i, 1)?];
                     let block = Block::causal(0..1, 0..cache.rows(index) + 1);
-                    rows.push(append_and_attend(cache, index, &q, &k, &v, &[block])?);
+                    rows.push(append_and_attend(cache, index, [&q, &k, &v], &[block], activations)?);
                 }
                 Ok(Tensor::cat(&rows, 0)?)
             }
@@ -65,12 +72,11 @@ impl Pass<'_, '_> {
 fn append_and_attend(
     cache: &mut Cache,
     index: usize,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    [q, k, v]: [&Tensor; 3],
     blocks: &[Block],
+    activations: Activations,
 ) -> Result<Tensor> {
     // (T, G, D) -> (G, T, D)
     let (k, v) = cache.append(index, &k.transpose(0, 1)?, &v.transpose(0, 1)?)?;
-    attention(&q.transpose(0, 1)?, &k, &v, blocks)
+    attention(&q.transpose(0, 1)?, &k, &v, blocks, activations)
 }

@@ -1,7 +1,7 @@
 //! One block of the vision transformer.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Block, Linear, Result, RmsNorm, RotaryTable, Weights, attention, swiglu};
+use lance_mm_tensor::{Activations, Block, Linear, Result, RmsNorm, RotaryTable, Weights, attention, swiglu};
 
 use super::EPS;
 use crate::Probe;
@@ -17,6 +17,7 @@ pub(super) struct VitBlock {
     up_proj: Linear,
     down_proj: Linear,
     num_heads: usize,
+    activations: Activations,
 }
 
 impl VitBlock {
@@ -32,6 +33,7 @@ impl VitBlock {
             up_proj: Linear::load_biased(&mlp.pp("up_proj"), d, f)?,
             down_proj: Linear::load_biased(&mlp.pp("down_proj"), f, d)?,
             num_heads: config.num_heads,
+            activations: weights.activations(),
         })
     }
 
@@ -67,9 +69,9 @@ impl VitBlock {
         // (N, 3·D) -> (N, 3, H, D/H); rows of the weight are q of all heads, then k, then v.
         let qkv = self.qkv.forward(x)?.reshape((n, 3, self.num_heads, d / self.num_heads))?;
         let part = |i: usize| qkv.narrow(1, i, 1)?.squeeze(1);
-        let q = table.apply(&part(0)?)?.transpose(0, 1)?.contiguous()?;
-        let k = table.apply(&part(1)?)?.transpose(0, 1)?.contiguous()?;
-        let v = part(2)?.transpose(0, 1)?.contiguous()?;
-        self.proj.forward(&attention(&q, &k, &v, blocks)?)
+        let q = table.apply(&part(0)?)?.transpose(0, 1)?;
+        let k = table.apply(&part(1)?)?.transpose(0, 1)?;
+        let v = part(2)?.transpose(0, 1)?;
+        self.proj.forward(&attention(&q, &k, &v, blocks, self.activations)?)
     }
 }

@@ -3,14 +3,19 @@
 
 mod panel;
 mod softmax;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx::Filled;
 use super::simd::Simd;
 use super::tile::{self, PANEL};
 use crate::attention::Block;
+use crate::dense::Activations;
 use panel::{KEYS, Panel};
 use softmax::{AddKeys, State};
 
@@ -60,6 +65,9 @@ pub(crate) struct Attention<'a> {
     pub(crate) k: Heads<'a>,
     /// `(G, S, D)`.
     pub(crate) v: Heads<'a>,
+    /// What values count as where many queries are multiplied on AMX.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read where there is AMX"))]
+    pub(crate) activations: Activations,
 }
 
 impl Attention<'_> {
@@ -68,29 +76,52 @@ impl Attention<'_> {
         let [h, t, d] = self.q.dims;
         let width = h * d;
         let mut out = vec![0.0; t * width];
-        let step = (QUERIES / self.fold()).max(1);
-        let mut tasks = Vec::new();
+        let mut many = Vec::new();
         let mut rest = out.as_mut_slice();
         for block in blocks {
-            if block.queries.len() == 1 {
-                let (out, more) = rest.split_at_mut(width);
-                rest = more;
-                self.one_query(block.queries.start, block.keys.clone(), out);
-                continue;
-            }
-            for start in block.queries.clone().step_by(step) {
-                let rows = start..(start + step).min(block.queries.end);
-                let (out, more) = rest.split_at_mut(rows.len() * width);
-                rest = more;
-                tasks.push((block, rows, out));
+            let (out, more) = rest.split_at_mut(block.queries.len() * width);
+            rest = more;
+            match block.queries.len() {
+                1 => self.one_query(block.queries.start, block.keys.clone(), out),
+                _ => many.push((block, out)),
             }
         }
+        let many = self.on_tiles(many);
+        let step = (QUERIES / self.fold()).max(1);
+        let tasks: Vec<_> = many
+            .into_iter()
+            .flat_map(|(block, out)| {
+                let Range { start, end } = block.queries;
+                let rows = (start..end).step_by(step).map(move |start| start..(start + step).min(end));
+                rows.zip(out.chunks_mut(step * width)).map(move |(rows, out)| (block, rows, out))
+            })
+            .collect();
         tasks.into_par_iter().with_max_len(1).for_each(|(block, rows, out)| {
             for group in 0..self.k.dims[0] {
                 self.many_queries(group, block, &rows, out);
             }
         });
         out
+    }
+
+    /// Runs blocks that fill tiles on AMX, where there is any: what is left.
+    #[cfg(target_arch = "x86_64")]
+    fn on_tiles<'o>(&self, blocks: Vec<(&'o Block, &'o mut [f32])>) -> Vec<(&'o Block, &'o mut [f32])> {
+        let Some(filled) = Filled::detect().filter(|_| self.activations != Activations::F32) else {
+            return blocks;
+        };
+        let enough = |block: &Block| block.queries.len() * self.fold() >= tiles::LEAST;
+        let (blocks, rest) = blocks.into_iter().partition(|(block, _)| enough(block));
+        match self.activations {
+            Activations::Bf16 => tiles::run::<1>(filled, self, blocks),
+            _ => tiles::run::<2>(filled, self, blocks),
+        }
+        rest
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn on_tiles<'o>(&self, blocks: Vec<(&'o Block, &'o mut [f32])>) -> Vec<(&'o Block, &'o mut [f32])> {
+        blocks
     }
 
     /// Query heads of a key head.

@@ -31,7 +31,7 @@ impl Loop for Swiglu<'_> {
         for (gate, up) in self.gate.iter_mut().zip(self.up) {
             let x = *gate;
             // The power of the negative magnitude neither overflows nor loses what is left.
-            let e = exp(-x.abs());
+            let e = exp::<FMA>(-x.abs());
             *gate = x * (if x < 0.0 { e } else { 1.0 }) / (1.0 + e) * up;
         }
     }

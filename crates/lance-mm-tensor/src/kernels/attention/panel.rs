@@ -105,7 +105,7 @@ impl Loop for Softmax<'_> {
         }
         let mut old = [0.0; PANEL];
         for i in 0..PANEL {
-            old[i] = exp(max[i] - largest[i]);
+            old[i] = exp::<FMA>(max[i] - largest[i]);
         }
         if old != [1.0; PANEL] {
             for sums in sums {
@@ -117,7 +117,7 @@ impl Loop for Softmax<'_> {
         let mut total = [0.0; PANEL];
         for scores in scores {
             for i in 0..PANEL {
-                scores[i] = exp(scores[i] - largest[i]);
+                scores[i] = exp::<FMA>(scores[i] - largest[i]);
                 total[i] += scores[i];
             }
         }

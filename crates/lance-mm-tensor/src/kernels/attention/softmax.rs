@@ -21,7 +21,7 @@ impl State {
     pub(super) fn merge(&mut self, other: &Self) {
         for i in 0..self.max.len() {
             let max = self.max[i].max(other.max[i]);
-            let (mine, theirs) = (exp(self.max[i] - max), exp(other.max[i] - max));
+            let (mine, theirs) = (exp::<false>(self.max[i] - max), exp::<false>(other.max[i] - max));
             self.max[i] = max;
             self.weight[i] = self.weight[i] * mine + other.weight[i] * theirs;
             let row = i * self.d..(i + 1) * self.d;
@@ -41,13 +41,13 @@ impl State {
 
     /// Turns scores of row `i` into weights, its sums scaled to go with them.
     #[inline(always)]
-    fn add_scores(&mut self, i: usize, scores: &mut [f32]) {
+    fn add_scores<const FMA: bool>(&mut self, i: usize, scores: &mut [f32]) {
         let max = lanes(scores, f32::NEG_INFINITY, f32::max).max(self.max[i]);
-        let old = exp(self.max[i] - max);
+        let old = exp::<FMA>(self.max[i] - max);
         if old != 1.0 {
             self.sums[i * self.d..(i + 1) * self.d].iter_mut().for_each(|sum| *sum *= old);
         }
-        scores.iter_mut().for_each(|s| *s = exp(*s - max));
+        scores.iter_mut().for_each(|s| *s = exp::<FMA>(*s - max));
         self.weight[i] = self.weight[i] * old + lanes(scores, 0.0, |a, b| a + b);
         self.max[i] = max;
     }
@@ -76,7 +76,7 @@ impl State {
             }
             for (i, scores) in scores.chunks_exact_mut(TILE).enumerate() {
                 let scores = &mut scores[..tile.len()];
-                self.add_scores(i, scores);
+                self.add_scores::<FMA>(i, scores);
                 let sums = &mut self.sums[i * self.d..(i + 1) * self.d];
                 let (fours, rest) = tile.as_chunks::<4>();
                 let (weights, last) = scores.as_chunks::<4>();

@@ -94,6 +94,17 @@ impl Avx512Bf16 {
         unsafe { split(&row[first..row.len().min(first + 32)]) }
     }
 
+    /// Term `t` of a row, 32 values to each of `out`, zeros past its end.
+    pub(in super::super) fn term<'a>(
+        self,
+        row: &[f32],
+        t: usize,
+        out: impl Iterator<Item = &'a mut [u16; 32]>,
+    ) {
+        // SAFETY: `self` proves the features.
+        unsafe { term(row, t, out) }
+    }
+
     /// As [`split_part`](Self::split_part), of up to sixteen rows of `k`; rows that are missing are zeros.
     pub(in super::super) fn split_rows(self, rows: &[f32], k: usize, first: usize) -> [Terms; 16] {
         let mut out = [Terms([[0; 32]; 2]); 16];
@@ -123,6 +134,17 @@ impl Avx512Bf16 {
     pub(in super::super) fn pair_up(self, rows: &[Terms; 16], t: usize, out: &mut [u32], stride: usize) {
         // SAFETY: `self` proves the features.
         unsafe { pair_up(rows, t, out, stride) }
+    }
+
+    /// Rows of sixteen values as bf16 terms, two neighbouring rows to the words of one.
+    pub(in super::super) fn pair_rows<const T: usize>(
+        self,
+        rows: &[[f32; 16]; 16],
+        out: [&mut [[u32; 16]; 8]; T],
+    ) {
+        const { assert!(T == 1 || T == 2, "one or two terms") };
+        // SAFETY: `self` proves the features.
+        unsafe { pair_rows(rows, out) }
     }
 
     /// Sixteen rows of sixteen values to columns, which begin `stride` values apart in `out`.
@@ -336,6 +358,14 @@ fn split(values: &[f32]) -> Terms {
 }
 
 #[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn term<'a>(row: &[f32], t: usize, out: impl Iterator<Item = &'a mut [u16; 32]>) {
+    for (values, out) in row.chunks(32).zip(out) {
+        *out = split(values).0[t];
+    }
+}
+
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn every_fourth(values: &[f32]) -> [Terms; 4] {
     let mut natural = [Terms([[0; 32]; 2]); 4];
@@ -389,6 +419,39 @@ fn pair_up(rows: &[Terms; 16], t: usize, out: &mut [u32], stride: usize) {
         unsafe { _mm512_storeu_si512(place.as_mut_ptr().cast(), column) };
     }
 }
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn pair_rows<const T: usize>(rows: &[[f32; 16]; 16], mut out: [&mut [[u32; 16]; 8]; T]) {
+    let places = load_words(&INTERLEAVED);
+    for (i, pair) in rows.as_chunks::<2>().0.iter().enumerate() {
+        // SAFETY: both arrays hold 64 bytes; unaligned loads.
+        let [mut even, mut odd] =
+            unsafe { [_mm512_loadu_ps(pair[0].as_ptr()), _mm512_loadu_ps(pair[1].as_ptr())] };
+        for out in &mut out {
+            // SAFETY: both are 64 bytes of plain data.
+            let halves: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even)) };
+            let words = _mm512_permutexvar_epi16(places, halves);
+            // SAFETY: the array holds 64 bytes; an unaligned store.
+            unsafe { _mm512_storeu_si512(out[i].as_mut_ptr().cast(), words) };
+            // What the next term stands for.
+            even = _mm512_sub_ps(even, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)));
+            let upper = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            odd = _mm512_sub_ps(odd, _mm512_castsi512_ps(upper));
+        }
+    }
+}
+
+/// Values of two halves in turn.
+const INTERLEAVED: [u16; 32] = {
+    let mut places = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        places[i] = (i / 2 + 16 * (i % 2)) as u16;
+        i += 1;
+    }
+    places
+};
 
 #[inline]
 #[target_feature(enable = "avx512f")]

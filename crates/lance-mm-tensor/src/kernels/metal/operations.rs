@@ -7,10 +7,10 @@ use crate::float_mode::FloatModeWeight;
 use crate::quantization::Mode;
 use crate::testing::{assert_close, seeded};
 use crate::weights::Bytes;
+use crate::{Activations, Conv, PixelNorm, Weights, Window, attention, swiglu};
 use crate::{
     AffineWeight, Block, DenseWeight, Embedding, FloatType, Linear, Result, RmsNorm, Rotary, Scheme, Weight,
 };
-use crate::{Conv, PixelNorm, Weights, Window, attention, swiglu};
 
 fn tensor(shape: &[usize], seed: u64) -> Tensor {
     Tensor::from_vec(seeded(shape.iter().product(), seed), shape, &Device::Cpu).unwrap()
@@ -108,12 +108,12 @@ fn heads_are_normed_turned_and_attended_the_same() {
         let blocks = [Block::causal(0..2, 0..30), Block::full(2..5, 3..40)];
         compare("attended", 2e-6, |device| {
             let (k, v) = (part(rooms[0], device)?, part(rooms[1], device)?);
-            attention(&turned(device)?.transpose(0, 1)?, &k, &v, &blocks)
+            attention(&turned(device)?.transpose(0, 1)?, &k, &v, &blocks, Activations::F32)
         });
         compare("one row", 2e-6, |device| {
             let (k, v) = (part(rooms[0], device)?, part(rooms[1], device)?);
             let row = q.to_device(device)?.transpose(0, 1)?.narrow(1, 1, 1)?;
-            attention(&row, &k, &v, &[Block::causal(0..1, 0..40)])
+            attention(&row, &k, &v, &[Block::causal(0..1, 0..40)], Activations::F32)
         });
     }
 }
@@ -141,7 +141,7 @@ fn frames_are_normed_convolved_and_attended_the_same() {
     // A head of a width that has no kernel.
     compare("wide", 2e-6, |device| {
         let [q, k, v] = [26, 27, 28].map(|seed| tensor(&[1, 9, 150], seed).to_device(device));
-        attention(&q?, &k?, &v?, &[Block::full(0..9, 2..8)])
+        attention(&q?, &k?, &v?, &[Block::full(0..9, 2..8)], Activations::F32)
     });
 }
 
@@ -163,7 +163,7 @@ fn what_has_no_kernel_is_refused() {
     let heads = tensor(&[1, 2, 12], 14);
     let wide = |device: &Device| {
         let heads = heads.to_device(device)?;
-        attention(&heads, &heads, &heads, &[Block::causal(0..2, 0..2)])
+        attention(&heads, &heads, &heads, &[Block::causal(0..2, 0..2)], Activations::F32)
     };
     let text = on_device(wide).unwrap_err();
     assert!(text.to_string().contains("width of a head on this device: expected a multiple of 8"), "{text}");

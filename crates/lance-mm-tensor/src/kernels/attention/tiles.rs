@@ -1,0 +1,414 @@
+//! Many queries on AMX: scores are products of keys with the transpose of queries, and what a query gives is one of the
+//! transpose of values with its weights, so that queries lie side by side, one in each lane.
+//!
+//! Every value is rounded to `T` bf16 terms. With two, a product is that of the first terms and of each first with the other's
+//! second: within 2^-16 of its size.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Attention;
+use crate::attention::Block;
+use crate::kernels::amx::{Filled, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
+use crate::kernels::bf16::Avx512Bf16;
+use crate::kernels::simd::{Loop, Simd, exp};
+
+/// Panels of keys whose scores are made at once.
+const KEY_PANELS: usize = 4;
+/// Panels of queries that see some keys while those are near.
+const QUERY_PANELS: usize = 8;
+/// Fewest queries, times the heads that share a key head, worth filling tiles.
+pub(super) const LEAST: usize = 16;
+
+/// Blocks with the rows of the output `(T, H·D)` that are theirs.
+pub(super) fn run<const T: usize>(
+    filled: Filled,
+    attention: &Attention<'_>,
+    blocks: Vec<(&Block, &mut [f32])>,
+) {
+    let [h, _, d] = attention.q.dims;
+    let n_groups = attention.k.dims[0];
+    let n_rows = (QUERY_PANELS * PANEL / attention.fold()).max(1);
+    let (small, large): (Vec<_>, Vec<_>) =
+        blocks.into_iter().partition(|(block, _)| block.queries.len() <= n_rows);
+    small.into_par_iter().with_max_len(1).for_each(|(block, out)| {
+        for group in 0..n_groups {
+            let head = Head::<T> { filled, attention, group, block };
+            let keys: Vec<Keys<T>> = head.parts().map(|keys| head.keys(keys)).collect();
+            head.run(&keys, &block.queries, out);
+        }
+    });
+    for (block, out) in large {
+        for group in 0..n_groups {
+            let head = Head::<T> { filled, attention, group, block };
+            let parts: Vec<Range<usize>> = head.parts().collect();
+            let keys: Vec<Keys<T>> = parts.into_par_iter().map(|keys| head.keys(keys)).collect();
+            // Part by part: where keys end at the query the last ones take longest.
+            out.par_chunks_mut(n_rows * h * d).enumerate().with_max_len(1).for_each(|(i, out)| {
+                let first = block.queries.start + i * n_rows;
+                head.run(&keys, &(first..(first + n_rows).min(block.queries.end)), out);
+            });
+        }
+    }
+}
+
+/// A key head of a block, and the query heads that share it.
+#[derive(Clone, Copy)]
+struct Head<'a, const T: usize> {
+    filled: Filled,
+    attention: &'a Attention<'a>,
+    group: usize,
+    block: &'a Block,
+}
+
+impl<const T: usize> Head<'_, T> {
+    /// The keys of the block in parts that are scored at once.
+    fn parts(&self) -> impl Iterator<Item = Range<usize>> {
+        let keys = self.block.keys.clone();
+        keys.clone().step_by(KEY_PANELS * PANEL).map(move |k| k..(k + KEY_PANELS * PANEL).min(keys.end))
+    }
+
+    fn keys(&self, range: Range<usize>) -> Keys<T> {
+        let Attention { k, v, .. } = self.attention;
+        Keys::new(
+            self.filled.convert,
+            |key| k.row(self.group, range.start + key),
+            |key| v.row(self.group, range.start + key),
+            range.len(),
+            k.dims[2],
+        )
+    }
+
+    /// Writes the rows `rows` of the output, which begin with `out`, for these heads.
+    fn run(&self, keys: &[Keys<T>], rows: &Range<usize>, out: &mut [f32]) {
+        let Self { filled, attention, group, block } = *self;
+        let ([h, _, d], fold, simd) = (attention.q.dims, attention.fold(), Simd::detect());
+        let scale = 1.0 / (d as f32).sqrt();
+        // Columns of panels are the queries of the first head, then those of the next.
+        let column = |i: usize| (group * fold + i / rows.len(), rows.start + i % rows.len());
+        let n = fold * rows.len();
+        let mut panels: Vec<Panel<T>> = (0..n)
+            .step_by(PANEL)
+            .map(|first| {
+                let queries = (first..(first + PANEL).min(n)).map(column);
+                Panel::new(filled.convert, queries.map(|(head, row)| attention.q.row(head, row)), d, scale)
+            })
+            .collect();
+        let mut tiles = filled.tiles();
+        let mut scores = Scores::<T>::default();
+        for (keys, range) in keys.iter().zip(self.parts()) {
+            for (p, panel) in panels.iter_mut().enumerate() {
+                let visible = std::array::from_fn(|b| {
+                    std::array::from_fn(|i| {
+                        let (_, row) = column((p * PANEL + b * SIDE + i).min(n - 1));
+                        block.visible(row).end.clamp(range.start, range.end) - range.start
+                    })
+                });
+                if visible.as_flattened().iter().any(|n| *n > 0) {
+                    panel.add(filled.convert, &mut tiles, simd, keys, &visible, &mut scores);
+                }
+            }
+        }
+        for (p, panel) in panels.iter().enumerate() {
+            panel.rows(filled.convert, |i, values| {
+                if let Some((head, row)) = Some(p * PANEL + i).filter(|i| *i < n).map(column) {
+                    out[(row - rows.start) * h * d + head * d..][..d].copy_from_slice(&values[..d]);
+                }
+            });
+        }
+    }
+}
+
+/// Keys and values of a head, up to [`KEY_PANELS`] panels of them, as left operands.
+struct Keys<const T: usize> {
+    n: usize,
+    /// By panel of keys, then step of channels.
+    k: [Vec<[Rows32; 2]>; T],
+    /// By panel of channels, then step of keys.
+    v: [Vec<[Rows32; 2]>; T],
+}
+
+impl<const T: usize> Keys<T> {
+    /// `n` keys and values of width `d`.
+    fn new<'a>(
+        convert: Avx512Bf16,
+        key: impl Fn(usize) -> &'a [f32],
+        value: impl Fn(usize) -> &'a [f32],
+        n: usize,
+        d: usize,
+    ) -> Self {
+        let (steps, panels) = (d.div_ceil(PANEL), n.div_ceil(PANEL));
+        let empty = || std::array::from_fn(|_| vec![[Rows32::default(); 2]; panels * steps]);
+        let (mut k, mut v): ([_; T], [_; T]) = (empty(), empty());
+        for i in 0..n {
+            let (panel, half, at) = (i / PANEL, i % PANEL / SIDE, i % SIDE);
+            for (t, k) in k.iter_mut().enumerate() {
+                let out = k[panel * steps..][..steps].iter_mut().map(|step| &mut step[half].0[at]);
+                convert.term(key(i), t, out);
+            }
+        }
+        // Sixteen channels of 32 keys.
+        let mut rows = [[0.0; PANEL]; SIDE];
+        for panel in 0..panels {
+            for first in (0..d).step_by(SIDE) {
+                let width = SIDE.min(d - first);
+                for half in 0..2 {
+                    let mut square = [[0.0; SIDE]; SIDE];
+                    for (i, row) in square.iter_mut().enumerate() {
+                        let at = panel * PANEL + half * SIDE + i;
+                        if at < n {
+                            let value = &value(at)[first..first + width];
+                            match value.as_array() {
+                                // Of a known length: an instruction instead of a call.
+                                Some(value) => *row = *value,
+                                None => row[..width].copy_from_slice(value),
+                            }
+                        }
+                    }
+                    convert.transpose(&square, &mut rows.as_flattened_mut()[half * SIDE..], PANEL);
+                }
+                for (i, row) in rows.iter().enumerate() {
+                    for (t, v) in v.iter_mut().enumerate() {
+                        let out = &mut v[first / PANEL * panels + panel][first % PANEL / SIDE].0[i];
+                        convert.term(row, t, std::iter::once(out));
+                    }
+                }
+            }
+        }
+        Self { n, k, v }
+    }
+
+    fn n_panels(&self) -> usize {
+        self.n.div_ceil(PANEL)
+    }
+}
+
+/// Scores of keys with a panel of queries, and their weights.
+struct Scores<const T: usize> {
+    /// By panel of keys; rows are keys, columns queries.
+    sums: [Sums<f32>; KEY_PANELS],
+    weights: [[[Words16; 2]; T]; KEY_PANELS],
+}
+
+impl<const T: usize> Default for Scores<T> {
+    fn default() -> Self {
+        Self { sums: Default::default(), weights: [[[Words16::default(); 2]; T]; KEY_PANELS] }
+    }
+}
+
+/// One value for each of the queries of a panel.
+type Lanes = [[f32; SIDE]; 2];
+
+/// Queries and their running softmax.
+struct Panel<const T: usize> {
+    /// By step of channels, scaled.
+    queries: Vec<[[Words16; 2]; T]>,
+    /// Weighted sums of values by panel of channels.
+    sums: Vec<Sums<f32>>,
+    /// What is subtracted from scores before they become exponents: the largest so far, or a little less.
+    zero: Lanes,
+    /// Sum of weights.
+    weight: Lanes,
+}
+
+impl<const T: usize> Panel<T> {
+    /// Up to [`PANEL`] queries of width `d`, multiplied with `scale`, that have seen nothing.
+    fn new<'a>(convert: Avx512Bf16, rows: impl Iterator<Item = &'a [f32]>, d: usize, scale: f32) -> Self {
+        let mut scaled = vec![0.0; PANEL * d];
+        for (scaled, row) in scaled.chunks_exact_mut(d).zip(rows) {
+            scaled.iter_mut().zip(row).for_each(|(scaled, value)| *scaled = value * scale);
+        }
+        let steps = d.div_ceil(PANEL);
+        let mut queries = vec![[[Words16::default(); 2]; T]; steps];
+        for (step, out) in queries.iter_mut().enumerate() {
+            for (b, rows) in scaled.chunks_exact(SIDE * d).enumerate() {
+                let terms = convert.split_rows(rows, d, 32 * step);
+                for (t, out) in out.iter_mut().enumerate() {
+                    convert.pair_up(&terms, t, out[b].0.as_flattened_mut(), SIDE);
+                }
+            }
+        }
+        Self {
+            queries,
+            sums: (0..steps).map(|_| Sums::default()).collect(),
+            zero: [[f32::NEG_INFINITY; SIDE]; 2],
+            weight: [[0.0; SIDE]; 2],
+        }
+    }
+
+    /// Takes in keys and values, of which a query sees the first `visible`. Of the first ones taken in every query
+    /// sees one at least.
+    fn add(
+        &mut self,
+        convert: Avx512Bf16,
+        tiles: &mut Tiles,
+        simd: Simd,
+        keys: &Keys<T>,
+        visible: &[[usize; SIDE]; 2],
+        scores: &mut Scores<T>,
+    ) {
+        let (n_panels, steps) = (keys.n_panels(), self.queries.len());
+        let Scores { sums, weights } = scores;
+        let (sums, weights) = (&mut sums[..n_panels], &mut weights[..n_panels]);
+        let queries = Operands::in_tiles(&self.queries);
+        for (panel, sums) in sums.iter_mut().enumerate() {
+            multiply(tiles, keys.k.each_ref().map(|k| &k[panel * steps..][..steps]), queries, sums, false);
+        }
+        hide(sums, visible);
+        simd.run(Softmax {
+            scores: sums,
+            sums: &mut self.sums,
+            zero: &mut self.zero,
+            weight: &mut self.weight,
+        });
+        for (scores, weights) in sums.iter().zip(&mut *weights) {
+            for (a, rows) in scores.0.iter().enumerate() {
+                for (b, rows) in rows.iter().enumerate() {
+                    let out = weights.each_mut().map(|term| &mut term[b].0.as_chunks_mut::<8>().0[a]);
+                    convert.pair_rows(rows, out);
+                }
+            }
+        }
+        let weights = Operands::in_tiles(weights);
+        for (panel, sums) in self.sums.iter_mut().enumerate() {
+            multiply(
+                tiles,
+                keys.v.each_ref().map(|v| &v[panel * n_panels..][..n_panels]),
+                weights,
+                sums,
+                true,
+            );
+        }
+    }
+
+    /// Shows the weighted mean of each query, with some zeros at its end.
+    fn rows(&self, convert: Avx512Bf16, mut show: impl FnMut(usize, &[f32])) {
+        let width = self.sums.len() * PANEL;
+        let mut rows = vec![0.0; SIDE * width];
+        for b in 0..2 {
+            for (panel, sums) in self.sums.iter().enumerate() {
+                for a in 0..2 {
+                    convert.transpose(&sums.0[a][b], &mut rows[panel * PANEL + a * SIDE..], width);
+                }
+            }
+            for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+                let factor = 1.0 / self.weight[b][i];
+                row.iter_mut().for_each(|value| *value *= factor);
+                show(b * SIDE + i, row);
+            }
+        }
+    }
+}
+
+/// Sums of products of the terms of both, without that of the second ones.
+fn multiply<const T: usize>(
+    tiles: &mut Tiles,
+    left: [&[[Rows32; 2]]; T],
+    right: Operands<'_, T, 2>,
+    sums: &mut Sums<f32>,
+    add: bool,
+) {
+    let [first, second @ ..] = &left[..] else { return };
+    tiles.bf16(first, right, sums, add, first.as_ptr().cast());
+    for second in second {
+        tiles.bf16(second, right.first_term(), sums, true, second.as_ptr().cast());
+    }
+}
+
+/// Leaves each query the scores of the keys that it sees.
+fn hide(scores: &mut [Sums<f32>], visible: &[[usize; SIDE]; 2]) {
+    let first = visible.as_flattened().iter().copied().min().unwrap_or(0);
+    for key in first..scores.len() * PANEL {
+        let Sums(sums) = &mut scores[key / PANEL];
+        for (b, visible) in visible.iter().enumerate() {
+            for (score, visible) in sums[key % PANEL / SIDE][b][key % SIDE].iter_mut().zip(visible) {
+                if key >= *visible {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+}
+
+/// Turns scores into weights, the sums scaled to go with them.
+struct Softmax<'a> {
+    scores: &'a mut [Sums<f32>],
+    sums: &'a mut [Sums<f32>],
+    zero: &'a mut Lanes,
+    weight: &'a mut Lanes,
+}
+
+/// How far scores may lie above the exponent's zero before sums are scaled to another one: e^8 times as many keys as there
+/// can be is far from what f32 holds.
+const HEADROOM: f32 = 8.0;
+
+impl Loop for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        for b in 0..2 {
+            // Four rows at a time: none waits for the one before it.
+            let [mut m0, mut m1, mut m2, mut m3] = [[f32::NEG_INFINITY; SIDE]; 4];
+            for Sums(scores) in self.scores.iter() {
+                for half in scores {
+                    for [r0, r1, r2, r3] in half[b].as_chunks().0 {
+                        (m0, m1) = (larger(m0, r0), larger(m1, r1));
+                        (m2, m3) = (larger(m2, r2), larger(m3, r3));
+                    }
+                }
+            }
+            let largest = larger(larger(m0, &m1), &larger(m2, &m3));
+            let before = self.zero[b];
+            let (mut zero, mut old) = (before, [1.0; SIDE]);
+            for i in 0..SIDE {
+                zero[i] = if largest[i] > before[i] + HEADROOM { largest[i] } else { before[i] };
+                old[i] = exp::<FMA>(before[i] - zero[i]);
+            }
+            if old != [1.0; SIDE] {
+                for Sums(sums) in self.sums.iter_mut() {
+                    for half in sums {
+                        for row in &mut half[b] {
+                            let mut scaled = *row;
+                            for i in 0..SIDE {
+                                scaled[i] *= old[i];
+                            }
+                            *row = scaled;
+                        }
+                    }
+                }
+            }
+            let mut total = [[0.0; SIDE]; 4];
+            for Sums(scores) in self.scores.iter_mut() {
+                for half in scores {
+                    for rows in half[b].as_chunks_mut::<4>().0 {
+                        for (total, row) in total.iter_mut().zip(rows) {
+                            let mut weights = *row;
+                            for i in 0..SIDE {
+                                weights[i] = exp::<FMA>(weights[i] - zero[i]);
+                            }
+                            *row = weights;
+                            for i in 0..SIDE {
+                                total[i] += weights[i];
+                            }
+                        }
+                    }
+                }
+            }
+            for i in 0..SIDE {
+                let [t0, t1, t2, t3] = [total[0][i], total[1][i], total[2][i], total[3][i]];
+                self.weight[b][i] = self.weight[b][i] * old[i] + ((t0 + t1) + (t2 + t3));
+            }
+            self.zero[b] = zero;
+        }
+    }
+}
+
+#[inline(always)]
+fn larger(mut a: [f32; SIDE], b: &[f32; SIDE]) -> [f32; SIDE] {
+    for i in 0..SIDE {
+        a[i] = if b[i] > a[i] { b[i] } else { a[i] };
+    }
+    a
+}
