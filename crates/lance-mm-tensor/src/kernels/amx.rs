@@ -144,13 +144,6 @@ impl<'a, const T: usize, const B: usize> Operands<'a, T, B> {
         Self { first, row: 64, step: T * B * size_of::<Words16>(), n_steps: tiles.len(), words: PhantomData }
     }
 
-    /// The first term alone.
-    pub(super) fn first_term(self) -> Operands<'a, 1, B> {
-        const { assert!(T > 0, "a term") };
-        let Self { first, row, step, n_steps, words } = self;
-        Operands { first: [first[0]], row, step, n_steps, words }
-    }
-
     /// Tiles whose rows lie `row` words apart and whose steps `step`.
     ///
     /// # Panics

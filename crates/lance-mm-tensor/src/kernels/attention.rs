@@ -65,7 +65,7 @@ pub(crate) struct Attention<'a> {
     pub(crate) k: Heads<'a>,
     /// `(G, S, D)`.
     pub(crate) v: Heads<'a>,
-    /// What values count as where many queries are multiplied on AMX.
+    /// With [`Activations::Bf16`] many queries are multiplied on AMX, where there is any.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read where there is AMX"))]
     pub(crate) activations: Activations,
 }
@@ -107,15 +107,12 @@ impl Attention<'_> {
     /// Runs blocks that fill tiles on AMX, where there is any: what is left.
     #[cfg(target_arch = "x86_64")]
     fn on_tiles<'o>(&self, blocks: Vec<(&'o Block, &'o mut [f32])>) -> Vec<(&'o Block, &'o mut [f32])> {
-        let Some(filled) = Filled::detect().filter(|_| self.activations != Activations::F32) else {
+        let Some(filled) = Filled::detect().filter(|_| self.activations == Activations::Bf16) else {
             return blocks;
         };
         let enough = |block: &Block| block.queries.len() * self.fold() >= tiles::LEAST;
         let (blocks, rest) = blocks.into_iter().partition(|(block, _)| enough(block));
-        match self.activations {
-            Activations::Bf16 => tiles::run::<1>(filled, self, blocks),
-            _ => tiles::run::<2>(filled, self, blocks),
-        }
+        tiles::run(filled, self, blocks);
         rest
     }
 

@@ -1,8 +1,7 @@
 //! Many queries on AMX: scores are products of keys with the transpose of queries, and what a query gives is one of the
 //! transpose of values with its weights, so that queries lie side by side, one in each lane.
 //!
-//! Every value is rounded to `T` bf16 terms. With two, a product is that of the first terms and of each first with the other's
-//! second: within 2^-16 of its size.
+//! Queries, keys, values and weights are rounded to bf16; scores, softmax and sums are f32.
 
 use std::ops::Range;
 
@@ -22,28 +21,30 @@ const QUERY_PANELS: usize = 8;
 pub(super) const LEAST: usize = 16;
 
 /// Blocks with the rows of the output `(T, H·D)` that are theirs.
-pub(super) fn run<const T: usize>(
-    filled: Filled,
-    attention: &Attention<'_>,
-    blocks: Vec<(&Block, &mut [f32])>,
-) {
+pub(super) fn run(filled: Filled, attention: &Attention<'_>, blocks: Vec<(&Block, &mut [f32])>) {
     let [h, _, d] = attention.q.dims;
-    let n_groups = attention.k.dims[0];
-    let n_rows = (QUERY_PANELS * PANEL / attention.fold()).max(1);
-    let (small, large): (Vec<_>, Vec<_>) =
-        blocks.into_iter().partition(|(block, _)| block.queries.len() <= n_rows);
+    let (n_groups, fold) = (attention.k.dims[0], attention.fold());
+    let most = (QUERY_PANELS * PANEL / fold).max(1);
+    let threads = rayon::current_num_threads();
+    // A thread takes a whole block where there are enough of them.
+    let (small, large): (Vec<_>, Vec<_>) = match blocks.len() >= 2 * threads {
+        true => blocks.into_iter().partition(|(block, _)| block.queries.len() <= most),
+        false => (Vec::new(), blocks),
+    };
     small.into_par_iter().with_max_len(1).for_each(|(block, out)| {
         for group in 0..n_groups {
-            let head = Head::<T> { filled, attention, group, block };
-            let keys: Vec<Keys<T>> = head.parts().map(|keys| head.keys(keys)).collect();
+            let head = Head { filled, attention, group, block };
+            let keys: Vec<Keys> = head.parts().map(|keys| head.keys(keys)).collect();
             head.run(&keys, &block.queries, out);
         }
     });
     for (block, out) in large {
+        let least = PANEL.div_ceil(fold).min(most);
+        let n_rows = block.queries.len().div_ceil(threads).clamp(least, most);
         for group in 0..n_groups {
-            let head = Head::<T> { filled, attention, group, block };
+            let head = Head { filled, attention, group, block };
             let parts: Vec<Range<usize>> = head.parts().collect();
-            let keys: Vec<Keys<T>> = parts.into_par_iter().map(|keys| head.keys(keys)).collect();
+            let keys: Vec<Keys> = parts.into_par_iter().map(|keys| head.keys(keys)).collect();
             // Part by part: where keys end at the query the last ones take longest.
             out.par_chunks_mut(n_rows * h * d).enumerate().with_max_len(1).for_each(|(i, out)| {
                 let first = block.queries.start + i * n_rows;
@@ -55,21 +56,21 @@ pub(super) fn run<const T: usize>(
 
 /// A key head of a block, and the query heads that share it.
 #[derive(Clone, Copy)]
-struct Head<'a, const T: usize> {
+struct Head<'a> {
     filled: Filled,
     attention: &'a Attention<'a>,
     group: usize,
     block: &'a Block,
 }
 
-impl<const T: usize> Head<'_, T> {
+impl Head<'_> {
     /// The keys of the block in parts that are scored at once.
     fn parts(&self) -> impl Iterator<Item = Range<usize>> {
         let keys = self.block.keys.clone();
         keys.clone().step_by(KEY_PANELS * PANEL).map(move |k| k..(k + KEY_PANELS * PANEL).min(keys.end))
     }
 
-    fn keys(&self, range: Range<usize>) -> Keys<T> {
+    fn keys(&self, range: Range<usize>) -> Keys {
         let Attention { k, v, .. } = self.attention;
         Keys::new(
             self.filled.convert,
@@ -81,14 +82,14 @@ impl<const T: usize> Head<'_, T> {
     }
 
     /// Writes the rows `rows` of the output, which begin with `out`, for these heads.
-    fn run(&self, keys: &[Keys<T>], rows: &Range<usize>, out: &mut [f32]) {
+    fn run(&self, keys: &[Keys], rows: &Range<usize>, out: &mut [f32]) {
         let Self { filled, attention, group, block } = *self;
         let ([h, _, d], fold, simd) = (attention.q.dims, attention.fold(), Simd::detect());
         let scale = 1.0 / (d as f32).sqrt();
         // Columns of panels are the queries of the first head, then those of the next.
         let column = |i: usize| (group * fold + i / rows.len(), rows.start + i % rows.len());
         let n = fold * rows.len();
-        let mut panels: Vec<Panel<T>> = (0..n)
+        let mut panels: Vec<Panel> = (0..n)
             .step_by(PANEL)
             .map(|first| {
                 let queries = (first..(first + PANEL).min(n)).map(column);
@@ -96,7 +97,7 @@ impl<const T: usize> Head<'_, T> {
             })
             .collect();
         let mut tiles = filled.tiles();
-        let mut scores = Scores::<T>::default();
+        let mut scores = Scores::default();
         for (keys, range) in keys.iter().zip(self.parts()) {
             for (p, panel) in panels.iter_mut().enumerate() {
                 let visible = std::array::from_fn(|b| {
@@ -121,15 +122,15 @@ impl<const T: usize> Head<'_, T> {
 }
 
 /// Keys and values of a head, up to [`KEY_PANELS`] panels of them, as left operands.
-struct Keys<const T: usize> {
+struct Keys {
     n: usize,
     /// By panel of keys, then step of channels.
-    k: [Vec<[Rows32; 2]>; T],
+    k: Vec<[Rows32; 2]>,
     /// By panel of channels, then step of keys.
-    v: [Vec<[Rows32; 2]>; T],
+    v: Vec<[Rows32; 2]>,
 }
 
-impl<const T: usize> Keys<T> {
+impl Keys {
     /// `n` keys and values of width `d`.
     fn new<'a>(
         convert: Avx512Bf16,
@@ -139,14 +140,12 @@ impl<const T: usize> Keys<T> {
         d: usize,
     ) -> Self {
         let (steps, panels) = (d.div_ceil(PANEL), n.div_ceil(PANEL));
-        let empty = || std::array::from_fn(|_| vec![[Rows32::default(); 2]; panels * steps]);
-        let (mut k, mut v): ([_; T], [_; T]) = (empty(), empty());
+        let empty = || vec![[Rows32::default(); 2]; panels * steps];
+        let (mut k, mut v) = (empty(), empty());
         for i in 0..n {
             let (panel, half, at) = (i / PANEL, i % PANEL / SIDE, i % SIDE);
-            for (t, k) in k.iter_mut().enumerate() {
-                let out = k[panel * steps..][..steps].iter_mut().map(|step| &mut step[half].0[at]);
-                convert.term(key(i), t, out);
-            }
+            let out = k[panel * steps..][..steps].iter_mut().map(|step| &mut step[half].0[at]);
+            convert.round(key(i), out);
         }
         // Sixteen channels of 32 keys.
         let mut rows = [[0.0; PANEL]; SIDE];
@@ -169,10 +168,8 @@ impl<const T: usize> Keys<T> {
                     convert.transpose(&square, &mut rows.as_flattened_mut()[half * SIDE..], PANEL);
                 }
                 for (i, row) in rows.iter().enumerate() {
-                    for (t, v) in v.iter_mut().enumerate() {
-                        let out = &mut v[first / PANEL * panels + panel][first % PANEL / SIDE].0[i];
-                        convert.term(row, t, std::iter::once(out));
-                    }
+                    let out = &mut v[first / PANEL * panels + panel][first % PANEL / SIDE].0[i];
+                    convert.round(row, std::iter::once(out));
                 }
             }
         }
@@ -185,25 +182,20 @@ impl<const T: usize> Keys<T> {
 }
 
 /// Scores of keys with a panel of queries, and their weights.
-struct Scores<const T: usize> {
+#[derive(Default)]
+struct Scores {
     /// By panel of keys; rows are keys, columns queries.
     sums: [Sums<f32>; KEY_PANELS],
-    weights: [[[Words16; 2]; T]; KEY_PANELS],
-}
-
-impl<const T: usize> Default for Scores<T> {
-    fn default() -> Self {
-        Self { sums: Default::default(), weights: [[[Words16::default(); 2]; T]; KEY_PANELS] }
-    }
+    weights: [[[Words16; 2]; 1]; KEY_PANELS],
 }
 
 /// One value for each of the queries of a panel.
 type Lanes = [[f32; SIDE]; 2];
 
 /// Queries and their running softmax.
-struct Panel<const T: usize> {
+struct Panel {
     /// By step of channels, scaled.
-    queries: Vec<[[Words16; 2]; T]>,
+    queries: Vec<[[Words16; 2]; 1]>,
     /// Weighted sums of values by panel of channels.
     sums: Vec<Sums<f32>>,
     /// What is subtracted from scores before they become exponents: the largest so far, or a little less.
@@ -212,7 +204,7 @@ struct Panel<const T: usize> {
     weight: Lanes,
 }
 
-impl<const T: usize> Panel<T> {
+impl Panel {
     /// Up to [`PANEL`] queries of width `d`, multiplied with `scale`, that have seen nothing.
     fn new<'a>(convert: Avx512Bf16, rows: impl Iterator<Item = &'a [f32]>, d: usize, scale: f32) -> Self {
         let mut scaled = vec![0.0; PANEL * d];
@@ -220,13 +212,11 @@ impl<const T: usize> Panel<T> {
             scaled.iter_mut().zip(row).for_each(|(scaled, value)| *scaled = value * scale);
         }
         let steps = d.div_ceil(PANEL);
-        let mut queries = vec![[[Words16::default(); 2]; T]; steps];
-        for (step, out) in queries.iter_mut().enumerate() {
-            for (b, rows) in scaled.chunks_exact(SIDE * d).enumerate() {
+        let mut queries = vec![[[Words16::default(); 2]; 1]; steps];
+        for (step, [out]) in queries.iter_mut().enumerate() {
+            for (rows, out) in scaled.chunks_exact(SIDE * d).zip(out) {
                 let terms = convert.split_rows(rows, d, 32 * step);
-                for (t, out) in out.iter_mut().enumerate() {
-                    convert.pair_up(&terms, t, out[b].0.as_flattened_mut(), SIDE);
-                }
+                convert.pair_up(&terms, 0, out.0.as_flattened_mut(), SIDE);
             }
         }
         Self {
@@ -244,16 +234,16 @@ impl<const T: usize> Panel<T> {
         convert: Avx512Bf16,
         tiles: &mut Tiles,
         simd: Simd,
-        keys: &Keys<T>,
+        keys: &Keys,
         visible: &[[usize; SIDE]; 2],
-        scores: &mut Scores<T>,
+        scores: &mut Scores,
     ) {
         let (n_panels, steps) = (keys.n_panels(), self.queries.len());
         let Scores { sums, weights } = scores;
         let (sums, weights) = (&mut sums[..n_panels], &mut weights[..n_panels]);
         let queries = Operands::in_tiles(&self.queries);
-        for (panel, sums) in sums.iter_mut().enumerate() {
-            multiply(tiles, keys.k.each_ref().map(|k| &k[panel * steps..][..steps]), queries, sums, false);
+        for (keys, sums) in keys.k.chunks_exact(steps).zip(&mut *sums) {
+            tiles.bf16(keys, queries, sums, false, keys.as_ptr().cast());
         }
         hide(sums, visible);
         simd.run(Softmax {
@@ -264,21 +254,14 @@ impl<const T: usize> Panel<T> {
         });
         for (scores, weights) in sums.iter().zip(&mut *weights) {
             for (a, rows) in scores.0.iter().enumerate() {
-                for (b, rows) in rows.iter().enumerate() {
-                    let out = weights.each_mut().map(|term| &mut term[b].0.as_chunks_mut::<8>().0[a]);
-                    convert.pair_rows(rows, out);
+                for (rows, weights) in rows.iter().zip(&mut weights[0]) {
+                    convert.pair_rows(rows, &mut weights.0.as_chunks_mut::<8>().0[a]);
                 }
             }
         }
         let weights = Operands::in_tiles(weights);
-        for (panel, sums) in self.sums.iter_mut().enumerate() {
-            multiply(
-                tiles,
-                keys.v.each_ref().map(|v| &v[panel * n_panels..][..n_panels]),
-                weights,
-                sums,
-                true,
-            );
+        for (values, sums) in keys.v.chunks_exact(n_panels).zip(&mut self.sums) {
+            tiles.bf16(values, weights, sums, true, values.as_ptr().cast());
         }
     }
 
@@ -298,21 +281,6 @@ impl<const T: usize> Panel<T> {
                 show(b * SIDE + i, row);
             }
         }
-    }
-}
-
-/// Sums of products of the terms of both, without that of the second ones.
-fn multiply<const T: usize>(
-    tiles: &mut Tiles,
-    left: [&[[Rows32; 2]]; T],
-    right: Operands<'_, T, 2>,
-    sums: &mut Sums<f32>,
-    add: bool,
-) {
-    let [first, second @ ..] = &left[..] else { return };
-    tiles.bf16(first, right, sums, add, first.as_ptr().cast());
-    for second in second {
-        tiles.bf16(second, right.first_term(), sums, true, second.as_ptr().cast());
     }
 }
 

@@ -94,15 +94,10 @@ impl Avx512Bf16 {
         unsafe { split(&row[first..row.len().min(first + 32)]) }
     }
 
-    /// Term `t` of a row, 32 values to each of `out`, zeros past its end.
-    pub(in super::super) fn term<'a>(
-        self,
-        row: &[f32],
-        t: usize,
-        out: impl Iterator<Item = &'a mut [u16; 32]>,
-    ) {
+    /// A row as bf16, 32 values to each of `out`, zeros past its end.
+    pub(in super::super) fn round<'a>(self, row: &[f32], out: impl Iterator<Item = &'a mut [u16; 32]>) {
         // SAFETY: `self` proves the features.
-        unsafe { term(row, t, out) }
+        unsafe { round(row, out) }
     }
 
     /// As [`split_part`](Self::split_part), of up to sixteen rows of `k`; rows that are missing are zeros.
@@ -136,13 +131,8 @@ impl Avx512Bf16 {
         unsafe { pair_up(rows, t, out, stride) }
     }
 
-    /// Rows of sixteen values as bf16 terms, two neighbouring rows to the words of one.
-    pub(in super::super) fn pair_rows<const T: usize>(
-        self,
-        rows: &[[f32; 16]; 16],
-        out: [&mut [[u32; 16]; 8]; T],
-    ) {
-        const { assert!(T == 1 || T == 2, "one or two terms") };
+    /// Rows of sixteen values as bf16, two neighbouring rows to the words of one.
+    pub(in super::super) fn pair_rows(self, rows: &[[f32; 16]; 16], out: &mut [[u32; 16]; 8]) {
         // SAFETY: `self` proves the features.
         unsafe { pair_rows(rows, out) }
     }
@@ -359,9 +349,11 @@ fn split(values: &[f32]) -> Terms {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn term<'a>(row: &[f32], t: usize, out: impl Iterator<Item = &'a mut [u16; 32]>) {
+fn round<'a>(row: &[f32], out: impl Iterator<Item = &'a mut [u16; 32]>) {
     for (values, out) in row.chunks(32).zip(out) {
-        *out = split(values).0[t];
+        let [low, high] = load_f32_up_to_32(values);
+        // SAFETY: both are 64 bytes of plain data.
+        *out = unsafe { std::mem::transmute::<__m512bh, [u16; 32]>(_mm512_cvtne2ps_pbh(high, low)) };
     }
 }
 
@@ -422,23 +414,18 @@ fn pair_up(rows: &[Terms; 16], t: usize, out: &mut [u32], stride: usize) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn pair_rows<const T: usize>(rows: &[[f32; 16]; 16], mut out: [&mut [[u32; 16]; 8]; T]) {
+fn pair_rows(rows: &[[f32; 16]; 16], out: &mut [[u32; 16]; 8]) {
     let places = load_words(&INTERLEAVED);
-    for (i, pair) in rows.as_chunks::<2>().0.iter().enumerate() {
-        // SAFETY: both arrays hold 64 bytes; unaligned loads.
-        let [mut even, mut odd] =
-            unsafe { [_mm512_loadu_ps(pair[0].as_ptr()), _mm512_loadu_ps(pair[1].as_ptr())] };
-        for out in &mut out {
-            // SAFETY: both are 64 bytes of plain data.
-            let halves: __m512i = unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(odd, even)) };
-            let words = _mm512_permutexvar_epi16(places, halves);
-            // SAFETY: the array holds 64 bytes; an unaligned store.
-            unsafe { _mm512_storeu_si512(out[i].as_mut_ptr().cast(), words) };
-            // What the next term stands for.
-            even = _mm512_sub_ps(even, _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)));
-            let upper = _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000_u32 as i32));
-            odd = _mm512_sub_ps(odd, _mm512_castsi512_ps(upper));
-        }
+    for ([even, odd], out) in rows.as_chunks::<2>().0.iter().zip(out) {
+        // SAFETY: both arrays hold 64 bytes, unaligned loads; what is transmuted is 64 bytes of plain data.
+        let halves: __m512i = unsafe {
+            std::mem::transmute(_mm512_cvtne2ps_pbh(
+                _mm512_loadu_ps(odd.as_ptr()),
+                _mm512_loadu_ps(even.as_ptr()),
+            ))
+        };
+        // SAFETY: the array holds 64 bytes; an unaligned store.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutexvar_epi16(places, halves)) };
     }
 }
 
