@@ -77,6 +77,17 @@ impl<T> PerExpert<T> {
         spans: &[Span],
         mut run: impl FnMut(&T, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        let [y] = self.by_span_each(x, spans, |value, x| Ok([run(value, x)?]))?;
+        Ok(y)
+    }
+
+    /// As [`by_span`](Self::by_span), with several results.
+    fn by_span_each<const N: usize>(
+        &self,
+        x: &Tensor,
+        spans: &[Span],
+        mut run: impl FnMut(&T, &Tensor) -> Result<[Tensor; N]>,
+    ) -> Result<[Tensor; N]> {
         if let [span] = spans {
             return run(self.get(span.expert)?, x);
         }
@@ -95,13 +106,17 @@ impl<T> PerExpert<T> {
             };
             results.insert(span.expert, (run(self.get(span.expert)?, &x)?, 0));
         }
-        let mut parts = Vec::with_capacity(spans.len());
+        let mut parts = [const { Vec::new() }; N];
         for span in spans {
-            let (result, next) = results.get_mut(&span.expert).expect("a result for each expert of a span");
-            parts.push(rows(result, &(*next..*next + span.rows.len()))?);
+            let (of_expert, next) = results.get_mut(&span.expert).expect("results for each expert of a span");
+            for (parts, result) in parts.iter_mut().zip(of_expert) {
+                parts.push(rows(result, &(*next..*next + span.rows.len()))?);
+            }
             *next += span.rows.len();
         }
-        Ok(Tensor::cat(&parts, 0)?)
+        let joined: Vec<Tensor> =
+            parts.iter().map(|parts| Tensor::cat(parts, 0)).collect::<candle_core::Result<_>>()?;
+        Ok(joined.try_into().expect("a tensor for each result"))
     }
 }
 

@@ -10,7 +10,7 @@ use lance_mm_tensor::{DenseWeight, Error, Linear, Result, RmsNorm, Weights, on_p
 
 use crate::config::VitConfig;
 use crate::sequence::Grid;
-use crate::{Probe, finish, no_probe};
+use crate::{Probe, finish};
 use block::VitBlock;
 pub use window::VitLayout;
 
@@ -83,7 +83,7 @@ impl Vit {
         for run in runs(grids) {
             let n = run.iter().map(Grid::count).sum();
             let patches = patches.narrow(0, row, n)?;
-            parts.push(on_pool(|| self.run(&patches, &run, &mut no_probe))?);
+            parts.push(on_pool(|| self.run(&patches, &run, None))?);
             row += n;
         }
         Ok(Tensor::cat(&parts, 0)?)
@@ -97,14 +97,16 @@ impl Vit {
     /// As [`forward`](Self::forward), and what the probe returns.
     pub fn forward_probed(&self, patches: &Tensor, grids: &[Grid], probe: &mut Probe<'_>) -> Result<Tensor> {
         self.check(patches, grids)?;
-        self.run(patches, grids, probe)
+        self.run(patches, grids, Some(probe))
     }
 
-    fn run(&self, patches: &Tensor, grids: &[Grid], probe: &mut Probe<'_>) -> Result<Tensor> {
+    fn run(&self, patches: &Tensor, grids: &[Grid], mut probe: Option<&mut Probe<'_>>) -> Result<Tensor> {
         let layout = VitLayout::new(&self.config, grids);
         let device = &self.device;
         let x = self.patch_embed.forward(&patches.to_device(device)?)?;
-        probe(format_args!("patch_embed"), &x)?;
+        if let Some(probe) = &mut probe {
+            probe(format_args!("patch_embed"), &x)?;
+        }
         let n = x.dim(0)?;
         let unit = self.config.spatial_merge_size * self.config.spatial_merge_size;
         let d = self.config.hidden_size;
@@ -115,11 +117,13 @@ impl Vit {
         let (windows, frames) = (layout.windows(), layout.frames());
         for (i, block) in self.blocks.iter().enumerate() {
             let full = self.config.fullatt_block_indexes.contains(&i);
-            x = block.forward(&x, &table, if full { &frames } else { &windows }, i, probe)?;
+            x = block.forward(&x, &table, if full { &frames } else { &windows }, i, probe.as_deref_mut())?;
         }
         let groups = self.ln_q.forward(&x)?.reshape((n / unit, unit * d))?;
         let y = self.mlp_2.forward(&self.mlp_0.forward(&groups)?.gelu_erf()?)?;
-        probe(format_args!("merger"), &y)?;
+        if let Some(probe) = probe {
+            probe(format_args!("merger"), &y)?;
+        }
         let back = Tensor::new(layout.inverse_index().as_slice(), device)?;
         Ok(y.index_select(&back, 0)?)
     }

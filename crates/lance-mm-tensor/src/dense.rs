@@ -4,7 +4,7 @@ use half::f16;
 use safetensors::Dtype;
 
 use crate::affine::push;
-use crate::kernels::{Rows, matmul};
+use crate::kernels::{Addends, Matrix, Rows, matmul};
 use crate::weights::Bytes;
 
 /// Floating types a weight, scale or bias may be stored in.
@@ -134,7 +134,7 @@ impl DenseWeight {
     /// # Panics
     /// When `x` is not `n` rows of `K`.
     pub fn matmul(&self, x: &[f32], n: usize) -> Vec<f32> {
-        matmul(x, n, self, None)
+        matmul(x, n, Matrix::Rows(self), Addends::default())
     }
 
     /// The values as they are stored, row by row.

@@ -21,14 +21,14 @@ mod simd;
 mod stripes;
 mod tile;
 
-pub(crate) use affine_cpu::{Affine, affine_matmul};
+pub(crate) use affine_cpu::Affine;
 pub(crate) use attention::{Attention, Heads};
 pub(crate) use conv_cpu::{Frames, Geometry, add_conv};
 pub use gemm::{MatRef, Real, add_product};
 pub(crate) use norm_cpu::rms_norm;
-use pointwise::add_bias;
+use pointwise::add_to;
 pub(crate) use pointwise::swiglu;
-pub(crate) use rope_cpu::turn;
+pub(crate) use rope_cpu::{Angles, turn};
 
 /// A matrix whose rows can be read as f32, whatever form they are stored in.
 pub(crate) trait Rows: Send + Sync {
@@ -48,26 +48,100 @@ pub(crate) trait Rows: Send + Sync {
     }
 }
 
-/// `x` `(n, K)` times the transpose of `w` `(R, K)`, plus `bias` `(R)` if there is one: `(n, R)`, summed in f32.
-///
-/// # Panics
-/// When `x` is not `n` rows of `K`, or the bias not of `R`.
-pub(crate) fn matmul(x: &[f32], n: usize, w: &dyn Rows, bias: Option<&[f32]>) -> Vec<f32> {
-    assert_eq!(x.len(), n * w.n_cols(), "x is n rows of K");
-    assert!(bias.is_none_or(|bias| bias.len() == w.n_rows()), "a bias for each row of the weight");
-    #[cfg(target_arch = "x86_64")]
-    if let Some((values, activations)) = w.bf16()
-        && let Some(w) = bf16::Bf16Matrix::new(values, w.n_cols(), activations)
-    {
-        return w.matmul(x, n, bias);
-    }
-    biased(rows_cpu::matmul(x, n, w), bias)
+/// A weight `(R, K)` in the form that products read.
+#[derive(Clone, Copy)]
+pub(crate) enum Matrix<'a> {
+    Rows(&'a dyn Rows),
+    Affine(Affine<'a>),
 }
 
-/// Rows of products with the bias added.
-fn biased(mut y: Vec<f32>, bias: Option<&[f32]>) -> Vec<f32> {
-    if let Some(bias) = bias.filter(|_| !y.is_empty()) {
-        add_bias(&mut y, bias);
+impl Matrix<'_> {
+    fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Rows(w) => [w.n_rows(), w.n_cols()],
+            Self::Affine(w) => [w.rows, w.cols],
+        }
+    }
+}
+
+/// What is added to products.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Addends<'a> {
+    /// To every row: `(R)`.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// `(n, R)`.
+    pub(crate) rows: Option<&'a [f32]>,
+}
+
+/// A layer: weight and bias `(R)`.
+#[derive(Clone, Copy)]
+pub(crate) struct Layer<'a> {
+    pub(crate) weight: Matrix<'a>,
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+/// `x` `(n, K)` times the transpose of `w` `(R, K)`, plus what is to be added: `(n, R)`, summed in f32.
+///
+/// # Panics
+/// When `x` is not `n` rows of `K`, or what is added of another size.
+pub(crate) fn matmul(x: &[f32], n: usize, w: Matrix<'_>, add: Addends<'_>) -> Vec<f32> {
+    let [rows, cols] = w.dims();
+    assert_eq!(x.len(), n * cols, "x is n rows of K");
+    assert!(add.bias.is_none_or(|bias| bias.len() == rows), "a bias for each row of the weight");
+    assert!(add.rows.is_none_or(|all| all.len() == n * rows), "a value for each output");
+    match w {
+        Matrix::Affine(w) => affine_cpu::matmul(x, n, &w, add),
+        Matrix::Rows(w) => {
+            #[cfg(target_arch = "x86_64")]
+            if let Some(w) = bf16::Bf16Matrix::of(w) {
+                return w.matmul(x, n, add);
+            }
+            added(rows_cpu::matmul(x, n, w), add)
+        }
+    }
+}
+
+/// `x` `(n, K)` times the transposes of some weights, their biases added: `(n, R)` each. A few rows are rounded once,
+/// and read all weights in one go.
+///
+/// # Panics
+/// As [`matmul`].
+pub(crate) fn matmul_each<const N: usize>(x: &[f32], n: usize, layers: [Layer<'_>; N]) -> [Vec<f32>; N] {
+    let y = affine_cpu::matmul_each(x, n, layers);
+    y.unwrap_or_else(|| {
+        layers.map(|Layer { weight, bias }| matmul(x, n, weight, Addends { bias, rows: None }))
+    })
+}
+
+/// `silu(x · gateᵀ + b) · (x · upᵀ + c)` of weights of one shape: `(n, R)`.
+///
+/// # Panics
+/// As [`matmul`], and when the weights have different shapes.
+pub(crate) fn gated(x: &[f32], n: usize, gate: Layer<'_>, up: Layer<'_>) -> Vec<f32> {
+    assert_eq!(gate.weight.dims(), up.weight.dims(), "weights of one shape");
+    let [rows, cols] = gate.weight.dims();
+    assert_eq!(x.len(), n * cols, "x is n rows of K");
+    for layer in [gate, up] {
+        assert!(layer.bias.is_none_or(|bias| bias.len() == rows), "a bias for each row of the weight");
+    }
+    let biases = [gate.bias, up.bias];
+    let at_once = match (gate.weight, up.weight) {
+        (Matrix::Affine(gate), Matrix::Affine(up)) => affine_cpu::gated(x, n, &gate, &up, biases),
+        #[cfg(target_arch = "x86_64")]
+        (Matrix::Rows(gate), Matrix::Rows(up)) => bf16::gated(x, n, gate, up, biases),
+        _ => None,
+    };
+    at_once.unwrap_or_else(|| {
+        let [mut gate, up] = matmul_each(x, n, [gate, up]);
+        swiglu(&mut gate, &up);
+        gate
+    })
+}
+
+/// Products with what is to be added.
+fn added(mut y: Vec<f32>, add: Addends<'_>) -> Vec<f32> {
+    for values in [add.bias, add.rows].into_iter().flatten() {
+        add_to(&mut y, values);
     }
     y
 }

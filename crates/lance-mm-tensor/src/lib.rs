@@ -41,6 +41,7 @@ mod quantization;
 mod rope;
 #[doc(hidden)]
 pub mod testing;
+mod values;
 mod weights;
 
 pub use affine::{AffineWeight, pack_codes, quantize_group};

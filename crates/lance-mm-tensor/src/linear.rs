@@ -1,15 +1,17 @@
 //! Linear layers and embeddings over weights of either form.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Shape, Tensor};
+use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 
 use crate::affine::{AffineParts, AffineWeight};
 use crate::dense::{DenseWeight, FloatType};
 use crate::error::{Error, Result};
 use crate::float_mode::FloatModeWeight;
+use crate::gate::swiglu;
 use crate::kernels::metal::{self, DeviceWeight};
-use crate::kernels::{Rows, affine_matmul, matmul};
+use crate::kernels::{Addends, Layer, Matrix, Rows, gated, matmul, matmul_each};
 use crate::quantization::{Mode, Scheme};
+use crate::values::Values;
 use crate::weights::{Bytes, View, Weights};
 
 /// A weight matrix `(R, K)` in the form its file holds.
@@ -168,13 +170,38 @@ impl Weight {
     /// `x` of another width or dtype, or on a device without a kernel for this weight; scales or biases that are
     /// not finite.
     pub fn matmul(&self, x: &Tensor) -> Result<Tensor> {
+        self.product(x, None, None)
+    }
+
+    /// As [`matmul`](Self::matmul), with a bias `(R)` and rows `(.., R)` added.
+    fn product(&self, x: &Tensor, bias: Option<&Tensor>, rows: Option<&Tensor>) -> Result<Tensor> {
         self.check_input(x)?;
-        match self {
-            Self::Device(w) => return w.matmul(&x.contiguous()?, None),
-            Self::Affine(w) => w.check()?,
-            Self::Dense(_) | Self::FloatMode(_) => {}
+        if let Self::Device(w) = self {
+            let y = w.matmul(&x.contiguous()?, bias)?;
+            return rows.map_or(Ok(y.clone()), |rows| Ok((rows + y)?));
         }
-        Ok(x.contiguous()?.apply_op1_no_bwd(self)?)
+        let (x, rows) = (x.contiguous()?, rows.map(Tensor::contiguous).transpose()?);
+        let x = Values::of(&x)?;
+        let bias = bias.map(Values::of).transpose()?;
+        let rows = rows.as_ref().map(Values::of).transpose()?;
+        let add = Addends { bias: bias.as_deref(), rows: rows.as_deref() };
+        x.replaced(matmul(&x, self.count(&x), self.matrix()?, add), self.n_rows())
+    }
+
+    /// Rows of x.
+    fn count(&self, x: &[f32]) -> usize {
+        x.len() / self.n_cols().max(1)
+    }
+
+    /// What products on the CPU read.
+    fn matrix(&self) -> Result<Matrix<'_>> {
+        if let Self::Affine(w) = self {
+            w.check()?;
+            if let Some(w) = w.integer() {
+                return Ok(Matrix::Affine(w));
+            }
+        }
+        Ok(Matrix::Rows(self.rows()))
     }
 
     fn check_input(&self, x: &Tensor) -> Result<()> {
@@ -183,67 +210,6 @@ impl Weight {
             return Err(Error::input("linear input", expected, format!("{:?} {:?}", x.dtype(), x.dims())));
         }
         Ok(())
-    }
-}
-
-/// A weight is itself the operation that is applied to activations.
-impl CustomOp1 for Weight {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Dense(_) => "dense-matmul",
-            Self::Affine(_) => "affine-matmul",
-            Self::FloatMode(_) => "float-mode-matmul",
-            Self::Device(_) => "device-matmul",
-        }
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        self.on_cpu(storage, layout, None)
-    }
-}
-
-/// With a bias `(R)`.
-impl CustomOp2 for Weight {
-    fn name(&self) -> &'static str {
-        CustomOp1::name(self)
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let Some((start, end)) = bias_layout.contiguous_offsets().filter(|(a, b)| b - a == self.n_rows())
-        else {
-            candle_core::bail!("{} wants a bias of {} neighbours", CustomOp1::name(self), self.n_rows())
-        };
-        self.on_cpu(x, x_layout, Some(&bias.as_slice::<f32>()?[start..end]))
-    }
-}
-
-impl Weight {
-    fn on_cpu(
-        &self,
-        x: &CpuStorage,
-        layout: &Layout,
-        bias: Option<&[f32]>,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("{} wants contiguous rows", CustomOp1::name(self))
-        };
-        let x = &x.as_slice::<f32>()?[start..end];
-        let mut dims = layout.dims().to_vec();
-        let Some(last) = dims.last_mut() else { candle_core::bail!("{} wants rows", CustomOp1::name(self)) };
-        *last = self.n_rows();
-        let n = dims[..dims.len() - 1].iter().product();
-        let integer = match self {
-            Self::Affine(w) => w.integer(),
-            Self::Dense(_) | Self::FloatMode(_) | Self::Device(_) => None,
-        };
-        let y = integer.map_or_else(|| matmul(x, n, self.rows(), bias), |w| affine_matmul(x, n, &w, bias));
-        Ok((CpuStorage::F32(y), Shape::from(dims)))
     }
 }
 
@@ -299,17 +265,79 @@ impl Linear {
     /// # Errors
     /// As [`Weight::matmul`].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let Weight::Device(w) = &self.weight {
-            self.weight.check_input(x)?;
-            return w.matmul(&x.contiguous()?, self.bias.as_ref());
-        }
-        let Some(bias) = &self.bias else { return self.weight.matmul(x) };
-        self.weight.check_input(x)?;
-        if let Weight::Affine(w) = &self.weight {
-            w.check()?;
-        }
-        Ok(x.contiguous()?.apply_op2_no_bwd(bias, &self.weight)?)
+        self.weight.product(x, self.bias.as_ref(), None)
     }
+
+    /// `residual` f32 `(.., R)` plus the layer's output for f32 `(.., K)`.
+    ///
+    /// # Errors
+    /// As [`Weight::matmul`]; a residual of another shape.
+    pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let fits = residual.dims().split_last().is_some_and(|(width, rows)| {
+            *width == self.weight.n_rows() && x.dims().split_last().is_some_and(|(_, x)| x == rows)
+        });
+        if !fits || residual.dtype() != DType::F32 {
+            let expected = format!("f32 rows of {}, as many as of {:?}", self.weight.n_rows(), x.dims());
+            let found = format!("{:?} {:?}", residual.dtype(), residual.dims());
+            return Err(Error::input("residual", expected, found));
+        }
+        self.weight.product(x, self.bias.as_ref(), Some(residual))
+    }
+
+    /// The outputs of some layers for the same f32 `(.., K)`. On the CPU a row or two are rounded once for all of
+    /// them.
+    ///
+    /// # Errors
+    /// As [`Weight::matmul`].
+    pub fn forward_each<const N: usize>(layers: [&Self; N], x: &Tensor) -> Result<[Tensor; N]> {
+        let on_device = layers.iter().any(|layer| matches!(layer.weight, Weight::Device(_)));
+        let y: Vec<Tensor> = if on_device {
+            layers.iter().map(|layer| layer.forward(x)).collect::<Result<_>>()?
+        } else {
+            with_layers(layers, x, matmul_each)?
+        };
+        Ok(y.try_into().expect("a tensor for each layer"))
+    }
+
+    /// `silu(gate(x)) · up(x)` for f32 `(.., K)`: f32 `(.., R)` (Shazeer 2020, "GLU variants improve Transformer").
+    ///
+    /// # Errors
+    /// As [`Weight::matmul`]; layers of different shapes.
+    pub fn forward_gated(gate: &Self, up: &Self, x: &Tensor) -> Result<Tensor> {
+        let shape = |layer: &Self| [layer.weight.n_rows(), layer.weight.n_cols()];
+        if shape(gate) != shape(up) {
+            return Err(Error::input("gate", format!("{:?}", shape(up)), format!("{:?}", shape(gate))));
+        }
+        if [gate, up].iter().any(|layer| matches!(layer.weight, Weight::Device(_))) {
+            return swiglu(gate.forward(x)?, &up.forward(x)?);
+        }
+        let mut y = with_layers([gate, up], x, |x, n, [gate, up]| [gated(x, n, gate, up)])?;
+        Ok(y.remove(0))
+    }
+}
+
+/// Outputs of layers on the CPU, each as wide as the layer it stands with.
+fn with_layers<const N: usize, const M: usize>(
+    layers: [&Linear; N],
+    x: &Tensor,
+    run: impl FnOnce(&[f32], usize, [Layer<'_>; N]) -> [Vec<f32>; M],
+) -> Result<Vec<Tensor>> {
+    for layer in layers {
+        layer.weight.check_input(x)?;
+    }
+    let x = x.contiguous()?;
+    let x = Values::of(&x)?;
+    let biases: Vec<Option<Values<'_>>> =
+        layers.iter().map(|layer| layer.bias.as_ref().map(Values::of).transpose()).collect::<Result<_>>()?;
+    let kernel_layers: Vec<Layer<'_>> = layers
+        .iter()
+        .zip(&biases)
+        .map(|(layer, bias)| Ok(Layer { weight: layer.weight.matrix()?, bias: bias.as_deref() }))
+        .collect::<Result<_>>()?;
+    let Some(first) = layers.first() else { return Ok(Vec::new()) };
+    let kernel_layers = kernel_layers.try_into().ok().expect("a layer for each");
+    let y = run(&x, first.weight.count(&x), kernel_layers);
+    y.into_iter().zip(layers).map(|(y, layer)| x.replaced(y, layer.weight.n_rows())).collect()
 }
 
 impl From<AffineWeight> for Linear {

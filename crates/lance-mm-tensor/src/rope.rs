@@ -1,10 +1,10 @@
 //! Rotary position tables: multimodal (three axes in contiguous sections) and from given angles.
 
-use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp3, Layout, Tensor};
 
 use crate::dense::FloatType;
 use crate::error::{Error, Result};
-use crate::kernels::{metal, turn};
+use crate::kernels::{Angles, metal, turn};
 use crate::norm::RmsNorm;
 
 /// Frequencies of a multimodal rotary embedding: channel pair `j` of a head turns by
@@ -91,30 +91,32 @@ impl RotaryTable {
         &self.sin
     }
 
-    /// Turns f32 heads `(T, H, D)`: channel `j` with `j + D/2`.
+    /// Turns f32 heads `(T, H, D)`, whose rows may lie apart: channel `j` with `j + D/2`. The result takes the place of
+    /// `x` on the CPU: other tensors that share its values see it too.
     ///
     /// # Errors
-    /// A shape that does not fit the table.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+    /// A shape that does not fit the table; on the CPU heads of a row that are not neighbours.
+    pub fn apply(&self, x: Tensor) -> Result<Tensor> {
         if metal::runs_on(x.device()) {
-            return self.apply_on_device(x, None);
+            return self.apply_on_device(&x, None);
         }
         let (t, _, d) = x.dims3()?;
         if self.cos.dims() != [t, d / 2] || !d.is_multiple_of(2) {
             let expected = format!("rows and half heads of {:?}", self.cos.dims());
             return Err(Error::input("heads to turn", expected, format!("{:?}", x.dims())));
         }
-        Ok(x.contiguous()?.apply_op3_no_bwd(&self.cos, &self.sin, &Turn)?)
+        x.inplace_op3(&self.cos, &self.sin, &Turn)?;
+        Ok(x)
     }
 
-    /// Norms each head of f32 `(T, H, D)`, then turns it: on a device in one pass over the values.
+    /// Norms each head of f32 `(T, H, D)`, then turns it, in other memory: on a device in one pass over the values.
     ///
     /// # Errors
     /// As [`apply`](Self::apply) and [`RmsNorm::forward`].
     pub fn apply_normed(&self, norm: &RmsNorm, x: &Tensor) -> Result<Tensor> {
         match metal::runs_on(x.device()) && x.dims().last() == Some(&norm.weight().elem_count()) {
             true => self.apply_on_device(x, Some(norm)),
-            false => self.apply(&norm.forward(x)?),
+            false => self.apply(norm.forward(x)?),
         }
     }
 
@@ -135,29 +137,42 @@ impl RotaryTable {
 
 struct Turn;
 
-impl CustomOp3 for Turn {
+impl InplaceOp3 for Turn {
     fn name(&self) -> &'static str {
         "rotary"
     }
 
     fn cpu_fwd(
         &self,
-        x: &CpuStorage,
+        x: &mut CpuStorage,
         x_layout: &Layout,
         cos: &CpuStorage,
         cos_layout: &Layout,
         sin: &CpuStorage,
         sin_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let values = [(x, x_layout), (cos, cos_layout), (sin, sin_layout)].map(|(storage, layout)| {
+    ) -> candle_core::Result<()> {
+        let (t, heads, d) = x_layout.shape().dims3()?;
+        let [row, head, channel] = *x_layout.stride() else {
+            candle_core::bail!("rotary wants rows of heads")
+        };
+        if channel != 1 || (head != d && heads > 1) || (row < heads * d && t > 1) {
+            candle_core::bail!("rotary wants rows whose heads are neighbours, found {x_layout:?}");
+        }
+        let angles = [(cos, cos_layout), (sin, sin_layout)].map(|(storage, layout)| {
             let Some((start, end)) = layout.contiguous_offsets() else {
-                candle_core::bail!("rotary wants contiguous rows")
+                candle_core::bail!("rotary wants contiguous angles")
             };
             Ok(&storage.as_slice::<f32>()?[start..end])
         });
-        let [x, cos, sin] = values;
-        let (_, heads, d) = x_layout.shape().dims3()?;
-        Ok((CpuStorage::F32(turn(x?, heads, cos?, sin?, d / 2)), x_layout.shape().clone()))
+        let [cos, sin] = angles;
+        let CpuStorage::F32(x) = x else { candle_core::bail!("rotary wants f32") };
+        if t > 0 {
+            let row = row.max(heads * d);
+            let start = x_layout.start_offset();
+            let end = start + (t - 1) * row + heads * d;
+            turn(&mut x[start..end], row, heads, Angles { cos: cos?, sin: sin?, half: d / 2 });
+        }
+        Ok(())
     }
 }
 
@@ -203,10 +218,31 @@ mod tests {
             let x = seeded(4 * heads * d, 9);
             let rotary = Rotary::new(d, 1e6, sections).unwrap();
             let table = rotary.table(&positions, &Device::Cpu).unwrap();
-            let y = table.apply(&Tensor::from_slice(&x, (4, heads, d), &Device::Cpu).unwrap()).unwrap();
+            let y = table.apply(Tensor::from_slice(&x, (4, heads, d), &Device::Cpu).unwrap()).unwrap();
             let y = y.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             assert_close("rotated", &y, &naive(&x, heads, &positions, sections, 1e6), 2e-4);
         }
+    }
+
+    #[test]
+    fn a_part_of_each_row_turns_where_it_lies() {
+        let (t, d) = (70, 16);
+        let positions = [1, 2, 3].map(|axis| (0..t as u32).map(|row| axis * row).collect::<Vec<_>>());
+        let table = Rotary::new(d, 1e6, [2, 3, 3]).unwrap().table(&positions, &Device::Cpu).unwrap();
+        for all in [3, 300] {
+            let values = seeded(t * all * d, 4);
+            let x = Tensor::from_slice(&values, (t, all, d), &Device::Cpu).unwrap();
+            let part = |x: &Tensor| x.narrow(1, 0, all - 1).unwrap();
+            let flat = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let alone = table.apply(part(&x).copy().unwrap().contiguous().unwrap()).unwrap();
+            let turned = table.apply(part(&x)).unwrap();
+            assert_eq!(flat(turned), flat(alone.clone()));
+            let rest = |x: &Tensor| flat(x.narrow(1, all - 1, 1).unwrap());
+            assert_eq!(flat(part(&x)), flat(alone));
+            assert_eq!(rest(&x), rest(&Tensor::from_slice(&values, (t, all, d), &Device::Cpu).unwrap()));
+        }
+        let across = Tensor::zeros((3, t, d), DType::F32, &Device::Cpu).unwrap().transpose(0, 1).unwrap();
+        assert!(table.apply(across).is_err());
     }
 
     #[test]

@@ -101,10 +101,10 @@ impl Attention {
     ) -> Result<Tensor> {
         let t = x.dim(0)?;
         let spans = pass.spans;
-        let q = self.parts.by_span(x, spans, |p, x| p.q_proj.forward(x))?;
+        let [q, k, v] = self
+            .parts
+            .by_span_each(x, spans, |p, x| Linear::forward_each([&p.q_proj, &p.k_proj, &p.v_proj], x))?;
         probe(format_args!("layers.{index}.self_attn.q_proj"), &q)?;
-        let k = self.parts.by_span(x, spans, |p, x| p.k_proj.forward(x))?;
-        let v = self.parts.by_span(x, spans, |p, x| p.v_proj.forward(x))?;
         // (T, H·D) -> (T, H, D); the norms go over each head's channels.
         let q = q.reshape((t, self.n_heads, self.head_dim))?;
         let k = k.reshape((t, self.n_kv_heads, self.head_dim))?;
@@ -120,7 +120,9 @@ impl Attention {
                 let k = self.parts.by_span(&k, spans, |p, x| p.k_norm.forward(x))?;
                 probe(format_args!("layers.{index}.self_attn.q_norm"), &q)?;
                 probe(format_args!("layers.{index}.self_attn.k_norm"), &k)?;
-                (pass.table.apply(&q)?, pass.table.apply(&k)?)
+                // Who looks may keep what it saw, and heads turn where they lie.
+                let (q, k) = if pass.probed { (q.copy()?, k.copy()?) } else { (q, k) };
+                (pass.table.apply(q)?, pass.table.apply(k)?)
             }
         };
         let o = pass.attend(index, &q, &k, &v, self.activations)?;

@@ -1,7 +1,7 @@
 //! One layer: attention and a gated MLP, each with the weights of the row's expert.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Linear, Result, RmsNorm, Weights, swiglu};
+use lance_mm_tensor::{Linear, Result, RmsNorm, Weights};
 
 use super::attention::Attention;
 use super::pass::Pass;
@@ -149,6 +149,6 @@ impl Mlp {
 
     /// What `down_proj` reads.
     fn gated(&self, x: &Tensor) -> Result<Tensor> {
-        swiglu(self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)
+        Linear::forward_gated(&self.gate_proj, &self.up_proj, x)
     }
 }

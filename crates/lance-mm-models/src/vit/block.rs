@@ -1,7 +1,7 @@
 //! One block of the vision transformer.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Activations, Block, Linear, Result, RmsNorm, RotaryTable, Weights, attention, swiglu};
+use lance_mm_tensor::{Activations, Block, Linear, Result, RmsNorm, RotaryTable, Weights, attention};
 
 use super::EPS;
 use crate::Probe;
@@ -48,30 +48,46 @@ impl VitBlock {
         table: &RotaryTable,
         blocks: &[Block],
         index: usize,
-        probe: &mut Probe<'_>,
+        mut probe: Option<&mut Probe<'_>>,
     ) -> Result<Tensor> {
         let a = self.norm1.forward(x)?;
-        probe(format_args!("blocks.{index}.norm1"), &a)?;
+        if let Some(probe) = &mut probe {
+            probe(format_args!("blocks.{index}.norm1"), &a)?;
+        }
         let a = self.attention(&a, table, blocks)?;
-        probe(format_args!("blocks.{index}.attn"), &a)?;
-        let x = (x + a)?;
+        let x = match &mut probe {
+            // What a layer adds is only to be seen before it is added.
+            Some(probe) => {
+                let a = self.proj.forward(&a)?;
+                probe(format_args!("blocks.{index}.attn"), &a)?;
+                (x + a)?
+            }
+            None => self.proj.forward_onto(x, &a)?,
+        };
         let m = self.norm2.forward(&x)?;
-        let m = swiglu(self.gate_proj.forward(&m)?, &self.up_proj.forward(&m)?)?;
-        let m = self.down_proj.forward(&m)?;
-        probe(format_args!("blocks.{index}.mlp"), &m)?;
-        let x = (x + m)?;
-        probe(format_args!("blocks.{index}"), &x)?;
-        Ok(x)
+        let m = Linear::forward_gated(&self.gate_proj, &self.up_proj, &m)?;
+        match &mut probe {
+            Some(probe) => {
+                let m = self.down_proj.forward(&m)?;
+                probe(format_args!("blocks.{index}.mlp"), &m)?;
+                let x = (x + m)?;
+                probe(format_args!("blocks.{index}"), &x)?;
+                Ok(x)
+            }
+            None => self.down_proj.forward_onto(&x, &m),
+        }
     }
 
+    /// What the heads give, side by side.
     fn attention(&self, x: &Tensor, table: &RotaryTable, blocks: &[Block]) -> Result<Tensor> {
         let (n, d) = x.dims2()?;
-        // (N, 3·D) -> (N, 3, H, D/H); rows of the weight are q of all heads, then k, then v.
-        let qkv = self.qkv.forward(x)?.reshape((n, 3, self.num_heads, d / self.num_heads))?;
-        let part = |i: usize| qkv.narrow(1, i, 1)?.squeeze(1);
-        let q = table.apply(&part(0)?)?.transpose(0, 1)?;
-        let k = table.apply(&part(1)?)?.transpose(0, 1)?;
-        let v = part(2)?.transpose(0, 1)?;
-        self.proj.forward(&attention(&q, &k, &v, blocks, self.activations)?)
+        let h = self.num_heads;
+        // (N, 3·D) -> (N, 3·H, D/H); rows of the weight are q of all heads, then k, then v.
+        let qkv = self.qkv.forward(x)?.reshape((n, 3 * h, d / h))?;
+        let qk = table.apply(qkv.narrow(1, 0, 2 * h)?)?;
+        let [q, k] = [0, h].map(|first| qk.narrow(1, first, h)?.transpose(0, 1));
+        let (q, k) = (q?, k?);
+        let v = qkv.narrow(1, 2 * h, h)?.transpose(0, 1)?;
+        attention(&q, &k, &v, blocks, self.activations)
     }
 }

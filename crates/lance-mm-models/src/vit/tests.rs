@@ -2,6 +2,7 @@ use candle_core::Device;
 use lance_mm_tensor::testing::{assert_close, seeded};
 
 use super::*;
+use crate::no_probe;
 use crate::testing::{config, vit_tensors, weights};
 
 fn vit() -> Vit {

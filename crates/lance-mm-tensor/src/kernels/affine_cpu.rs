@@ -13,7 +13,8 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
-use super::biased;
+use super::pointwise::swiglu_here;
+use super::{Addends, Layer, Matrix, added};
 use crate::dense::FloatType;
 use activations::{Activations, Order};
 use simd::{Isa, Simd};
@@ -73,8 +74,17 @@ impl<'a> Affine<'a> {
     /// Words of one row.
     #[inline(always)]
     fn row(&self, row: usize) -> &'a [u8] {
-        let width = self.cols * self.bits / 8;
-        &self.words[row * width..][..width]
+        &self.words[row * self.row_bytes()..][..self.row_bytes()]
+    }
+
+    #[inline(always)]
+    fn row_bytes(&self) -> usize {
+        self.cols * self.bits / 8
+    }
+
+    /// Whether activations that are rounded for one are for the other.
+    fn reads_as(&self, other: &Self) -> bool {
+        (self.cols, self.group, self.codes()) == (other.cols, other.group, other.codes())
     }
 
     /// Sixteen scales, or biases, from a group on, counted over all rows. Those past the row's end are finite.
@@ -97,39 +107,129 @@ fn widen(dtype: FloatType, stored: &[u8]) -> [f32; 16] {
     out
 }
 
-/// `x` `(n, K)` times the transpose of `w` `(R, K)`, plus `bias` `(R)` if there is one: `(n, R)`, summed in f32.
-///
-/// # Panics
-/// When `x` is not `n` rows of `K`, or the bias not of `R`.
-pub(crate) fn affine_matmul(x: &[f32], n: usize, w: &Affine<'_>, bias: Option<&[f32]>) -> Vec<f32> {
-    assert!(bias.is_none_or(|bias| bias.len() == w.rows), "a bias for each row of the weight");
+fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
-    let isa = ISA.get_or_init(|| Isa::available().next().expect("the portable set is always there"));
-    matmul_with(*isa, x, n, w, bias)
+    *ISA.get_or_init(|| Isa::available().next().expect("the portable set is always there"))
 }
 
-fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+/// See [`super::matmul`].
+pub(super) fn matmul(x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
+    matmul_with(isa(), x, n, w, add)
+}
+
+fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
     assert_eq!(x.len(), n * w.cols, "x is n rows of K");
     let y = match n {
         0 => Vec::new(),
-        1..=FEW => few(isa, x, n, w),
+        1..=FEW => {
+            let [y] = few(isa, x, n, [w]);
+            y
+        }
         _ => match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx(_, filled) => return tiles::matmul(filled, x, w, bias),
+            Isa::Amx(_, filled) => return tiles::matmul(filled, x, w, add),
             _ if n <= PRECISE => many::<2>(isa, x, n, w),
             _ => many::<1>(isa, x, n, w),
         },
     };
-    biased(y, bias)
+    added(y, add)
 }
 
-fn few(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
-    let x = Activations::new(isa, x, n, w.group, w.codes(), Order::Rows);
-    let mut by_row = vec![0.0; w.rows * n];
-    let piece = w.rows.div_ceil(rayon::current_num_threads() * 4).max(8);
-    by_row.par_chunks_mut(piece * n).enumerate().with_max_len(1).for_each(|(i, out)| {
-        matvec::rows(isa, w, &x, i * piece, out);
+/// See [`super::matmul_each`]; `None` where weights are better read one after another.
+pub(super) fn matmul_each<const N: usize>(
+    x: &[f32],
+    n: usize,
+    layers: [Layer<'_>; N],
+) -> Option<[Vec<f32>; N]> {
+    let mut weights = Vec::with_capacity(N);
+    for Layer { weight, bias } in layers {
+        let Matrix::Affine(w) = weight else { return None };
+        assert!(
+            x.len() == n * w.cols && bias.is_none_or(|bias| bias.len() == w.rows),
+            "rows of K, a bias of R"
+        );
+        weights.push(w);
+    }
+    let weights: &[Affine<'_>; N] = weights.as_array()?;
+    if !(1..=FEW).contains(&n) || !weights.iter().all(|w| w.reads_as(&weights[0])) {
+        return None;
+    }
+    let mut y = few(isa(), x, n, weights.each_ref());
+    for (y, Layer { bias, .. }) in y.iter_mut().zip(layers) {
+        *y = added(std::mem::take(y), Addends { bias, rows: None });
+    }
+    Some(y)
+}
+
+/// See [`super::gated`]; `None` where two products and a gate after them are as good.
+pub(super) fn gated(
+    x: &[f32],
+    n: usize,
+    gate: &Affine<'_>,
+    up: &Affine<'_>,
+    biases: [Option<&[f32]>; 2],
+) -> Option<Vec<f32>> {
+    let isa = isa();
+    match n {
+        0 => Some(Vec::new()),
+        1..=FEW if gate.reads_as(up) => Some(few_gated(isa, x, n, [gate, up], biases)),
+        1..=FEW => None,
+        _ => match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(_, filled) => tiles::gated(filled, x, gate, up, biases),
+            _ => None,
+        },
+    }
+}
+
+/// Bytes of a weight that a thread reads before it asks for more work: long enough for memory to get up to speed, and
+/// short enough that no thread waits long for the last.
+const PIECE: usize = 256 * 1024;
+
+/// Rows of a weight that a thread takes at once.
+fn piece(w: &Affine<'_>) -> usize {
+    let fair = w.rows.div_ceil(4 * rayon::current_num_threads());
+    fair.min(PIECE / w.row_bytes().max(1)).max(8)
+}
+
+fn few<const N: usize>(isa: Isa, x: &[f32], n: usize, weights: [&Affine<'_>; N]) -> [Vec<f32>; N] {
+    let Some(first) = weights.first() else { return std::array::from_fn(|_| Vec::new()) };
+    let x = Activations::new(isa, x, n, first.group, first.codes(), Order::Rows);
+    let mut by_row = weights.map(|w| vec![0.0; w.rows * n]);
+    let mut pieces = Vec::new();
+    for (w, out) in weights.iter().zip(&mut by_row) {
+        let rows = piece(w);
+        pieces.extend(out.chunks_mut(rows * n).enumerate().map(|(i, out)| (w, i * rows, out)));
+    }
+    pieces.into_par_iter().with_max_len(1).for_each(|(w, first, out)| matvec::rows(isa, w, &x, first, out));
+    by_row.map(|y| from_columns(y, n))
+}
+
+fn few_gated(
+    isa: Isa,
+    x: &[f32],
+    n: usize,
+    [gate, up]: [&Affine<'_>; 2],
+    [gate_bias, up_bias]: [Option<&[f32]>; 2],
+) -> Vec<f32> {
+    let x = Activations::new(isa, x, n, gate.group, gate.codes(), Order::Rows);
+    let mut by_row = vec![0.0; gate.rows * n];
+    let rows = piece(gate);
+    by_row.par_chunks_mut(rows * n).enumerate().with_max_len(1).for_each(|(i, out)| {
+        let mut other = vec![0.0; out.len()];
+        for (w, bias, out) in [(gate, gate_bias, &mut *out), (up, up_bias, &mut other)] {
+            matvec::rows(isa, w, &x, i * rows, out);
+            for (y, bias) in out.chunks_exact_mut(n).zip(bias.map_or(&[][..], |bias| &bias[i * rows..])) {
+                y.iter_mut().for_each(|y| *y += bias);
+            }
+        }
+        swiglu_here(out, &other);
     });
+    from_columns(by_row, n)
+}
+
+/// `(R, n)` to `(n, R)`.
+fn from_columns(by_row: Vec<f32>, n: usize) -> Vec<f32> {
     match n {
         1 => by_row,
         _ => (0..n).flat_map(|i| by_row[i..].iter().step_by(n).copied()).collect(),

@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use super::bf16::Avx512Bf16;
-pub(super) use product::{Order, Panels, product};
+pub(super) use product::{Order, Output, Panels, product};
 
 /// Rows of a tile, and its columns of four bytes.
 pub(super) const SIDE: usize = 16;

@@ -11,9 +11,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::amx::{Filled, product};
-use super::biased;
+use super::amx::{Filled, Output, product};
 use super::columns::{Columns, Part};
+use super::{Addends, Rows, added};
 use crate::dense::Activations;
 pub(super) use avx512::{Avx512Bf16, Terms};
 use avx512::{COLS, PanelWord};
@@ -33,6 +33,23 @@ const DEPTH: usize = 640;
 const PANELS: usize = 4;
 /// Rows of x packed at once: bounds what long inputs add to memory.
 const SLAB: usize = 4096;
+
+/// See [`super::gated`]; `None` where two products and a gate after them are as good.
+pub(super) fn gated(
+    x: &[f32],
+    n: usize,
+    gate: &dyn Rows,
+    up: &dyn Rows,
+    biases: [Option<&[f32]>; 2],
+) -> Option<Vec<f32>> {
+    let (gate, up) = (Bf16Matrix::of(gate)?, Bf16Matrix::of(up)?);
+    let amx = gate.amx.filter(|_| n > FEW && gate.n_rows() > 0 && gate.one_term == up.one_term)?;
+    let output = Output::Gated { w: [&gate, &up], biases };
+    Some(match gate.one_term {
+        true => product::<1, _>(amx, x, &output),
+        false => product::<2, _>(amx, x, &output),
+    })
+}
 
 /// A `(R, K)` matrix of bf16 values as they lie in the file.
 #[derive(Clone, Copy)]
@@ -57,24 +74,30 @@ impl<'a> Bf16Matrix<'a> {
         (k > 0).then_some(Self { values, k, one_term, kernels, amx: Filled::detect() })
     }
 
+    /// A matrix that is bf16, as [`new`](Self::new).
+    pub(super) fn of(rows: &'a dyn Rows) -> Option<Self> {
+        let (values, activations) = rows.bf16()?;
+        Self::new(values, rows.n_cols(), activations)
+    }
+
     fn n_rows(&self) -> usize {
         self.values.len() / self.k
     }
 
-    /// `n` rows of `x` times the transpose of the matrix, plus a bias if there is one: `(n, R)`, summed in f32.
-    pub(super) fn matmul(&self, x: &[f32], n: usize, bias: Option<&[f32]>) -> Vec<f32> {
+    /// `n` rows of `x` times the transpose of the matrix, and what is added: `(n, R)`, summed in f32.
+    pub(super) fn matmul(&self, x: &[f32], n: usize, add: Addends<'_>) -> Vec<f32> {
         match n * self.n_rows() {
             0 => Vec::new(),
-            _ if n <= FEW => biased(self.few(x, n), bias),
-            _ if self.one_term => self.many::<1>(x, n, bias),
-            _ => self.many::<2>(x, n, bias),
+            _ if n <= FEW => added(self.few(x, n), add),
+            _ if self.one_term => self.many::<1>(x, n, add),
+            _ => self.many::<2>(x, n, add),
         }
     }
 
-    fn many<const T: usize>(&self, x: &[f32], n: usize, bias: Option<&[f32]>) -> Vec<f32> {
+    fn many<const T: usize>(&self, x: &[f32], n: usize, add: Addends<'_>) -> Vec<f32> {
         match self.amx {
-            Some(amx) => product::<T>(amx, x, self, bias),
-            None => biased(self.in_registers::<T>(x, n), bias),
+            Some(amx) => product::<T, _>(amx, x, &Output::Sums { w: self, add }),
+            None => added(self.in_registers::<T>(x, n), add),
         }
     }
 
@@ -293,8 +316,8 @@ mod tests {
             };
             // With tiles where there are any, and without.
             for amx in [None, split.amx] {
-                let exact = Bf16Matrix { amx, ..split }.matmul(&x, n, None);
-                let short = Bf16Matrix { amx, ..one }.matmul(&x, n, None);
+                let exact = Bf16Matrix { amx, ..split }.matmul(&x, n, Addends::default());
+                let short = Bf16Matrix { amx, ..one }.matmul(&x, n, Addends::default());
                 check(&exact, naive(&x, &w, k), f64::exp2(-16.0) + 1e-6, "two terms");
                 if n <= FEW {
                     assert_eq!(exact, short);
@@ -315,7 +338,7 @@ mod tests {
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut x = vec![1.0; n * 40];
                 x[39] = bad;
-                let y = matrix.matmul(&x, n, None);
+                let y = matrix.matmul(&x, n, Addends::default());
                 assert!(!y[0].is_finite() && y[1..].iter().all(|y| *y == 40.0), "{n} {bad}: {y:?}");
             }
         }
@@ -325,7 +348,7 @@ mod tests {
     fn no_rows_give_no_output() {
         let w = bytes(&[1.0; 6]);
         if let Some(matrix) = Bf16Matrix::new(&w, 3, Activations::Split) {
-            assert!(matrix.matmul(&[], 0, None).is_empty());
+            assert!(matrix.matmul(&[], 0, Addends::default()).is_empty());
         }
     }
 }

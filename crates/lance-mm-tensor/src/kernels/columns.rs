@@ -43,11 +43,13 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// All of `n_cols` columns, on all threads: about four parts a thread, each of `unit` columns or a multiple, at most
-/// `units` of them; the last may be narrower.
+/// All of `n_cols` columns, on all threads: about four parts a thread, as many for each, of `unit` columns or a multiple, at
+/// most `units` of them; the last may be narrower.
 pub(super) fn parts(n_cols: usize, unit: usize, units: usize) -> impl ParallelIterator<Item = Range<usize>> {
-    let fair = n_cols.div_ceil(4 * rayon::current_num_threads()).div_ceil(unit);
-    let width = fair.clamp(1, units) * unit;
+    let threads = rayon::current_num_threads();
+    let all = n_cols.div_ceil(unit);
+    let count = all.div_ceil(all.div_ceil(4 * threads).clamp(1, units)).next_multiple_of(threads);
+    let width = all.div_ceil(count).max(1) * unit;
     // Part by part: a thread that comes late, or is held up, leaves the rest to the others.
     let parts = (0..n_cols.div_ceil(width)).into_par_iter().with_max_len(1);
     parts.map(move |i| i * width..((i + 1) * width).min(n_cols))

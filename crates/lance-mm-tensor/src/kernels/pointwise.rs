@@ -13,9 +13,13 @@ const CHUNK: usize = 16 * 1024;
 /// When the lengths differ.
 pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "a gate for each value");
-    let simd = Simd::detect();
     let chunks = gate.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK));
-    chunks.for_each(|(gate, up)| simd.run(Swiglu { gate, up }));
+    chunks.for_each(|(gate, up)| swiglu_here(gate, up));
+}
+
+/// As [`swiglu`], on this thread; values without a partner are left as they are.
+pub(super) fn swiglu_here(gate: &mut [f32], up: &[f32]) {
+    Simd::detect().run(Swiglu { gate, up });
 }
 
 struct Swiglu<'a> {
@@ -37,17 +41,22 @@ impl Loop for Swiglu<'_> {
     }
 }
 
-/// Adds `bias` to every row of `y`.
+/// Adds `values` to `y` row by row, one row of them as often as `y` has rows.
 ///
 /// # Panics
 /// When `y` is not whole rows.
-pub(crate) fn add_bias(y: &mut [f32], bias: &[f32]) {
-    assert!(!bias.is_empty() && y.len().is_multiple_of(bias.len()), "whole rows");
-    let rows = (CHUNK / bias.len()).max(1);
-    y.par_chunks_mut(rows * bias.len()).for_each(|y| {
-        for y in y.chunks_exact_mut(bias.len()) {
-            y.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-        }
+pub(super) fn add_to(y: &mut [f32], values: &[f32]) {
+    if y.is_empty() {
+        return;
+    }
+    assert!(!values.is_empty() && y.len().is_multiple_of(values.len()), "whole rows");
+    let add = |y: &mut [f32], values: &[f32]| y.iter_mut().zip(values).for_each(|(y, v)| *y += v);
+    if y.len() == values.len() {
+        return y.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(y, values)| add(y, values));
+    }
+    let rows = (CHUNK / values.len()).max(1);
+    y.par_chunks_mut(rows * values.len()).for_each(|y| {
+        y.chunks_exact_mut(values.len()).for_each(|y| add(y, values));
     });
 }
 
@@ -85,7 +94,10 @@ mod tests {
         swiglu(&mut gate, &up);
         assert!(gate.iter().all(|v| (v - 1.462_117_2).abs() < 1e-6));
         let mut y = vec![1.0; 30_000];
-        add_bias(&mut y, &[0.0, 1.0, 2.0]);
+        add_to(&mut y, &[0.0, 1.0, 2.0]);
         assert!(y.iter().enumerate().all(|(i, y)| *y == 1.0 + (i % 3) as f32));
+        let values: Vec<f32> = (0..30_000).map(|i| 2.0 - (i % 3) as f32).collect();
+        add_to(&mut y, &values);
+        assert!(y.iter().all(|y| *y == 3.0));
     }
 }

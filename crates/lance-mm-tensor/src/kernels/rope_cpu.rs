@@ -7,38 +7,46 @@ use super::simd::{Loop, Simd};
 /// Values that a thread takes at once.
 const CHUNK: usize = 16 * 1024;
 
-/// Rows of heads, each of which turns channel `j` with `j + D/2` by the row's angle `j`: `x` is `(T, H, D)`, `cos` and
-/// `sin` are `(T, D/2)`.
+/// Angles of rows: cosines and sines `(T, D/2)`.
+#[derive(Clone, Copy)]
+pub(crate) struct Angles<'a> {
+    pub(crate) cos: &'a [f32],
+    pub(crate) sin: &'a [f32],
+    /// `D/2`.
+    pub(crate) half: usize,
+}
+
+/// Turns channel `j` of each head with `j + D/2` by the row's angle `j`, in place. Rows begin `stride` values apart in
+/// `x`, which begins with the first head of the first; each has `heads` of them.
 ///
 /// # Panics
 /// When the sizes do not go together.
-pub(crate) fn turn(x: &[f32], heads: usize, cos: &[f32], sin: &[f32], half: usize) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    if out.is_empty() {
-        return out;
-    }
+pub(crate) fn turn(x: &mut [f32], stride: usize, heads: usize, angles: Angles<'_>) {
+    let Angles { cos, sin, half } = angles;
     let width = heads * 2 * half;
-    assert!(width > 0 && cos.len() == sin.len(), "a sine for every cosine");
-    assert!(x.len() == cos.len() / half * width, "a row of angles for every row");
-    let simd = Simd::detect();
-    let rows = (CHUNK / width).max(1);
-    if x.len() <= CHUNK {
-        simd.run(Turn { x, heads, cos, sin, half, out: &mut out });
-        return out;
+    if x.is_empty() || width == 0 {
+        return;
     }
-    let values = out.par_chunks_mut(rows * width).zip(x.par_chunks(rows * width));
+    assert!(cos.len() == sin.len() && cos.len().is_multiple_of(half), "a sine for every cosine");
+    let n = cos.len() / half;
+    assert!(width <= stride && x.len().div_ceil(stride) == n, "a row of angles for every row");
+    assert!(x.len() >= (n - 1) * stride + width, "the last row is whole");
+    let simd = Simd::detect();
+    if n * width <= CHUNK {
+        return simd.run(Turn { x, stride, heads, angles });
+    }
+    let rows = (CHUNK / width).max(1);
     let angles = cos.par_chunks(rows * half).zip(sin.par_chunks(rows * half));
-    values.zip(angles).for_each(|((out, x), (cos, sin))| simd.run(Turn { x, heads, cos, sin, half, out }));
-    out
+    x.par_chunks_mut(rows * stride).zip(angles).for_each(|(x, (cos, sin))| {
+        simd.run(Turn { x, stride, heads, angles: Angles { cos, sin, half } });
+    });
 }
 
 struct Turn<'a> {
-    x: &'a [f32],
+    x: &'a mut [f32],
+    stride: usize,
     heads: usize,
-    cos: &'a [f32],
-    sin: &'a [f32],
-    half: usize,
-    out: &'a mut [f32],
+    angles: Angles<'a>,
 }
 
 impl Loop for Turn<'_> {
@@ -46,16 +54,13 @@ impl Loop for Turn<'_> {
 
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let Self { x, heads, cos, sin, half, out } = self;
-        let width = heads * 2 * half;
+        let Self { x, stride, heads, angles: Angles { cos, sin, half } } = self;
         let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
-        let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width)).zip(angles);
-        for ((x, out), (cos, sin)) in rows {
-            for (x, out) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(2 * half)) {
-                let ((a, b), (out_a, out_b)) = (x.split_at(half), out.split_at_mut(half));
+        for (x, (cos, sin)) in x.chunks_mut(stride).zip(angles) {
+            for x in x.chunks_exact_mut(2 * half).take(heads) {
+                let (a, b) = x.split_at_mut(half);
                 for j in 0..half {
-                    out_a[j] = a[j] * cos[j] - b[j] * sin[j];
-                    out_b[j] = a[j] * sin[j] + b[j] * cos[j];
+                    (a[j], b[j]) = (a[j] * cos[j] - b[j] * sin[j], a[j] * sin[j] + b[j] * cos[j]);
                 }
             }
         }

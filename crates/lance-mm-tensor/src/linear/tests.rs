@@ -6,8 +6,9 @@ use half::bf16;
 use safetensors::tensor::TensorView;
 
 use super::*;
+use crate::dense::Activations;
 use crate::quantization::{Quantization, Scheme};
-use crate::testing::seeded;
+use crate::testing::{assert_close, seeded};
 
 type Stored = (&'static str, Dtype, Vec<usize>, Vec<u8>);
 
@@ -153,4 +154,73 @@ fn rows_that_are_not_contiguous_are_multiplied_right() {
     let linear = Linear::from(DenseWeight::from_f32(&[1.0, 10.0], 2));
     let x = Tensor::new(&[[1.0f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap().t().unwrap();
     assert_eq!(linear.forward(&x).unwrap().to_vec2::<f32>().unwrap(), [[31.0], [42.0]]);
+}
+
+/// Layers of one shape: dense of each kind of product, affine of several widths and of two in one.
+fn pairs(rows: usize, cols: usize) -> Vec<[Linear; 2]> {
+    let bias = |seed| Some(Tensor::from_vec(seeded(rows, seed), rows, &Device::Cpu).unwrap());
+    let dense = |float, activations| {
+        [1, 2].map(|seed| {
+            let w = DenseWeight::rounded(&seeded(rows * cols, seed), cols, float);
+            Linear::new(Weight::Dense(w.with_activations(activations)), bias(seed + 7))
+        })
+    };
+    let affine = |bits: [usize; 2], group: [usize; 2], biased: bool| {
+        [0, 1].map(|i| {
+            let scheme = Scheme::affine(bits[i], group[i]).unwrap();
+            let values = seeded(rows * cols, i as u64 + 3);
+            let w = AffineWeight::quantize("w", &values, cols, scheme, FloatType::BF16).unwrap();
+            Linear::new(Weight::Affine(w), bias(i as u64 + 9).filter(|_| biased))
+        })
+    };
+    vec![
+        dense(FloatType::BF16, Activations::Bf16),
+        dense(FloatType::BF16, Activations::Split),
+        dense(FloatType::F32, Activations::F32),
+        affine([4, 4], [128, 128], false),
+        affine([4, 4], [64, 64], true),
+        affine([8, 8], [128, 128], true),
+        affine([4, 8], [128, 128], true),
+        affine([4, 4], [128, 64], true),
+        [affine([4, 4], [128, 128], false)[0].clone(), dense(FloatType::BF16, Activations::Bf16)[0].clone()],
+    ]
+}
+
+#[test]
+fn layers_at_once_give_what_each_gives() {
+    for (rows, cols) in [(40, 256), (300, 128), (17, 384)] {
+        for (kind, [first, second]) in pairs(rows, cols).iter().enumerate() {
+            for n in [0, 1, 2, 3, 9, 33, 70] {
+                let x = Tensor::from_vec(seeded(n * cols, 5), (n, cols), &Device::Cpu).unwrap();
+                let what = format!("kind {kind}, {n} rows of {cols} to {rows}");
+                let same = |found: &Tensor, expected: &Tensor| {
+                    assert_eq!(found.dims(), expected.dims(), "{what}");
+                    let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                    assert_close(&what, &flat(found), &flat(expected), 1e-5);
+                };
+                let expected = [first, second].map(|layer| layer.forward(&x).unwrap());
+                let each = Linear::forward_each([first, second], &x).unwrap();
+                same(&each[0], &expected[0]);
+                same(&each[1], &expected[1]);
+                let onto = first.forward_onto(&expected[1], &x).unwrap();
+                same(&onto, &(&expected[0] + &expected[1]).unwrap());
+                let gated = Linear::forward_gated(first, second, &x).unwrap();
+                same(&gated, &(expected[0].silu().unwrap() * &expected[1]).unwrap());
+            }
+        }
+    }
+}
+
+#[test]
+fn layers_that_do_not_fit_are_refused() {
+    let layer = |rows: usize| Linear::from(DenseWeight::from_f32(&vec![1.0; rows * 8], 8));
+    let x = Tensor::zeros((3, 8), DType::F32, &Device::Cpu).unwrap();
+    for shape in [(3, 5), (2, 4)] {
+        let residual = Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
+        assert!(layer(4).forward_onto(&residual, &x).is_err(), "{shape:?}");
+    }
+    assert!(Linear::forward_gated(&layer(4), &layer(5), &x).is_err());
+    let narrow = Tensor::zeros((3, 7), DType::F32, &Device::Cpu).unwrap();
+    assert!(Linear::forward_gated(&layer(4), &layer(4), &narrow).is_err());
+    assert!(Linear::forward_each([&layer(4), &layer(5)], &narrow).is_err());
 }

@@ -120,7 +120,7 @@ fn every_instruction_set_equals_the_naive_reference() {
         let (x, w) = (case.x(), case.weight());
         for isa in Isa::available() {
             let expected = naive(&x, case.n, &w, isa.rounding(case.n));
-            let found = matmul_with(isa, &x, case.n, &w.integer().unwrap(), None);
+            let found = matmul_with(isa, &x, case.n, &w.integer().unwrap(), Addends::default());
             assert_eq!(found.len(), expected.len());
             for (i, (y, (sum, bound))) in found.iter().zip(&expected).enumerate() {
                 let error = (f64::from(*y) - sum).abs();
@@ -140,7 +140,10 @@ fn every_instruction_set_gives_the_bits_of_the_portable_one() {
         let (x, w) = (case.x(), case.weight());
         let portable = Isa::available().last().unwrap();
         let bits = |isa| -> Vec<u32> {
-            matmul_with(isa, &x, case.n, &w.integer().unwrap(), None).into_iter().map(f32::to_bits).collect()
+            matmul_with(isa, &x, case.n, &w.integer().unwrap(), Addends::default())
+                .into_iter()
+                .map(f32::to_bits)
+                .collect()
         };
         let expected = bits(portable);
         let whole = |isa: &Isa| matches!(isa.rounding(case.n), Rounding::Whole { .. });
@@ -155,10 +158,10 @@ fn what_is_not_finite_stays_in_its_row() {
     for n in [1, 3, 6, 20] {
         let case = Case { n, rows: 34, k: 256, bits: 4, group: 64, dtype: FloatType::BF16 };
         let (mut x, w) = (case.x(), case.weight());
-        let clean = affine_matmul(&x, n, &w.integer().unwrap(), None);
+        let clean = matmul(&x, n, &w.integer().unwrap(), Addends::default());
         for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             x[(n - 1) * 256 + 130] = value;
-            let found = affine_matmul(&x, n, &w.integer().unwrap(), None);
+            let found = matmul(&x, n, &w.integer().unwrap(), Addends::default());
             let (others, row) = found.split_at((n - 1) * 34);
             assert!(row.iter().all(|y| !y.is_finite()), "{n}");
             assert_eq!(others, &clean[..others.len()], "{n}");
@@ -169,12 +172,12 @@ fn what_is_not_finite_stays_in_its_row() {
 #[test]
 fn numbers_too_small_to_scale_count_as_zero() {
     let case = Case { n: 1, rows: 3, k: 64, bits: 4, group: 64, dtype: FloatType::F32 };
-    let found = affine_matmul(&[1e-40; 64], 1, &case.weight().integer().unwrap(), None);
+    let found = matmul(&[1e-40; 64], 1, &case.weight().integer().unwrap(), Addends::default());
     assert_eq!(found, [0.0; 3]);
 }
 
 #[test]
 fn no_rows_give_no_output() {
     let case = Case { n: 0, rows: 3, k: 64, bits: 4, group: 64, dtype: FloatType::BF16 };
-    assert!(affine_matmul(&[], 0, &case.weight().integer().unwrap(), None).is_empty());
+    assert!(matmul(&[], 0, &case.weight().integer().unwrap(), Addends::default()).is_empty());
 }

@@ -7,11 +7,25 @@ use std::ops::Range;
 
 use super::{Affine, LINE, unpack_line, widen};
 use crate::dense::FloatType;
-use crate::kernels::amx::{Filled, Order, PANEL, Panels, Rows32, SIDE, product};
+use crate::kernels::Addends;
+use crate::kernels::amx::{Filled, Order, Output, Panels, Rows32, SIDE, product};
 
-/// `x`, rounded to bf16, times the transpose of `w`, plus a bias if there is one.
-pub(super) fn matmul(filled: Filled, x: &[f32], w: &Affine<'_>, bias: Option<&[f32]>) -> Vec<f32> {
-    product::<1>(filled, x, &Packing { w: *w, _proof: filled }, bias)
+/// `x`, rounded to bf16, times the transpose of `w`, and what is added.
+pub(super) fn matmul(filled: Filled, x: &[f32], w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
+    product::<1, _>(filled, x, &Output::Sums { w: &Packing { w: *w, _proof: filled }, add })
+}
+
+/// See [`gated`](crate::kernels::gated); `None` where codes of the two are packed in different orders.
+pub(super) fn gated(
+    filled: Filled,
+    x: &[f32],
+    gate: &Affine<'_>,
+    up: &Affine<'_>,
+    biases: [Option<&[f32]>; 2],
+) -> Option<Vec<f32>> {
+    let [gate, up] = [gate, up].map(|w| Packing { w: *w, _proof: filled });
+    (gate.order() == up.order())
+        .then(|| product::<1, _>(filled, x, &Output::Gated { w: [&gate, &up], biases }))
 }
 
 struct Packing<'a> {
@@ -29,25 +43,32 @@ impl Panels for Packing<'_> {
         if self.w.bits == 4 { Order::EveryFourth } else { Order::Natural }
     }
 
-    fn pack(&self, first: usize, steps: Range<usize>, out: &mut [[Rows32; 2]]) {
+    fn pack(&self, first: usize, next: usize, steps: Range<usize>, half: usize, out: &mut [[Rows32; 2]]) {
         let w = &self.w;
-        let rows = first..(first + PANEL).min(w.rows);
+        let part = Part { rows: first.min(w.rows)..(first + SIDE).min(w.rows), next, half };
         // All rows over some lines before the next lines: what is written then stays near.
         for (i, out) in out.chunks_mut(4 * LINES).enumerate() {
             let line = steps.start / 4 + LINES * i;
             // SAFETY: `_proof` was made where these instructions are.
-            unsafe { pack(w, rows.clone(), line, out) };
+            unsafe { pack(w, &part, line, out) };
         }
     }
 }
 
+/// Rows that become a half of a left operand, and the first of those after them.
+struct Part {
+    rows: Range<usize>,
+    next: usize,
+    half: usize,
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn pack(w: &Affine<'_>, rows: Range<usize>, line: usize, out: &mut [[Rows32; 2]]) {
+fn pack(w: &Affine<'_>, part: &Part, line: usize, out: &mut [[Rows32; 2]]) {
     match (w.bits, w.group) {
-        (4, 128) => nibbles::<1>(w, rows, line, out.as_chunks_mut().0),
-        (4, 64) => nibbles::<2>(w, rows, line, out.as_chunks_mut().0),
-        (4, _) => nibbles::<4>(w, rows, line, out.as_chunks_mut().0),
-        _ => bytes(w, rows, line, out),
+        (4, 128) => nibbles::<1>(w, part, line, out.as_chunks_mut().0),
+        (4, 64) => nibbles::<2>(w, part, line, out.as_chunks_mut().0),
+        (4, _) => nibbles::<4>(w, part, line, out.as_chunks_mut().0),
+        _ => bytes(w, part, line, out),
     }
 }
 
@@ -57,18 +78,19 @@ const LINES: usize = 4;
 /// Lines of four-bit codes, `PER` groups in each, four steps to a line: step `j` has the values `4·i + j`, each looked
 /// up among the sixteen of its group.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn nibbles<const PER: usize>(w: &Affine<'_>, rows: Range<usize>, line: usize, out: &mut [[[Rows32; 2]; 4]]) {
+fn nibbles<const PER: usize>(w: &Affine<'_>, part: &Part, line: usize, out: &mut [[[Rows32; 2]; 4]]) {
     let numbers = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
     let size = w.dtype.size();
     let (width, factors) = (w.cols / 2, w.cols / w.group * size);
-    // What is asked for meanwhile: the next panel, from its first line to its last, since memory is faster in order.
-    let next = w.words.as_ptr().wrapping_add(rows.end * width + 64 * PANEL * line);
-    for (i, row) in rows.enumerate() {
+    // What is asked for meanwhile: the next rows, from their first line to their last, since memory is faster in order.
+    let next = w.words.as_ptr().wrapping_add(part.next * width + 64 * SIDE * line);
+    let ahead = (part.next - part.rows.start.min(part.next)) * factors;
+    for (i, row) in part.rows.clone().enumerate() {
         let words = w.row(row);
         let at = row * factors + line * PER * size;
         let (mut scales, mut biases) = ([0.0; 16], [0.0; 16]);
-        sixteen(w.dtype, w.scales, at, PANEL * factors, &mut scales);
-        sixteen(w.dtype, w.biases, at, PANEL * factors, &mut biases);
+        sixteen(w.dtype, w.scales, at, ahead, &mut scales);
+        sixteen(w.dtype, w.biases, at, ahead, &mut biases);
         for (l, out) in out.iter_mut().enumerate() {
             let mut rest = [0; 64];
             let codes = match words.get(64 * (line + l)..).and_then(|words| words.first_chunk()) {
@@ -104,7 +126,7 @@ fn nibbles<const PER: usize>(w: &Affine<'_>, rows: Range<usize>, line: usize, ou
                     let places = u32::MAX << (g * 32 / PER);
                     values = _mm512_mask_permutexvar_epi16(values, places, shifted[j], tables[g]);
                 }
-                let place = &mut out[j][i / SIDE].0[i % SIDE];
+                let place = &mut out[j][part.half].0[i];
                 // SAFETY: the array holds 64 bytes; an unaligned store.
                 unsafe { _mm512_storeu_si512(place.as_mut_ptr().cast(), values) };
             }
@@ -132,14 +154,15 @@ fn sixteen(dtype: FloatType, stored: &[u8], at: usize, ahead: usize, out: &mut [
 
 /// Lines of codes of any width, one value after another.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn bytes(w: &Affine<'_>, rows: Range<usize>, line: usize, out: &mut [[Rows32; 2]]) {
+fn bytes(w: &Affine<'_>, part: &Part, line: usize, out: &mut [[Rows32; 2]]) {
     let size = w.dtype.size();
     let factors = w.cols / w.group * size;
-    for (i, row) in rows.enumerate() {
+    let ahead = (part.next - part.rows.start.min(part.next)) * factors;
+    for (i, row) in part.rows.clone().enumerate() {
         let at = row * factors + line * (LINE / w.group) * size;
         let (mut scales, mut biases) = ([0.0; 16], [0.0; 16]);
-        sixteen(w.dtype, w.scales, at, PANEL * factors, &mut scales);
-        sixteen(w.dtype, w.biases, at, PANEL * factors, &mut biases);
+        sixteen(w.dtype, w.scales, at, ahead, &mut scales);
+        sixteen(w.dtype, w.biases, at, ahead, &mut biases);
         for (l, out) in out.chunks_mut(4).enumerate() {
             let mut codes = [0; LINE];
             unpack_line(w.row(row), w.bits, line + l, &mut codes);
@@ -154,7 +177,7 @@ fn bytes(w: &Affine<'_>, rows: Range<usize>, line: usize, out: &mut [[Rows32; 2]
                 }
                 let words = _mm512_cvtne2ps_pbh(halves[1], halves[0]);
                 // SAFETY: both are 64 bytes of plain data.
-                out[i / SIDE].0[i % SIDE] = unsafe { std::mem::transmute::<__m512bh, [u16; 32]>(words) };
+                out[part.half].0[i] = unsafe { std::mem::transmute::<__m512bh, [u16; 32]>(words) };
             }
         }
     }

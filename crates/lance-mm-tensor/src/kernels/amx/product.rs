@@ -7,7 +7,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{AHEAD, Filled, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
+use crate::kernels::Addends;
 use crate::kernels::bf16::{Avx512Bf16, Terms};
+use crate::kernels::pointwise::swiglu_here;
 use crate::kernels::stripes::{Stripe, Stripes};
 
 /// Values of K in which an [`Order`] has its own.
@@ -52,48 +54,87 @@ pub(in crate::kernels) trait Panels: Sync {
     /// The order of packed values.
     fn order(&self) -> Order;
 
-    /// Packs the steps `steps` of K, whole lines or up to the last, of [`PANEL`] rows from `first` on: row `16·a + i`
-    /// goes to `out[step][a].0[i]`. What stands past the last row does not matter, past the end of K it is
-    /// finite.
-    fn pack(&self, first: usize, steps: Range<usize>, out: &mut [[Rows32; 2]]);
+    /// Packs the steps `steps` of K, whole lines or up to the last, of sixteen rows from `first` on: row `i` goes to
+    /// `out[step][half].0[i]`. What stands past the last row does not matter, past the end of K it is finite. The
+    /// rows packed next are those from `next` on.
+    fn pack(&self, first: usize, next: usize, steps: Range<usize>, half: usize, out: &mut [[Rows32; 2]]);
 }
 
-/// `x` `(n, K)`, each value the sum of `T` bf16 terms, times the transpose of `w` `(R, K)`, plus `bias` `(R)` if
-/// there is one: `(n, R)`.
-pub(in crate::kernels) fn product<const T: usize>(
+/// What becomes of products.
+pub(in crate::kernels) enum Output<'a, W> {
+    /// Products with a matrix, and what is added to them.
+    Sums { w: &'a W, add: Addends<'a> },
+    /// `silu(gate) · up` of those with two matrices of one shape and order, and their biases.
+    Gated { w: [&'a W; 2], biases: [Option<&'a [f32]>; 2] },
+}
+
+impl<W: Panels> Output<'_, W> {
+    fn w(&self) -> &W {
+        match self {
+            Self::Sums { w, .. } | Self::Gated { w: [w, _], .. } => w,
+        }
+    }
+
+    /// Columns that a panel gives.
+    fn width(&self) -> usize {
+        match self {
+            Self::Sums { .. } => PANEL,
+            Self::Gated { .. } => SIDE,
+        }
+    }
+
+    /// Packs what gives the columns from `first` on.
+    fn pack(&self, first: usize, steps: &Range<usize>, out: &mut [[Rows32; 2]]) {
+        let (second, next) = (first + SIDE, first + self.width());
+        match self {
+            Self::Sums { w, .. } => {
+                w.pack(first, next, steps.clone(), 0, out);
+                w.pack(second, second + self.width(), steps.clone(), 1, out);
+            }
+            Self::Gated { w: [gate, up], .. } => {
+                gate.pack(first, next, steps.clone(), 0, out);
+                up.pack(first, next, steps.clone(), 1, out);
+            }
+        }
+    }
+}
+
+/// `x` `(n, K)`, each value the sum of `T` bf16 terms, times the transpose of matrices `(R, K)`: `(n, R)`.
+pub(in crate::kernels) fn product<const T: usize, W: Panels>(
     filled: Filled,
     x: &[f32],
-    w: &impl Panels,
-    bias: Option<&[f32]>,
+    output: &Output<'_, W>,
 ) -> Vec<f32> {
-    let [rows, k] = w.dims();
+    let [rows, k] = output.w().dims();
     let n = x.len() / k;
     let mut y = Stripes::new(n, rows);
     // Slabs of the same height.
     let slab = n.div_ceil(n.div_ceil(SLAB).max(1)).max(1);
-    for x in x.chunks(slab * k) {
+    for (i, x) in x.chunks(slab * k).enumerate() {
         match x.len() / k {
-            ..=SIDE => slab_product::<T, 1>(filled, x, w, bias, &mut y),
-            _ => slab_product::<T, 2>(filled, x, w, bias, &mut y),
+            ..=SIDE => slab_product::<T, 1, W>(filled, x, i * slab, output, &mut y),
+            _ => slab_product::<T, 2, W>(filled, x, i * slab, output, &mut y),
         }
     }
     y.finish()
 }
 
-fn slab_product<const T: usize, const B: usize>(
+/// Rows `first` and on of the output.
+fn slab_product<const T: usize, const B: usize, W: Panels>(
     filled: Filled,
     x: &[f32],
-    w: &impl Panels,
-    bias: Option<&[f32]>,
+    first: usize,
+    output: &Output<'_, W>,
     y: &mut Stripes,
 ) {
+    let (w, width) = (output.w(), output.width());
     let k = w.dims()[1];
     // Taken out meanwhile: while this thread waits for others it may begin another product.
     let mut memory = RIGHT.take();
     let x = Right::<T, B>::new(filled.convert, x, k, w.order(), &mut memory);
     let units = if x.is_single() { usize::MAX / PANEL } else { x.depth().1 };
-    y.write(x.n, PANEL, units, |stripe| {
-        SCRATCH.with_borrow_mut(|scratch| Product { filled, x: &x, w, bias, stripe }.run(scratch));
+    y.write(x.n, width, units, |stripe| {
+        SCRATCH.with_borrow_mut(|scratch| Product { filled, x: &x, first, output, stripe }.run(scratch));
     });
     RIGHT.set(memory);
 }
@@ -195,15 +236,16 @@ impl Scratch {
 struct Product<'a, 'b, W, const T: usize, const B: usize> {
     filled: Filled,
     x: &'a Right<'a, T, B>,
-    w: &'a W,
-    bias: Option<&'a [f32]>,
+    /// The row of the output that rows of x begin with.
+    first: usize,
+    output: &'a Output<'a, W>,
     stripe: &'a mut Stripe<'b>,
 }
 
 impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
     fn run(mut self, scratch: &mut Scratch) {
         let (steps, groups) = (self.x.steps, self.x.groups());
-        let n_panels = self.stripe.cols().len().div_ceil(PANEL);
+        let n_panels = self.stripe.cols().len().div_ceil(self.output.width());
         let (depth, together) = self.x.depth();
         // Panels that are packed once for all rows; these are done as soon as they have passed them.
         let once = steps <= depth && n_panels <= together;
@@ -226,7 +268,7 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
                     }
                 }
             }
-            for (group, sums) in groups.zip(scratch.sums.chunks_exact(n_panels)) {
+            for (group, sums) in groups.zip(scratch.sums.chunks_exact_mut(n_panels)) {
                 self.write(group, sums, &mut scratch.rows);
             }
         }
@@ -235,7 +277,7 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
     fn pack(&self, panels: &Range<usize>, part: &Range<usize>, packed: &mut [[Rows32; 2]]) {
         let first = self.stripe.cols().start;
         for (panel, out) in panels.clone().zip(packed.chunks_exact_mut(part.len())) {
-            self.w.pack(first + panel * PANEL, part.clone(), out);
+            self.output.pack(first + panel * self.output.width(), part, out);
         }
     }
 
@@ -268,24 +310,50 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
     }
 
     /// Writes the rows of a group.
-    fn write(&mut self, group: usize, sums: &[Sums<f32>], rows: &mut Vec<f32>) {
-        let cols = self.stripe.cols();
-        let width = sums.len() * PANEL;
+    fn write(&mut self, group: usize, sums: &mut [Sums<f32>], rows: &mut Vec<f32>) {
+        let (cols, convert) = (self.stripe.cols(), self.filled.convert);
+        let width = sums.len() * self.output.width();
         rows.resize(SIDE * width, 0.0);
         for b in 0..B {
             let first = (group * B + b) * SIDE;
-            for (p, sums) in sums.iter().enumerate() {
-                for a in 0..2 {
-                    self.filled.convert.transpose(&sums.0[a][b], &mut rows[p * PANEL + a * SIDE..], width);
+            for (p, Sums([first, second])) in sums.iter_mut().enumerate() {
+                match self.output {
+                    Output::Sums { .. } => {
+                        convert.transpose(&first[b], &mut rows[p * PANEL..], width);
+                        convert.transpose(&second[b], &mut rows[p * PANEL + SIDE..], width);
+                    }
+                    Output::Gated { biases: [gate_bias, up_bias], .. } => {
+                        let col = cols.start + p * SIDE;
+                        add_by_row(&mut first[b], *gate_bias, col);
+                        add_by_row(&mut second[b], *up_bias, col);
+                        swiglu_here(first[b].as_flattened_mut(), second[b].as_flattened());
+                        convert.transpose(&first[b], &mut rows[p * SIDE..], width);
+                    }
                 }
             }
-            for row in rows.chunks_exact_mut(width).take(self.x.n.saturating_sub(first)) {
-                let row = &mut row[..cols.len()];
-                if let Some(bias) = self.bias {
-                    row.iter_mut().zip(&bias[cols.clone()]).for_each(|(y, b)| *y += b);
+            let n = self.x.n.saturating_sub(first);
+            for (row, values) in (self.first + first..).zip(rows.chunks_exact_mut(width).take(n)) {
+                let values = &mut values[..cols.len()];
+                if let Output::Sums { w, add: Addends { bias, rows } } = self.output {
+                    if let Some(bias) = bias {
+                        values.iter_mut().zip(&bias[cols.clone()]).for_each(|(y, b)| *y += b);
+                    }
+                    if let Some(rows) = rows {
+                        let added = &rows[row * w.dims()[0]..][cols.clone()];
+                        values.iter_mut().zip(added).for_each(|(y, a)| *y += a);
+                    }
                 }
-                self.stripe.push_row(row);
+                self.stripe.push_row(values);
             }
         }
+    }
+}
+
+/// Adds the values from `first` on, one to each row; rows past the last get none.
+fn add_by_row(rows: &mut [[f32; SIDE]; SIDE], values: Option<&[f32]>, first: usize) {
+    for (row, value) in
+        rows.iter_mut().zip(&values.unwrap_or_default()[first.min(values.map_or(0, <[f32]>::len))..])
+    {
+        row.iter_mut().for_each(|y| *y += value);
     }
 }
