@@ -20,8 +20,8 @@ const DEPTH: usize = 112;
 const NEAR: usize = 16;
 /// Tiles of 1 KB that a right operand has where its rows pass several panels: those stay in the first-level cache.
 const RIGHT_TILES: usize = 20;
-/// Steps of panels that are packed together: 1.1 MB, which stay in the second-level cache while rows of x pass.
-const PACKED: usize = 576;
+/// Steps of panels that are packed together: 0.9 MB, which stay in the second-level cache while rows of x pass.
+const PACKED: usize = 448;
 /// Pairs of tiles of x that pass the panels packed from one part of K before those from the next: their sums are 2 MB.
 const PAIRS: usize = 64;
 /// Rows of x packed at once: bounds what long inputs add to memory.
