@@ -7,7 +7,7 @@ use super::pass::Pass;
 use super::{Experts, PerExpert, suffix};
 use crate::Probe;
 use crate::config::Config;
-use crate::sequence::Expert;
+use crate::sequence::{Expert, Span};
 
 #[derive(Clone)]
 pub(super) struct Attention {
@@ -74,24 +74,18 @@ impl Attention {
         [q_proj, k_proj, v_proj, o_proj]
     }
 
-    /// `(T, D)` to `(T, D)`; keys and values of the rows go into layer `index` of the pass's caches.
-    pub(super) fn forward(
-        &self,
-        x: &Tensor,
-        pass: &mut Pass<'_, '_>,
-        index: usize,
-        probe: &mut Probe<'_>,
-    ) -> Result<Tensor> {
-        let o = self.heads(x, pass, index, probe)?;
-        self.parts.by_span(&o, pass.spans, |p, x| p.o_proj.forward(x))
+    /// The output projection of rows of [`heads`](Self::heads), `(T, H·D)` to `(T, D)`.
+    pub(super) fn project(&self, heads: &Tensor, spans: &[Span]) -> Result<Tensor> {
+        self.parts.by_span(heads, spans, |p, x| p.o_proj.forward(x))
     }
 
-    /// An expert's output projection of rows of [`heads`](Self::heads).
-    pub(super) fn project(&self, heads: &Tensor, expert: Expert) -> Result<Tensor> {
-        self.parts.get(expert)?.o_proj.forward(heads)
+    /// An expert's output projection of rows of [`heads`](Self::heads), added to `x`.
+    pub(super) fn project_onto(&self, x: &Tensor, heads: &Tensor, expert: Expert) -> Result<Tensor> {
+        self.parts.get(expert)?.o_proj.forward_onto(x, heads)
     }
 
-    /// What the heads give, side by side: `(T, D)` to `(T, H·D)`.
+    /// What the heads give, side by side: `(T, D)` to `(T, H·D)`; keys and values of the rows go into layer `index` of the
+    /// pass's caches.
     pub(super) fn heads(
         &self,
         x: &Tensor,

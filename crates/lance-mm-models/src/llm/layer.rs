@@ -72,18 +72,30 @@ impl Layer {
         let spans = pass.spans;
         let a = self.input_layernorm.by_span(x, spans, |norm, x| norm.forward(x))?;
         probe(format_args!("layers.{index}.input_layernorm"), &a)?;
-        let a = self.self_attn.forward(&a, pass, index, probe)?;
-        probe(format_args!("layers.{index}.self_attn"), &a)?;
-        let x = (x + a)?;
+        let heads = self.self_attn.heads(&a, pass, index, probe)?;
+        let x = match spans {
+            // Nobody looks at what a layer adds before it is added.
+            [span] if !pass.probed => self.self_attn.project_onto(x, &heads, span.expert)?,
+            _ => {
+                let a = self.self_attn.project(&heads, spans)?;
+                probe(format_args!("layers.{index}.self_attn"), &a)?;
+                (x + a)?
+            }
+        };
         let m = self.post_attention_layernorm.by_span(&x, spans, |norm, x| norm.forward(x))?;
         probe(format_args!("layers.{index}.post_attention_layernorm"), &m)?;
         let m = self.mlp.by_span(&m, spans, Mlp::gated)?;
         probe(format_args!("layers.{index}.mlp.gated"), &m)?;
-        let m = self.mlp.by_span(&m, spans, |mlp, x| mlp.down_proj.forward(x))?;
-        probe(format_args!("layers.{index}.mlp"), &m)?;
-        let x = (x + m)?;
-        probe(format_args!("layers.{index}"), &x)?;
-        Ok(x)
+        match spans {
+            [span] if !pass.probed => self.mlp.get(span.expert)?.down_proj.forward_onto(&x, &m),
+            _ => {
+                let m = self.mlp.by_span(&m, spans, |mlp, x| mlp.down_proj.forward(x))?;
+                probe(format_args!("layers.{index}.mlp"), &m)?;
+                let x = (x + m)?;
+                probe(format_args!("layers.{index}"), &x)?;
+                Ok(x)
+            }
+        }
     }
 }
 
@@ -120,7 +132,7 @@ impl Layer {
         if input == LinearInput::Heads {
             return Ok(heads);
         }
-        let x = (residual + self.self_attn.project(&heads, expert)?)?;
+        let x = self.self_attn.project_onto(&residual, &heads, expert)?;
         let m = self.post_attention_layernorm.get(expert)?.forward(&x)?;
         match input {
             LinearInput::Gated => self.mlp.get(expert)?.gated(&m),

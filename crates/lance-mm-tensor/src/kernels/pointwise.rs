@@ -51,6 +51,10 @@ pub(super) fn add_to(y: &mut [f32], values: &[f32]) {
     }
     assert!(!values.is_empty() && y.len().is_multiple_of(values.len()), "whole rows");
     let add = |y: &mut [f32], values: &[f32]| y.iter_mut().zip(values).for_each(|(y, v)| *y += v);
+    if y.len() <= CHUNK {
+        // Done before another thread has woken up.
+        return y.chunks_exact_mut(values.len()).for_each(|y| add(y, values));
+    }
     if y.len() == values.len() {
         return y.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(y, values)| add(y, values));
     }
