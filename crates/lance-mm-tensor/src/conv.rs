@@ -1,6 +1,7 @@
 //! Convolutions over frames, channels last.
 
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Storage, Tensor};
+use rayon::prelude::*;
 
 use crate::dense::DenseWeight;
 use crate::error::{Error, Result};
@@ -202,7 +203,10 @@ impl CustomOp1 for ConvOp<'_> {
         let rows = conv.geometry.positions(height, 0).unwrap_or(0);
         let columns = conv.geometry.positions(width, 1).unwrap_or(0);
         let bias = conv.bias.to_vec1::<f32>()?;
-        let mut out = bias.repeat(rows * columns);
+        let mut out = vec![0.0; rows * columns * bias.len()];
+        // On all threads: the first to touch a page waits until the system has cleared it.
+        let pixels = out.par_chunks_exact_mut(bias.len().max(1)).with_min_len(1024);
+        pixels.for_each(|pixel| pixel.copy_from_slice(&bias));
         add_conv(Frames { frames: &frames, height, width, channels }, &conv.geometry, &conv.weight, &mut out);
         Ok((CpuStorage::F32(out), (rows, columns, bias.len()).into()))
     }
