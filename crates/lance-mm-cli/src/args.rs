@@ -45,20 +45,27 @@ impl ComputeArgs {
 
     /// What inputs of products with bf16 matrices count as.
     pub(crate) fn activations(&self) -> Activations {
-        match self.activations {
-            ActivationType::Bf16 => Activations::Bf16,
-            ActivationType::Split => Activations::Split,
-            ActivationType::F32 => Activations::F32,
-        }
+        self.activations.into()
     }
 }
 
+/// [`Activations`] as words of the command line.
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-enum ActivationType {
+pub(crate) enum ActivationType {
     #[default]
     Bf16,
     Split,
     F32,
+}
+
+impl From<ActivationType> for Activations {
+    fn from(activations: ActivationType) -> Self {
+        match activations {
+            ActivationType::Bf16 => Self::Bf16,
+            ActivationType::Split => Self::Split,
+            ActivationType::F32 => Self::F32,
+        }
+    }
 }
 
 /// How pictures are read.

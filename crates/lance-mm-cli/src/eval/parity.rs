@@ -9,6 +9,7 @@ use lance_mm::eval::{Continuation, ModelInfo, ParityOptions, parity};
 use super::data::CompareArgs;
 use super::progress::Progress;
 use super::result::{self, Data};
+use crate::args::ActivationType;
 use crate::model::{self, Model};
 use crate::output::Hints;
 
@@ -42,6 +43,16 @@ pub(crate) struct Args {
     /// reference and candidate: what rounding activations costs.
     #[arg(long, conflicts_with = "mlx_rounding")]
     f32_reference: bool,
+    /// What inputs of products with bf16 matrices and of attention count as: `bf16`, as when answering, `split` or
+    /// `f32`. A reference in f32 stays in f32.
+    #[arg(
+        long,
+        value_name = "bf16|split|f32",
+        value_enum,
+        default_value = "split",
+        hide_possible_values = true
+    )]
+    activations: ActivationType,
     /// Kinds that a second sum leaves out.
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     leave_out: Vec<String>,
@@ -56,10 +67,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         answers: !args.no_answers,
         leave_out: args.leave_out.clone(),
     };
+    let rounded = |checkpoint: Checkpoint| checkpoint.with_activations(args.activations.into());
     let load = |name: &str| match args.mlx_rounding {
-        false => model::load(Some(name), hints),
+        false => model::load_as(Some(name), hints, rounded),
         true => {
-            let model = model::load_as(Some(name), hints, Checkpoint::with_mlx_rounding)?;
+            let model =
+                model::load_as(Some(name), hints, |checkpoint| rounded(checkpoint.with_mlx_rounding()))?;
             Ok(Model { name: format!("{} (MLX rounding)", model.name), ..model })
         }
     };
