@@ -182,10 +182,22 @@ impl Weight {
         }
         let (x, rows) = (x.contiguous()?, rows.map(Tensor::contiguous).transpose()?);
         let x = Values::of(&x)?;
-        let bias = bias.map(Values::of).transpose()?;
+        let bias = self.bias(bias)?;
         let rows = rows.as_ref().map(Values::of).transpose()?;
         let add = Addends { bias: bias.as_deref(), rows: rows.as_deref() };
         x.replaced(matmul(&x, self.count(&x), self.matrix()?, add), self.n_rows())
+    }
+
+    /// A bias, which has a value for each row.
+    fn bias<'b>(&self, bias: Option<&'b Tensor>) -> Result<Option<Values<'b>>> {
+        let values = bias.map(Values::of).transpose()?;
+        match values.as_ref().is_none_or(|values| values.len() == self.n_rows()) {
+            true => Ok(values),
+            false => {
+                let found = format!("{:?}", bias.map(Tensor::dims));
+                Err(Error::input("bias", format!("{} values", self.n_rows()), found))
+            }
+        }
     }
 
     /// Rows of x.
@@ -328,7 +340,7 @@ fn with_layers<const N: usize, const M: usize>(
     let x = x.contiguous()?;
     let x = Values::of(&x)?;
     let biases: Vec<Option<Values<'_>>> =
-        layers.iter().map(|layer| layer.bias.as_ref().map(Values::of).transpose()).collect::<Result<_>>()?;
+        layers.iter().map(|layer| layer.weight.bias(layer.bias.as_ref())).collect::<Result<_>>()?;
     let kernel_layers: Vec<Layer<'_>> = layers
         .iter()
         .zip(&biases)

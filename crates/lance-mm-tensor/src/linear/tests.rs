@@ -220,6 +220,11 @@ fn layers_that_do_not_fit_are_refused() {
         assert!(layer(4).forward_onto(&residual, &x).is_err(), "{shape:?}");
     }
     assert!(Linear::forward_gated(&layer(4), &layer(5), &x).is_err());
+    let bias = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
+    let lopsided = Linear::new(layer(4).weight, Some(bias));
+    assert!(lopsided.forward(&x).is_err());
+    assert!(Linear::forward_each([&layer(4), &lopsided], &x).is_err());
+    assert!(Linear::forward_gated(&layer(4), &lopsided, &x).is_err());
     let narrow = Tensor::zeros((3, 7), DType::F32, &Device::Cpu).unwrap();
     assert!(Linear::forward_gated(&layer(4), &layer(4), &narrow).is_err());
     assert!(Linear::forward_each([&layer(4), &layer(5)], &narrow).is_err());

@@ -351,9 +351,8 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
 
 /// Adds the values from `first` on, one to each row; rows past the last get none.
 fn add_by_row(rows: &mut [[f32; SIDE]; SIDE], values: Option<&[f32]>, first: usize) {
-    for (row, value) in
-        rows.iter_mut().zip(&values.unwrap_or_default()[first.min(values.map_or(0, <[f32]>::len))..])
-    {
+    let values = values.and_then(|values| values.get(first..)).unwrap_or_default();
+    for (row, value) in rows.iter_mut().zip(values) {
         row.iter_mut().for_each(|y| *y += value);
     }
 }
