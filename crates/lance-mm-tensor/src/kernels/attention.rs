@@ -121,6 +121,27 @@ impl Attention<'_> {
         blocks
     }
 
+    /// Head and row of query `i` of the heads that share a key head: those of the first head, then those of the next.
+    fn column(&self, group: usize, rows: &Range<usize>, i: usize) -> (usize, usize) {
+        (group * self.fold() + i / rows.len(), rows.start + i % rows.len())
+    }
+
+    /// These queries, `panel` at a time.
+    fn by_panel(
+        &self,
+        group: usize,
+        rows: &Range<usize>,
+        panel: usize,
+    ) -> impl Iterator<Item = impl Iterator<Item = &[f32]>> {
+        let n = self.fold() * rows.len();
+        (0..n).step_by(panel).map(move |first| {
+            (first..(first + panel).min(n)).map(move |i| {
+                let (head, row) = self.column(group, rows, i);
+                self.q.row(head, row)
+            })
+        })
+    }
+
     /// Query heads of a key head.
     fn fold(&self) -> usize {
         self.q.dims[0] / self.k.dims[0]
@@ -170,16 +191,10 @@ impl Attention<'_> {
         let ([h, _, d], fold) = (self.q.dims, self.fold());
         let (isa, simd) = (tile::Isa::detect(), Simd::detect());
         let scale = 1.0 / (d as f32).sqrt();
-        // Columns of panels are the queries of the first head, then those of the next.
-        let column = |i: usize| (group * fold + i / rows.len(), rows.start + i % rows.len());
+        let column = |i: usize| self.column(group, rows, i);
         let n = fold * rows.len();
-        let mut panels: Vec<Panel> = (0..n)
-            .step_by(PANEL)
-            .map(|first| {
-                let queries = (first..(first + PANEL).min(n)).map(column);
-                Panel::new(queries.map(|(head, row)| self.q.row(head, row)), d, scale)
-            })
-            .collect();
+        let mut panels: Vec<Panel> =
+            self.by_panel(group, rows, PANEL).map(|queries| Panel::new(queries, d, scale)).collect();
         let seen = block.visible(rows.end - 1);
         for start in seen.clone().step_by(KEYS) {
             let keys = start..(start + KEYS).min(seen.end);

@@ -86,16 +86,11 @@ impl Head<'_> {
         let Self { filled, attention, group, block } = *self;
         let ([h, _, d], fold, simd) = (attention.q.dims, attention.fold(), Simd::detect());
         let scale = 1.0 / (d as f32).sqrt();
-        // Columns of panels are the queries of the first head, then those of the next.
-        let column = |i: usize| (group * fold + i / rows.len(), rows.start + i % rows.len());
+        let column = |i: usize| attention.column(group, rows, i);
         let n = fold * rows.len();
-        let mut panels: Vec<Panel> = (0..n)
-            .step_by(PANEL)
-            .map(|first| {
-                let queries = (first..(first + PANEL).min(n)).map(column);
-                Panel::new(filled.convert, queries.map(|(head, row)| attention.q.row(head, row)), d, scale)
-            })
-            .collect();
+        let queries = attention.by_panel(group, rows, PANEL);
+        let mut panels: Vec<Panel> =
+            queries.map(|queries| Panel::new(filled.convert, queries, d, scale)).collect();
         let mut tiles = filled.tiles();
         let mut scores = Scores::default();
         for (keys, range) in keys.iter().zip(self.parts()) {
