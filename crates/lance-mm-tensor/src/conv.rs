@@ -1,12 +1,13 @@
 //! Convolutions over frames, channels last.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Storage, Tensor};
+use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use crate::dense::DenseWeight;
 use crate::error::{Error, Result};
 use crate::kernels::metal;
 use crate::kernels::{Frames, Geometry, Rows, add_conv};
+use crate::values::Values;
 use crate::weights::Weights;
 
 /// Where filters lie on a frame. The default: on every pixel, without a border.
@@ -145,11 +146,28 @@ impl Conv {
         if let Some(filters) = &self.filters {
             return self.forward_on_device(filters, &x.contiguous()?, past);
         }
-        Ok(x.contiguous()?.apply_op1_no_bwd(&ConvOp { conv: self, past })?)
+        self.forward_on_cpu(&x.contiguous()?, &past)
     }
 }
 
 impl Conv {
+    fn forward_on_cpu(&self, x: &Tensor, past: &[Tensor]) -> Result<Tensor> {
+        let (height, width, channels) = x.dims3()?;
+        let (x, past) = (Values::of(x)?, past.iter().map(Values::of).collect::<Result<Vec<_>>>()?);
+        let mut frames = vec![None; self.taps - 1 - past.len()];
+        frames.extend(past.iter().chain([&x]).map(|frame| Some(&**frame)));
+
+        let rows = self.geometry.positions(height, 0).unwrap_or(0);
+        let columns = self.geometry.positions(width, 1).unwrap_or(0);
+        let bias = self.bias.to_vec1::<f32>()?;
+        let mut out = vec![0.0; rows * columns * bias.len()];
+        // On all threads: the first to touch a page waits until the system has cleared it.
+        let pixels = out.par_chunks_exact_mut(bias.len().max(1)).with_min_len(1024);
+        pixels.for_each(|pixel| pixel.copy_from_slice(&bias));
+        add_conv(Frames { frames: &frames, height, width, channels }, &self.geometry, &self.weight, &mut out);
+        Ok(Tensor::from_vec(out, (rows, columns, bias.len()), &Device::Cpu)?)
+    }
+
     fn forward_on_device(&self, filters: &Tensor, x: &Tensor, past: Vec<Tensor>) -> Result<Tensor> {
         let (height, width, channels) = x.dims3()?;
         let positions = |n, axis| self.geometry.positions(n, axis).expect("the filters fit, as was checked");
@@ -174,50 +192,6 @@ fn filters_on(device: &Device, weight: &DenseWeight) -> Result<Option<Tensor>> {
     let bytes = weight.bytes();
     let upload = || Tensor::from_slice(bytes, bytes.len(), device);
     Ok((metal::runs_on(device) && !bytes.is_empty()).then(upload).transpose()?)
-}
-
-/// A convolution with the frames before the one it is applied to.
-struct ConvOp<'a> {
-    conv: &'a Conv,
-    past: Vec<Tensor>,
-}
-
-impl CustomOp1 for ConvOp<'_> {
-    fn name(&self) -> &'static str {
-        "conv"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
-        let Self { conv, past } = self;
-        let (height, width, channels) = layout.shape().dims3()?;
-        let held: Vec<_> = past.iter().map(Tensor::storage_and_layout).collect();
-        let mut frames = vec![None; conv.taps - 1 - past.len()];
-        for (storage, layout) in &held {
-            let Storage::Cpu(storage) = &**storage else {
-                candle_core::bail!("conv wants frames on one device")
-            };
-            frames.push(Some(values(storage, layout)?));
-        }
-        frames.push(Some(values(storage, layout)?));
-
-        let rows = conv.geometry.positions(height, 0).unwrap_or(0);
-        let columns = conv.geometry.positions(width, 1).unwrap_or(0);
-        let bias = conv.bias.to_vec1::<f32>()?;
-        let mut out = vec![0.0; rows * columns * bias.len()];
-        // On all threads: the first to touch a page waits until the system has cleared it.
-        let pixels = out.par_chunks_exact_mut(bias.len().max(1)).with_min_len(1024);
-        pixels.for_each(|pixel| pixel.copy_from_slice(&bias));
-        add_conv(Frames { frames: &frames, height, width, channels }, &conv.geometry, &conv.weight, &mut out);
-        Ok((CpuStorage::F32(out), (rows, columns, bias.len()).into()))
-    }
-}
-
-/// The values of a contiguous tensor.
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => candle_core::bail!("conv wants contiguous frames"),
-    }
 }
 
 #[cfg(test)]

@@ -85,10 +85,8 @@ pub(crate) struct Layer<'a> {
 /// # Panics
 /// When `x` is not `n` rows of `K`, or what is added of another size.
 pub(crate) fn matmul(x: &[f32], n: usize, w: Matrix<'_>, add: Addends<'_>) -> Vec<f32> {
-    let [rows, cols] = w.dims();
-    assert_eq!(x.len(), n * cols, "x is n rows of K");
-    assert!(add.bias.is_none_or(|bias| bias.len() == rows), "a bias for each row of the weight");
-    assert!(add.rows.is_none_or(|all| all.len() == n * rows), "a value for each output");
+    check(x, n, Layer { weight: w, bias: add.bias });
+    assert!(add.rows.is_none_or(|all| all.len() == n * w.dims()[0]), "a value for each output");
     match w {
         Matrix::Affine(w) => affine_cpu::matmul(x, n, &w, add),
         Matrix::Rows(w) => {
@@ -107,6 +105,7 @@ pub(crate) fn matmul(x: &[f32], n: usize, w: Matrix<'_>, add: Addends<'_>) -> Ve
 /// # Panics
 /// As [`matmul`].
 pub(crate) fn matmul_each<const N: usize>(x: &[f32], n: usize, layers: [Layer<'_>; N]) -> [Vec<f32>; N] {
+    layers.iter().for_each(|layer| check(x, n, *layer));
     let y = affine_cpu::matmul_each(x, n, layers);
     y.unwrap_or_else(|| {
         layers.map(|Layer { weight, bias }| matmul(x, n, weight, Addends { bias, rows: None }))
@@ -119,11 +118,8 @@ pub(crate) fn matmul_each<const N: usize>(x: &[f32], n: usize, layers: [Layer<'_
 /// As [`matmul`], and when the weights have different shapes.
 pub(crate) fn gated(x: &[f32], n: usize, gate: Layer<'_>, up: Layer<'_>) -> Vec<f32> {
     assert_eq!(gate.weight.dims(), up.weight.dims(), "weights of one shape");
-    let [rows, cols] = gate.weight.dims();
-    assert_eq!(x.len(), n * cols, "x is n rows of K");
-    for layer in [gate, up] {
-        assert!(layer.bias.is_none_or(|bias| bias.len() == rows), "a bias for each row of the weight");
-    }
+    check(x, n, gate);
+    check(x, n, up);
     let biases = [gate.bias, up.bias];
     let at_once = match (gate.weight, up.weight) {
         (Matrix::Affine(gate), Matrix::Affine(up)) => affine_cpu::gated(x, n, &gate, &up, biases),
@@ -136,6 +132,14 @@ pub(crate) fn gated(x: &[f32], n: usize, gate: Layer<'_>, up: Layer<'_>) -> Vec<
         swiglu(&mut gate, &up);
         gate
     })
+}
+
+/// # Panics
+/// When `x` is not `n` rows of `K`, or the bias not of `R`.
+fn check(x: &[f32], n: usize, layer: Layer<'_>) {
+    let [rows, cols] = layer.weight.dims();
+    assert_eq!(x.len(), n * cols, "x is n rows of K");
+    assert!(layer.bias.is_none_or(|bias| bias.len() == rows), "a bias for each row of the weight");
 }
 
 /// Products with what is to be added.

@@ -2,7 +2,7 @@
 
 use std::ops::{Deref, Range};
 
-use candle_core::{CpuStorage, DType, Device, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, Device, Storage, StorageRef, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -26,7 +26,7 @@ impl<'a> Values<'a> {
             }
             _ => {
                 let found = format!("{:?} {layout:?} on {:?}", tensor.dtype(), tensor.device().location());
-                Err(Error::input("tensor", format!("{:?} in order on the CPU", DType::F32), found))
+                Err(Error::input("tensor", "f32 values in order on the CPU", found))
             }
         }
     }

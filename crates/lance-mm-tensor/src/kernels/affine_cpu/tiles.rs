@@ -62,6 +62,13 @@ struct Part {
     half: usize,
 }
 
+impl Part {
+    /// Bytes from its scales, or biases, to those of the rows after it, `factors` bytes a row.
+    fn ahead(&self, factors: usize) -> usize {
+        (self.next - self.rows.start) * factors
+    }
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn pack(w: &Affine<'_>, part: &Part, line: usize, out: &mut [[Rows32; 2]]) {
     match (w.bits, w.group) {
@@ -84,7 +91,7 @@ fn nibbles<const PER: usize>(w: &Affine<'_>, part: &Part, line: usize, out: &mut
     let (width, factors) = (w.cols / 2, w.cols / w.group * size);
     // What is asked for meanwhile: the next rows, from their first line to their last, since memory is faster in order.
     let next = w.words.as_ptr().wrapping_add(part.next * width + 64 * SIDE * line);
-    let ahead = (part.next - part.rows.start.min(part.next)) * factors;
+    let ahead = part.ahead(factors);
     for (i, row) in part.rows.clone().enumerate() {
         let words = w.row(row);
         let at = row * factors + line * PER * size;
@@ -157,7 +164,7 @@ fn sixteen(dtype: FloatType, stored: &[u8], at: usize, ahead: usize, out: &mut [
 fn bytes(w: &Affine<'_>, part: &Part, line: usize, out: &mut [[Rows32; 2]]) {
     let size = w.dtype.size();
     let factors = w.cols / w.group * size;
-    let ahead = (part.next - part.rows.start.min(part.next)) * factors;
+    let ahead = part.ahead(factors);
     for (i, row) in part.rows.clone().enumerate() {
         let at = row * factors + line * (LINE / w.group) * size;
         let (mut scales, mut biases) = ([0.0; 16], [0.0; 16]);
