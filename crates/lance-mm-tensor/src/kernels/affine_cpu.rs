@@ -5,6 +5,7 @@
 mod activations;
 mod matmul;
 mod matvec;
+mod panel;
 mod simd;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
@@ -13,6 +14,7 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
+use super::columns::Columns;
 use super::pointwise::swiglu_here;
 use super::{Addends, Layer, Matrix, added};
 use crate::dense::FloatType;
@@ -23,12 +25,12 @@ use simd::{Isa, Simd};
 const LINE: usize = 128;
 /// Lines whose scales are widened together.
 const CHUNK: usize = 16;
-/// Up to this many rows of activations are multiplied as the words are read; more want a tile of codes
-/// rearranged for reuse.
-const FEW: usize = 2;
-/// Up to this many rows reading the weights takes longer than multiplying, and a second byte of precision
+/// Up to this many rows of activations reading the weights takes longer than multiplying, and a second byte of precision
 /// costs nothing.
-const PRECISE: usize = 16;
+const PRECISE: usize = 2;
+/// Up to this many rows are multiplied with codes of four bits as these are read; more want a tile of codes rearranged
+/// for reuse.
+const FEW: usize = 8;
 
 /// A packed matrix where it lies.
 #[derive(Clone, Copy)]
@@ -121,15 +123,15 @@ fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) 
     assert_eq!(x.len(), n * w.cols, "x is n rows of K");
     let y = match n {
         0 => Vec::new(),
-        1..=FEW => {
-            let [y] = few(isa, x, n, [w]);
+        1..=PRECISE => {
+            let [y] = precise(isa, x, n, [w]);
             y
         }
+        ..=FEW if w.codes() == Codes::Nibbles => few(isa, x, n, w),
         _ => match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Amx(_, filled) => return tiles::matmul(filled, x, w, add),
-            _ if n <= PRECISE => many::<2>(isa, x, n, w),
-            _ => many::<1>(isa, x, n, w),
+            _ => many(isa, x, n, w),
         },
     };
     added(y, add)
@@ -147,10 +149,10 @@ pub(super) fn matmul_each<const N: usize>(
         weights.push(w);
     }
     let weights: &[Affine<'_>; N] = weights.as_array()?;
-    if !(1..=FEW).contains(&n) || !weights.iter().all(|w| w.reads_as(&weights[0])) {
+    if !(1..=PRECISE).contains(&n) || !weights.iter().all(|w| w.reads_as(&weights[0])) {
         return None;
     }
-    let mut y = few(isa(), x, n, weights.each_ref());
+    let mut y = precise(isa(), x, n, weights.each_ref());
     for (y, Layer { bias, .. }) in y.iter_mut().zip(layers) {
         *y = added(std::mem::take(y), Addends { bias, rows: None });
     }
@@ -168,8 +170,8 @@ pub(super) fn gated(
     let isa = isa();
     match n {
         0 => Some(Vec::new()),
-        1..=FEW if gate.reads_as(up) => Some(few_gated(isa, x, n, [gate, up], biases)),
-        1..=FEW => None,
+        1..=PRECISE if gate.reads_as(up) => Some(precise_gated(isa, x, n, [gate, up], biases)),
+        ..=FEW => None,
         _ => match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Amx(_, filled) => tiles::gated(filled, x, gate, up, biases),
@@ -188,7 +190,7 @@ fn piece(w: &Affine<'_>) -> usize {
     fair.min(PIECE / w.row_bytes().max(1)).max(8)
 }
 
-fn few<const N: usize>(isa: Isa, x: &[f32], n: usize, weights: [&Affine<'_>; N]) -> [Vec<f32>; N] {
+fn precise<const N: usize>(isa: Isa, x: &[f32], n: usize, weights: [&Affine<'_>; N]) -> [Vec<f32>; N] {
     let Some(first) = weights.first() else { return std::array::from_fn(|_| Vec::new()) };
     let x = Activations::new(isa, x, n, first.group, first.codes(), Order::Rows);
     let mut by_row = weights.map(|w| vec![0.0; w.rows * n]);
@@ -201,7 +203,7 @@ fn few<const N: usize>(isa: Isa, x: &[f32], n: usize, weights: [&Affine<'_>; N])
     by_row.map(|y| from_columns(y, n))
 }
 
-fn few_gated(
+fn precise_gated(
     isa: Isa,
     x: &[f32],
     n: usize,
@@ -232,11 +234,21 @@ fn from_columns(by_row: Vec<f32>, n: usize) -> Vec<f32> {
     }
 }
 
-fn many<const T: usize>(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
+fn few(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
+    let x = Activations::new(isa, x, n, w.group, w.codes(), Order::Lines);
+    let mut out = vec![0.0; n * w.rows];
+    let units = PIECE / (panel::ROWS * w.row_bytes()).max(1);
+    Columns::new(&mut out, w.rows).in_parallel(panel::ROWS, units.max(1), |columns| {
+        panel::rows(isa, w, &x, columns);
+    });
+    out
+}
+
+fn many(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
     let mut out = vec![0.0; n * w.rows];
     for (x, out) in x.chunks(matmul::BLOCK * w.cols).zip(out.chunks_mut(matmul::BLOCK * w.rows)) {
         let n = x.len() / w.cols;
-        let x = Activations::<T>::new(isa, x, n, w.group, w.codes(), Order::Lines);
+        let x = Activations::new(isa, x, n, w.group, w.codes(), Order::Lines);
         matmul::rows(isa, w, &x, out);
     }
     out

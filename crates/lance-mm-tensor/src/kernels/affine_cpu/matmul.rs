@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::activations::Activations;
+use super::panel::{LANES, Sixteen, add_scaled, factors};
 use super::simd::{Isa, Kernel, Simd};
 use super::{Affine, CHUNK, Codes, LINE, unpack_line};
 use crate::kernels::columns::{Columns, Part};
@@ -21,21 +22,21 @@ const STEPS: usize = LINE / 4;
 const NEAR: usize = 96;
 
 /// `out[i · R + r] = w[r] · x[i]`.
-pub(super) fn rows<const T: usize>(isa: Isa, w: &Affine<'_>, x: &Activations<T>, out: &mut [f32]) {
+pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations<1>, out: &mut [f32]) {
     for first in (0..x.lines).step_by(CHUNK) {
         let lines = first..(first + CHUNK).min(x.lines);
         Columns::new(out, w.rows).in_parallel(TILE, usize::MAX / TILE, |columns| match w.codes() {
-            Codes::Nibbles => multiply::<true, T>(isa, w, x, lines.clone(), columns),
-            Codes::Bytes => multiply::<false, T>(isa, w, x, lines.clone(), columns),
+            Codes::Nibbles => multiply::<true>(isa, w, x, lines.clone(), columns),
+            Codes::Bytes => multiply::<false>(isa, w, x, lines.clone(), columns),
         });
     }
 }
 
 /// Adds the products over some lines to some columns of the output; the first lines set what is there.
-fn multiply<const NIBBLES: bool, const T: usize>(
+fn multiply<const NIBBLES: bool>(
     isa: Isa,
     w: &Affine<'_>,
-    x: &Activations<T>,
+    x: &Activations<1>,
     lines: Range<usize>,
     columns: &mut Part<'_>,
 ) {
@@ -56,7 +57,7 @@ fn multiply<const NIBBLES: bool, const T: usize>(
                         _ => read_rows(columns, &rows, *first, tile),
                     }
                     let rows = rows.clone();
-                    isa.run(Multiply::<NIBBLES, T> { x, tile, rows });
+                    isa.run(Multiply::<NIBBLES> { x, tile, rows });
                 }
                 write_rows(columns, &rows, firsts, tiles);
             }
@@ -155,13 +156,13 @@ impl<const NIBBLES: bool> Kernel for Rearrange<'_, NIBBLES> {
 }
 
 /// Adds the products of a tile with rows `rows` of activations to its sums.
-struct Multiply<'a, const NIBBLES: bool, const T: usize> {
-    x: &'a Activations<T>,
+struct Multiply<'a, const NIBBLES: bool> {
+    x: &'a Activations<1>,
     tile: &'a mut Tile,
     rows: Range<usize>,
 }
 
-impl<const NIBBLES: bool, const T: usize> Kernel for Multiply<'_, NIBBLES, T> {
+impl<const NIBBLES: bool> Kernel for Multiply<'_, NIBBLES> {
     type Output = ();
 
     #[inline(always)]
@@ -190,11 +191,7 @@ impl<const NIBBLES: bool, const T: usize> Kernel for Multiply<'_, NIBBLES, T> {
                         })*
                     };
                 }
-                if T == 2 {
-                    blocks!(4 2 1);
-                } else {
-                    blocks!(12 4 2 1);
-                }
+                blocks!(12 8 4 2 1);
             }
         }
     }
@@ -208,24 +205,14 @@ fn widen<S: Simd>(
     stored: &[u8],
     row: usize,
     first: usize,
-    out: &mut [[[f32; 16]; 2]],
+    out: &mut [[[f32; LANES]; 2]],
 ) {
-    let groups = w.cols / w.group;
-    for (i, out) in out.chunks_mut(16).enumerate() {
-        let first = first + 16 * i;
-        if first >= groups {
-            break;
-        }
+    let groups = first..w.cols / w.group;
+    for (group, out) in groups.step_by(16).zip(out.chunks_mut(16)) {
         for m in 0..2 {
-            let mut rows = [simd.load(&[0; 64]); 16];
-            for (r, out) in rows.iter_mut().enumerate() {
-                // Rows past the end repeat the last one; they are not written.
-                let row = (row + 16 * m + r).min(w.rows - 1);
-                *out = simd.floats_to_bytes(w.widen(simd, stored, row * groups + first));
-            }
-            simd.transpose(&mut rows);
-            for (out, column) in out.iter_mut().zip(rows) {
-                simd.store_floats(simd.bytes_to_floats(column), &mut out[m]);
+            let factors = factors(simd, w, stored, row + LANES * m, group);
+            for (out, factors) in out.iter_mut().zip(factors) {
+                out[m] = factors;
             }
         }
     }
@@ -241,25 +228,12 @@ fn unpack<S: Simd, const NIBBLES: bool>(
     codes: &mut [[[u8; 64]; 2]; STEPS],
 ) {
     for m in 0..2 {
-        let row = |r: usize| w.row((first + 16 * m + r).min(w.rows - 1));
         if NIBBLES {
-            let mut rows = [simd.load(&[0; 64]); 16];
-            for (r, out) in rows.iter_mut().enumerate() {
-                let words = row(r);
-                *out = match words.as_chunks::<64>().0.get(line) {
-                    Some(whole) => {
-                        // The same line of the next tile.
-                        simd.prefetch(whole.as_ptr().wrapping_add(TILE * words.len()));
-                        simd.load(whole)
-                    }
-                    None => {
-                        let mut rest = [0; 64];
-                        unpack_line(words, w.bits, line, &mut rest);
-                        simd.load(&rest)
-                    }
-                };
+            let rows = Sixteen::new(w, first + LANES * m);
+            for r in 0..LANES {
+                rows.prefetch(simd, line, TILE + r);
             }
-            simd.transpose(&mut rows);
+            let rows = rows.line(simd, line);
             for (j, row) in rows.into_iter().enumerate() {
                 let [low, high] = simd.nibbles(row);
                 simd.store(low, &mut codes[2 * j][m]);
@@ -268,7 +242,8 @@ fn unpack<S: Simd, const NIBBLES: bool>(
         } else {
             let mut lines = [[0; LINE]; 16];
             for (r, line_of_row) in lines.iter_mut().enumerate() {
-                unpack_line(row(r), w.bits, line, line_of_row);
+                let row = (first + LANES * m + r).min(w.rows - 1);
+                unpack_line(w.row(row), w.bits, line, line_of_row);
             }
             for half in 0..2 {
                 let mut rows = [simd.load(&[0; 64]); 16];
@@ -285,77 +260,46 @@ fn unpack<S: Simd, const NIBBLES: bool>(
 }
 
 /// One group of the tile's rows against rows of activations.
-struct Group<'a, S: Simd, const T: usize> {
+struct Group<'a, S: Simd> {
     codes: &'a [[[u8; 64]; 2]; STEPS],
     steps: std::ops::Range<usize>,
-    x: &'a Activations<T>,
+    x: &'a Activations<1>,
     line: usize,
     g: usize,
     scales: [S::Floats; 2],
     biases: [S::Floats; 2],
 }
 
-impl<S: Simd, const T: usize> Group<'_, S, T> {
+impl<S: Simd> Group<'_, S> {
     /// Adds the products with `N` rows of activations from row `first` on.
     #[inline(always)]
     fn add<const N: usize, const NIBBLES: bool>(&self, simd: S, first: usize, out: &mut [[[f32; 16]; 2]]) {
         let at = self.x.at(first, self.line);
-        let x: &[[[u8; LINE]; T]; N] = self.x.bytes()[at..][..N].as_array().expect("N lines");
-        let mut sums = [[[simd.zero_ints(); 2]; T]; N];
+        let x: &[[[u8; LINE]; 1]; N] = self.x.bytes()[at..][..N].as_array().expect("N lines");
+        let mut sums = [[simd.zero_ints(); 2]; N];
         for step in self.steps.clone() {
             let codes = [simd.load(&self.codes[step][0]), simd.load(&self.codes[step][1])];
             // Where the four activations of this step are: even ones first for nibbles.
             let four = if NIBBLES { 16 * (step % 2) + step / 2 } else { step };
             for i in 0..N {
-                for t in 0..T {
-                    let x = simd.splat_four(x[i][t].as_chunks::<4>().0[four]);
-                    for m in 0..2 {
-                        let sum = &mut sums[i][t][m];
-                        *sum = match NIBBLES {
-                            true => simd.dot::<false>(*sum, codes[m], x),
-                            false => simd.dot::<true>(*sum, codes[m], x),
-                        };
-                    }
+                let x = simd.splat_four(x[i][0].as_chunks::<4>().0[four]);
+                for m in 0..2 {
+                    let sum = &mut sums[i][m];
+                    *sum = match NIBBLES {
+                        true => simd.dot::<false>(*sum, codes[m], x),
+                        false => simd.dot::<true>(*sum, codes[m], x),
+                    };
                 }
             }
         }
         let out: &mut [[[f32; 16]; 2]; N] = out.as_mut_array().expect("N rows");
         for i in 0..N {
             let place = (at + i) * self.x.per_line + self.g;
-            let scaling =
-                Scaling { x_scale: simd.splat(self.x.scales[place]), x_sum: simd.splat(self.x.sums[place]) };
+            let (x_scale, x_sum) = (simd.splat(self.x.scales[place]), simd.splat(self.x.sums[place]));
             for m in 0..2 {
-                let whole: [_; T] = std::array::from_fn(|t| sums[i][t][m]);
-                scaling.add(simd, whole, self.scales[m], self.biases[m], &mut out[i][m]);
+                let factors = [self.scales[m], self.biases[m]];
+                add_scaled(simd, sums[i][m], [x_scale, x_sum], factors, &mut out[i][m]);
             }
         }
-    }
-}
-
-/// What sums of a row of activations with a group are scaled with.
-pub(super) struct Scaling<F> {
-    pub(super) x_scale: F,
-    pub(super) x_sum: F,
-}
-
-impl<F: Copy> Scaling<F> {
-    /// `out += scale · x_scale · whole + bias · x_sum` with sixteen rows of the weight, `whole` byte by byte.
-    #[inline(always)]
-    pub(super) fn add<S: Simd<Floats = F>, const T: usize>(
-        &self,
-        simd: S,
-        whole: [S::Ints; T],
-        scale: F,
-        bias: F,
-        out: &mut [f32; 16],
-    ) {
-        let [upper, lower @ ..] = &whole[..] else { return };
-        let mut whole = *upper;
-        for lower in lower {
-            whole = simd.add_ints(simd.times_256(whole), *lower);
-        }
-        let product = simd.mul(simd.mul(simd.to_floats(whole), self.x_scale), scale);
-        let y = simd.add(simd.load_floats(out), product);
-        simd.store_floats(simd.add(y, simd.mul(self.x_sum, bias)), out);
     }
 }
