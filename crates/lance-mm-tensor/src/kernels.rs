@@ -20,6 +20,7 @@ mod simd;
 #[cfg(target_arch = "x86_64")]
 mod stripes;
 mod tile;
+mod vector;
 
 pub(crate) use affine_cpu::Affine;
 pub(crate) use attention::{Attention, Heads};

@@ -6,20 +6,17 @@ mod activations;
 mod matmul;
 mod matvec;
 mod panel;
-mod simd;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
-
-use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
 use super::columns::Columns;
 use super::pointwise::swiglu_here;
+use super::vector::{Isa, Simd};
 use super::{Addends, Layer, Matrix, added};
 use crate::dense::FloatType;
 use activations::{Activations, Order};
-use simd::{Isa, Simd};
 
 /// Codes that are read together.
 const LINE: usize = 128;
@@ -109,14 +106,9 @@ fn widen(dtype: FloatType, stored: &[u8]) -> [f32; 16] {
     out
 }
 
-fn isa() -> Isa {
-    static ISA: OnceLock<Isa> = OnceLock::new();
-    *ISA.get_or_init(|| Isa::available().next().expect("the portable set is always there"))
-}
-
 /// See [`super::matmul`].
 pub(super) fn matmul(x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
-    matmul_with(isa(), x, n, w, add)
+    matmul_with(Isa::detect(), x, n, w, add)
 }
 
 fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
@@ -152,7 +144,7 @@ pub(super) fn matmul_each<const N: usize>(
     if !(1..=PRECISE).contains(&n) || !weights.iter().all(|w| w.reads_as(&weights[0])) {
         return None;
     }
-    let mut y = precise(isa(), x, n, weights.each_ref());
+    let mut y = precise(Isa::detect(), x, n, weights.each_ref());
     for (y, Layer { bias, .. }) in y.iter_mut().zip(layers) {
         *y = added(std::mem::take(y), Addends { bias, rows: None });
     }
@@ -167,11 +159,11 @@ pub(super) fn gated(
     up: &Affine<'_>,
     biases: [Option<&[f32]>; 2],
 ) -> Option<Vec<f32>> {
-    let isa = isa();
+    let isa = Isa::detect();
     match n {
         0 => Some(Vec::new()),
         1..=PRECISE if gate.reads_as(up) => Some(precise_gated(isa, x, n, [gate, up], biases)),
-        ..=FEW => None,
+        _ if n <= FEW => None,
         _ => match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Amx(_, filled) => tiles::gated(filled, x, gate, up, biases),

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use super::amx::Filled;
 use super::simd::Simd;
 use super::tile::{self, PANEL};
+use super::vector;
 use crate::attention::Block;
 use crate::dense::Activations;
 use panel::{KEYS, Panel};
@@ -164,14 +165,14 @@ impl Attention<'_> {
             .flat_map(|group| keys.clone().step_by(length).map(move |start| (group, start..start + length)))
             .map(|(group, part)| (group, part.start..part.end.min(keys.end)))
             .collect();
-        let simd = Simd::detect();
+        let isa = vector::Isa::detect();
         let states: Vec<State> = parts
             .par_iter()
             .map(|(group, keys)| {
                 let q = self.queries(*group, &(row..row + 1));
                 let mut state = State::new(self.fold(), d);
                 let key = |j| (self.k.row(*group, j), self.v.row(*group, j));
-                simd.run(AddKeys { state: &mut state, q: &q, keys: keys.clone().map(key) });
+                isa.run(AddKeys { state: &mut state, q: &q, keys: keys.clone().map(key) });
                 state
             })
             .collect();

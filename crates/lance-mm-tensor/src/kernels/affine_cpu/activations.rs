@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::simd::{Isa, Kernel, Simd};
 use super::{CHUNK, Codes, LINE};
+use crate::kernels::vector::{Isa, Kernel, Simd};
 
 /// Rounded rows: `x ≈ scale · q` with one scale for each group of the weight. `q` is one signed byte, 127 steps
 /// to either side of zero, or two, 32,639 steps: `T` of them.

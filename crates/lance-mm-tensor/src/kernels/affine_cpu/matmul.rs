@@ -6,9 +6,9 @@ use std::ops::Range;
 
 use super::activations::Activations;
 use super::panel::{LANES, Sixteen, add_scaled, factors};
-use super::simd::{Isa, Kernel, Simd};
 use super::{Affine, CHUNK, Codes, LINE, unpack_line};
 use crate::kernels::columns::{Columns, Part};
+use crate::kernels::vector::{Isa, Kernel, Simd};
 
 /// Rows of activations that share a rearranged tile.
 pub(super) const BLOCK: usize = 512;

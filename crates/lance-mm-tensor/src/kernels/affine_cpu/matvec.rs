@@ -1,9 +1,9 @@
 //! One or two rows of activations: each line of codes is used for both as it is read.
 
 use super::activations::Activations;
-use super::simd::{Isa, Kernel, Simd, sum};
 use super::{Affine, CHUNK, Codes, LINE, unpack_line, widen};
 use crate::dense::FloatType;
+use crate::kernels::vector::{Isa, Kernel, Simd, sum};
 
 /// Bytes of codes that are asked for ahead of their use: four pages, so that their addresses are looked up in time
 /// too.

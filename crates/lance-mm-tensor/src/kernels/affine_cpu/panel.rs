@@ -2,9 +2,9 @@
 //! all of them at once, and every line of codes is used for all activations as soon as it has been turned.
 
 use super::activations::Activations;
-use super::simd::{Isa, Kernel, Simd};
 use super::{Affine, FEW, LINE, unpack_line};
 use crate::kernels::columns::Part;
+use crate::kernels::vector::{Isa, Kernel, Simd};
 
 /// Weight rows in the lanes of a register.
 pub(super) const LANES: usize = 16;

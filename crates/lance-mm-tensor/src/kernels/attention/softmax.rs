@@ -1,6 +1,7 @@
 //! A softmax that takes scores in pieces, and the weighted sum of values it leads to.
 
-use crate::kernels::simd::{Loop, exp, mul_add};
+use crate::kernels::simd::exp;
+use crate::kernels::vector::{Kernel, Simd};
 
 /// Running softmax of some rows: the largest score so far, and with it as the exponent's zero the sum of
 /// weights and the weighted sum of values.
@@ -41,7 +42,7 @@ impl State {
 
     /// Turns scores of row `i` into weights, its sums scaled to go with them.
     #[inline(always)]
-    fn add_scores<const FMA: bool>(&mut self, i: usize, scores: &mut [f32]) {
+    fn weigh<const FMA: bool>(&mut self, i: usize, scores: &mut [f32]) {
         let max = lanes(scores, f32::NEG_INFINITY, f32::max).max(self.max[i]);
         let old = exp::<FMA>(self.max[i] - max);
         if old != 1.0 {
@@ -50,65 +51,6 @@ impl State {
         scores.iter_mut().for_each(|s| *s = exp::<FMA>(*s - max));
         self.weight[i] = self.weight[i] * old + lanes(scores, 0.0, |a, b| a + b);
         self.max[i] = max;
-    }
-
-    /// Adds keys and values to all rows; `q` holds the rows' queries.
-    #[inline(always)]
-    fn add_keys<'a, const FMA: bool>(
-        &mut self,
-        q: &[f32],
-        keys: impl Iterator<Item = (&'a [f32], &'a [f32])>,
-    ) {
-        let n = self.max.len();
-        let mut scores = vec![0.0; n * TILE];
-        let mut tile: Vec<(&[f32], &[f32])> = Vec::with_capacity(TILE);
-        let mut keys = keys.peekable();
-        while keys.peek().is_some() {
-            tile.clear();
-            tile.extend(keys.by_ref().take(TILE));
-            for (i, q) in q.chunks_exact(self.d).enumerate() {
-                let scores = &mut scores[i * TILE..(i + 1) * TILE];
-                for (keys, scores) in tile.chunks(4).zip(scores.chunks_exact_mut(4)) {
-                    // Past the end the last key stands in; its score is not used.
-                    let keys = std::array::from_fn(|j| keys[j.min(keys.len() - 1)].0);
-                    scores.copy_from_slice(&dots::<FMA>(q, keys));
-                }
-            }
-            for (i, scores) in scores.chunks_exact_mut(TILE).enumerate() {
-                let scores = &mut scores[..tile.len()];
-                self.add_scores::<FMA>(i, scores);
-                let sums = &mut self.sums[i * self.d..(i + 1) * self.d];
-                let (fours, rest) = tile.as_chunks::<4>();
-                let (weights, last) = scores.as_chunks::<4>();
-                for (four, weights) in fours.iter().zip(weights) {
-                    add_values::<FMA>(sums, *weights, four.map(|(_, value)| value));
-                }
-                for ((_, value), weight) in rest.iter().zip(last) {
-                    add_values::<FMA>(sums, [*weight, 0.0, 0.0, 0.0], [*value; 4]);
-                }
-            }
-        }
-    }
-}
-
-/// Adds four weighted values, so that the sums are read and written once for all.
-#[inline(always)]
-fn add_values<const FMA: bool>(sums: &mut [f32], weights: [f32; 4], values: [&[f32]; 4]) {
-    let values = values.map(|value| value[..sums.len()].as_chunks::<LANES>());
-    let (whole, tail) = sums.as_chunks_mut::<LANES>();
-    for (c, sums) in whole.iter_mut().enumerate() {
-        let mut acc = *sums;
-        for (weight, (value, _)) in weights.iter().zip(&values) {
-            for i in 0..LANES {
-                acc[i] = mul_add::<FMA>(*weight, value[c][i], acc[i]);
-            }
-        }
-        *sums = acc;
-    }
-    for (c, sum) in tail.iter_mut().enumerate() {
-        for (weight, (_, value)) in weights.iter().zip(&values) {
-            *sum = mul_add::<FMA>(*weight, value[c], *sum);
-        }
     }
 }
 
@@ -130,58 +72,185 @@ fn lanes(values: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
     tail.iter().fold(acc, |acc, v| join(acc, *v))
 }
 
-/// Four products at once, so that `q` is read once for all.
-#[inline(always)]
-fn dots<const FMA: bool>(q: &[f32], keys: [&[f32]; 4]) -> [f32; 4] {
-    let mut acc = [[0.0; LANES]; 4];
-    let (whole, tail) = q.as_chunks::<LANES>();
-    let keys = keys.map(|key| key[..q.len()].as_chunks::<LANES>());
-    for (c, q) in whole.iter().enumerate() {
-        for (acc, (key, _)) in acc.iter_mut().zip(&keys) {
-            for i in 0..LANES {
-                acc[i] = mul_add::<FMA>(q[i], key[c][i], acc[i]);
-            }
-        }
-    }
-    let mut out = acc.map(sum);
-    for (out, (_, key)) in out.iter_mut().zip(&keys) {
-        *out += tail.iter().zip(*key).map(|(a, b)| a * b).sum::<f32>();
-    }
-    out
-}
-
-/// Halves onto halves: few steps, one after another.
-#[inline(always)]
-fn sum(acc: [f32; LANES]) -> f32 {
-    let mut acc = acc;
-    for width in [8, 4, 2, 1] {
-        for i in 0..width {
-            acc[i] += acc[i + width];
-        }
-    }
-    acc[0]
-}
-
-/// See [`State::add_keys`].
+/// Adds keys and values to all rows of a state; `q` holds the rows' queries.
 pub(super) struct AddKeys<'a, I> {
     pub(super) state: &'a mut State,
     pub(super) q: &'a [f32],
     pub(super) keys: I,
 }
 
-impl<'k, I: Iterator<Item = (&'k [f32], &'k [f32])>> Loop for AddKeys<'_, I> {
+impl<'k, I: Iterator<Item = (&'k [f32], &'k [f32])>> Kernel for AddKeys<'_, I> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
-        self.state.add_keys::<FMA>(self.q, self.keys);
+    fn run<S: Simd>(self, simd: S) {
+        let Self { state, q, keys } = self;
+        let (n, d) = (state.max.len(), state.d);
+        let mut weights = vec![[0.0; TILE]; n.next_multiple_of(ROWS)];
+        let mut tile: Vec<(&[f32], &[f32])> = Vec::with_capacity(TILE);
+        let mut keys = keys.peekable();
+        while keys.peek().is_some() {
+            tile.clear();
+            tile.extend(keys.by_ref().take(TILE));
+            for (i, scores) in weights.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+                add_scores(simd, q, d, i * ROWS, &tile, scores);
+            }
+            for (i, scores) in weights.iter_mut().enumerate().take(n) {
+                match S::FMA {
+                    true => state.weigh::<true>(i, &mut scores[..tile.len()]),
+                    false => state.weigh::<false>(i, &mut scores[..tile.len()]),
+                }
+            }
+            for (i, weights) in weights.as_chunks::<ROWS>().0.iter().enumerate() {
+                add_values(simd, weights, d, &tile, &mut state.sums[i * ROWS * d..]);
+            }
+        }
+    }
+}
+
+/// Rows of queries that are multiplied at once, with as many keys or as many times [`LANES`] channels: each value is read
+/// once for all.
+const ROWS: usize = 4;
+
+/// Bytes of keys and values that are asked for ahead of their use: four pages, so that their addresses are looked up in
+/// time too.
+const AHEAD: usize = 16 * 1024;
+
+/// Scores of up to [`ROWS`] rows of queries from row `first` on.
+#[inline(always)]
+fn add_scores<S: Simd>(
+    simd: S,
+    q: &[f32],
+    d: usize,
+    first: usize,
+    tile: &[(&[f32], &[f32])],
+    scores: &mut [[f32; TILE]; ROWS],
+) {
+    // Past the end the last row, and the last key, stand in; their scores are not used.
+    let last = q.len() / d - 1;
+    let mut rows = [&[][..]; ROWS];
+    for i in 0..ROWS {
+        rows[i] = &q[(first + i).min(last) * d..][..d];
+    }
+    for start in (0..tile.len()).step_by(ROWS) {
+        let mut keys = [&[][..]; ROWS];
+        for j in 0..ROWS {
+            keys[j] = &tile[(start + j).min(tile.len() - 1)].0[..d];
+        }
+        let mut sums = [simd.splat(0.0); LANES];
+        for c in 0..d / LANES {
+            let mut k = [simd.splat(0.0); ROWS];
+            for j in 0..ROWS {
+                let lanes = &keys[j].as_chunks().0[c];
+                simd.prefetch(lanes.as_ptr().wrapping_byte_add(AHEAD).cast());
+                k[j] = simd.load_floats(lanes);
+            }
+            for i in 0..ROWS {
+                let q = simd.load_floats(&rows[i].as_chunks().0[c]);
+                for j in 0..ROWS {
+                    sums[ROWS * i + j] = simd.mul_add(q, k[j], sums[ROWS * i + j]);
+                }
+            }
+        }
+        let mut products = [0.0; LANES];
+        simd.store_floats(totals(simd, &sums), &mut products);
+        for i in 0..ROWS {
+            for j in 0..ROWS {
+                let products = &mut products[ROWS * i + j];
+                for c in d / LANES * LANES..d {
+                    *products += rows[i][c] * keys[j][c];
+                }
+                scores[i][start + j] = *products;
+            }
+        }
+    }
+}
+
+/// The sum of the values of each register.
+#[inline(always)]
+fn totals<S: Simd>(simd: S, sums: &[S::Floats; LANES]) -> S::Floats {
+    let mut rows = [simd.load(&[0; 64]); LANES];
+    for i in 0..LANES {
+        rows[i] = simd.floats_to_bytes(sums[i]);
+    }
+    simd.transpose(&mut rows);
+    let mut columns = [simd.splat(0.0); LANES];
+    for i in 0..LANES {
+        columns[i] = simd.bytes_to_floats(rows[i]);
+    }
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            columns[i] = simd.add(columns[i], columns[i + width]);
+        }
+    }
+    columns[0]
+}
+
+/// Adds weighted values to the first [`ROWS`] of `sums`, or as many as there are.
+#[inline(always)]
+fn add_values<S: Simd>(
+    simd: S,
+    weights: &[[f32; TILE]; ROWS],
+    d: usize,
+    tile: &[(&[f32], &[f32])],
+    sums: &mut [f32],
+) {
+    let whole = d / LANES;
+    let mut c = 0;
+    while whole - c >= ROWS {
+        add_channels::<S, ROWS>(simd, weights, d, tile, c, sums);
+        c += ROWS;
+    }
+    while c < whole {
+        add_channels::<S, 1>(simd, weights, d, tile, c, sums);
+        c += 1;
+    }
+    for (sums, weights) in sums.chunks_exact_mut(d).zip(weights) {
+        for c in whole * LANES..d {
+            for ((_, value), weight) in tile.iter().zip(weights) {
+                sums[c] += weight * value[c];
+            }
+        }
+    }
+}
+
+/// As [`add_values`], to `C` times [`LANES`] channels.
+#[inline(always)]
+fn add_channels<S: Simd, const C: usize>(
+    simd: S,
+    weights: &[[f32; TILE]; ROWS],
+    d: usize,
+    tile: &[(&[f32], &[f32])],
+    first: usize,
+    sums: &mut [f32],
+) {
+    let mut acc = [[simd.splat(0.0); C]; ROWS];
+    for (j, (_, value)) in tile.iter().enumerate().take(TILE) {
+        let value: &[[f32; LANES]; C] = value.as_chunks().0[first..].first_chunk().expect("whole lanes");
+        let mut v = [simd.splat(0.0); C];
+        for c in 0..C {
+            simd.prefetch(value[c].as_ptr().wrapping_byte_add(AHEAD).cast());
+            v[c] = simd.load_floats(&value[c]);
+        }
+        for i in 0..ROWS {
+            let weight = simd.splat(weights[i][j]);
+            for c in 0..C {
+                acc[i][c] = simd.mul_add(weight, v[c], acc[i][c]);
+            }
+        }
+    }
+    for (sums, acc) in sums.chunks_exact_mut(d).zip(&acc) {
+        for (sums, acc) in sums.as_chunks_mut().0[first..].iter_mut().zip(acc) {
+            let sum = simd.add(simd.load_floats(sums), *acc);
+            simd.store_floats(sum, sums);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::simd::Simd;
+    use crate::kernels::vector::Isa;
 
     /// Scores and values that differ by more than an exponential holds, seen in pieces of every size.
     #[test]
@@ -192,12 +261,12 @@ mod tests {
             let (q, k, v): (Vec<f32>, _, _) =
                 (at(1).iter().take(2 * d).map(|q| 40.0 * q).collect(), at(2), at(3));
             let key = |j: usize| (&k[j * d..(j + 1) * d], &v[j * d..(j + 1) * d]);
-            for simd in Simd::all() {
+            for isa in Isa::available() {
                 for cut in [0, 1, 63, 64, 65, 149] {
                     let mut state = State::new(2, d);
-                    simd.run(AddKeys { state: &mut state, q: &q, keys: (0..cut).map(key) });
+                    isa.run(AddKeys { state: &mut state, q: &q, keys: (0..cut).map(key) });
                     let mut other = State::new(2, d);
-                    simd.run(AddKeys { state: &mut other, q: &q, keys: (cut..n_keys).map(key) });
+                    isa.run(AddKeys { state: &mut other, q: &q, keys: (cut..n_keys).map(key) });
                     match cut {
                         0 => state = other,
                         _ => state.merge(&other),

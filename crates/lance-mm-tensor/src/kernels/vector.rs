@@ -1,5 +1,5 @@
-//! Sixty-four bytes at a time: the operations that the affine kernels are written in, once for every
-//! instruction set. Each set does the same arithmetic in the same order, so all give the same bits.
+//! Sixty-four bytes at a time: the operations that kernels are written in, once for every instruction set. Each set does
+//! the same arithmetic in the same order, so that all give the same bits where nothing but [`Simd::mul_add`] differs.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -9,8 +9,10 @@ mod avx512;
 mod neon;
 mod portable;
 
+use std::sync::OnceLock;
+
 #[cfg(target_arch = "x86_64")]
-use crate::kernels::amx::Filled;
+use super::amx::Filled;
 
 /// An instruction set. A value of an implementing type proves that this machine has it.
 pub(super) trait Simd: Copy + Send + Sync {
@@ -20,6 +22,9 @@ pub(super) trait Simd: Copy + Send + Sync {
     type Ints: Copy;
     /// Sixteen f32.
     type Floats: Copy;
+
+    /// Whether a product and a sum are one instruction.
+    const FMA: bool;
 
     fn load(self, from: &[u8; 64]) -> Self::Bytes;
     fn store(self, bytes: Self::Bytes, to: &mut [u8; 64]);
@@ -47,6 +52,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn store_floats(self, floats: Self::Floats, to: &mut [f32; 16]);
     fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a · b + c`, in one rounding with [`FMA`](Self::FMA).
+    fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
 
     /// The same bits.
     fn floats_to_bytes(self, floats: Self::Floats) -> Self::Bytes;
@@ -91,6 +98,12 @@ pub(super) enum Isa {
 }
 
 impl Isa {
+    /// The fastest of this machine.
+    pub(super) fn detect() -> Self {
+        static ISA: OnceLock<Isa> = OnceLock::new();
+        *ISA.get_or_init(|| Self::available().next().expect("the portable set is always there"))
+    }
+
     /// Those of this machine, the fastest first; the portable one is always the last.
     pub(super) fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]

@@ -48,6 +48,8 @@ impl Simd for Neon {
     type Ints = [int32x4_t; 4];
     type Floats = [float32x4_t; 4];
 
+    const FMA: bool = true;
+
     #[inline(always)]
     fn load(self, from: &[u8; 64]) -> [uint8x16_t; 4] {
         let quarters = from.as_chunks::<16>().0;
@@ -181,6 +183,12 @@ impl Simd for Neon {
     fn mul(self, a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
         // SAFETY: `self` proves the features.
         quarters!(i => unsafe { vmulq_f32(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: [float32x4_t; 4], b: [float32x4_t; 4], c: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        // SAFETY: `self` proves the features.
+        quarters!(i => unsafe { vfmaq_f32(c[i], a[i], b[i]) })
     }
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! AVX2 in halves of thirty-two bytes, with AVX-VNNI where the machine has it.
+//! AVX2 in halves of thirty-two bytes, with FMA, and AVX-VNNI where the machine has it.
 
 #![expect(unsafe_code, reason = "intrinsics")]
 
@@ -12,7 +12,9 @@ pub(in super::super) struct Avx2<const VNNI: bool>(());
 
 impl<const VNNI: bool> Avx2<VNNI> {
     pub(super) fn detect() -> Option<Self> {
-        let has = is_x86_feature_detected!("avx2") && (!VNNI || is_x86_feature_detected!("avxvnni"));
+        let has = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && (!VNNI || is_x86_feature_detected!("avxvnni"));
         has.then_some(Self(()))
     }
 
@@ -52,6 +54,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Bytes = [__m256i; 2];
     type Ints = [__m256i; 2];
     type Floats = [__m256; 2];
+
+    const FMA: bool = true;
 
     #[inline(always)]
     fn load(self, from: &[u8; 64]) -> [__m256i; 2] {
@@ -177,6 +181,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn mul_add(self, a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: `self` proves the features.
+        halves!(i => unsafe { _mm256_fmadd_ps(a[i], b[i], c[i]) })
+    }
+
+    #[inline(always)]
     fn floats_to_bytes(self, floats: [__m256; 2]) -> [__m256i; 2] {
         // SAFETY: `self` proves the features.
         halves!(i => unsafe { _mm256_castps_si256(floats[i]) })
@@ -196,11 +206,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx2")]
+        #[target_feature(enable = "avx2,fma")]
         fn without<K: Kernel, S: Simd>(simd: S, kernel: K) -> K::Output {
             kernel.run(simd)
         }
-        #[target_feature(enable = "avx2,avxvnni")]
+        #[target_feature(enable = "avx2,fma,avxvnni")]
         fn with<K: Kernel, S: Simd>(simd: S, kernel: K) -> K::Output {
             kernel.run(simd)
         }

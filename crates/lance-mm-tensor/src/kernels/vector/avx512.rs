@@ -27,6 +27,8 @@ impl Simd for Avx512 {
     type Ints = __m512i;
     type Floats = __m512;
 
+    const FMA: bool = true;
+
     #[inline(always)]
     fn load(self, from: &[u8; 64]) -> __m512i {
         // SAFETY: `self` proves the features; the array has 64 readable bytes.
@@ -165,6 +167,12 @@ impl Simd for Avx512 {
     fn mul(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: `self` proves the features.
         unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
     }
 
     #[inline(always)]

@@ -10,6 +10,8 @@ impl Simd for Portable {
     type Ints = [i32; 16];
     type Floats = [f32; 16];
 
+    const FMA: bool = false;
+
     #[inline(always)]
     fn load(self, from: &[u8; 64]) -> [u8; 64] {
         *from
@@ -100,6 +102,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn mul(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
         std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
 
     #[inline(always)]
