@@ -31,8 +31,8 @@ pub(crate) struct ComputeArgs {
     #[arg(long, value_name = "auto|cpu|metal", default_value_t)]
     device: DeviceChoice,
     /// What inputs of products with bf16 matrices count as where the processor multiplies bf16: `bf16`, as the
-    /// original computes; `split`, the sum of two bf16 terms, slower on prompts and pictures and nearly exact; `f32`,
-    /// exact and slow.
+    /// original computes, keys and values kept in it too; `split`, the sum of two bf16 terms, slower on prompts and
+    /// pictures and nearly exact; `f32`, exact and slow.
     #[arg(long, value_name = "bf16|split|f32", value_enum, default_value_t, hide_possible_values = true)]
     activations: ActivationType,
 }

@@ -11,8 +11,8 @@ mod pass;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use candle_core::Tensor;
-use lance_mm_tensor::{Embedding, Error, Linear, Result, RmsNorm, Rotary, Weights, on_pool};
+use candle_core::{DType, Tensor};
+use lance_mm_tensor::{Embedding, Error, Linear, Result, RmsNorm, Rotary, Weights, kept_dtype, on_pool};
 
 use crate::config::Config;
 use crate::sequence::{Cursor, Expert, Layout, Segment, Sequence, Span};
@@ -137,6 +137,8 @@ pub struct Llm {
     norm: PerExpert<RmsNorm>,
     lm_head: Linear,
     rotary: Rotary,
+    /// What keys and values are kept in.
+    kept: DType,
 }
 
 impl Llm {
@@ -164,6 +166,7 @@ impl Llm {
                 false => Linear::load(&lm_head, d, vocab)?,
             },
             rotary: Rotary::new(config.head_dim(), config.rope_theta, config.mrope_section)?,
+            kept: kept_dtype(weights.activations(), weights.device()),
             embed_tokens,
             config: config.clone(),
         };
@@ -187,7 +190,7 @@ impl Llm {
 
     /// An empty cache for this model.
     pub fn cache(&self) -> Cache {
-        Cache::new(&self.config)
+        Cache::new(&self.config, self.kept)
     }
 
     /// Input rows f32 `(T, D)` of a sequence: embeddings of its ids, and `features`, one f32 `(n, D)` for

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor, WithDType};
 
 use crate::dense::Activations;
 use crate::error::{Error, Result};
-use crate::kernels::{Attention, Heads, metal};
+use crate::kernels::{Attention, Heads, Kept, metal};
 
 /// Which keys a run of queries sees.
 ///
@@ -42,13 +42,14 @@ impl Block {
 
 /// `softmax(q · kᵀ / sqrt(D)) · v` for every block; query head `h` uses key head `h / (H/G)`.
 ///
-/// `q` f32 `(H, T, D)`, `k` and `v` f32 `(G, S, D)`, heads and rows in any order in memory; result f32
+/// `q` f32 `(H, T, D)`, `k` and `v` both f32 or both bf16 `(G, S, D)`, heads and rows in any order in memory; result f32
 /// `(T, H·D)`, heads side by side. `blocks` cover the rows of `q` in order, without gap or overlap. Scores and
 /// softmax are f32. With [`Activations::Bf16`] queries, keys, values and weights of several queries are rounded to bf16 where
 /// the processor multiplies tiles of it (AMX).
 ///
 /// # Errors
-/// Blocks that do not cover the queries or reach past the keys; heads that are no multiple of `G`.
+/// Blocks that do not cover the queries or reach past the keys; heads that are no multiple of `G`; tensors of another type,
+/// or not f32 on a device.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -65,10 +66,27 @@ pub fn attention(
             format!("{:?}", k.dims()),
         ));
     }
+    let types = [q, k, v].map(Tensor::dtype);
+    let on_device = metal::runs_on(q.device());
+    if !matches!(types, [DType::F32, DType::F32, DType::F32])
+        && (on_device || !matches!(types, [DType::F32, DType::BF16, DType::BF16]))
+    {
+        let expected = if on_device { "f32" } else { "q f32, k and v both f32 or both bf16" };
+        return Err(Error::input("heads", expected, format!("{types:?}")));
+    }
     check(blocks, t, s)?;
-    match metal::runs_on(q.device()) {
+    match on_device {
         false => Ok(q.apply_op3_no_bwd(k, v, &Op { blocks, activations })?),
         true => metal::attend(q, k, v, blocks),
+    }
+}
+
+/// The type that keys and values for [`attention`] are best kept in on `device`: bf16 where activations are, which halves
+/// what a long context takes and reads, if there is a kernel for it.
+pub fn kept_dtype(activations: Activations, device: &Device) -> DType {
+    match activations == Activations::Bf16 && !metal::runs_on(device) {
+        true => DType::BF16,
+        false => DType::F32,
     }
 }
 
@@ -92,7 +110,7 @@ impl CustomOp3 for Op<'_> {
         v_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let q = heads(q, q_layout)?;
-        let (k, v) = (heads(k, k_layout)?, heads(v, v_layout)?);
+        let (k, v) = (kept(k, k_layout)?, kept(v, v_layout)?);
         let out = Attention { q, k, v, activations: self.activations }.run(self.blocks);
         let (h, t, d) = q_layout.shape().dims3()?;
         Ok((CpuStorage::F32(out), Shape::from((t, h * d))))
@@ -100,14 +118,22 @@ impl CustomOp3 for Op<'_> {
 }
 
 /// `(H, T, D)` where it lies, if its rows are whole.
-fn heads<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<Heads<'a>> {
+fn heads<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<Heads<'a, T>> {
     let (h, t, d) = layout.shape().dims3()?;
     match *layout.stride() {
         [head, row, channel] if (channel == 1 || d == 1) && (row >= d || t == 1) => {
-            let values = &storage.as_slice::<f32>()?[layout.start_offset()..];
+            let values = &storage.as_slice::<T>()?[layout.start_offset()..];
             Ok(Heads::new(values, [h, t, d], [head, row]))
         }
         _ => candle_core::bail!("attention wants rows whose values are neighbours, found {layout:?}"),
+    }
+}
+
+/// Keys or values, f32 or bf16.
+fn kept<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<Kept<'a>> {
+    match storage {
+        CpuStorage::BF16(_) => Ok(Kept::Bf16(heads(storage, layout)?)),
+        _ => Ok(Kept::F32(heads(storage, layout)?)),
     }
 }
 
@@ -205,11 +231,19 @@ mod tests {
             let tensor = |x: &[f32], n, l| Tensor::from_slice(x, (n, l, d), &Device::Cpu).unwrap();
             let (q_rows, k_rows, v_rows) = (tensor(&q, h, t), tensor(&k, g, s), tensor(&v, g, s));
             let expected = naive(&q, &k, &v, (h, t, d), g, &blocks);
+            let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             for (activations, tolerance) in TOLERANCES {
                 let out = attention(&q_rows, &k_rows, &v_rows, &blocks, activations).unwrap();
                 assert_eq!(out.dims(), [t, h * d]);
-                let out = out.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-                assert_close(&format!("{activations:?} {blocks:?}"), &out, &expected, tolerance);
+                assert_close(&format!("{activations:?} {blocks:?}"), &flat(&out), &expected, tolerance);
+            }
+            // Kept in bf16: that rounding and no other.
+            let [k_kept, v_kept] = [&k_rows, &v_rows].map(|x| x.to_dtype(DType::BF16).unwrap());
+            let [k, v] = [&k_kept, &v_kept].map(|x| flat(&x.to_dtype(DType::F32).unwrap()));
+            let expected = naive(&q, &k, &v, (h, t, d), g, &blocks);
+            for (activations, tolerance) in TOLERANCES {
+                let out = attention(&q_rows, &k_kept, &v_kept, &blocks, activations).unwrap();
+                assert_close(&format!("bf16 {activations:?} {blocks:?}"), &flat(&out), &expected, tolerance);
             }
         }
     }
@@ -238,6 +272,15 @@ mod tests {
         let q = Tensor::zeros((1, 4, 4), DType::F32, &Device::Cpu).unwrap();
         let across = q.transpose(1, 2).unwrap();
         assert!(attention(&across, &q, &q, &[Block::full(0..4, 0..4)], Activations::F32).is_err());
+    }
+
+    #[test]
+    fn types_that_do_not_go_together_are_refused() {
+        let x = Tensor::zeros((1, 2, 4), DType::F32, &Device::Cpu).unwrap();
+        let short = x.to_dtype(DType::BF16).unwrap();
+        for (q, k, v) in [(&short, &x, &x), (&x, &short, &x), (&x, &x, &short), (&short, &short, &short)] {
+            assert!(attention(q, k, v, &[Block::full(0..2, 0..2)], Activations::F32).is_err());
+        }
     }
 
     #[test]

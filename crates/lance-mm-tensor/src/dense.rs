@@ -77,7 +77,8 @@ pub enum Activations {
     #[default]
     Split,
     /// bf16 in products of more than 8 rows where the processor multiplies bf16: within 2^-8 of each product's
-    /// size, at nearly twice the speed; so is attention of several queries on AMX. This is how the original runs.
+    /// size, at nearly twice the speed; so is attention of several queries on AMX. Keys and values are kept in bf16
+    /// ([`kept_dtype`](crate::kept_dtype())). This is how the original runs.
     Bf16,
 }
 

@@ -8,12 +8,13 @@ use crate::config::Config;
 /// Rows by which a cache grows.
 const CHUNK: usize = 256;
 
-/// Keys (after norm and rotation) and values of every layer, f32 `(G, rows, D)` each. Grows in chunks, so a
-/// step does not copy what is there.
+/// Keys (after norm and rotation) and values of every layer, `(G, rows, D)` each, in the type that
+/// [`kept_dtype`](lance_mm_tensor::kept_dtype()) says. Grows in chunks, so a step does not copy what is there.
 pub struct Cache {
     layers: Vec<Option<LayerCache>>,
     rows: Vec<usize>,
     shape: (usize, usize),
+    dtype: DType,
 }
 
 struct LayerCache {
@@ -22,12 +23,13 @@ struct LayerCache {
 }
 
 impl Cache {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, dtype: DType) -> Self {
         let n = config.num_hidden_layers;
         Self {
             layers: (0..n).map(|_| None).collect(),
             rows: vec![0; n],
             shape: (config.num_key_value_heads, config.head_dim()),
+            dtype,
         }
     }
 
@@ -48,7 +50,8 @@ impl Cache {
 
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().flatten().map(|l| (l.k.elem_count() + l.v.elem_count()) * 4).sum()
+        let values = self.layers.iter().flatten().map(|l| l.k.elem_count() + l.v.elem_count());
+        values.sum::<usize>() * self.dtype.size_in_bytes()
     }
 
     /// Forgets rows past `len`; memory is kept for the next ones.
@@ -58,7 +61,7 @@ impl Cache {
         }
     }
 
-    /// Keys of a layer, f32 `(G, rows, D)`; `None` while the layer has none.
+    /// Keys of a layer, `(G, rows, D)`; `None` while the layer has none.
     ///
     /// # Errors
     /// What candle refuses.
@@ -66,7 +69,7 @@ impl Cache {
         self.rows_of(layer, |l| &l.k)
     }
 
-    /// Values of a layer, f32 `(G, rows, D)`; `None` while the layer has none.
+    /// Values of a layer, `(G, rows, D)`; `None` while the layer has none.
     ///
     /// # Errors
     /// What candle refuses.
@@ -110,10 +113,11 @@ impl Cache {
             layers: self.layers.iter().map(copy).collect::<Result<_>>()?,
             rows: self.rows.clone(),
             shape: self.shape,
+            dtype: self.dtype,
         })
     }
 
-    /// Appends rows `(G, T, D)` to a layer and returns all of its keys and values.
+    /// Appends rows f32 `(G, T, D)` to a layer and returns all of its keys and values.
     pub(super) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let (g, t, d) = k.dims3()?;
         if (g, d) != self.shape || k.dims() != v.dims() {
@@ -125,7 +129,7 @@ impl Cache {
         if rows + t > capacity {
             let grown = (rows + t).next_multiple_of(CHUNK);
             let grow = |old: Option<&Tensor>| -> Result<Tensor> {
-                let new = Tensor::zeros((g, grown, d), DType::F32, k.device())?;
+                let new = Tensor::zeros((g, grown, d), self.dtype, k.device())?;
                 if let Some(old) = old.filter(|_| rows > 0) {
                     new.slice_set(&old.narrow(1, 0, rows)?.contiguous()?, 1, 0)?;
                 }
@@ -136,8 +140,8 @@ impl Cache {
             self.layers[layer] = Some(LayerCache { k, v });
         }
         if let Some(l) = &self.layers[layer] {
-            l.k.slice_set(&k.contiguous()?, 1, rows)?;
-            l.v.slice_set(&v.contiguous()?, 1, rows)?;
+            l.k.slice_set(&k.contiguous()?.to_dtype(self.dtype)?, 1, rows)?;
+            l.v.slice_set(&v.contiguous()?.to_dtype(self.dtype)?, 1, rows)?;
         }
         self.rows[layer] = rows + t;
         let of = |part: Result<Option<Tensor>>| {

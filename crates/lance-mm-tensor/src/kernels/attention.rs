@@ -6,8 +6,11 @@ mod softmax;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
@@ -18,7 +21,7 @@ use super::vector;
 use crate::attention::Block;
 use crate::dense::Activations;
 use panel::{KEYS, Panel};
-use softmax::{AddKeys, State};
+use softmax::{AddKeys, Row, State};
 
 /// Queries, times the heads that share a key head, that see keys while those are near.
 const QUERIES: usize = 3 * PANEL;
@@ -27,18 +30,18 @@ const SPLIT: usize = 256;
 
 /// Heads `(H, T, D)` that lie in a slice with any distance between heads and between rows.
 #[derive(Clone, Copy)]
-pub(crate) struct Heads<'a> {
-    values: &'a [f32],
+pub(crate) struct Heads<'a, T = f32> {
+    values: &'a [T],
     strides: [usize; 2],
     dims: [usize; 3],
 }
 
-impl<'a> Heads<'a> {
+impl<'a, T> Heads<'a, T> {
     /// Heads whose first value is the first of `values`; a row's values are neighbours.
     ///
     /// # Panics
     /// When the last row does not end within `values`.
-    pub(crate) fn new(values: &'a [f32], dims: [usize; 3], strides: [usize; 2]) -> Self {
+    pub(crate) fn new(values: &'a [T], dims: [usize; 3], strides: [usize; 2]) -> Self {
         let [h, t, d] = dims;
         if h * t > 0 {
             let end = (h - 1) * strides[0] + (t - 1) * strides[1] + d;
@@ -47,13 +50,42 @@ impl<'a> Heads<'a> {
         Self { values, strides, dims }
     }
 
-    fn row(&self, head: usize, row: usize) -> &'a [f32] {
+    fn row(&self, head: usize, row: usize) -> &'a [T] {
         &self.values[head * self.strides[0] + row * self.strides[1]..][..self.dims[2]]
     }
+}
 
-    /// A head from row `row` on, and the distance between its rows.
-    fn starting_at(&self, head: usize, row: usize) -> (&'a [f32], usize) {
-        (&self.values[head * self.strides[0] + row * self.strides[1]..], self.strides[1])
+/// Keys or values `(G, S, D)` in the type they are kept in.
+#[derive(Clone, Copy)]
+pub(crate) enum Kept<'a> {
+    F32(Heads<'a>),
+    Bf16(Heads<'a, bf16>),
+}
+
+impl<'a> Kept<'a> {
+    fn dims(&self) -> [usize; 3] {
+        match self {
+            Self::F32(heads) => heads.dims,
+            Self::Bf16(heads) => heads.dims,
+        }
+    }
+
+    /// Rows of a head as f32, and the distance between them.
+    fn rows(&self, head: usize, rows: Range<usize>) -> (Cow<'a, [f32]>, usize) {
+        match self {
+            Self::F32(heads) => {
+                let [of_heads, of_rows] = heads.strides;
+                (Cow::Borrowed(&heads.values[head * of_heads + rows.start * of_rows..]), of_rows)
+            }
+            Self::Bf16(heads) => {
+                let d = heads.dims[2];
+                let mut wide = vec![0.0; rows.len() * d];
+                for (row, wide) in rows.zip(wide.chunks_exact_mut(d)) {
+                    heads.row(head, row).convert_to_f32_slice(wide);
+                }
+                (Cow::Owned(wide), d)
+            }
+        }
     }
 }
 
@@ -63,9 +95,9 @@ pub(crate) struct Attention<'a> {
     /// `(H, T, D)`.
     pub(crate) q: Heads<'a>,
     /// `(G, S, D)`.
-    pub(crate) k: Heads<'a>,
-    /// `(G, S, D)`.
-    pub(crate) v: Heads<'a>,
+    pub(crate) k: Kept<'a>,
+    /// `(G, S, D)`, of the type of `k`.
+    pub(crate) v: Kept<'a>,
     /// With [`Activations::Bf16`] many queries are multiplied on AMX, where there is any.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read where there is AMX"))]
     pub(crate) activations: Activations,
@@ -83,7 +115,15 @@ impl Attention<'_> {
             let (out, more) = rest.split_at_mut(block.queries.len() * width);
             rest = more;
             match block.queries.len() {
-                1 => self.one_query(block.queries.start, block.keys.clone(), out),
+                1 => match (self.k, self.v) {
+                    (Kept::F32(k), Kept::F32(v)) => {
+                        self.one_query(block.queries.start, block.keys.clone(), k, v, out)
+                    }
+                    (Kept::Bf16(k), Kept::Bf16(v)) => {
+                        self.one_query(block.queries.start, block.keys.clone(), k, v, out)
+                    }
+                    _ => panic!("keys and values of one type"),
+                },
                 _ => many.push((block, out)),
             }
         }
@@ -98,7 +138,7 @@ impl Attention<'_> {
             })
             .collect();
         tasks.into_par_iter().with_max_len(1).for_each(|(block, rows, out)| {
-            for group in 0..self.k.dims[0] {
+            for group in 0..self.k.dims()[0] {
                 self.many_queries(group, block, &rows, out);
             }
         });
@@ -145,7 +185,7 @@ impl Attention<'_> {
 
     /// Query heads of a key head.
     fn fold(&self) -> usize {
-        self.q.dims[0] / self.k.dims[0]
+        self.q.dims[0] / self.k.dims()[0]
     }
 
     /// The query rows of a key head's query heads, head by head, scaled.
@@ -157,8 +197,17 @@ impl Attention<'_> {
     }
 
     /// One query: keys are split over threads, each read once for all heads that share it.
-    fn one_query(&self, row: usize, keys: Range<usize>, out: &mut [f32]) {
-        let (n_groups, d) = (self.k.dims[0], self.q.dims[2]);
+    fn one_query<'k, T: Sync>(
+        &self,
+        row: usize,
+        keys: Range<usize>,
+        k: Heads<'k, T>,
+        v: Heads<'k, T>,
+        out: &mut [f32],
+    ) where
+        &'k [T]: Row,
+    {
+        let (n_groups, d) = (self.k.dims()[0], self.q.dims[2]);
         let splits = (2 * rayon::current_num_threads()).div_ceil(n_groups).min(keys.len().div_ceil(SPLIT));
         let length = keys.len().div_ceil(splits.max(1)).max(1);
         let parts: Vec<(usize, Range<usize>)> = (0..n_groups)
@@ -171,7 +220,7 @@ impl Attention<'_> {
             .map(|(group, keys)| {
                 let q = self.queries(*group, &(row..row + 1));
                 let mut state = State::new(self.fold(), d);
-                let key = |j| (self.k.row(*group, j), self.v.row(*group, j));
+                let key = |j| (k.row(*group, j), v.row(*group, j));
                 isa.run(AddKeys { state: &mut state, q: &q, keys: keys.clone().map(key) });
                 state
             })
@@ -199,13 +248,13 @@ impl Attention<'_> {
         let seen = block.visible(rows.end - 1);
         for start in seen.clone().step_by(KEYS) {
             let keys = start..(start + KEYS).min(seen.end);
-            let (k, v) = (self.k.starting_at(group, start), self.v.starting_at(group, start));
+            let [(k, of_keys), (v, of_values)] = [self.k, self.v].map(|kept| kept.rows(group, keys.clone()));
             for (p, panel) in panels.iter_mut().enumerate() {
                 let visible = |i: usize| {
                     let (_, row) = column((p * PANEL + i).min(n - 1));
                     block.visible(row).end.clamp(keys.start, keys.end) - keys.start
                 };
-                panel.add(isa, simd, k, v, keys.len(), visible);
+                panel.add(isa, simd, (&k, of_keys), (&v, of_values), keys.len(), visible);
             }
         }
         for (i, (head, row)) in (0..n).map(column).enumerate() {

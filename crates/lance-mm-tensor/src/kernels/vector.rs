@@ -49,6 +49,15 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn load_floats(self, from: &[f32; 16]) -> Self::Floats;
     /// Sixteen bf16 values, little endian.
     fn widen_bf16(self, from: &[u8; 32]) -> Self::Floats;
+    /// Sixteen bf16 values as bits.
+    #[inline(always)]
+    fn widen_bits(self, from: &[u16; 16]) -> Self::Floats {
+        let mut bytes = [0; 32];
+        for (bytes, bits) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(from) {
+            *bytes = bits.to_le_bytes();
+        }
+        self.widen_bf16(&bytes)
+    }
     fn store_floats(self, floats: Self::Floats, to: &mut [f32; 16]);
     fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;

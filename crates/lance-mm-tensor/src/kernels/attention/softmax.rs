@@ -1,5 +1,8 @@
 //! A softmax that takes scores in pieces, and the weighted sum of values it leads to.
 
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+
 use crate::kernels::simd::exp;
 use crate::kernels::vector::{Kernel, Simd};
 
@@ -72,6 +75,43 @@ fn lanes(values: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
     tail.iter().fold(acc, |acc, v| join(acc, *v))
 }
 
+/// A key, or a value, as it is kept.
+pub(super) trait Row: Copy {
+    /// Sixteen channels from channel `LANES · c` on; asks for those [`AHEAD`].
+    fn lanes<S: Simd>(self, simd: S, c: usize) -> S::Floats;
+
+    /// One channel.
+    fn channel(self, c: usize) -> f32;
+}
+
+impl Row for &[f32] {
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, c: usize) -> S::Floats {
+        let lanes = &self.as_chunks().0[c];
+        simd.prefetch(lanes.as_ptr().wrapping_byte_add(AHEAD).cast());
+        simd.load_floats(lanes)
+    }
+
+    #[inline(always)]
+    fn channel(self, c: usize) -> f32 {
+        self[c]
+    }
+}
+
+impl Row for &[bf16] {
+    #[inline(always)]
+    fn lanes<S: Simd>(self, simd: S, c: usize) -> S::Floats {
+        let lanes = &self.reinterpret_cast().as_chunks().0[c];
+        simd.prefetch(lanes.as_ptr().wrapping_byte_add(AHEAD).cast());
+        simd.widen_bits(lanes)
+    }
+
+    #[inline(always)]
+    fn channel(self, c: usize) -> f32 {
+        self[c].to_f32()
+    }
+}
+
 /// Adds keys and values to all rows of a state; `q` holds the rows' queries.
 pub(super) struct AddKeys<'a, I> {
     pub(super) state: &'a mut State,
@@ -79,7 +119,7 @@ pub(super) struct AddKeys<'a, I> {
     pub(super) keys: I,
 }
 
-impl<'k, I: Iterator<Item = (&'k [f32], &'k [f32])>> Kernel for AddKeys<'_, I> {
+impl<R: Row, I: Iterator<Item = (R, R)>> Kernel for AddKeys<'_, I> {
     type Output = ();
 
     #[inline(always)]
@@ -87,7 +127,7 @@ impl<'k, I: Iterator<Item = (&'k [f32], &'k [f32])>> Kernel for AddKeys<'_, I> {
         let Self { state, q, keys } = self;
         let (n, d) = (state.max.len(), state.d);
         let mut weights = vec![[0.0; TILE]; n.next_multiple_of(ROWS)];
-        let mut tile: Vec<(&[f32], &[f32])> = Vec::with_capacity(TILE);
+        let mut tile = Vec::with_capacity(TILE);
         let mut keys = keys.peekable();
         while keys.peek().is_some() {
             tile.clear();
@@ -118,12 +158,12 @@ const AHEAD: usize = 16 * 1024;
 
 /// Scores of up to [`ROWS`] rows of queries from row `first` on.
 #[inline(always)]
-fn add_scores<S: Simd>(
+fn add_scores<S: Simd, R: Row>(
     simd: S,
     q: &[f32],
     d: usize,
     first: usize,
-    tile: &[(&[f32], &[f32])],
+    tile: &[(R, R)],
     scores: &mut [[f32; TILE]; ROWS],
 ) {
     // Past the end the last row, and the last key, stand in; their scores are not used.
@@ -133,17 +173,15 @@ fn add_scores<S: Simd>(
         rows[i] = &q[(first + i).min(last) * d..][..d];
     }
     for start in (0..tile.len()).step_by(ROWS) {
-        let mut keys = [&[][..]; ROWS];
-        for j in 0..ROWS {
-            keys[j] = &tile[(start + j).min(tile.len() - 1)].0[..d];
+        let mut keys = [tile[start].0; ROWS];
+        for j in 1..ROWS {
+            keys[j] = tile[(start + j).min(tile.len() - 1)].0;
         }
         let mut sums = [simd.splat(0.0); LANES];
         for c in 0..d / LANES {
             let mut k = [simd.splat(0.0); ROWS];
             for j in 0..ROWS {
-                let lanes = &keys[j].as_chunks().0[c];
-                simd.prefetch(lanes.as_ptr().wrapping_byte_add(AHEAD).cast());
-                k[j] = simd.load_floats(lanes);
+                k[j] = keys[j].lanes(simd, c);
             }
             for i in 0..ROWS {
                 let q = simd.load_floats(&rows[i].as_chunks().0[c]);
@@ -158,7 +196,7 @@ fn add_scores<S: Simd>(
             for j in 0..ROWS {
                 let products = &mut products[ROWS * i + j];
                 for c in d / LANES * LANES..d {
-                    *products += rows[i][c] * keys[j][c];
+                    *products += rows[i][c] * keys[j].channel(c);
                 }
                 scores[i][start + j] = *products;
             }
@@ -188,27 +226,27 @@ fn totals<S: Simd>(simd: S, sums: &[S::Floats; LANES]) -> S::Floats {
 
 /// Adds weighted values to the first [`ROWS`] of `sums`, or as many as there are.
 #[inline(always)]
-fn add_values<S: Simd>(
+fn add_values<S: Simd, R: Row>(
     simd: S,
     weights: &[[f32; TILE]; ROWS],
     d: usize,
-    tile: &[(&[f32], &[f32])],
+    tile: &[(R, R)],
     sums: &mut [f32],
 ) {
     let whole = d / LANES;
     let mut c = 0;
     while whole - c >= ROWS {
-        add_channels::<S, ROWS>(simd, weights, d, tile, c, sums);
+        add_channels::<S, R, ROWS>(simd, weights, d, tile, c, sums);
         c += ROWS;
     }
     while c < whole {
-        add_channels::<S, 1>(simd, weights, d, tile, c, sums);
+        add_channels::<S, R, 1>(simd, weights, d, tile, c, sums);
         c += 1;
     }
     for (sums, weights) in sums.chunks_exact_mut(d).zip(weights) {
         for c in whole * LANES..d {
             for ((_, value), weight) in tile.iter().zip(weights) {
-                sums[c] += weight * value[c];
+                sums[c] += weight * value.channel(c);
             }
         }
     }
@@ -216,21 +254,19 @@ fn add_values<S: Simd>(
 
 /// As [`add_values`], to `C` times [`LANES`] channels.
 #[inline(always)]
-fn add_channels<S: Simd, const C: usize>(
+fn add_channels<S: Simd, R: Row, const C: usize>(
     simd: S,
     weights: &[[f32; TILE]; ROWS],
     d: usize,
-    tile: &[(&[f32], &[f32])],
+    tile: &[(R, R)],
     first: usize,
     sums: &mut [f32],
 ) {
     let mut acc = [[simd.splat(0.0); C]; ROWS];
     for (j, (_, value)) in tile.iter().enumerate().take(TILE) {
-        let value: &[[f32; LANES]; C] = value.as_chunks().0[first..].first_chunk().expect("whole lanes");
         let mut v = [simd.splat(0.0); C];
         for c in 0..C {
-            simd.prefetch(value[c].as_ptr().wrapping_byte_add(AHEAD).cast());
-            v[c] = simd.load_floats(&value[c]);
+            v[c] = value.lanes(simd, first + c);
         }
         for i in 0..ROWS {
             let weight = simd.splat(weights[i][j]);

@@ -23,7 +23,7 @@ pub(super) const LEAST: usize = 16;
 /// Blocks with the rows of the output `(T, H·D)` that are theirs.
 pub(super) fn run(filled: Filled, attention: &Attention<'_>, blocks: Vec<(&Block, &mut [f32])>) {
     let [h, _, d] = attention.q.dims;
-    let (n_groups, fold) = (attention.k.dims[0], attention.fold());
+    let (n_groups, fold) = (attention.k.dims()[0], attention.fold());
     let most = (QUERY_PANELS * PANEL / fold).max(1);
     let threads = rayon::current_num_threads();
     // A thread takes a whole block where there are enough of them.
@@ -71,14 +71,12 @@ impl Head<'_> {
     }
 
     fn keys(&self, range: Range<usize>) -> Keys {
-        let Attention { k, v, .. } = self.attention;
-        Keys::new(
-            self.filled.convert,
-            |key| k.row(self.group, range.start + key),
-            |key| v.row(self.group, range.start + key),
-            range.len(),
-            k.dims[2],
-        )
+        let (n, d) = (range.len(), self.attention.q.dims[2]);
+        let [(k, of_keys), (v, of_values)] =
+            [self.attention.k, self.attention.v].map(|kept| kept.rows(self.group, range.clone()));
+        let key = |i: usize| &k[i * of_keys..][..d];
+        let value = |i: usize| &v[i * of_values..][..d];
+        Keys::new(self.filled.convert, key, value, n, d)
     }
 
     /// Writes the rows `rows` of the output, which begin with `out`, for these heads.
