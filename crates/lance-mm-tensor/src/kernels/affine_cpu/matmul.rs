@@ -270,6 +270,17 @@ struct Group<'a, S: Simd> {
     biases: [S::Floats; 2],
 }
 
+/// `body` for every `i < N`, up to twelve of them, written out: a loop over sums would keep them in memory.
+macro_rules! written_out {
+    ($i:ident < $n:ident, $body:block) => { written_out!(@ $i $n $body 0 1 2 3 4 5 6 7 8 9 10 11) };
+    (@ $i:ident $n:ident $body:block $($k:literal)*) => {
+        $(if $k < $n {
+            let $i: usize = $k;
+            $body
+        })*
+    };
+}
+
 impl<S: Simd> Group<'_, S> {
     /// Adds the products with `N` rows of activations from row `first` on.
     #[inline(always)]
@@ -281,25 +292,24 @@ impl<S: Simd> Group<'_, S> {
             let codes = [simd.load(&self.codes[step][0]), simd.load(&self.codes[step][1])];
             // Where the four activations of this step are: even ones first for nibbles.
             let four = if NIBBLES { 16 * (step % 2) + step / 2 } else { step };
-            for i in 0..N {
+            written_out!(i < N, {
                 let x = simd.splat_four(x[i][0].as_chunks::<4>().0[four]);
                 for m in 0..2 {
-                    let sum = &mut sums[i][m];
-                    *sum = match NIBBLES {
-                        true => simd.dot::<false>(*sum, codes[m], x),
-                        false => simd.dot::<true>(*sum, codes[m], x),
+                    sums[i][m] = match NIBBLES {
+                        true => simd.dot::<false>(sums[i][m], codes[m], x),
+                        false => simd.dot::<true>(sums[i][m], codes[m], x),
                     };
                 }
-            }
+            });
         }
         let out: &mut [[[f32; 16]; 2]; N] = out.as_mut_array().expect("N rows");
-        for i in 0..N {
+        written_out!(i < N, {
             let place = (at + i) * self.x.per_line + self.g;
             let (x_scale, x_sum) = (simd.splat(self.x.scales[place]), simd.splat(self.x.sums[place]));
             for m in 0..2 {
                 let factors = [self.scales[m], self.biases[m]];
                 add_scaled(simd, sums[i][m], [x_scale, x_sum], factors, &mut out[i][m]);
             }
-        }
+        });
     }
 }
