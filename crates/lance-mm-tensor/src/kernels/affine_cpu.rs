@@ -51,20 +51,6 @@ enum Codes {
     Bytes,
 }
 
-impl Codes {
-    /// The values of a line in the order of its codes: all even ones, then all odd ones, or as they are.
-    #[inline(always)]
-    fn in_order(self, q: &[i32; LINE]) -> [i32; LINE] {
-        let mut out = *q;
-        if self == Self::Nibbles {
-            for i in 0..LINE / 2 {
-                (out[i], out[LINE / 2 + i]) = (q[2 * i], q[2 * i + 1]);
-            }
-        }
-        out
-    }
-}
-
 impl<'a> Affine<'a> {
     fn codes(&self) -> Codes {
         if self.bits == 4 { Codes::Nibbles } else { Codes::Bytes }

@@ -68,6 +68,41 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn floats_to_bytes(self, floats: Self::Floats) -> Self::Bytes;
     fn bytes_to_floats(self, bytes: Self::Bytes) -> Self::Floats;
 
+    fn abs(self, a: Self::Floats) -> Self::Floats;
+    /// The larger of two; `b` where `a` is not a number.
+    fn larger(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// The nearest whole numbers, ties to even; any number where there is none.
+    fn nearest(self, a: Self::Floats) -> Self::Ints;
+    fn store_ints(self, ints: Self::Ints, to: &mut [i32; 16]);
+    /// What is left of 16 bits when the lower eight are a signed byte: `(i + 128) / 256`, rounded down.
+    fn upper_byte(self, ints: Self::Ints) -> Self::Ints;
+    /// The lowest byte of each.
+    #[inline(always)]
+    fn low_bytes(self, ints: [Self::Ints; 4]) -> Self::Bytes {
+        let mut bytes = [0; 64];
+        for (bytes, ints) in bytes.as_chunks_mut::<16>().0.iter_mut().zip(ints) {
+            let mut lanes = [0; 16];
+            self.store_ints(ints, &mut lanes);
+            for (byte, lane) in bytes.iter_mut().zip(lanes) {
+                *byte = lane as u8;
+            }
+        }
+        self.load(&bytes)
+    }
+    /// Bytes at even places of two registers, and those at odd ones.
+    #[inline(always)]
+    fn even_and_odd(self, bytes: [Self::Bytes; 2]) -> [Self::Bytes; 2] {
+        let (mut even, mut odd) = ([0; 64], [0; 64]);
+        for (half, bytes) in bytes.into_iter().enumerate() {
+            let mut all = [0; 64];
+            self.store(bytes, &mut all);
+            for (i, [a, b]) in all.as_chunks().0.iter().enumerate() {
+                (even[32 * half + i], odd[32 * half + i]) = (*a, *b);
+            }
+        }
+        [self.load(&even), self.load(&odd)]
+    }
+
     /// Asks for the cache line at an address, which need not be valid, in the second-level cache.
     fn prefetch(self, at: *const u8);
     /// Runs a kernel compiled for this instruction set.

@@ -93,8 +93,7 @@ impl<const T: usize> Activations<T> {
     }
 }
 
-/// Rounds up to [`LINE`] values, group by group; the rest of the line counts as zero. Plain Rust, for the compiler
-/// to use the vectors of the instruction set.
+/// Rounds up to [`LINE`] values, group by group; the rest of the line counts as zero.
 struct Round<'a, const T: usize> {
     x: &'a [f32],
     codes: Codes,
@@ -107,75 +106,83 @@ impl<const T: usize> Kernel for Round<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { x, codes, bytes, scales, sums } = self;
-        round_line(x, codes, bytes, scales, sums);
+        let steps = const {
+            match T {
+                1 => 127.0,
+                2 => 127.0 * 256.0 + 127.0,
+                _ => panic!("one or two bytes"),
+            }
+        };
+        let mut filled = [0.0; LINE];
+        let values: &[f32; LINE] = match x.as_array() {
+            Some(whole) => whole,
+            None => {
+                filled[..x.len()].copy_from_slice(x);
+                &filled
+            }
+        };
+        let values: &[[f32; 16]; SIXTEENS] = values.as_chunks().0.as_array().expect("a line");
+        let mut q = [simd.zero_ints(); SIXTEENS];
+        let per_group = SIXTEENS / scales.len();
+        for (g, (scale, sum)) in scales.iter_mut().zip(sums).enumerate() {
+            let group = g * per_group..(g + 1) * per_group;
+            let (mut largest, mut poison) = (simd.splat(0.0), simd.splat(0.0));
+            for i in group.clone() {
+                let size = simd.abs(simd.load_floats(&values[i]));
+                largest = simd.larger(size, largest);
+                poison = simd.add(poison, simd.mul(size, simd.splat(0.0)));
+            }
+            let largest = folded(simd, largest, |a, b| if b > a { b } else { a });
+            let poison = folded(simd, poison, |a, b| a + b);
+            // Below 1e-30, steps / largest would overflow.
+            let some = largest > 1e-30 && largest.is_finite();
+            let inverse = if some { steps / largest } else { 0.0 };
+            let mut total = simd.zero_ints();
+            for i in group {
+                q[i] = simd.nearest(simd.mul(simd.load_floats(&values[i]), simd.splat(inverse)));
+                total = simd.add_ints(total, q[i]);
+            }
+            let mut lanes = [0; 16];
+            simd.store_ints(total, &mut lanes);
+            let total = lanes.into_iter().fold(0, i32::wrapping_add);
+            *scale = if some { largest / steps } else { 0.0 };
+            // Poison is zero, unless a value is not finite: then the whole product is not a number.
+            *sum = *scale * total as f32 + poison;
+        }
+        for (t, bytes) in bytes.iter_mut().enumerate() {
+            let mut part = q;
+            if t + 1 < T {
+                // The lower byte is signed, so the upper one takes what rounding it leaves.
+                for i in 0..SIXTEENS {
+                    part[i] = simd.upper_byte(q[i]);
+                }
+            }
+            let [a, b, c, d, e, f, g, h] = part;
+            let mut halves = [simd.low_bytes([a, b, c, d]), simd.low_bytes([e, f, g, h])];
+            if codes == Codes::Nibbles {
+                halves = simd.even_and_odd(halves);
+            }
+            for (half, bytes) in halves.into_iter().zip(bytes.as_chunks_mut().0) {
+                simd.store(half, bytes);
+            }
+        }
     }
 }
 
+/// Registers of sixteen values in a line.
+const SIXTEENS: usize = LINE / 16;
+
+/// All lanes joined, halves onto halves: few steps, one after another.
 #[inline(always)]
-fn round_line<const T: usize>(
-    x: &[f32],
-    codes: Codes,
-    bytes: &mut [[u8; LINE]; T],
-    scales: &mut [f32],
-    sums: &mut [f32],
-) {
-    let steps = const {
-        match T {
-            1 => 127.0,
-            2 => 127.0 * 256.0 + 127.0,
-            _ => panic!("one or two bytes"),
-        }
-    };
-    let mut filled = [0.0; LINE];
-    let values: &[f32; LINE] = match x.as_array() {
-        Some(whole) => whole,
-        None => {
-            filled[..x.len()].copy_from_slice(x);
-            &filled
-        }
-    };
-    let group = LINE / scales.len();
-    let mut q = [0i32; LINE];
-    for (g, values) in values.chunks_exact(group).enumerate() {
-        let (mut largest, mut poison) = ([0.0f32; 16], [0.0f32; 16]);
-        for sixteen in values.as_chunks::<16>().0 {
-            for i in 0..16 {
-                let size = sixteen[i].abs();
-                largest[i] = if size > largest[i] { size } else { largest[i] };
-                poison[i] += size * 0.0;
-            }
-        }
-        // Halves onto halves: few steps, one after another.
-        for width in [8, 4, 2, 1] {
-            for i in 0..width {
-                let other = largest[i + width];
-                largest[i] = if other > largest[i] { other } else { largest[i] };
-                poison[i] += poison[i + width];
-            }
-        }
-        let (largest, poison) = (largest[0], poison[0]);
-        // Below 1e-30, steps / largest would overflow.
-        let some = largest > 1e-30 && largest.is_finite();
-        let (scale, inverse) = if some { (largest / steps, steps / largest) } else { (0.0, 0.0) };
-        scales[g] = scale;
-        let mut total = 0i32;
-        for (q, v) in q[g * group..].iter_mut().zip(values) {
-            // Adding 1.5 · 2^23 leaves the whole number, ties to even, in the low bits.
-            const WHOLE: f32 = 12_582_912.0;
-            *q = (v * inverse + WHOLE).to_bits().wrapping_sub(WHOLE.to_bits()).cast_signed();
-            total = q.wrapping_add(total);
-        }
-        // Zero, unless a value is not finite: then the whole product is not a number.
-        sums[g] = scale * total as f32 + poison;
-    }
-    let q = codes.in_order(&q);
-    for (t, bytes) in bytes.iter_mut().enumerate() {
-        let lowest = t + 1 == T;
-        for (byte, q) in bytes.iter_mut().zip(&q) {
-            // The lower byte is signed, so the upper one takes what rounding it leaves.
-            *byte = if lowest { *q } else { q.wrapping_add(128) >> 8 } as u8;
+fn folded<S: Simd>(simd: S, values: S::Floats, join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0; 16];
+    simd.store_floats(values, &mut lanes);
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lanes[i] = join(lanes[i], lanes[i + width]);
         }
     }
+    lanes[0]
 }

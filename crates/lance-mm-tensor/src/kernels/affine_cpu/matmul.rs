@@ -18,6 +18,8 @@ pub(super) const TILE: usize = 32;
 const TILES: usize = 4;
 /// Steps of four codes in a line.
 const STEPS: usize = LINE / 4;
+/// Rows of activations that a tile is multiplied with at once.
+const MOST: usize = 12;
 /// Rows of activations whose sums with a tile stay in the first-level cache.
 const NEAR: usize = 96;
 
@@ -56,8 +58,9 @@ fn multiply<const NIBBLES: bool>(
                         0 => tile.out[..rows.len()].fill([[0.0; 16]; 2]),
                         _ => read_rows(columns, &rows, *first, tile),
                     }
-                    let rows = rows.clone();
-                    isa.run(Multiply::<NIBBLES> { x, tile, rows });
+                    // The last rows leave the words of the tiles after these in the second-level cache.
+                    let next = (rows.end == x.n).then(|| Sixteen::new(w, *first));
+                    isa.run(Multiply::<NIBBLES> { x, tile, rows: rows.clone(), next });
                 }
                 write_rows(columns, &rows, firsts, tiles);
             }
@@ -160,6 +163,8 @@ struct Multiply<'a, const NIBBLES: bool> {
     x: &'a Activations<1>,
     tile: &'a mut Tile,
     rows: Range<usize>,
+    /// The tile's rows of the weight, if those of the next ones are to be asked for.
+    next: Option<Sixteen<'a>>,
 }
 
 impl<const NIBBLES: bool> Kernel for Multiply<'_, NIBBLES> {
@@ -167,8 +172,10 @@ impl<const NIBBLES: bool> Kernel for Multiply<'_, NIBBLES> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { x, tile, rows } = self;
+        let Self { x, tile, rows, next } = self;
         let steps = STEPS / x.per_line;
+        // Little by little: only so many lines can be under way.
+        let at_once = TILE.div_ceil(rows.len().div_ceil(MOST));
         for (l, line) in tile.lines.clone().enumerate() {
             for g in 0..x.per_line {
                 let at = l * x.per_line + g;
@@ -184,14 +191,19 @@ impl<const NIBBLES: bool> Kernel for Multiply<'_, NIBBLES> {
                 };
                 let mut i = 0;
                 macro_rules! blocks {
-                    ($($count:literal)*) => {
+                    ($($count:tt)*) => {
                         $(while rows.len() - i >= $count {
+                            if let Some(tile) = next.as_ref().filter(|_| NIBBLES && g == 0) {
+                                for r in (0..at_once).map(|r| i / MOST * at_once + r) {
+                                    tile.prefetch(simd, line, TILES * TILE + r);
+                                }
+                            }
                             group.add::<$count, NIBBLES>(simd, rows.start + i, &mut tile.out[i..i + $count]);
                             i += $count;
                         })*
                     };
                 }
-                blocks!(12 8 4 2 1);
+                blocks!(MOST 8 4 2 1);
             }
         }
     }
@@ -229,11 +241,7 @@ fn unpack<S: Simd, const NIBBLES: bool>(
 ) {
     for m in 0..2 {
         if NIBBLES {
-            let rows = Sixteen::new(w, first + LANES * m);
-            for r in 0..LANES {
-                rows.prefetch(simd, line, TILE + r);
-            }
-            let rows = rows.line(simd, line);
+            let rows = Sixteen::new(w, first + LANES * m).line(simd, line);
             for (j, row) in rows.into_iter().enumerate() {
                 let [low, high] = simd.nibbles(row);
                 simd.store(low, &mut codes[2 * j][m]);

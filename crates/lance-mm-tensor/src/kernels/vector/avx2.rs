@@ -199,6 +199,40 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn abs(self, a: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: `self` proves the features.
+        halves!(i => unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a[i]) })
+    }
+
+    #[inline(always)]
+    fn larger(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        // SAFETY: `self` proves the features.
+        halves!(i => unsafe { _mm256_max_ps(a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn nearest(self, a: [__m256; 2]) -> [__m256i; 2] {
+        // SAFETY: `self` proves the features.
+        halves!(i => unsafe {
+            _mm256_cvtps_epi32(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a[i]))
+        })
+    }
+
+    #[inline(always)]
+    fn store_ints(self, ints: [__m256i; 2], to: &mut [i32; 16]) {
+        for (half, to) in ints.into_iter().zip(to.as_chunks_mut::<8>().0) {
+            // SAFETY: `self` proves the features; each half has eight writable values.
+            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), half) }
+        }
+    }
+
+    #[inline(always)]
+    fn upper_byte(self, ints: [__m256i; 2]) -> [__m256i; 2] {
+        // SAFETY: `self` proves the features.
+        halves!(i => unsafe { _mm256_srai_epi32::<8>(_mm256_add_epi32(ints[i], _mm256_set1_epi32(128))) })
+    }
+
+    #[inline(always)]
     fn prefetch(self, at: *const u8) {
         // SAFETY: a prefetch does not fault, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }

@@ -188,6 +188,60 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn abs(self, a: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_abs_ps(a) }
+    }
+
+    #[inline(always)]
+    fn larger(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn nearest(self, a: __m512) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+    }
+
+    #[inline(always)]
+    fn store_ints(self, ints: __m512i, to: &mut [i32; 16]) {
+        // SAFETY: `self` proves the features; the array has sixteen writable values.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), ints) }
+    }
+
+    #[inline(always)]
+    fn upper_byte(self, ints: __m512i) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe { _mm512_srai_epi32::<8>(_mm512_add_epi32(ints, _mm512_set1_epi32(128))) }
+    }
+
+    #[inline(always)]
+    fn low_bytes(self, ints: [__m512i; 4]) -> __m512i {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let out = _mm512_castsi128_si512(_mm512_cvtepi32_epi8(ints[0]));
+            let out = _mm512_inserti32x4::<1>(out, _mm512_cvtepi32_epi8(ints[1]));
+            let out = _mm512_inserti32x4::<2>(out, _mm512_cvtepi32_epi8(ints[2]));
+            _mm512_inserti32x4::<3>(out, _mm512_cvtepi32_epi8(ints[3]))
+        }
+    }
+
+    #[inline(always)]
+    fn even_and_odd(self, [a, b]: [__m512i; 2]) -> [__m512i; 2] {
+        // SAFETY: `self` proves the features.
+        unsafe {
+            let even = _mm512_castsi256_si512(_mm512_cvtepi16_epi8(a));
+            let odd = _mm512_castsi256_si512(_mm512_cvtepi16_epi8(_mm512_srli_epi16::<8>(a)));
+            [
+                _mm512_inserti64x4::<1>(even, _mm512_cvtepi16_epi8(b)),
+                _mm512_inserti64x4::<1>(odd, _mm512_cvtepi16_epi8(_mm512_srli_epi16::<8>(b))),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn prefetch(self, at: *const u8) {
         // SAFETY: a prefetch does not fault, whatever the address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }

@@ -204,6 +204,38 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn abs(self, a: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        // SAFETY: `self` proves the features.
+        quarters!(i => unsafe { vabsq_f32(a[i]) })
+    }
+
+    #[inline(always)]
+    fn larger(self, a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        // SAFETY: `self` proves the features.
+        quarters!(i => unsafe { vbslq_f32(vcgtq_f32(a[i], b[i]), a[i], b[i]) })
+    }
+
+    #[inline(always)]
+    fn nearest(self, a: [float32x4_t; 4]) -> [int32x4_t; 4] {
+        // SAFETY: `self` proves the features.
+        quarters!(i => unsafe { vcvtnq_s32_f32(a[i]) })
+    }
+
+    #[inline(always)]
+    fn store_ints(self, ints: [int32x4_t; 4], to: &mut [i32; 16]) {
+        for (quarter, to) in ints.into_iter().zip(to.as_chunks_mut::<4>().0) {
+            // SAFETY: `self` proves the features; each quarter has four writable values.
+            unsafe { vst1q_s32(to.as_mut_ptr(), quarter) }
+        }
+    }
+
+    #[inline(always)]
+    fn upper_byte(self, ints: [int32x4_t; 4]) -> [int32x4_t; 4] {
+        // SAFETY: `self` proves the features.
+        quarters!(i => unsafe { vshrq_n_s32::<8>(vaddq_s32(ints[i], vdupq_n_s32(128))) })
+    }
+
+    #[inline(always)]
     fn prefetch(self, at: *const u8) {
         // SAFETY: a prefetch does not fault, whatever the address.
         unsafe { asm!("prfm pldl1keep, [{}]", in(reg) at, options(readonly, nostack, preserves_flags)) }

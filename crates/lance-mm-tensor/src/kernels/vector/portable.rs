@@ -121,6 +121,31 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn abs(self, a: [f32; 16]) -> [f32; 16] {
+        a.map(f32::abs)
+    }
+
+    #[inline(always)]
+    fn larger(self, a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn nearest(self, a: [f32; 16]) -> [i32; 16] {
+        a.map(|a| a.round_ties_even() as i32)
+    }
+
+    #[inline(always)]
+    fn store_ints(self, ints: [i32; 16], to: &mut [i32; 16]) {
+        *to = ints;
+    }
+
+    #[inline(always)]
+    fn upper_byte(self, ints: [i32; 16]) -> [i32; 16] {
+        ints.map(|i| i.wrapping_add(128) >> 8)
+    }
+
+    #[inline(always)]
     fn prefetch(self, _: *const u8) {}
 
     #[inline(always)]
