@@ -31,6 +31,9 @@ pub(super) struct Activations<const T: usize> {
 /// Bytes of a cache line, and of a load: one that lies in two cache lines takes twice as long.
 const ALIGNMENT: usize = 64;
 
+/// Lines of a row that are read together when those of all rows become neighbours: memory is read best in order.
+const TOGETHER: usize = 4;
+
 /// Which lines are neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
@@ -45,10 +48,10 @@ impl<const T: usize> Activations<T> {
     pub(super) fn new(isa: Isa, x: &[f32], n: usize, group: usize, codes: Codes, order: Order) -> Self {
         let k = x.len() / n;
         let (lines, per_line) = (k.div_ceil(LINE), LINE / group);
-        // A piece is a whole row, or one line of all rows.
-        let (pieces, stride) = match order {
-            Order::Rows => (n, lines.next_multiple_of(CHUNK)),
-            Order::Lines => (lines, n),
+        // What is rounded at once: a whole row, or some lines of all rows.
+        let (pieces, stride, at_once) = match order {
+            Order::Rows => (n, lines.next_multiple_of(CHUNK), 1),
+            Order::Lines => (lines, n, TOGETHER),
         };
         let count = pieces * stride;
         let mut stored = vec![0; count * T * LINE + ALIGNMENT];
@@ -57,23 +60,30 @@ impl<const T: usize> Activations<T> {
         let mut scales = vec![0.0; count * per_line];
         let mut sums = scales.clone();
         let pieces = bytes
-            .par_chunks_mut(stride)
-            .zip(scales.par_chunks_mut(stride * per_line))
-            .zip(sums.par_chunks_mut(stride * per_line));
-        let round = |(i, ((bytes, scales), sums)): (usize, ((&mut [_], &mut [_]), &mut [_]))| {
-            let groups = scales.chunks_mut(per_line).zip(sums.chunks_mut(per_line));
-            for (j, (bytes, (scales, sums))) in bytes.iter_mut().zip(groups).enumerate() {
-                let (row, line) = if order == Order::Rows { (i, j) } else { (j, i) };
-                if line < lines && row < n {
-                    let x = &x[row * k..][..k];
-                    let x = &x[line * LINE..k.min((line + 1) * LINE)];
-                    isa.run(Round { x, codes, bytes, scales, sums });
+            .par_chunks_mut(at_once * stride)
+            .zip(scales.par_chunks_mut(at_once * stride * per_line))
+            .zip(sums.par_chunks_mut(at_once * stride * per_line));
+        let round =
+            |(i, ((bytes, scales), sums)): (usize, ((&mut [[[u8; LINE]; T]], &mut [_]), &mut [_]))| {
+                // Rows and lines of the piece, and how far these lie apart in it.
+                let (rows, of_piece, apart) = match order {
+                    Order::Rows => (i..i + 1, 0..lines, [0, 1]),
+                    Order::Lines => (0..n, i * TOGETHER..lines.min((i + 1) * TOGETHER), [1, stride]),
+                };
+                for row in rows {
+                    for (l, line) in of_piece.clone().enumerate() {
+                        let at = row * apart[0] + l * apart[1];
+                        let x = &x[row * k..][..k];
+                        let x = &x[line * LINE..k.min((line + 1) * LINE)];
+                        let groups = at * per_line..(at + 1) * per_line;
+                        let (scales, sums) = (&mut scales[groups.clone()], &mut sums[groups]);
+                        isa.run(Round { x, codes, bytes: &mut bytes[at], scales, sums });
+                    }
                 }
-            }
-        };
+            };
         // Few rows are rounded before another thread has woken up.
-        let at_once = if n < 16 { usize::MAX } else { 1 };
-        pieces.enumerate().with_min_len(at_once).for_each(round);
+        let least = if n < 16 { usize::MAX } else { 1 };
+        pieces.enumerate().with_min_len(least).for_each(round);
         Self { n, lines, per_line, order, stride, stored, skipped, scales, sums }
     }
 
