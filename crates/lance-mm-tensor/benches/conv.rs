@@ -11,9 +11,14 @@ fn convolutions(c: &mut Criterion) {
     group.sample_size(10);
     let window = Window { stride: 1, before: 1, after: 1, zoom: 1 };
     // Side, channels in and out, filters of three by three pixels.
-    for (side, n_in, n_out) in
-        [(16, 1024, 1024), (32, 1024, 1024), (64, 512, 512), (128, 256, 256), (96, 1024, 1024), (384, 256, 256)]
-    {
+    for (side, n_in, n_out) in [
+        (16, 1024, 1024),
+        (32, 1024, 1024),
+        (64, 512, 512),
+        (128, 256, 256),
+        (96, 1024, 1024),
+        (384, 256, 256),
+    ] {
         let k = 9 * n_in;
         let values = seeded(n_out * k, 1);
         let x = Tensor::from_vec(seeded(side * side * n_in, 2), (side, side, n_in), &Device::Cpu)

@@ -129,6 +129,18 @@ impl Conv {
     /// Frames of different sizes or of another number of channels, more than fit under the filters, or
     /// smaller than a filter.
     pub fn forward(&self, x: &Tensor, past: &[Tensor]) -> Result<Tensor> {
+        self.product(x, past, None)
+    }
+
+    /// `start` f32 `(H', W', R)` plus what [`forward`](Self::forward) gives.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); a start of another shape.
+    pub fn forward_onto(&self, start: &Tensor, x: &Tensor, past: &[Tensor]) -> Result<Tensor> {
+        self.product(x, past, Some(start))
+    }
+
+    fn product(&self, x: &Tensor, past: &[Tensor], start: Option<&Tensor>) -> Result<Tensor> {
         let (height, width, channels) = x.dims3()?;
         let fits =
             [(height, 0), (width, 1)].iter().all(|(n, axis)| self.geometry.positions(*n, *axis).is_some());
@@ -142,16 +154,23 @@ impl Conv {
             let found = format!("{:?}", past.iter().map(Tensor::dims).collect::<Vec<_>>());
             return Err(Error::input("past frames", expected, found));
         }
+        let dims = [(height, 0), (width, 1)].map(|(n, axis)| self.geometry.positions(n, axis).unwrap_or(0));
+        let dims = [dims[0], dims[1], self.weight.n_rows()];
+        if let Some(start) = start.filter(|start| start.dims() != dims || start.dtype() != DType::F32) {
+            let found = format!("{:?} {:?}", start.dtype(), start.dims());
+            return Err(Error::input("start of a convolution", format!("f32 {dims:?}"), found));
+        }
         let past = past.iter().map(Tensor::contiguous).collect::<candle_core::Result<Vec<_>>>()?;
         if let Some(filters) = &self.filters {
-            return self.forward_on_device(filters, &x.contiguous()?, past);
+            let y = self.forward_on_device(filters, &x.contiguous()?, past)?;
+            return start.map_or(Ok(y.clone()), |start| Ok((start + y)?));
         }
-        self.forward_on_cpu(&x.contiguous()?, &past)
+        self.forward_on_cpu(&x.contiguous()?, &past, start)
     }
 }
 
 impl Conv {
-    fn forward_on_cpu(&self, x: &Tensor, past: &[Tensor]) -> Result<Tensor> {
+    fn forward_on_cpu(&self, x: &Tensor, past: &[Tensor], start: Option<&Tensor>) -> Result<Tensor> {
         let (height, width, channels) = x.dims3()?;
         let (x, past) = (Values::of(x)?, past.iter().map(Values::of).collect::<Result<Vec<_>>>()?);
         let mut frames = vec![None; self.taps - 1 - past.len()];
@@ -162,8 +181,16 @@ impl Conv {
         let bias = self.bias.to_vec1::<f32>()?;
         let mut out = vec![0.0; rows * columns * bias.len()];
         // On all threads: the first to touch a page waits until the system has cleared it.
-        let pixels = out.par_chunks_exact_mut(bias.len().max(1)).with_min_len(1024);
-        pixels.for_each(|pixel| pixel.copy_from_slice(&bias));
+        let start = start.map(Tensor::contiguous).transpose()?;
+        let start = start.as_ref().map(Values::of).transpose()?;
+        let pixels = out.par_chunks_exact_mut(bias.len().max(1)).enumerate().with_min_len(1024);
+        pixels.for_each(|(i, pixel)| {
+            pixel.copy_from_slice(&bias);
+            if let Some(start) = &start {
+                let start = &start[i * bias.len()..];
+                pixel.iter_mut().zip(start).for_each(|(sum, start)| *sum += start);
+            }
+        });
         add_conv(Frames { frames: &frames, height, width, channels }, &self.geometry, &self.weight, &mut out);
         Ok(Tensor::from_vec(out, (rows, columns, bias.len()), &Device::Cpu)?)
     }
@@ -243,6 +270,16 @@ mod tests {
             &flat(&y.transpose(0, 1).unwrap()),
             1e-5,
         );
+    }
+
+    #[test]
+    fn sums_may_begin_with_something_else() {
+        let conv = conv([1, 3, 3], 4, 6, SAME);
+        let (x, start) = (tensor(5 * 6 * 4, &[5, 6, 4], 3), tensor(5 * 6 * 6, &[5, 6, 6], 4));
+        let expected = (conv.forward(&x, &[]).unwrap() + &start).unwrap();
+        assert_close("onto", &flat(&conv.forward_onto(&start, &x, &[]).unwrap()), &flat(&expected), 1e-5);
+        let error = conv.forward_onto(&x, &x, &[]).unwrap_err().to_string();
+        assert!(error.contains("expected f32 [5, 6, 6], found F32 [5, 6, 4]"), "{error}");
     }
 
     #[test]

@@ -38,6 +38,7 @@ mod norm;
 mod pixel_norm;
 mod pool;
 mod quantization;
+mod repeat;
 mod rope;
 #[doc(hidden)]
 pub mod testing;
@@ -58,5 +59,6 @@ pub use norm::RmsNorm;
 pub use pixel_norm::PixelNorm;
 pub use pool::on_pool;
 pub use quantization::{Mode, Quantization, Scheme};
+pub use repeat::repeat_pixels;
 pub use rope::{Rotary, RotaryTable};
 pub use weights::{TensorInfo, Weights};

@@ -222,7 +222,7 @@ impl Stage {
     /// The result `y` of the blocks at twice the size, with copies of their input `x`.
     fn upsampled(&self, y: &Tensor, x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
         let Some((upsample, repeat)) = &self.upsample else { return Ok(vec![y.clone()]) };
-        let (frames, shortcut) = (upsample.forward(y, tails)?, repeat.forward(x, tails)?);
-        frames.into_iter().zip(shortcut).map(|(x, shortcut)| Ok((x + shortcut)?)).collect()
+        let copies = repeat.forward(x, tails)?;
+        upsample.forward_onto(&copies, y, tails)
     }
 }

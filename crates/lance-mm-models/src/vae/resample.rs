@@ -1,7 +1,7 @@
 //! Layers that change a clip's size: half or twice the sides, and fewer or more frames.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Conv, Result, Weights, Window};
+use lance_mm_tensor::{Conv, Error, Result, Weights, Window};
 
 use super::tails::Tails;
 
@@ -83,16 +83,33 @@ impl Upsample {
     /// # Errors
     /// A frame of another width or size than those before.
     pub fn forward(&self, x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
-        let Some(time_conv) = &self.time_conv else { return Ok(vec![self.resample.forward(x, &[])?]) };
+        self.in_time(x, tails)?.iter().map(|x| self.resample.forward(x, &[])).collect()
+    }
+
+    /// As [`forward`](Self::forward), each frame added to one of `starts`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); another number of frames to add to.
+    pub fn forward_onto(&self, starts: &[Tensor], x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
+        let frames = self.in_time(x, tails)?;
+        if frames.len() != starts.len() {
+            return Err(Error::input("frames to add to", frames.len(), starts.len()));
+        }
+        let frames = starts.iter().zip(&frames);
+        frames.map(|(start, x)| self.resample.forward_onto(start, x, &[])).collect()
+    }
+
+    /// The frames that become larger.
+    fn in_time(&self, x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
+        let Some(time_conv) = &self.time_conv else { return Ok(vec![x.clone()]) };
         let tail = tails.claim();
         if !std::mem::replace(&mut tail.started, true) {
-            return Ok(vec![self.resample.forward(x, &[])?]);
+            return Ok(vec![x.clone()]);
         }
         let pair = time_conv.forward(x, &tail.frames)?;
         tail.push(x, 2);
         let width = pair.dim(2)? / 2;
-        let frame = |i: usize| self.resample.forward(&pair.narrow(2, i * width, width)?, &[]);
-        Ok(vec![frame(0)?, frame(1)?])
+        Ok(vec![pair.narrow(2, 0, width)?, pair.narrow(2, width, width)?])
     }
 }
 

@@ -36,10 +36,10 @@ impl Residual {
     /// The frame f32 `(H, W, C)` to f32 `(H, W, C')`.
     pub(super) fn forward(&self, x: &Tensor, tails: &mut Tails) -> Result<Tensor> {
         let y = self.convs[0].forward(&self.norms[0].forward_silu(x)?, tails)?;
-        let y = self.convs[1].forward(&self.norms[1].forward_silu(&y)?, tails)?;
+        let y = self.norms[1].forward_silu(&y)?;
         match &self.shortcut {
-            None => Ok((x + y)?),
-            Some(shortcut) => Ok((shortcut.forward(x, &[])? + y)?),
+            None => self.convs[1].forward_onto(x, &y, tails),
+            Some(shortcut) => self.convs[1].forward_onto(&shortcut.forward(x, &[])?, &y, tails),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Both see a value's place in its neighbourhood as part of its channel: channel, then frame, row and column.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Error, Result};
+use lance_mm_tensor::{Error, Result, repeat_pixels};
 
 use super::tails::Tails;
 
@@ -69,27 +69,12 @@ impl Repeat {
     /// # Errors
     /// Channels that do not divide the values of the result.
     pub fn forward(&self, x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
-        let (h, w, c) = x.dims3()?;
         let Self { n_out, frames, side } = *self;
-        let values = n_out * frames * side * side;
-        if !values.is_multiple_of(c) {
-            let expected = format!("channels that divide {values}");
-            return Err(Error::input("repeated frame", expected, format!("{:?}", x.dims())));
-        }
         let first = match frames {
             1 => 0,
             _ if std::mem::replace(&mut tails.claim().started, true) => 0,
             _ => frames - 1,
         };
-        // (H, W, C, copies) = (H, W, n_out, F, S, S) -> (F, H, S, W, S, n_out)
-        let copies = x
-            .unsqueeze(3)?
-            .broadcast_as((h, w, c, values / c))?
-            .reshape(vec![h, w, n_out, frames, side, side])?;
-        let frame = |i: usize| -> Result<Tensor> {
-            let copies = copies.narrow(3, i, 1)?.squeeze(3)?;
-            Ok(copies.permute(vec![0, 3, 1, 4, 2])?.reshape((h * side, w * side, n_out))?)
-        };
-        (first..frames).map(frame).collect()
+        (first..frames).map(|frame| repeat_pixels(x, n_out, frames, frame, side)).collect()
     }
 }

@@ -60,4 +60,12 @@ impl CausalConv {
         tail.push(x, self.0.taps() - 1);
         Ok(y)
     }
+
+    /// `start` plus the result's frame.
+    pub(super) fn forward_onto(&self, start: &Tensor, x: &Tensor, tails: &mut Tails) -> Result<Tensor> {
+        let tail = tails.claim();
+        let y = self.0.forward_onto(start, x, &tail.frames)?;
+        tail.push(x, self.0.taps() - 1);
+        Ok(y)
+    }
 }
