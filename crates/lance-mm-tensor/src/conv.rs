@@ -7,6 +7,7 @@ use crate::dense::DenseWeight;
 use crate::error::{Error, Result};
 use crate::kernels::metal;
 use crate::kernels::{Frames, Geometry, Rows, add_conv};
+use crate::pool::zeros;
 use crate::values::Values;
 use crate::weights::Weights;
 
@@ -179,8 +180,7 @@ impl Conv {
         let rows = self.geometry.positions(height, 0).unwrap_or(0);
         let columns = self.geometry.positions(width, 1).unwrap_or(0);
         let bias = self.bias.to_vec1::<f32>()?;
-        let mut out = vec![0.0; rows * columns * bias.len()];
-        // On all threads: the first to touch a page waits until the system has cleared it.
+        let mut out = zeros(rows * columns * bias.len());
         let start = start.map(Tensor::contiguous).transpose()?;
         let start = start.as_ref().map(Values::of).transpose()?;
         let pixels = out.par_chunks_exact_mut(bias.len().max(1)).enumerate().with_min_len(1024);

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::kernels::metal;
+use crate::pool::zeros;
 use crate::weights::Weights;
 
 /// Least length that a pixel is divided by.
@@ -83,7 +84,7 @@ impl CustomOp1 for NormOp<'_> {
             candle_core::bail!("pixel-norm wants contiguous pixels")
         };
         let x = &storage.as_slice::<f32>()?[start..end];
-        let (gamma, mut out) = (&self.norm.gamma, vec![0.0; x.len()]);
+        let (gamma, mut out) = (&self.norm.gamma, zeros(x.len()));
         let task = (TASK / gamma.len()).max(1) * gamma.len();
         out.par_chunks_mut(task).zip(x.par_chunks(task)).for_each(|(out, x)| {
             for (out, x) in out.chunks_exact_mut(gamma.len()).zip(x.chunks_exact(gamma.len())) {

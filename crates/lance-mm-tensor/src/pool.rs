@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use candle_core::Device;
+use rayon::prelude::*;
 
 use crate::kernels::metal;
 
@@ -27,6 +28,22 @@ pub fn on_pool<R: Send>(run: impl FnOnce() -> R + Send) -> R {
         true => run(),
         false => run_with_others(run),
     }
+}
+
+/// As many zeros. Many are written on all threads: the first to touch a page of new memory waits until the system has
+/// cleared it.
+pub(crate) fn zeros(n: usize) -> Vec<f32> {
+    /// Values of a page.
+    const PAGE: usize = 1024;
+    /// Pages that are worth a task.
+    const TASK: usize = 64;
+    if n < 4 * TASK * PAGE {
+        return vec![0.0; n];
+    }
+    let pages = (0..n.div_ceil(PAGE)).into_par_iter().with_min_len(TASK).map(|_| [0.0; PAGE]);
+    let mut zeros = pages.collect::<Vec<[f32; PAGE]>>().into_flattened();
+    zeros.truncate(n);
+    zeros
 }
 
 /// Runs of [`on_pool`] there are now.
@@ -72,6 +89,18 @@ fn stand_by(done: &AtomicBool) {
     while !done.load(Ordering::Relaxed) && RUNNING.load(Ordering::Relaxed) == 1 {
         if rayon::yield_now() != Some(rayon::Yield::Executed) {
             std::hint::spin_loop();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_as_many_zeros_as_asked_for() {
+        for n in [0, 1, 1000, 262_144, 300_001] {
+            assert_eq!(zeros(n), vec![0.0; n]);
         }
     }
 }

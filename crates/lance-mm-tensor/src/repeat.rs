@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::kernels::metal;
+use crate::pool::zeros;
 use crate::values::Values;
 
 /// Repeats every channel of f32 `(H, W, C)` as often as fills `frames` frames of `side` by `side` pixels with `n_out`
@@ -35,7 +36,7 @@ pub fn repeat_pixels(x: &Tensor, n_out: usize, frames: usize, frame: usize, side
     // Channels of the pixels that one becomes.
     let channels: Vec<usize> =
         (0..side * side * n_out).map(|i| channel(i / n_out / side, i / n_out % side, i % n_out)).collect();
-    let mut out = vec![0.0; h * w * side * side * n_out];
+    let mut out = zeros(h * w * side * side * n_out);
     out.par_chunks_mut((w * side * n_out).max(1)).enumerate().for_each(|(row, out)| {
         let pixels =
             x[row / side * w * c..].chunks_exact(c).flat_map(|pixel| std::iter::repeat_n(pixel, side));

@@ -16,6 +16,7 @@ use super::pointwise::swiglu_here;
 use super::vector::{Isa, Simd};
 use super::{Addends, Layer, Matrix, added};
 use crate::dense::FloatType;
+use crate::pool::zeros;
 use activations::{Activations, Order};
 
 /// Codes that are read together.
@@ -214,7 +215,7 @@ fn from_columns(by_row: Vec<f32>, n: usize) -> Vec<f32> {
 
 fn few(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
     let x = Activations::new(isa, x, n, w.group, w.codes(), Order::Lines);
-    let mut out = vec![0.0; n * w.rows];
+    let mut out = zeros(n * w.rows);
     let units = PIECE / (panel::ROWS * w.row_bytes()).max(1);
     Columns::new(&mut out, w.rows).in_parallel(panel::ROWS, units.max(1), |columns| {
         panel::rows(isa, w, &x, columns);
@@ -223,7 +224,7 @@ fn few(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
 }
 
 fn many(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
-    let mut out = vec![0.0; n * w.rows];
+    let mut out = zeros(n * w.rows);
     for (x, out) in x.chunks(matmul::BLOCK * w.cols).zip(out.chunks_mut(matmul::BLOCK * w.rows)) {
         let n = x.len() / w.cols;
         let x = Activations::new(isa, x, n, w.group, w.codes(), Order::Lines);

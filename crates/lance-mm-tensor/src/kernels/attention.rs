@@ -20,6 +20,7 @@ use super::tile::{self, PANEL};
 use super::vector;
 use crate::attention::Block;
 use crate::dense::Activations;
+use crate::pool::zeros;
 use panel::{KEYS, Panel};
 use softmax::{AddKeys, Row, State};
 
@@ -108,7 +109,7 @@ impl Attention<'_> {
     pub(crate) fn run(&self, blocks: &[Block]) -> Vec<f32> {
         let [h, t, d] = self.q.dims;
         let width = h * d;
-        let mut out = vec![0.0; t * width];
+        let mut out = zeros(t * width);
         let mut many = Vec::new();
         let mut rest = out.as_mut_slice();
         for block in blocks {

@@ -15,6 +15,7 @@ use super::amx::{Filled, Output, product};
 use super::columns::{Columns, Part};
 use super::{Addends, Rows, added};
 use crate::dense::Activations;
+use crate::pool::zeros;
 pub(super) use avx512::{Avx512Bf16, Terms};
 use avx512::{COLS, PanelWord};
 
@@ -154,7 +155,7 @@ impl<'a> Bf16Matrix<'a> {
 
     fn in_registers<const T: usize>(&self, x: &[f32], n: usize) -> Vec<f32> {
         let rows = self.n_rows();
-        let mut y = vec![0.0; n * rows];
+        let mut y = zeros(n * rows);
         for (x, y) in x.chunks(SLAB * self.k).zip(y.chunks_mut(SLAB * rows)) {
             let packed = PackedRows::<T>::new(x, self.k, self.kernels);
             Columns::new(y, rows).in_parallel(COLS, PANELS, |columns| self.block(&packed, columns));

@@ -10,6 +10,7 @@ use super::Rows;
 use super::tile::{Isa, Left, PANEL};
 use crate::conv::Window;
 use crate::dense::DenseWeight;
+use crate::pool::zeros;
 
 /// Values summed in registers before they are added to the result: a panel of this depth, 32 kB, stays in the
 /// first-level cache while the pixels of a tile pass by.
@@ -105,10 +106,11 @@ pub(crate) fn add_conv(x: Frames<'_>, geometry: &Geometry, weight: &DenseWeight,
     };
     // A few tasks for each thread, so that none waits long for the last.
     let band = rows.div_ceil(4 * rayon::current_num_threads()).clamp(1, BAND);
-    out.par_chunks_mut(band * columns * n_out).enumerate().for_each(|(i, out)| {
+    // Memory for the input of tiles is kept from one to the next: new memory is cleared first, page by page.
+    out.par_chunks_mut(band * columns * n_out).enumerate().for_each_init(Vec::new, |input, (i, out)| {
         let step = (TILE / band).max(1);
         for first in (0..columns).step_by(step) {
-            product.tile(i * band, first..(first + step).min(columns), columns, out);
+            product.tile(i * band, first..(first + step).min(columns), columns, input, out);
         }
     });
 }
@@ -119,7 +121,7 @@ fn pack(weight: &DenseWeight, taps: &[usize], filter: usize) -> Vec<f32> {
     /// Values of a filter that are read at a time.
     const RUN: usize = 128;
     let depth = taps.len() * filter;
-    let mut packed = vec![0.0; weight.n_rows().div_ceil(PANEL) * depth * PANEL];
+    let mut packed = zeros(weight.n_rows().div_ceil(PANEL) * depth * PANEL);
     packed.par_chunks_mut(depth * PANEL).enumerate().for_each(|(i, panel)| {
         let rows = i * PANEL..((i + 1) * PANEL).min(weight.n_rows());
         let mut run = [[0.0; RUN]; PANEL];
@@ -168,14 +170,21 @@ struct Piece {
 
 impl Product<'_> {
     /// Adds to positions `positions` of each of `out`'s rows, of which the first is row `first_row` of all.
-    fn tile(&self, first_row: usize, positions: std::ops::Range<usize>, columns: usize, out: &mut [f32]) {
+    fn tile(
+        &self,
+        first_row: usize,
+        positions: std::ops::Range<usize>,
+        columns: usize,
+        input: &mut Vec<f32>,
+        out: &mut [f32],
+    ) {
         let Geometry { kernel: [kernel_rows, kernel_columns], window: Window { stride, .. } } =
             *self.geometry;
         let rows = out.len() / (columns * self.n_out);
         // The input under the tile, borders included, one frame after the other.
         let height = (rows - 1) * stride + kernel_rows;
         let width = (positions.len() - 1) * stride + kernel_columns;
-        let input = self.gather(first_row * stride, positions.start * stride, height, width);
+        self.gather(first_row * stride, positions.start * stride, height, width, input);
 
         let filter_row = kernel_columns * self.x.channels;
         let depth = self.frames.len() * kernel_rows * filter_row;
@@ -219,9 +228,10 @@ impl Product<'_> {
 
     /// Rows and columns of every frame from padded place `(top, left)` on, zeros where there is no pixel and
     /// between pixels.
-    fn gather(&self, top: usize, left: usize, height: usize, width: usize) -> Vec<f32> {
+    fn gather(&self, top: usize, left: usize, height: usize, width: usize, input: &mut Vec<f32>) {
         let (geometry, x) = (self.geometry, self.x);
-        let mut input = vec![0.0; self.frames.len() * height * width * self.pitch];
+        input.clear();
+        input.resize(self.frames.len() * height * width * self.pitch, 0.0);
         for (line, out) in input.chunks_exact_mut(width * self.pitch).enumerate() {
             let (frame, y) = (self.frames[line / height], line % height);
             let Some(row) = geometry.pixel(top + y, x.height) else { continue };
@@ -232,7 +242,6 @@ impl Product<'_> {
                 }
             }
         }
-        input
     }
 }
 

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::simd::{Loop, Simd, mul_add};
+use crate::pool::zeros;
 
 /// Values that a thread takes at once.
 const CHUNK: usize = 16 * 1024;
@@ -14,7 +15,7 @@ const LANES: usize = 32;
 /// # Panics
 /// When `x` is not whole rows of the width of `w`.
 pub(crate) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
+    let mut out = zeros(x.len());
     if out.is_empty() {
         return out;
     }
