@@ -4,9 +4,12 @@
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
+use std::cell::RefCell;
+
 use rayon::prelude::*;
 
 use super::Rows;
+use super::columns::Columns;
 use super::tile::{Isa, Left, PANEL};
 use crate::conv::Window;
 use crate::dense::DenseWeight;
@@ -19,6 +22,9 @@ const DEPTH: usize = 256;
 const BAND: usize = 8;
 /// Pixels of the result whose input is laid out at a time.
 const TILE: usize = 256;
+/// Values of a result's whole input, borders included, that threads read from the last cache again and again, each
+/// with filters of its own, 6 MB: a few rows of a small frame for each thread would have them all read every filter.
+const SMALL: usize = 3 << 19;
 /// Pixels whose values begin a multiple of this many apart fall on few lines of the caches, and drive each
 /// other out. A gap of [`GAP`] values between them spreads them.
 const ALIASED: usize = 256;
@@ -81,7 +87,6 @@ pub(crate) fn add_conv(x: Frames<'_>, geometry: &Geometry, weight: &DenseWeight,
         return;
     }
     let taps: Vec<usize> = present.iter().map(|(tap, _)| *tap).collect();
-    let packed = pack(weight, &taps, filter);
     let aliased = x.channels.is_multiple_of(ALIASED);
     let pitch = x.channels + if aliased { GAP } else { 0 };
     // Without gaps, a filter's row is one run of values.
@@ -98,50 +103,55 @@ pub(crate) fn add_conv(x: Frames<'_>, geometry: &Geometry, weight: &DenseWeight,
         frames: present.into_iter().map(|(_, frame)| frame).collect(),
         x,
         geometry,
-        packed: &packed,
         n_out,
         pitch,
         pieces,
         isa: Isa::detect(),
     };
+    let panels = n_out.div_ceil(PANEL);
+    if product.input_of(rows, columns) <= SMALL && panels >= rayon::current_num_threads() {
+        return product.by_panel([rows, columns], out, |panel, out| pack(weight, &taps, filter, panel, out));
+    }
+    let depth = taps.len() * filter;
+    let mut packed = zeros(panels * depth * PANEL);
+    let all = packed.par_chunks_mut(depth * PANEL).enumerate();
+    all.for_each(|(i, panel)| pack(weight, &taps, filter, i, panel));
     // A few tasks for each thread, so that none waits long for the last.
     let band = rows.div_ceil(4 * rayon::current_num_threads()).clamp(1, BAND);
     // Memory for the input of tiles is kept from one to the next: new memory is cleared first, page by page.
     out.par_chunks_mut(band * columns * n_out).enumerate().for_each_init(Vec::new, |input, (i, out)| {
         let step = (TILE / band).max(1);
         for first in (0..columns).step_by(step) {
-            product.tile(i * band, first..(first + step).min(columns), columns, input, out);
+            product.tile(&packed, i * band, first..(first + step).min(columns), columns, input, out);
         }
     });
 }
 
-/// The filters' values under the frames `taps`, in panels `(depth, PANEL)`: one for every `PANEL` filters, the
-/// last one filled up with zeros.
-fn pack(weight: &DenseWeight, taps: &[usize], filter: usize) -> Vec<f32> {
+/// The values of panel `panel` of filters under the frames `taps`: `(depth, PANEL)`, the last panel filled up with zeros.
+fn pack(weight: &DenseWeight, taps: &[usize], filter: usize, panel: usize, out: &mut [f32]) {
     /// Values of a filter that are read at a time.
     const RUN: usize = 128;
-    let depth = taps.len() * filter;
-    let mut packed = zeros(weight.n_rows().div_ceil(PANEL) * depth * PANEL);
-    packed.par_chunks_mut(depth * PANEL).enumerate().for_each(|(i, panel)| {
-        let rows = i * PANEL..((i + 1) * PANEL).min(weight.n_rows());
-        let mut run = [[0.0; RUN]; PANEL];
-        for (tap, panel) in taps.iter().zip(panel.chunks_exact_mut(filter * PANEL)) {
-            for first in (0..filter).step_by(RUN) {
-                let len = RUN.min(filter - first);
-                for (row, run) in rows.clone().zip(&mut run) {
-                    weight.read_part(row, tap * filter + first, &mut run[..len]);
-                }
-                for (k, out) in
-                    panel[first * PANEL..(first + len) * PANEL].chunks_exact_mut(PANEL).enumerate()
-                {
-                    for (out, run) in out.iter_mut().zip(&run) {
-                        *out = run[k];
-                    }
+    let rows = panel * PANEL..((panel + 1) * PANEL).min(weight.n_rows());
+    let mut run = [[0.0; RUN]; PANEL];
+    for (tap, out) in taps.iter().zip(out.chunks_exact_mut(filter * PANEL)) {
+        for first in (0..filter).step_by(RUN) {
+            let len = RUN.min(filter - first);
+            for (row, run) in rows.clone().zip(&mut run) {
+                weight.read_part(row, tap * filter + first, &mut run[..len]);
+            }
+            let out = out[first * PANEL..(first + len) * PANEL].as_chunks_mut::<PANEL>().0;
+            for (k, out) in out.iter_mut().enumerate() {
+                for (out, run) in out.iter_mut().zip(&run) {
+                    *out = run[k];
                 }
             }
         }
-    });
-    packed
+    }
+}
+
+thread_local! {
+    /// A panel of filters and its sums, of this thread: as much as the largest small frame wants.
+    static SCRATCH: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
 /// What all tasks of a convolution read.
@@ -150,7 +160,6 @@ struct Product<'a> {
     frames: Vec<&'a [f32]>,
     x: Frames<'a>,
     geometry: &'a Geometry,
-    packed: &'a [f32],
     n_out: usize,
     /// Values from one pixel of a tile's input to the next.
     pitch: usize,
@@ -169,9 +178,73 @@ struct Piece {
 }
 
 impl Product<'_> {
+    /// Values of the input, borders included, of as many rows and columns of the result.
+    fn input_of(&self, rows: usize, columns: usize) -> usize {
+        let [height, width] = self.under(rows, columns);
+        self.frames.len() * height * width * self.pitch
+    }
+
+    /// Rows and columns of pixels under as many of the result.
+    fn under(&self, rows: usize, columns: usize) -> [usize; 2] {
+        let Geometry { kernel: [kernel_rows, kernel_columns], window: Window { stride, .. } } =
+            *self.geometry;
+        [(rows - 1) * stride + kernel_rows, (columns - 1) * stride + kernel_columns]
+    }
+
+    /// Adds to all of `out`, a panel of filters at a time; `pack` fills one.
+    fn by_panel(
+        &self,
+        [rows, columns]: [usize; 2],
+        out: &mut [f32],
+        pack: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        let Geometry { kernel: [kernel_rows, kernel_columns], window: Window { stride, .. } } =
+            *self.geometry;
+        let [height, width] = self.under(rows, columns);
+        let mut input = Vec::new();
+        self.gather(0, 0, height, width, &mut input);
+        let filter_row = kernel_columns * self.x.channels;
+        let lines = self.frames.len() * kernel_rows;
+        let block = self.isa.rows();
+        Columns::new(out, self.n_out).in_parallel(PANEL, 1, |part| {
+            let range = part.range();
+            for first in range.clone().step_by(PANEL) {
+                // Nothing in here runs other work of the pool on this thread.
+                SCRATCH.with_borrow_mut(|[panel, sums]| {
+                    panel.resize(lines * filter_row * PANEL, 0.0);
+                    pack(first / PANEL, panel);
+                    sums.clear();
+                    sums.resize(rows * columns * PANEL, 0.0);
+                    for (line, piece) in
+                        (0..lines).flat_map(|line| self.pieces.iter().map(move |piece| (line, piece)))
+                    {
+                        let (frame, y) = (line / kernel_rows, line % kernel_rows);
+                        let panel = &panel[(line * filter_row + piece.depth) * PANEL..][..piece.len * PANEL];
+                        for row in 0..rows {
+                            let from = (frame * height + row * stride + y) * width * self.pitch + piece.input;
+                            for column in (0..columns).step_by(block) {
+                                let step = stride * self.pitch;
+                                let left =
+                                    Left { values: &input[from + column * step..], row: step, step: 1 };
+                                let sums = &mut sums[(row * columns + column) * PANEL..];
+                                self.isa.add(block.min(columns - column), left, panel, sums, PANEL);
+                            }
+                        }
+                    }
+                    let cols = first..(first + PANEL).min(range.end);
+                    for (position, sums) in sums.chunks_exact(PANEL).enumerate() {
+                        let out = part.row(position, cols.clone());
+                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                    }
+                });
+            }
+        });
+    }
+
     /// Adds to positions `positions` of each of `out`'s rows, of which the first is row `first_row` of all.
     fn tile(
         &self,
+        packed: &[f32],
         first_row: usize,
         positions: std::ops::Range<usize>,
         columns: usize,
@@ -182,8 +255,7 @@ impl Product<'_> {
             *self.geometry;
         let rows = out.len() / (columns * self.n_out);
         // The input under the tile, borders included, one frame after the other.
-        let height = (rows - 1) * stride + kernel_rows;
-        let width = (positions.len() - 1) * stride + kernel_columns;
+        let [height, width] = self.under(rows, positions.len());
         self.gather(first_row * stride, positions.start * stride, height, width, input);
 
         let filter_row = kernel_columns * self.x.channels;
@@ -191,7 +263,7 @@ impl Product<'_> {
         for line in 0..self.frames.len() * kernel_rows {
             let (frame, y) = (line / kernel_rows, line % kernel_rows);
             for piece in &self.pieces {
-                for (n, panel) in self.packed.chunks_exact(depth * PANEL).enumerate() {
+                for (n, panel) in packed.chunks_exact(depth * PANEL).enumerate() {
                     let panel = &panel[(line * filter_row + piece.depth) * PANEL..][..piece.len * PANEL];
                     for row in 0..rows {
                         let from = (frame * height + row * stride + y) * width * self.pitch + piece.input;
