@@ -26,7 +26,7 @@ pub(crate) use affine_cpu::Affine;
 pub(crate) use attention::{Attention, Heads, Kept};
 pub(crate) use conv_cpu::{Frames, Geometry, add_conv};
 pub use gemm::{MatRef, Real, add_product};
-pub(crate) use norm_cpu::rms_norm;
+pub(crate) use norm_cpu::{pixel_norm, rms_norm};
 use pointwise::add_to;
 pub(crate) use pointwise::swiglu;
 pub(crate) use rope_cpu::{Angles, turn};

@@ -1,7 +1,8 @@
-//! Rows divided by their root mean square.
+//! Rows divided by their length.
 
 use rayon::prelude::*;
 
+use super::pointwise::silu;
 use super::simd::{Loop, Simd, mul_add};
 use crate::pool::zeros;
 
@@ -9,12 +10,28 @@ use crate::pool::zeros;
 const CHUNK: usize = 16 * 1024;
 /// Running sums: two of the widest registers.
 const LANES: usize = 32;
+/// Least length that a pixel is divided by.
+const MIN_LENGTH: f32 = 1e-12;
 
 /// `w · x / sqrt(mean(x²) + eps)` of every row of `x`.
 ///
 /// # Panics
 /// When `x` is not whole rows of the width of `w`.
 pub(crate) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
+    let width = w.len() as f32;
+    scaled(x, w, |squares| 1.0 / (squares / width + eps).sqrt(), false)
+}
+
+/// `gamma · x · √C / max(‖x‖₂, 1e-12)` of every row of `x`, and of that, if wanted, `v · sigmoid(v)`.
+///
+/// # Panics
+/// As [`rms_norm`].
+pub(crate) fn pixel_norm(x: &[f32], gamma: &[f32], with_silu: bool) -> Vec<f32> {
+    let root = (gamma.len() as f32).sqrt();
+    scaled(x, gamma, |squares| root / squares.sqrt().max(MIN_LENGTH), with_silu)
+}
+
+fn scaled(x: &[f32], w: &[f32], scale: impl Fn(f32) -> f32 + Sync, with_silu: bool) -> Vec<f32> {
     let mut out = zeros(x.len());
     if out.is_empty() {
         return out;
@@ -22,22 +39,24 @@ pub(crate) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
     assert!(!w.is_empty() && x.len().is_multiple_of(w.len()), "whole rows");
     let simd = Simd::detect();
     let piece = (CHUNK / w.len()).max(1) * w.len();
-    let normed = |(out, x): (&mut [f32], &[f32])| simd.run(RmsNorm { x, w, eps, out });
+    let scaled = |(out, x): (&mut [f32], &[f32])| simd.run(Scaled { x, w, scale: &scale, with_silu, out });
     match x.len() > CHUNK {
-        true => out.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(normed),
-        false => normed((&mut out, x)),
+        true => out.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(scaled),
+        false => scaled((&mut out, x)),
     }
     out
 }
 
-struct RmsNorm<'a> {
+struct Scaled<'a, F> {
     x: &'a [f32],
     w: &'a [f32],
-    eps: f32,
+    /// From the sum of a row's squares.
+    scale: F,
+    with_silu: bool,
     out: &'a mut [f32],
 }
 
-impl Loop for RmsNorm<'_> {
+impl<F: Fn(f32) -> f32> Loop for Scaled<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -51,10 +70,13 @@ impl Loop for RmsNorm<'_> {
                     sums[i] = mul_add::<FMA>(x[i], x[i], sums[i]);
                 }
             }
-            let total = sums.iter().sum::<f32>() + tail.iter().map(|x| x * x).sum::<f32>();
-            let scale = 1.0 / (total / width as f32 + self.eps).sqrt();
+            let squares = sums.iter().sum::<f32>() + tail.iter().map(|x| x * x).sum::<f32>();
+            let scale = (self.scale)(squares);
             for ((out, x), w) in out.iter_mut().zip(x).zip(self.w) {
                 *out = x * scale * w;
+            }
+            if self.with_silu {
+                out.iter_mut().for_each(|v| *v = silu::<FMA>(*v));
             }
         }
     }

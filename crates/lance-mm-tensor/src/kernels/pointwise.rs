@@ -33,12 +33,17 @@ impl Loop for Swiglu<'_> {
     #[inline(always)]
     fn run<const FMA: bool>(self) {
         for (gate, up) in self.gate.iter_mut().zip(self.up) {
-            let x = *gate;
-            // The power of the negative magnitude neither overflows nor loses what is left.
-            let e = exp::<FMA>(-x.abs());
-            *gate = x * (if x < 0.0 { e } else { 1.0 }) / (1.0 + e) * up;
+            *gate = silu::<FMA>(*gate) * up;
         }
     }
+}
+
+/// `x / (1 + e^-x)`. `FMA` as for [`mul_add`](super::simd::mul_add).
+#[inline(always)]
+pub(super) fn silu<const FMA: bool>(x: f32) -> f32 {
+    // The power of the negative magnitude neither overflows nor loses what is left.
+    let e = exp::<FMA>(-x.abs());
+    x * (if x < 0.0 { e } else { 1.0 }) / (1.0 + e)
 }
 
 /// Adds `values` to `y` row by row, one row of them as often as `y` has rows.
