@@ -101,7 +101,7 @@ pub(super) fn matmul(x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) -> V
 fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
     assert_eq!(x.len(), n * w.cols, "x is n rows of K");
     let y = match n {
-        0 => Vec::new(),
+        _ if n * w.rows == 0 => Vec::new(),
         1..=PRECISE => {
             let [y] = precise(isa, x, n, [w]);
             y

@@ -63,27 +63,25 @@ impl<const T: usize> Activations<T> {
             .par_chunks_mut(at_once * stride)
             .zip(scales.par_chunks_mut(at_once * stride * per_line))
             .zip(sums.par_chunks_mut(at_once * stride * per_line));
-        let round =
-            |(i, ((bytes, scales), sums)): (usize, ((&mut [[[u8; LINE]; T]], &mut [_]), &mut [_]))| {
-                // Rows and lines of the piece, and how far these lie apart in it.
-                let (rows, of_piece, apart) = match order {
-                    Order::Rows => (i..i + 1, 0..lines, [0, 1]),
-                    Order::Lines => (0..n, i * TOGETHER..lines.min((i + 1) * TOGETHER), [1, stride]),
-                };
-                for row in rows {
-                    for (l, line) in of_piece.clone().enumerate() {
-                        let at = row * apart[0] + l * apart[1];
-                        let x = &x[row * k..][..k];
-                        let x = &x[line * LINE..k.min((line + 1) * LINE)];
-                        let groups = at * per_line..(at + 1) * per_line;
-                        let (scales, sums) = (&mut scales[groups.clone()], &mut sums[groups]);
-                        isa.run(Round { x, codes, bytes: &mut bytes[at], scales, sums });
-                    }
-                }
-            };
         // Few rows are rounded before another thread has woken up.
         let least = if n < 16 { usize::MAX } else { 1 };
-        pieces.enumerate().with_min_len(least).for_each(round);
+        pieces.enumerate().with_min_len(least).for_each(|(i, ((bytes, scales), sums))| {
+            // Rows and lines of the piece, and how far these lie apart in it.
+            let (rows, of_piece, apart) = match order {
+                Order::Rows => (i..i + 1, 0..lines, [0, 1]),
+                Order::Lines => (0..n, i * TOGETHER..lines.min((i + 1) * TOGETHER), [1, stride]),
+            };
+            for row in rows {
+                for (l, line) in of_piece.clone().enumerate() {
+                    let at = row * apart[0] + l * apart[1];
+                    let x = &x[row * k..][..k];
+                    let x = &x[line * LINE..k.min((line + 1) * LINE)];
+                    let groups = at * per_line..(at + 1) * per_line;
+                    let (scales, sums) = (&mut scales[groups.clone()], &mut sums[groups]);
+                    isa.run(Round { x, codes, bytes: &mut bytes[at], scales, sums });
+                }
+            }
+        });
         Self { n, lines, per_line, order, stride, stored, skipped, scales, sums }
     }
 

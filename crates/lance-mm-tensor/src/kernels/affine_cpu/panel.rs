@@ -11,8 +11,7 @@ pub(super) const LANES: usize = 16;
 /// Weight rows that are multiplied at once: enough sums at a time that none waits for the one before it.
 pub(super) const ROWS: usize = 2 * LANES;
 
-/// `out[i · R + r] = w[r] · x[i]` for some columns of the output; `w` has
-/// four bits, `x` at most [`FEW`] rows.
+/// `out[i · R + r] = w[r] · x[i]` for some columns of the output; `w` has four bits, `x` at most [`FEW`] rows.
 pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations<1>, columns: &mut Part<'_>) {
     assert!((1..=FEW).contains(&x.n), "a few rows of activations");
     macro_rules! run {
