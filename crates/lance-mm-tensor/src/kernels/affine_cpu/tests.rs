@@ -75,10 +75,9 @@ enum Rounding {
 
 impl Case {
     fn rounding(&self, isa: Isa) -> Rounding {
-        let few = self.n <= PRECISE || (self.n <= FEW && self.bits == 4);
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx(..) if !few => Rounding::Bf16,
+            Isa::Amx(..) if self.n > FEW || (self.n > PRECISE && self.bits != 4) => Rounding::Bf16,
             _ => Rounding::Whole { steps: if self.n <= PRECISE { 32_639.0 } else { 127.0 } },
         }
     }
