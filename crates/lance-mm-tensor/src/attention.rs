@@ -68,9 +68,8 @@ pub fn attention(
     }
     let types = [q, k, v].map(Tensor::dtype);
     let on_device = metal::runs_on(q.device());
-    if !matches!(types, [DType::F32, DType::F32, DType::F32])
-        && (on_device || !matches!(types, [DType::F32, DType::BF16, DType::BF16]))
-    {
+    let kept = if k.dtype() == DType::BF16 && !on_device { DType::BF16 } else { DType::F32 };
+    if types != [DType::F32, kept, kept] {
         let expected = if on_device { "f32" } else { "q f32, k and v both f32 or both bf16" };
         return Err(Error::input("heads", expected, format!("{types:?}")));
     }

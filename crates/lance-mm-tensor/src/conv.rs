@@ -143,42 +143,45 @@ impl Conv {
 
     fn product(&self, x: &Tensor, past: &[Tensor], start: Option<&Tensor>) -> Result<Tensor> {
         let (height, width, channels) = x.dims3()?;
-        let fits =
-            [(height, 0), (width, 1)].iter().all(|(n, axis)| self.geometry.positions(*n, *axis).is_some());
-        if channels != self.channels || x.dtype() != DType::F32 || !fits {
+        let positions = self.geometry.positions(height, 0).zip(self.geometry.positions(width, 1));
+        let fits = channels == self.channels && x.dtype() == DType::F32;
+        let Some((rows, columns)) = positions.filter(|_| fits) else {
             let expected = format!("f32 (H, W, {}) under filters {:?}", self.channels, self.geometry.kernel);
             let found = format!("{:?} {:?}", x.dtype(), x.dims());
             return Err(Error::input("frame", expected, found));
-        }
+        };
         if past.len() >= self.taps || past.iter().any(|p| p.dims() != x.dims() || p.dtype() != DType::F32) {
             let expected = format!("at most {} frames {:?}", self.taps - 1, x.dims());
             let found = format!("{:?}", past.iter().map(Tensor::dims).collect::<Vec<_>>());
             return Err(Error::input("past frames", expected, found));
         }
-        let dims = [(height, 0), (width, 1)].map(|(n, axis)| self.geometry.positions(n, axis).unwrap_or(0));
-        let dims = [dims[0], dims[1], self.weight.n_rows()];
+        let dims = [rows, columns, self.weight.n_rows()];
         if let Some(start) = start.filter(|start| start.dims() != dims || start.dtype() != DType::F32) {
             let found = format!("{:?} {:?}", start.dtype(), start.dims());
             return Err(Error::input("start of a convolution", format!("f32 {dims:?}"), found));
         }
         let past = past.iter().map(Tensor::contiguous).collect::<candle_core::Result<Vec<_>>>()?;
         if let Some(filters) = &self.filters {
-            let y = self.forward_on_device(filters, &x.contiguous()?, past)?;
+            let y = self.forward_on_device(filters, &x.contiguous()?, past, [rows, columns])?;
             return start.map_or(Ok(y.clone()), |start| Ok((start + y)?));
         }
-        self.forward_on_cpu(&x.contiguous()?, &past, start)
+        self.forward_on_cpu(&x.contiguous()?, &past, start, [rows, columns])
     }
 }
 
 impl Conv {
-    fn forward_on_cpu(&self, x: &Tensor, past: &[Tensor], start: Option<&Tensor>) -> Result<Tensor> {
+    fn forward_on_cpu(
+        &self,
+        x: &Tensor,
+        past: &[Tensor],
+        start: Option<&Tensor>,
+        [rows, columns]: [usize; 2],
+    ) -> Result<Tensor> {
         let (height, width, channels) = x.dims3()?;
         let (x, past) = (Values::of(x)?, past.iter().map(Values::of).collect::<Result<Vec<_>>>()?);
         let mut frames = vec![None; self.taps - 1 - past.len()];
         frames.extend(past.iter().chain([&x]).map(|frame| Some(&**frame)));
 
-        let rows = self.geometry.positions(height, 0).unwrap_or(0);
-        let columns = self.geometry.positions(width, 1).unwrap_or(0);
         let bias = self.bias.to_vec1::<f32>()?;
         let mut out = zeros(rows * columns * bias.len());
         let start = start.map(Tensor::contiguous).transpose()?;
@@ -195,16 +198,21 @@ impl Conv {
         Ok(Tensor::from_vec(out, (rows, columns, bias.len()), &Device::Cpu)?)
     }
 
-    fn forward_on_device(&self, filters: &Tensor, x: &Tensor, past: Vec<Tensor>) -> Result<Tensor> {
+    fn forward_on_device(
+        &self,
+        filters: &Tensor,
+        x: &Tensor,
+        past: Vec<Tensor>,
+        positions: [usize; 2],
+    ) -> Result<Tensor> {
         let (height, width, channels) = x.dims3()?;
-        let positions = |n, axis| self.geometry.positions(n, axis).expect("the filters fit, as was checked");
         let Window { stride, before, zoom, .. } = self.geometry.window;
         let frames: Vec<Tensor> = past.into_iter().chain([x.clone()]).rev().collect();
         let shape = metal::ConvShape {
             frame: [height, width, channels],
             kernel: self.geometry.kernel,
             window: [stride, before, zoom],
-            positions: [positions(height, 0), positions(width, 1)],
+            positions,
             filters: self.weight.n_rows(),
             filter: self.weight.n_cols(),
             frames: frames.len(),

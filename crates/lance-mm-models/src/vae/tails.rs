@@ -55,16 +55,23 @@ pub(super) struct CausalConv(pub(super) Conv);
 impl CausalConv {
     /// The frame f32 `(H, W, C)` to the result's frame.
     pub(super) fn forward(&self, x: &Tensor, tails: &mut Tails) -> Result<Tensor> {
-        let tail = tails.claim();
-        let y = self.0.forward(x, &tail.frames)?;
-        tail.push(x, self.0.taps() - 1);
-        Ok(y)
+        self.with_past(x, tails, |past| self.0.forward(x, past))
     }
 
     /// `start` plus the result's frame.
     pub(super) fn forward_onto(&self, start: &Tensor, x: &Tensor, tails: &mut Tails) -> Result<Tensor> {
+        self.with_past(x, tails, |past| self.0.forward_onto(start, x, past))
+    }
+
+    /// Runs on the frames before `x`, then remembers it.
+    fn with_past(
+        &self,
+        x: &Tensor,
+        tails: &mut Tails,
+        run: impl FnOnce(&[Tensor]) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let tail = tails.claim();
-        let y = self.0.forward_onto(start, x, &tail.frames)?;
+        let y = run(&tail.frames)?;
         tail.push(x, self.0.taps() - 1);
         Ok(y)
     }
