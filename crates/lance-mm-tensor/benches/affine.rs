@@ -1,9 +1,11 @@
 //! Affine products of the shapes that decoding and prompts run, against the same matrices in f32.
 
+use std::hint::black_box;
+
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lance_mm_tensor::testing::seeded;
-use lance_mm_tensor::{AffineWeight, DenseWeight, FloatType, Linear, Scheme};
+use lance_mm_tensor::{AffineWeight, DenseWeight, FloatType, Linear, Scheme, on_pool};
 
 fn products(c: &mut Criterion) {
     let mut group = c.benchmark_group("affine");
@@ -33,5 +35,37 @@ fn products(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, products);
+/// As in a model, where a weight has left the caches when its turn comes again.
+fn streams(c: &mut Criterion) {
+    const WEIGHTS: usize = 16;
+    let mut group = c.benchmark_group("affine from memory");
+    group.sample_size(10);
+    let scheme = Scheme::affine(4, 128).expect("a scheme there is");
+    for (rows, k) in [(11008, 2048), (2048, 11008)] {
+        let weight = |seed| {
+            let values = seeded(rows * k, seed);
+            let weight = AffineWeight::quantize("w", &values, k, scheme, FloatType::BF16);
+            Linear::from(weight.expect("finite values"))
+        };
+        let layers: Vec<Linear> = (0..WEIGHTS as u64).map(weight).collect();
+        let bytes: usize = layers.iter().map(|layer| layer.weight().bytes()).sum();
+        group.throughput(Throughput::Bytes(bytes as u64));
+        for n in [1, 2, 4, 8] {
+            let x =
+                Tensor::from_vec(seeded(n * k, 1), (n, k), &Device::Cpu).expect("the shape of the values");
+            group.bench_function(format!("{n}x{rows}x{k}"), |b| {
+                b.iter(|| {
+                    on_pool(|| {
+                        for layer in &layers {
+                            black_box(layer.forward(&x).expect("rows of the layer's width"));
+                        }
+                    });
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, products, streams);
 criterion_main!(benches);

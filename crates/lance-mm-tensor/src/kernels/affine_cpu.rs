@@ -11,8 +11,8 @@ mod tiles;
 
 use rayon::prelude::*;
 
-use super::columns::Columns;
-use super::pointwise::swiglu_here;
+use super::columns::{Columns, Part};
+use super::pointwise::{add_to, swiglu_here};
 use super::vector::{Isa, Simd};
 use super::{Addends, Layer, Matrix, added};
 use crate::dense::FloatType;
@@ -106,7 +106,10 @@ fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) 
             let [y] = precise(isa, x, n, [w]);
             y
         }
-        ..=FEW if w.codes() == Codes::Nibbles => few(isa, x, n, w),
+        ..=FEW if w.codes() == Codes::Nibbles => {
+            let [y] = few(isa, x, n, [w]);
+            y
+        }
         _ => match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Amx(_, filled) => return tiles::matmul(filled, x, w, add),
@@ -128,10 +131,16 @@ pub(super) fn matmul_each<const N: usize>(
         weights.push(w);
     }
     let weights: &[Affine<'_>; N] = weights.as_array()?;
-    if !(1..=PRECISE).contains(&n) || !weights.iter().all(|w| w.reads_as(&weights[0])) {
+    let first = weights.first()?;
+    if !weights.iter().all(|w| w.reads_as(first) && w.rows > 0) {
         return None;
     }
-    let mut y = precise(Isa::detect(), x, n, weights.each_ref());
+    let (isa, weights) = (Isa::detect(), weights.each_ref());
+    let mut y = match n {
+        1..=PRECISE => precise(isa, x, n, weights),
+        1..=FEW if first.codes() == Codes::Nibbles => few(isa, x, n, weights),
+        _ => return None,
+    };
     for (y, Layer { bias, .. }) in y.iter_mut().zip(layers) {
         *y = added(std::mem::take(y), Addends { bias, rows: None });
     }
@@ -148,9 +157,10 @@ pub(super) fn gated(
 ) -> Option<Vec<f32>> {
     let isa = Isa::detect();
     match n {
-        0 => Some(Vec::new()),
-        1..=PRECISE if gate.reads_as(up) => Some(precise_gated(isa, x, n, [gate, up], biases)),
-        _ if n <= FEW => None,
+        _ if n * gate.rows == 0 => Some(Vec::new()),
+        1..=FEW if !gate.reads_as(up) => None,
+        1..=PRECISE => Some(precise_gated(isa, x, n, [gate, up], biases)),
+        1..=FEW if gate.codes() == Codes::Nibbles => Some(few_gated(isa, x, n, [gate, up], biases)),
         _ => match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Amx(_, filled) => tiles::gated(filled, x, gate, up, biases),
@@ -213,21 +223,59 @@ fn from_columns(by_row: Vec<f32>, n: usize) -> Vec<f32> {
     }
 }
 
-fn few(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
-    let x = Activations::new(isa, x, n, w.group, w.codes(), Order::Lines);
-    let mut out = zeros(n * w.rows);
-    let units = PIECE / (panel::ROWS * w.row_bytes()).max(1);
-    Columns::new(&mut out, w.rows).in_parallel(panel::ROWS, units.max(1), |columns| {
-        panel::rows(isa, w, &x, columns);
+fn few<const N: usize>(isa: Isa, x: &[f32], n: usize, weights: [&Affine<'_>; N]) -> [Vec<f32>; N] {
+    let Some(first) = weights.first() else { return std::array::from_fn(|_| Vec::new()) };
+    let x = panel::activations(isa, x, n, first);
+    weights.map(|w| {
+        let mut out = zeros(n * w.rows);
+        in_panels(w, &mut out, |columns| {
+            panel::rows(isa, w, &x, columns.range(), |i, rows, y| columns.row(i, rows).copy_from_slice(y));
+        });
+        out
+    })
+}
+
+fn few_gated(
+    isa: Isa,
+    x: &[f32],
+    n: usize,
+    [gate, up]: [&Affine<'_>; 2],
+    [gate_bias, up_bias]: [Option<&[f32]>; 2],
+) -> Vec<f32> {
+    let x = panel::activations(isa, x, n, gate);
+    let mut out = zeros(n * gate.rows);
+    in_panels(gate, &mut out, |columns| {
+        let range = columns.range();
+        panel::rows(isa, gate, &x, range.clone(), |i, rows, y| columns.row(i, rows).copy_from_slice(y));
+        let (start, width) = (range.start, range.len());
+        let mut other = vec![0.0; n * width];
+        panel::rows(isa, up, &x, range.clone(), |i, rows, y| {
+            other[i * width + rows.start - start..][..y.len()].copy_from_slice(y);
+        });
+        for (i, other) in other.chunks_exact_mut(width).enumerate() {
+            let out = columns.row(i, range.clone());
+            for (y, bias) in [(&mut *out, gate_bias), (&mut *other, up_bias)] {
+                if let Some(bias) = bias {
+                    add_to(y, &bias[range.clone()]);
+                }
+            }
+            swiglu_here(out, other);
+        }
     });
     out
+}
+
+/// Calls `run` on all threads with whole panels of columns of the output of `w`.
+fn in_panels(w: &Affine<'_>, out: &mut [f32], run: impl Fn(&mut Part<'_>) + Sync) {
+    let units = PIECE / (panel::ROWS * w.row_bytes()).max(1);
+    Columns::new(out, w.rows).in_parallel(panel::ROWS, units.max(1), run);
 }
 
 fn many(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
     let mut out = zeros(n * w.rows);
     for (x, out) in x.chunks(matmul::BLOCK * w.cols).zip(out.chunks_mut(matmul::BLOCK * w.rows)) {
         let n = x.len() / w.cols;
-        let x = Activations::new(isa, x, n, w.group, w.codes(), Order::Lines);
+        let x = Activations::new(isa, x, n, w.group, w.codes(), Order::Lines(n));
         matmul::rows(isa, w, &x, out);
     }
     out

@@ -16,7 +16,7 @@ pub(super) struct Activations<const T: usize> {
     pub(super) per_line: usize,
     order: Order,
     /// Lines from one row to the next, in [`Order::Rows`]: whole chunks; rows from one line to the next, in
-    /// [`Order::Lines`].
+    /// [`Order::Lines`]: as many as that says.
     stride: usize,
     /// What [`bytes`](Self::bytes) are read from, after `skipped` ones: lines begin where cache lines do.
     stored: Vec<u8>,
@@ -39,8 +39,8 @@ const TOGETHER: usize = 4;
 pub(super) enum Order {
     /// Those of one row.
     Rows,
-    /// Those of all rows at one place.
-    Lines,
+    /// Those of all rows at one place, and of rows of zeros after them: so many in all.
+    Lines(usize),
 }
 
 impl<const T: usize> Activations<T> {
@@ -51,7 +51,7 @@ impl<const T: usize> Activations<T> {
         // What is rounded at once: a whole row, or some lines of all rows.
         let (pieces, stride, at_once) = match order {
             Order::Rows => (n, lines.next_multiple_of(CHUNK), 1),
-            Order::Lines => (lines, n, TOGETHER),
+            Order::Lines(rows) => (lines, rows, TOGETHER),
         };
         let count = pieces * stride;
         let mut stored = vec![0; count * T * LINE + ALIGNMENT];
@@ -63,13 +63,13 @@ impl<const T: usize> Activations<T> {
             .par_chunks_mut(at_once * stride)
             .zip(scales.par_chunks_mut(at_once * stride * per_line))
             .zip(sums.par_chunks_mut(at_once * stride * per_line));
-        // Few rows are rounded before another thread has woken up.
-        let least = if n < 16 { usize::MAX } else { 1 };
+        // A row or two are rounded before another thread has begun.
+        let least = if n <= 2 { usize::MAX } else { 1 };
         pieces.enumerate().with_min_len(least).for_each(|(i, ((bytes, scales), sums))| {
             // Rows and lines of the piece, and how far these lie apart in it.
             let (rows, of_piece, apart) = match order {
                 Order::Rows => (i..i + 1, 0..lines, [0, 1]),
-                Order::Lines => (0..n, i * TOGETHER..lines.min((i + 1) * TOGETHER), [1, stride]),
+                Order::Lines(_) => (0..n, i * TOGETHER..lines.min((i + 1) * TOGETHER), [1, stride]),
             };
             for row in rows {
                 for (l, line) in of_piece.clone().enumerate() {
@@ -96,7 +96,7 @@ impl<const T: usize> Activations<T> {
     pub(super) fn at(&self, row: usize, line: usize) -> usize {
         match self.order {
             Order::Rows => row * self.stride + line,
-            Order::Lines => line * self.stride + row,
+            Order::Lines(_) => line * self.stride + row,
         }
     }
 }

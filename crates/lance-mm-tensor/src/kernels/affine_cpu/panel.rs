@@ -1,9 +1,10 @@
 //! Some rows of activations: sixteen rows of the weight lie side by side, one in each lane, so that sums are scaled for
 //! all of them at once, and every line of codes is used for all activations as soon as it has been turned.
 
-use super::activations::Activations;
+use std::ops::Range;
+
+use super::activations::{Activations, Order};
 use super::{Affine, FEW, LINE, unpack_line};
-use crate::kernels::columns::Part;
 use crate::kernels::vector::{Isa, Kernel, Simd};
 
 /// Weight rows in the lanes of a register.
@@ -11,15 +12,31 @@ pub(super) const LANES: usize = 16;
 /// Weight rows that are multiplied at once: enough sums at a time that none waits for the one before it.
 pub(super) const ROWS: usize = 2 * LANES;
 
-/// `out[i · R + r] = w[r] · x[i]` for some columns of the output; `w` has four bits, `x` at most [`FEW`] rows.
-pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations<1>, columns: &mut Part<'_>) {
-    assert!((1..=FEW).contains(&x.n), "a few rows of activations");
+/// Lines from one that is used to the one that is asked for meanwhile: far enough for memory, and near enough for what comes
+/// to be still there when its turn comes.
+const AHEAD: usize = 6;
+
+/// Up to [`FEW`] rows of activations for products with `w`, and with what is read as it is.
+pub(super) fn activations(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Activations<1> {
+    assert!((1..=FEW).contains(&n), "a few rows of activations");
+    Activations::new(isa, x, n, w.group, w.codes(), Order::Lines(n.next_multiple_of(FEW / 2)))
+}
+
+/// Products of the rows `range` of `w`, which has four bits, with all of `x`: `write` gets row `i` of the output from its first
+/// column of a panel on.
+pub(super) fn rows(
+    isa: Isa,
+    w: &Affine<'_>,
+    x: &Activations<1>,
+    range: Range<usize>,
+    write: impl FnMut(usize, Range<usize>, &[f32]),
+) {
     macro_rules! run {
         ($($per:literal)*) => {
             match x.per_line {
                 // With half of the rows low and high codes have sums of their own: enough of them not to wait for each other.
-                $($per if x.n <= FEW / 2 => isa.run(Panels::<{ FEW / 2 }, 2, $per> { w, x, columns }),
-                $per => isa.run(Panels::<FEW, 1, $per> { w, x, columns }),)*
+                $($per if x.n <= FEW / 2 => isa.run(Panels::<{ FEW / 2 }, 2, $per, _> { w, x, range, write }),
+                $per => isa.run(Panels::<FEW, 1, $per, _> { w, x, range, write }),)*
                 _ => unreachable!("groups are 32, 64 or 128"),
             }
         };
@@ -28,19 +45,25 @@ pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations<1>, columns: &mut P
 }
 
 /// Up to `N` rows of activations with `SUMS` running sums for each, `PER` groups in a line.
-struct Panels<'a, 'c, const N: usize, const SUMS: usize, const PER: usize> {
+struct Panels<'a, const N: usize, const SUMS: usize, const PER: usize, F> {
     w: &'a Affine<'a>,
     x: &'a Activations<1>,
-    columns: &'a mut Part<'c>,
+    range: Range<usize>,
+    write: F,
 }
 
-impl<const N: usize, const SUMS: usize, const PER: usize> Kernel for Panels<'_, '_, N, SUMS, PER> {
+impl<const N: usize, const SUMS: usize, const PER: usize, F> Kernel for Panels<'_, N, SUMS, PER, F>
+where
+    F: FnMut(usize, Range<usize>, &[f32]),
+{
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Self { w, x, columns } = self;
-        let range = columns.range();
+        let Self { w, x, range, mut write } = self;
+        let x_bytes: &[[[u8; LINE]; N]] = x.bytes().as_flattened().as_chunks().0;
+        let x_scales: &[[[f32; PER]; N]] = x.scales.as_chunks().0.as_chunks().0;
+        let x_sums: &[[[f32; PER]; N]] = x.sums.as_chunks().0.as_chunks().0;
         for first in range.clone().step_by(ROWS) {
             let rows = [Sixteen::new(w, first), Sixteen::new(w, first + LANES)];
             let mut out = [[[0.0; LANES]; 2]; N];
@@ -51,48 +74,55 @@ impl<const N: usize, const SUMS: usize, const PER: usize> Kernel for Panels<'_, 
                     of_rows[m][1] = factors(simd, w, w.biases, first + LANES * m, start * PER);
                 }
                 for line in start..(start + LANES / PER).min(x.lines) {
-                    add_line::<S, N, SUMS, PER>(simd, &rows, x, line, &of_rows, line - start, &mut out);
+                    let x = XLine { bytes: &x_bytes[line], scales: &x_scales[line], sums: &x_sums[line] };
+                    // After the last lines of these rows come the first ones of the next.
+                    let ahead = match line + AHEAD {
+                        ahead if ahead < x_bytes.len() => (ahead, 0),
+                        past => (past - x_bytes.len(), ROWS),
+                    };
+                    let at = line - start;
+                    add_line::<S, N, SUMS, PER>(simd, &rows, (line, ahead), &x, &of_rows, at, &mut out);
                 }
             }
             let rows = first..(first + ROWS).min(range.end);
             for (i, out) in out.iter().enumerate().take(x.n) {
-                columns.row(i, rows.clone()).copy_from_slice(&out.as_flattened()[..rows.len()]);
+                write(i, rows.clone(), &out.as_flattened()[..rows.len()]);
             }
         }
     }
 }
 
-/// Adds the scaled products of a line of codes, of which the first group has the factors `PER · at`.
+/// A line of activations: their bytes, and the scales and sums of its groups.
+struct XLine<'a, const N: usize, const PER: usize> {
+    bytes: &'a [[u8; LINE]; N],
+    scales: &'a [[f32; PER]; N],
+    sums: &'a [[f32; PER]; N],
+}
+
+/// Adds the scaled products of a line of codes, of which group `g` has the factors `PER · at + g`; asks for the line
+/// `ahead.0` of the rows from row `ahead.1` on, counted from these.
 #[inline(always)]
 fn add_line<S: Simd, const N: usize, const SUMS: usize, const PER: usize>(
     simd: S,
     rows: &[Sixteen<'_>; 2],
-    x: &Activations<1>,
-    line: usize,
+    (line, ahead): (usize, (usize, usize)),
+    x: &XLine<'_, N, PER>,
     factors: &[[[[f32; LANES]; 16]; 2]; 2],
     at: usize,
     out: &mut [[[f32; LANES]; 2]; N],
 ) {
     let codes = [rows[0].line(simd, line), rows[1].line(simd, line)];
-    let bytes = x.bytes();
-    let mut places = [0; N];
-    let mut fours = [&[[0; 4]; LINE / 4]; N];
-    for i in 0..N {
-        // Past the last row it stands in.
-        places[i] = x.at(i.min(x.n - 1), line);
-        fours[i] = bytes[places[i]][0].as_chunks::<4>().0.as_array().expect("a line");
-    }
     for g in 0..PER {
         let mut sums = [[[simd.zero_ints(); SUMS]; 2]; N];
         for j in g * 16 / PER..(g + 1) * 16 / PER {
-            // The same line of the rows after these, little by little: only so many can be under way.
-            rows[0].prefetch(simd, line, ROWS + j);
-            rows[1].prefetch(simd, line, ROWS + j);
+            // Little by little: only so many can be under way.
+            rows[0].prefetch(simd, ahead.0, ahead.1 + j);
+            rows[1].prefetch(simd, ahead.0, ahead.1 + j);
             // Activations of even codes lie before those of odd ones.
             let [low, high] = [simd.nibbles(codes[0][j]), simd.nibbles(codes[1][j])];
             for half in 0..2 {
                 for i in 0..N {
-                    let x = simd.splat_four(fours[i][16 * half + j]);
+                    let x = simd.splat_four(x.bytes[i].as_chunks().0[16 * half + j]);
                     let [a, b] = &mut sums[i];
                     a[half % SUMS] = simd.dot::<false>(a[half % SUMS], low[half], x);
                     b[half % SUMS] = simd.dot::<false>(b[half % SUMS], high[half], x);
@@ -108,8 +138,7 @@ fn add_line<S: Simd, const N: usize, const SUMS: usize, const PER: usize>(
                 for s in 1..SUMS {
                     whole = simd.add_ints(whole, sums[i][m][s]);
                 }
-                let place = places[i] * PER + g;
-                let (x_scale, x_sum) = (simd.splat(x.scales[place]), simd.splat(x.sums[place]));
+                let (x_scale, x_sum) = (simd.splat(x.scales[i][g]), simd.splat(x.sums[i][g]));
                 add_scaled(simd, whole, [x_scale, x_sum], [scales, biases], &mut out[i][m]);
             }
         }
