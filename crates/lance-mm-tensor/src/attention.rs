@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor, WithDType};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp3, DType, Device, Layout, Shape, Storage, Tensor, WithDType,
+};
 
 use crate::dense::Activations;
 use crate::error::{Error, Result};
-use crate::kernels::{Attention, Heads, Kept, metal};
+use crate::kernels::{Attention, Heads, Kept, Single, attend_singly, metal};
 
 /// Which keys a run of queries sees.
 ///
@@ -57,8 +59,18 @@ pub fn attention(
     blocks: &[Block],
     activations: Activations,
 ) -> Result<Tensor> {
-    let (h, t, d) = q.dims3()?;
-    let (g, s, key_width) = k.dims3()?;
+    check_heads(q, k, v)?;
+    check(blocks, q.dim(1)?, k.dim(1)?)?;
+    match metal::runs_on(q.device()) {
+        false => Ok(q.apply_op3_no_bwd(k, v, &Op { blocks, activations })?),
+        true => metal::attend(q, k, v, blocks),
+    }
+}
+
+/// Whether heads and types go together.
+fn check_heads(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
+    let (h, _, d) = q.dims3()?;
+    let (g, _, key_width) = k.dims3()?;
     if g == 0 || !h.is_multiple_of(g) || k.dims() != v.dims() || key_width != d {
         return Err(Error::input(
             "heads",
@@ -73,11 +85,36 @@ pub fn attention(
         let expected = if on_device { "f32" } else { "q f32, k and v both f32 or both bf16" };
         return Err(Error::input("heads", expected, format!("{types:?}")));
     }
-    check(blocks, t, s)?;
-    match on_device {
-        false => Ok(q.apply_op3_no_bwd(k, v, &Op { blocks, activations })?),
-        true => metal::attend(q, k, v, blocks),
+    Ok(())
+}
+
+/// As [`attention`] with a query for each sequence, which sees all of that sequence's keys: `q` f32 `(H, n, D)`, keys and values
+/// of each of the `n` sequences `(G, S, D)`, `S` its own; result f32 `(n, H·D)`. On the CPU all sequences share the threads.
+///
+/// # Errors
+/// As [`attention`]; another number of sequences than of queries.
+pub fn attention_each(
+    q: &Tensor,
+    sequences: &[(Tensor, Tensor)],
+    activations: Activations,
+) -> Result<Tensor> {
+    let n = q.dim(1)?;
+    if sequences.len() != n || n == 0 {
+        return Err(Error::input("sequences", format!("{n}, and at least one"), sequences.len()));
     }
+    let blocks = |s| [Block::full(0..1, 0..s)];
+    for (k, v) in sequences {
+        check_heads(q, k, v)?;
+        check(&blocks(k.dim(1)?), 1, k.dim(1)?)?;
+    }
+    if metal::runs_on(q.device()) {
+        let one = |(i, (k, v)): (usize, &(Tensor, Tensor))| {
+            attention(&q.narrow(1, i, 1)?, k, v, &blocks(k.dim(1)?), activations)
+        };
+        let rows = sequences.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
+        return Ok(Tensor::cat(&rows, 0)?);
+    }
+    Ok(q.apply_op1_no_bwd(&Each { sequences })?)
 }
 
 /// The type that keys and values for [`attention`] are best kept in on `device`: bf16 where activations are, which halves
@@ -113,6 +150,35 @@ impl CustomOp3 for Op<'_> {
         let out = Attention { q, k, v, activations: self.activations }.run(self.blocks);
         let (h, t, d) = q_layout.shape().dims3()?;
         Ok((CpuStorage::F32(out), Shape::from((t, h * d))))
+    }
+}
+
+struct Each<'a> {
+    sequences: &'a [(Tensor, Tensor)],
+}
+
+impl CustomOp1 for Each<'_> {
+    fn name(&self) -> &'static str {
+        "attention_each"
+    }
+
+    fn cpu_fwd(&self, q: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (h, n, d) = layout.shape().dims3()?;
+        let q = heads(q, layout)?;
+        let opened: Vec<_> =
+            self.sequences.iter().map(|(k, v)| [k.storage_and_layout(), v.storage_and_layout()]).collect();
+        let mut singles = Vec::with_capacity(n);
+        for (row, [k, v]) in opened.iter().enumerate() {
+            let keys = 0..k.1.dims()[1];
+            let [k, v] = [k, v].map(|(storage, layout)| match &**storage {
+                Storage::Cpu(storage) => kept(storage, layout),
+                _ => candle_core::bail!("expected queries, keys and values on one device"),
+            });
+            singles.push(Single { row, keys, k: k?, v: v? });
+        }
+        let mut out = vec![0.0; n * h * d];
+        attend_singly(q, &singles, out.chunks_exact_mut(h * d).collect());
+        Ok((CpuStorage::F32(out), Shape::from((n, h * d))))
     }
 }
 
@@ -271,6 +337,34 @@ mod tests {
         let q = Tensor::zeros((1, 4, 4), DType::F32, &Device::Cpu).unwrap();
         let across = q.transpose(1, 2).unwrap();
         assert!(attention(&across, &q, &q, &[Block::full(0..4, 0..4)], Activations::F32).is_err());
+    }
+
+    #[test]
+    fn queries_of_several_sequences_equal_each_alone() {
+        let (h, g, d) = (4, 2, 24);
+        let lengths = [1, 300, 37, 1030];
+        let q = Tensor::from_vec(seeded(lengths.len() * h * d, 1), (lengths.len(), h, d), &Device::Cpu);
+        let q = q.unwrap().transpose(0, 1).unwrap();
+        for dtype in [DType::F32, DType::BF16] {
+            let kept = |s: usize, seed| {
+                let rows = Tensor::from_vec(seeded(g * s * d, seed), (g, s, d), &Device::Cpu).unwrap();
+                rows.to_dtype(dtype).unwrap()
+            };
+            let sequences: Vec<_> = lengths.iter().map(|&s| (kept(s, s as u64), kept(s, 7))).collect();
+            let found = attention_each(&q, &sequences, Activations::Bf16).unwrap().to_vec2::<f32>().unwrap();
+            for (i, (k, v)) in sequences.iter().enumerate() {
+                let (s, flat) = (lengths[i], |x: &Tensor| {
+                    x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+                });
+                let q = flat(&q.narrow(1, i, 1).unwrap().contiguous().unwrap());
+                let expected = naive(&q, &flat(k), &flat(v), (h, 1, d), g, &[Block::full(0..1, 0..s)]);
+                assert_close(&format!("{dtype:?} {s} keys"), &found[i], &expected, 2e-6);
+            }
+            let none = kept(2, 1).narrow(1, 0, 0).unwrap();
+            for wrong in [vec![], sequences[1..].to_vec(), vec![(none.clone(), none); 4]] {
+                assert!(attention_each(&q, &wrong, Activations::Bf16).is_err());
+            }
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ mod values;
 mod weights;
 
 pub use affine::{AffineWeight, pack_codes, quantize_group};
-pub use attention::{Block, attention, kept_dtype};
+pub use attention::{Block, attention, attention_each, kept_dtype};
 pub use conv::{Conv, Window};
 pub use dense::{Activations, DenseWeight, FloatType};
 pub use device::{DeviceChoice, device_name, within_step};

@@ -38,11 +38,6 @@ impl Cache {
         self.rows.first().copied().unwrap_or(0)
     }
 
-    /// Rows of a layer: during a pass, layers behind it have more than those before it.
-    pub(super) fn rows(&self, layer: usize) -> usize {
-        self.rows[layer]
-    }
-
     /// Whether the cache has no rows.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

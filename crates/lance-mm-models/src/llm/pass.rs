@@ -1,7 +1,7 @@
 //! What all layers of a pass share: which rows run on which weights, how they turn and what they see.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Activations, Block, Result, RotaryTable, attention};
+use lance_mm_tensor::{Activations, Block, Result, RotaryTable, attention, attention_each};
 
 use super::cache::Cache;
 use crate::sequence::Span;
@@ -34,16 +34,19 @@ impl Pass<'_, '_> {
         v: &Tensor,
         activations: Activations,
     ) -> Result<Tensor> {
+        // (T, G, D) -> (G, T, D)
+        let [q, k, v] = [q.transpose(0, 1)?, k.transpose(0, 1)?, v.transpose(0, 1)?];
         match &mut self.context {
-            Context::One { blocks, cache } => append_and_attend(cache, index, [q, k, v], blocks, activations),
+            Context::One { blocks, cache } => {
+                let (k, v) = cache.append(index, &k, &v)?;
+                attention(&q, &k, &v, blocks, activations)
+            }
             Context::Each(caches) => {
-                let mut rows = Vec::with_capacity(caches.len());
-                for (i, cache) in caches.iter_mut().enumerate() {
-                    let [q, k, v] = [q.narrow(0, i, 1)?, k.narrow(0, i, 1)?, v.narrow(0, i, 1)?];
-                    let block = Block::causal(0..1, 0..cache.rows(index) + 1);
-                    rows.push(append_and_attend(cache, index, [&q, &k, &v], &[block], activations)?);
-                }
-                Ok(Tensor::cat(&rows, 0)?)
+                let append = |(i, cache): (usize, &mut &mut Cache)| {
+                    cache.append(index, &k.narrow(1, i, 1)?, &v.narrow(1, i, 1)?)
+                };
+                let sequences = caches.iter_mut().enumerate().map(append).collect::<Result<Vec<_>>>()?;
+                attention_each(&q, &sequences, activations)
             }
         }
     }
@@ -67,16 +70,4 @@ impl Pass<'_, '_> {
             }
         }
     }
-}
-
-fn append_and_attend(
-    cache: &mut Cache,
-    index: usize,
-    [q, k, v]: [&Tensor; 3],
-    blocks: &[Block],
-    activations: Activations,
-) -> Result<Tensor> {
-    // (T, G, D) -> (G, T, D)
-    let (k, v) = cache.append(index, &k.transpose(0, 1)?, &v.transpose(0, 1)?)?;
-    attention(&q.transpose(0, 1)?, &k, &v, blocks, activations)
 }

@@ -2,6 +2,7 @@
 //! 2018, "Online normalizer calculation for softmax"): no row of scores is ever held as a whole.
 
 mod panel;
+mod single;
 mod softmax;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
@@ -17,17 +18,14 @@ use rayon::prelude::*;
 use super::amx::Filled;
 use super::simd::Simd;
 use super::tile::{self, PANEL};
-use super::vector;
 use crate::attention::Block;
 use crate::dense::Activations;
 use crate::pool::zeros;
 use panel::{KEYS, Panel};
-use softmax::{AddKeys, Row, State};
+pub(crate) use single::{Single, attend_singly};
 
 /// Queries, times the heads that share a key head, that see keys while those are near.
 const QUERIES: usize = 3 * PANEL;
-/// Least keys that are worth a task of their own when there is one query.
-const SPLIT: usize = 256;
 
 /// Heads `(H, T, D)` that lie in a slice with any distance between heads and between rows.
 #[derive(Clone, Copy)]
@@ -110,24 +108,21 @@ impl Attention<'_> {
         let [h, t, d] = self.q.dims;
         let width = h * d;
         let mut out = zeros(t * width);
-        let mut many = Vec::new();
+        let (mut singles, mut many) = ((Vec::new(), Vec::new()), Vec::new());
         let mut rest = out.as_mut_slice();
         for block in blocks {
             let (out, more) = rest.split_at_mut(block.queries.len() * width);
             rest = more;
             match block.queries.len() {
-                1 => match (self.k, self.v) {
-                    (Kept::F32(k), Kept::F32(v)) => {
-                        self.one_query(block.queries.start, block.keys.clone(), k, v, out)
-                    }
-                    (Kept::Bf16(k), Kept::Bf16(v)) => {
-                        self.one_query(block.queries.start, block.keys.clone(), k, v, out)
-                    }
-                    _ => panic!("keys and values of one type"),
-                },
+                1 => {
+                    let Range { start: row, .. } = block.queries;
+                    singles.0.push(Single { row, keys: block.keys.clone(), k: self.k, v: self.v });
+                    singles.1.push(out);
+                }
                 _ => many.push((block, out)),
             }
         }
+        attend_singly(self.q, &singles.0, singles.1);
         let many = self.on_tiles(many);
         let step = (QUERIES / self.fold()).max(1);
         let tasks: Vec<_> = many
@@ -187,54 +182,6 @@ impl Attention<'_> {
     /// Query heads of a key head.
     fn fold(&self) -> usize {
         self.q.dims[0] / self.k.dims()[0]
-    }
-
-    /// The query rows of a key head's query heads, head by head, scaled.
-    fn queries(&self, group: usize, rows: &Range<usize>) -> Vec<f32> {
-        let fold = self.fold();
-        let scale = 1.0 / (self.q.dims[2] as f32).sqrt();
-        let of_head = |head| rows.clone().flat_map(move |row| self.q.row(head, row));
-        (group * fold..(group + 1) * fold).flat_map(of_head).map(|v| v * scale).collect()
-    }
-
-    /// One query: keys are split over threads, each read once for all heads that share it.
-    fn one_query<'k, T: Sync>(
-        &self,
-        row: usize,
-        keys: Range<usize>,
-        k: Heads<'k, T>,
-        v: Heads<'k, T>,
-        out: &mut [f32],
-    ) where
-        &'k [T]: Row,
-    {
-        let (n_groups, d) = (self.k.dims()[0], self.q.dims[2]);
-        let splits = (2 * rayon::current_num_threads()).div_ceil(n_groups).min(keys.len().div_ceil(SPLIT));
-        let length = keys.len().div_ceil(splits.max(1)).max(1);
-        let parts: Vec<(usize, Range<usize>)> = (0..n_groups)
-            .flat_map(|group| keys.clone().step_by(length).map(move |start| (group, start..start + length)))
-            .map(|(group, part)| (group, part.start..part.end.min(keys.end)))
-            .collect();
-        let isa = vector::Isa::detect();
-        let states: Vec<State> = parts
-            .par_iter()
-            .map(|(group, keys)| {
-                let q = self.queries(*group, &(row..row + 1));
-                let mut state = State::new(self.fold(), d);
-                let key = |j| (k.row(*group, j), v.row(*group, j));
-                isa.run(AddKeys { state: &mut state, q: &q, keys: keys.clone().map(key) });
-                state
-            })
-            .collect();
-        let mut merged: Vec<State> = (0..n_groups).map(|_| State::new(self.fold(), d)).collect();
-        for ((group, _), state) in parts.iter().zip(&states) {
-            merged[*group].merge(state);
-        }
-        for (state, out) in merged.iter().zip(out.chunks_exact_mut(self.fold() * d)) {
-            for (head, out) in out.chunks_exact_mut(d).enumerate() {
-                state.write(head, out);
-            }
-        }
     }
 
     /// Query rows `rows` of a block, for the query heads of one key head; `out` has these rows of the output.

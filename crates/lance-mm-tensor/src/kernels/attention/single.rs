@@ -1,0 +1,83 @@
+//! Queries that stand alone, each over keys of its own: a key is read once for all heads that share it.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::softmax::{AddKeys, Row, State};
+use super::{Heads, Kept};
+use crate::kernels::vector::Isa;
+
+/// Least keys that are worth a task of their own.
+const SPLIT: usize = 256;
+
+/// A row of q, and the keys it sees: at least one.
+pub(crate) struct Single<'a> {
+    pub(crate) row: usize,
+    pub(crate) keys: Range<usize>,
+    /// `(G, S, D)`.
+    pub(crate) k: Kept<'a>,
+    /// `(G, S, D)`, of the type of `k`.
+    pub(crate) v: Kept<'a>,
+}
+
+/// `softmax(q · kᵀ / sqrt(D)) · v` of each of these rows, heads side by side, into its `(H·D)` values of `out`.
+pub(crate) fn attend_singly(q: Heads<'_>, singles: &[Single<'_>], out: Vec<&mut [f32]>) {
+    let [n_heads, _, d] = q.dims;
+    let mut tasks = Vec::new();
+    for (single, out) in singles.iter().zip(out) {
+        let groups = single.k.dims()[0];
+        // As many parts of the keys as give two tasks to each thread.
+        let parts = (2 * rayon::current_num_threads()).div_ceil(groups * singles.len());
+        let length = single.keys.len().div_ceil(parts.min(single.keys.len().div_ceil(SPLIT)));
+        for (group, out) in out.chunks_exact_mut(n_heads / groups * d).enumerate() {
+            tasks.push((single, group, length, out));
+        }
+    }
+    tasks.into_par_iter().with_max_len(1).for_each(|(single, group, length, out)| {
+        let state = match (single.k, single.v) {
+            (Kept::F32(k), Kept::F32(v)) => see(q, single, group, k, v, length),
+            (Kept::Bf16(k), Kept::Bf16(v)) => see(q, single, group, k, v, length),
+            _ => panic!("keys and values of one type"),
+        };
+        for (head, out) in out.chunks_exact_mut(d).enumerate() {
+            state.write(head, out);
+        }
+    });
+}
+
+/// What the query heads of a key head see of all keys, `length` of them at a time.
+fn see<'k, T: Sync>(
+    q: Heads<'_>,
+    single: &Single<'_>,
+    group: usize,
+    k: Heads<'k, T>,
+    v: Heads<'k, T>,
+    length: usize,
+) -> State
+where
+    &'k [T]: Row,
+{
+    let (isa, [n_heads, _, d]) = (Isa::detect(), q.dims);
+    let fold = n_heads / k.dims[0];
+    let scale = 1.0 / (d as f32).sqrt();
+    let heads = (group * fold..(group + 1) * fold).map(|head| q.row(head, single.row));
+    let q: Vec<f32> = heads.flatten().map(|q| q * scale).collect();
+    let part = |start: usize| {
+        let keys = start..(start + length).min(single.keys.end);
+        let mut state = State::new(fold, d);
+        let key = |j| (k.row(group, j), v.row(group, j));
+        isa.run(AddKeys { state: &mut state, q: &q, keys: keys.map(key) });
+        state
+    };
+    let starts: Vec<usize> = single.keys.clone().step_by(length).collect();
+    match *starts {
+        [only] => part(only),
+        _ => {
+            let parts: Vec<State> = starts.into_par_iter().with_max_len(1).map(part).collect();
+            let mut all = State::new(fold, d);
+            parts.iter().for_each(|part| all.merge(part));
+            all
+        }
+    }
+}
