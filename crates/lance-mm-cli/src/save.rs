@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail};
 use lance_mm::image::{self, RgbImage};
@@ -12,8 +13,12 @@ use lance_mm::video::{Animation, Ffmpeg};
 /// Frames a second of what the model draws.
 pub(crate) const FPS: u16 = 12;
 
-/// What is being written, to be removed when the program is interrupted.
+/// What is being written, to be removed when the program is interrupted. It is locked while files are made, written
+/// and renamed: an interruption waits for what was begun, and removes it with the rest.
 static PARTIAL: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Whether the program is ending, so that nothing more is to be begun.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Removes half written files when the program is interrupted, and ends it. Elsewhere than on Unix they stay, as
 /// hidden files that the next run with the same output takes over.
@@ -25,7 +30,9 @@ pub(crate) fn clean_up_on_interrupt() -> Result<()> {
             .context("the handler of interruptions")?;
         std::thread::spawn(move || {
             if let Some(signal) = signals.forever().next() {
-                for path in partial().iter() {
+                INTERRUPTED.store(true, Ordering::SeqCst);
+                let partial = PARTIAL.lock().unwrap_or_else(PoisonError::into_inner);
+                for path in partial.iter() {
                     let _ = remove(path);
                 }
                 // What shells say of a program that a signal ended.
@@ -36,8 +43,16 @@ pub(crate) fn clean_up_on_interrupt() -> Result<()> {
     Ok(())
 }
 
-fn partial() -> std::sync::MutexGuard<'static, Vec<PathBuf>> {
-    PARTIAL.lock().unwrap_or_else(PoisonError::into_inner)
+/// Locks what is being written. Once the program is interrupted this waits for its end.
+fn partial() -> MutexGuard<'static, Vec<PathBuf>> {
+    let guard = PARTIAL.lock().unwrap_or_else(PoisonError::into_inner);
+    if INTERRUPTED.load(Ordering::SeqCst) {
+        drop(guard);
+        loop {
+            std::thread::park();
+        }
+    }
+    guard
 }
 
 fn remove(path: &Path) -> std::io::Result<()> {
@@ -105,6 +120,7 @@ impl Target {
         hidden.push(name);
         let partial = path.with_file_name(hidden);
         let cannot = |error: std::io::Error| anyhow!("--output {}: {error}", path.display());
+        let mut known = self::partial();
         if matches!(form, Form::Frames) {
             if path.is_file() {
                 bail!("--output {}: expected a folder or nothing, found a file", path.display());
@@ -122,41 +138,52 @@ impl Target {
             }
             fs::File::create(&partial).map_err(cannot)?;
         }
-        self::partial().push(partial.clone());
+        known.push(partial.clone());
         Ok(Self { path: path.to_owned(), partial, form, saved: false })
     }
 
     /// Writes what was drawn. `texts` go into files that can hold them.
     pub(crate) fn save(mut self, frames: &[RgbImage], texts: &[(&str, &str)]) -> Result<PathBuf> {
-        let write = |path: &Path, bytes: Vec<u8>| {
-            fs::write(path, bytes).with_context(|| format!("--output {}", self.path.display()))
-        };
         match &self.form {
-            Form::Png => write(&self.partial, image::encode_png(&frames[0], texts)?)?,
-            Form::Animation(animation) => write(&self.partial, animation.encode(frames, FPS, texts)?)?,
-            Form::Video(ffmpeg) => ffmpeg.write(frames, FPS, &self.partial)?,
+            Form::Png => self.write(&self.partial, &image::encode_png(&frames[0], texts)?)?,
+            Form::Animation(animation) => {
+                self.write(&self.partial, &animation.encode(frames, FPS, texts)?)?;
+            }
+            Form::Video(ffmpeg) => {
+                let _writing = partial();
+                ffmpeg.write(frames, FPS, &self.partial)?;
+            }
             Form::Frames => {
                 let digits = frames.len().to_string().len().max(3);
                 for (i, frame) in frames.iter().enumerate() {
                     let name = format!("{:0digits$}.png", i + 1);
-                    write(&self.partial.join(name), image::encode_png(frame, texts)?)?;
+                    self.write(&self.partial.join(name), &image::encode_png(frame, texts)?)?;
                 }
-                // An empty folder may stand where this one goes.
-                let _ = fs::remove_dir(&self.path);
             }
+        }
+        let _renaming = partial();
+        if matches!(self.form, Form::Frames) {
+            // An empty folder may stand where this one goes.
+            let _ = fs::remove_dir(&self.path);
         }
         fs::rename(&self.partial, &self.path).with_context(|| format!("--output {}", self.path.display()))?;
         self.saved = true;
         Ok(self.path.clone())
     }
+
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let _writing = partial();
+        fs::write(path, bytes).with_context(|| format!("--output {}", self.path.display()))
+    }
 }
 
 impl Drop for Target {
     fn drop(&mut self) {
+        let mut known = partial();
         if !self.saved {
             let _ = remove(&self.partial);
         }
-        partial().retain(|path| *path != self.partial);
+        known.retain(|path| *path != self.partial);
     }
 }
 

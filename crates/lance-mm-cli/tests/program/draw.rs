@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::{Files, Run, command, lance_mm, run};
@@ -282,27 +282,56 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
     assert!(number("/candidate/steps/0/picture/ssim") > number("/cast_noise/steps/0/picture/ssim"));
 }
 
+/// Interrupts a run as soon as `name` is in the folder; it must end with the code of an interruption.
+#[cfg(unix)]
+fn interrupt(files: &Files, run: &mut Command, name: &str) {
+    let mut child = run.arg("-q").stdout(Stdio::null()).spawn().unwrap();
+    let start = Instant::now();
+    while !files.path(name).exists() && start.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(files.path(name).exists(), "no {name}");
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{name}");
+}
+
 #[cfg(unix)]
 #[test]
 fn an_interrupted_run_leaves_nothing() {
     let files = model();
-    let args = ["generate", "A fox", "-o", &files.arg("a.png"), "-m", &files.arg("model"), "--steps", "9000"];
-    let mut child = command().args(args).args(["--size", "64x64", "-q"]).spawn().unwrap();
-    let start = Instant::now();
-    while results(&files).is_empty() && start.elapsed() < Duration::from_secs(60) {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    assert_eq!(results(&files), [".partial-a.png"]);
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success());
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert!(results(&files).is_empty(), "{:?}", results(&files));
+    let (model, png) = (files.arg("model"), files.arg("a.png"));
+    let draw = |steps| {
+        let mut run = command();
+        run.args(["generate", "A fox", "-o", &png, "-m", &model, "--size", "64x64", "--steps", steps]);
+        run
+    };
+    interrupt(&files, &mut draw("9000"), ".partial-a.png");
+    assert_eq!(results(&files), [""; 0]);
+    // Pictures that are done stay.
+    interrupt(&files, draw("500").args(["--count", "50"]), "a-1.png");
+    let (done, left) = (results(&files), |i| format!("a-{i}.png"));
+    assert!(done.len() < 50 && done.iter().all(|name| (1..50).any(|i| *name == left(i))), "{done:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interruption_while_ffmpeg_writes_leaves_nothing() {
+    let files = model();
+    let bin = fake_ffmpeg(&files, &format!("touch {}; sleep 1;", files.arg("begun")));
+    let mut run = command();
+    run.args(["video", "A fox", "-o", &files.arg("a.mp4"), "-m", &files.arg("model"), "--size", "32x32"]);
+    run.args(["--frames", "5", "--steps", "1"]).env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
+    interrupt(&files, &mut run, "begun");
+    // Nor does ffmpeg write anything once the program has ended.
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(results(&files), ["begun", "bin", "calls"]);
 }
 
 /// Programs that stand for ffmpeg and ffprobe: they note how they were called, hand out frames of one colour
-/// each, and keep what they are given.
+/// each, and keep what they are given, after the shell has run `first`.
 #[cfg(unix)]
-fn fake_ffmpeg(files: &Files) -> PathBuf {
+fn fake_ffmpeg(files: &Files, first: &str) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let dir = files.path("bin");
     fs::create_dir(&dir).unwrap();
@@ -315,7 +344,7 @@ fn fake_ffmpeg(files: &Files) -> PathBuf {
     let ffmpeg = format!(
         "#!/bin/sh\necho \"ffmpeg $*\" >> {log}\nfor last; do :; done\n\
          case \"$last\" in\n-version) ;;\n-) for i in 1 2 3 4 5 6 7 8 9; do printf 'P6\\n2 2\\n255\\n'; \
-         printf \"$i$i$i$i$i$i$i$i$i$i$i$i\"; done ;;\n*) cat > \"${{last#file:}}\" ;;\nesac\n"
+         printf \"$i$i$i$i$i$i$i$i$i$i$i$i\"; done ;;\n*) {first} cat > \"${{last#file:}}\" ;;\nesac\n"
     );
     for (name, text) in [("ffprobe", probe), ("ffmpeg", ffmpeg)] {
         let path = dir.join(name);
@@ -329,7 +358,7 @@ fn fake_ffmpeg(files: &Files) -> PathBuf {
 #[test]
 fn video_files_go_through_ffmpeg() {
     let files = model();
-    let bin = fake_ffmpeg(&files);
+    let bin = fake_ffmpeg(&files, "");
     let path = format!("{}:/usr/bin:/bin", bin.display());
     let (model, clip) = (files.arg("model"), files.write("clip.mp4", b"a video"));
     let out = files.arg("out.mp4");
