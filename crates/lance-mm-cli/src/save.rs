@@ -83,7 +83,7 @@ impl Target {
     /// A name that does not end in `.png`, a place where nothing can be written.
     pub(crate) fn picture(path: &Path) -> Result<Self> {
         match extension(path).as_deref() {
-            Some("png") => Self::new(path, Form::Png),
+            Some("png") if !ends_in_slash(path) => Self::new(path, Form::Png),
             _ => bail!("--output: expected a name that ends in .png, found {}", path.display()),
         }
     }
@@ -94,9 +94,8 @@ impl Target {
     /// # Errors
     /// No ffmpeg for a name that needs it, a place where nothing can be written.
     pub(crate) fn video(path: &Path) -> Result<Self> {
-        let slash = path.as_os_str().to_string_lossy().ends_with(['/', '\\']);
         let form = match extension(path).as_deref() {
-            _ if slash || path.is_dir() => Form::Frames,
+            _ if ends_in_slash(path) || path.is_dir() => Form::Frames,
             None => Form::Frames,
             Some("gif") => Form::Animation(Animation::Gif),
             Some("png" | "apng") => Form::Animation(Animation::Png),
@@ -185,6 +184,10 @@ impl Drop for Target {
         }
         known.retain(|path| *path != self.partial);
     }
+}
+
+fn ends_in_slash(path: &Path) -> bool {
+    path.as_os_str().to_string_lossy().ends_with(std::path::is_separator)
 }
 
 fn extension(path: &Path) -> Option<String> {

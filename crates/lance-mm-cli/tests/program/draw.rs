@@ -112,7 +112,7 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
     let files = model();
     let (model, out) = (files.arg("model"), files.arg("out.png"));
     let (broken, missing) = (files.write("broken.jpg", b"no picture"), files.arg("none/out.png"));
-    let cases: [(&[&str], &str); 16] = [
+    let cases: [(&[&str], &str); 17] = [
         (&["--size", "60x64"], "--size: width: expected a multiple of 16 from 16 to 4096, found 60"),
         (&["--size", "big"], "--size: expected WIDTHxHEIGHT or one of 21:9"),
         (&["--steps", "0"], "--steps: expected a number from 1 to 10000, found 0"),
@@ -126,6 +126,7 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
         (&["--renorm-minimum", "2"], "--renorm-minimum: expected a number from 0 to 1, found 2"),
         (&["-o", &missing], "none/out.png: No such file"),
         (&["-o", "fox.jpg"], "--output: expected a name that ends in .png, found fox.jpg"),
+        (&["-o", "fox.png/"], "--output: expected a name that ends in .png, found fox.png/"),
         (&["-m", "nano"], "--model: expected a checkpoint that draws"),
         (&["-m", "nowhere/at/all"], "expected a checkpoint folder or org/name"),
         // 128 x 128 latents do not fit the table of 16 x 16 of this model.
