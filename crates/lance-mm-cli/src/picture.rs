@@ -61,8 +61,7 @@ pub(crate) fn read(path: &OsStr, args: &PictureArgs, hints: Hints) -> Result<Inp
     let bytes = if stdin { read_stdin() } else { std::fs::read(path) };
     let bytes = bytes.map_err(|error| anyhow!("{name}: {error}"))?;
     if args.video {
-        let mut clip = Clip::from_gif(&bytes, &name, &options)?;
-        clip.fps = args.fps.unwrap_or(clip.fps);
+        let clip = animation(&bytes, &name, args.fps, &options)?;
         return Ok(Input { name, pixels: Pixels::Video(clip) });
     }
     let picture = image::decode(&bytes, &name, &options)?;
@@ -91,8 +90,17 @@ pub(crate) fn clip(path: &Path, fps: Option<f64>, options: &LoadOptions) -> Resu
         return Ok(Ffmpeg::find().map_err(|error| anyhow!("{name}: {error}"))?.read(path, fps, options)?);
     }
     let bytes = std::fs::read(path).map_err(|error| anyhow!("{name}: {error}"))?;
-    let mut clip = Clip::from_gif(&bytes, &name, options)?;
+    animation(&bytes, &name, fps, options)
+}
+
+/// Reads an animated GIF, unless it is too short for the model to see any of it.
+fn animation(bytes: &[u8], name: &str, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
+    let mut clip = Clip::from_gif(bytes, name, options)?;
     clip.fps = fps.unwrap_or(clip.fps);
+    match clip.sampled() {
+        Err(lance_mm::Error::Video(message)) => bail!("{name}: {message}"),
+        sampled => sampled.map(drop)?,
+    }
     Ok(clip)
 }
 

@@ -48,10 +48,19 @@ pub fn sample_indices(n_frames: usize, fps: f64) -> Result<Vec<usize>> {
     // One frame begins the first group of the VAE, every further group has four.
     let n = if wanted.is_multiple_of(4) { wanted.saturating_sub(3) } else { wanted / 4 * 4 + 1 };
     if n == 0 {
-        let message = format!("too short, {n_frames} frames at {rate} frames per second");
-        return Err(Error::Video(message));
+        let least = (rate / (2.0 * SAMPLED_FPS)).floor() + 1.0;
+        let expected = format!("expected at least {least} frames at {rate} frames per second");
+        return Err(Error::Video(format!("{expected}, found {n_frames}")));
     }
     Ok(spread(n, n_frames - 1))
+}
+
+/// As [`sample_indices`], for a file or folder that an error names.
+fn sample_indices_of(path: &Path, n_frames: usize, fps: f64) -> Result<Vec<usize>> {
+    sample_indices(n_frames, fps).map_err(|error| match error {
+        Error::Video(message) => Error::Video(format!("{}: {message}", path.display())),
+        error => error,
+    })
 }
 
 /// `n` whole numbers from 0 to `last`, evenly spaced and rounded down.
@@ -114,7 +123,7 @@ impl Clip {
         if files.is_empty() {
             return Err(Error::Video(format!("no pictures in {}", dir.display())));
         }
-        let indices = sample_indices(files.len(), fps)?;
+        let indices = sample_indices_of(dir, files.len(), fps)?;
         let mut frames = Vec::with_capacity(indices.len());
         for i in &indices {
             let frame = load(&files[*i], options)?;
@@ -238,9 +247,11 @@ mod tests {
 
     #[test]
     fn short_videos_and_bad_rates_are_refused() {
-        for (n_frames, fps) in [(0, 24.0), (1, 24.0), (2, 60.0), (10, 1e9)] {
-            let error = sample_indices(n_frames, fps).unwrap_err();
-            assert!(matches!(&error, Error::Video(m) if m.starts_with("too short")), "{error}");
+        for (n_frames, fps, least) in [(0, 24.0, 2), (1, 25.0, 2), (2, 60.0, 3), (10, 1e9, 41_666_667)] {
+            let error = sample_indices(n_frames, fps).unwrap_err().to_string();
+            let expected = format!("expected at least {least} frames at {fps} frames per second, found {n_frames}");
+            assert_eq!(error, format!("video: {expected}"));
+            assert_eq!(sample_indices(least, fps).unwrap(), [0]);
         }
         for fps in [0.0, 0.5, -24.0, f64::NAN, f64::INFINITY] {
             let error = sample_indices(100, fps).unwrap_err();
@@ -277,6 +288,10 @@ mod tests {
         let options = LoadOptions { max_pixels: 53, ..LoadOptions::default() };
         let error = Clip::from_dir(dir, 24.0, &options).unwrap_err().to_string();
         assert!(error.ends_with("9 sampled frames of 3x2 are 54 pixels, expected at most 53"), "{error}");
+
+        let error = Clip::from_dir(dir, 600.0, &LoadOptions::default()).unwrap_err().to_string();
+        let expected = "expected at least 26 frames at 600 frames per second, found 20";
+        assert_eq!(error, format!("video: {}: {expected}", dir.display()));
 
         std::fs::write(dir.join("frame7.png"), "no picture").unwrap();
         let error = Clip::from_dir(dir, 24.0, &LoadOptions::default()).unwrap_err().to_string();

@@ -173,6 +173,9 @@ fn videos_are_folders_and_animations() {
     let moving = lance_mm(["ask", "-n", "1", "--video", "--json", &gif, "What?"]);
     let json: Value = serde_json::from_str(&moving.stdout).unwrap();
     assert_eq!((moving.code, &json["images"][0]["kind"]), (0, &Value::from("video")));
+    let fast = lance_mm(["ask", "--video", "--fps", "1000", &gif, "What?"]);
+    let expected = "two.gif: expected at least 42 frames at 1000 frames per second, found 2";
+    assert!(fast.error().ends_with(expected), "{}", fast.stderr);
 }
 
 /// A GIF of two frames of one black pixel, for half a second each.

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use super::{Clip, SAMPLED_FPS, sample_indices};
+use super::{Clip, SAMPLED_FPS, sample_indices_of};
 use crate::error::{Error, Result};
 use crate::image::{LoadOptions, RgbImage, check_frames, from_raw};
 
@@ -32,16 +32,16 @@ impl Ffmpeg {
         Ok(Self(()))
     }
 
-    /// The frames of a video file that the model sees, as [`sample_indices`] picks them: the result holds
-    /// those, at [`SAMPLED_FPS`]. `fps` replaces the file's own average rate.
+    /// The frames of a video file that the model sees, as [`sample_indices`](super::sample_indices) picks them: the
+    /// result holds those, at [`SAMPLED_FPS`]. `fps` replaces the file's own average rate.
     ///
     /// # Errors
     /// A file that ffmpeg cannot read or that has no video, more than [`LoadOptions::max_pixels`] pixels in all
-    /// sampled frames, or what [`sample_indices`] refuses.
+    /// sampled frames, or what [`sample_indices`](super::sample_indices) refuses.
     pub fn read(&self, path: &Path, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
         std::fs::File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
         let (count, rate) = probe(path)?;
-        let indices = sample_indices(count, fps.unwrap_or(rate))?;
+        let indices = sample_indices_of(path, count, fps.unwrap_or(rate))?;
         let mut wanted = indices.clone();
         wanted.dedup();
         let frames = sampled(path, &wanted, options)?;
