@@ -242,9 +242,27 @@ pub(crate) fn resolution(name: &str) -> Result<Resolution> {
     Ok(Resolution::named(name)?)
 }
 
-/// Reads a picture.
-pub(crate) fn picture(path: &Path, auto_orient: bool) -> Result<RgbImage> {
-    Ok(image::load(path, &LoadOptions { auto_orient, ..LoadOptions::default() })?)
+/// How the pictures and videos are read that something is drawn from.
+#[derive(clap::Args, Default)]
+pub(crate) struct SourceArgs {
+    /// Leave pictures as they lie in the file instead of turning them as their EXIF data says.
+    #[arg(long)]
+    no_auto_orient: bool,
+}
+
+impl SourceArgs {
+    /// How picture files are decoded.
+    pub(crate) fn load_options(&self) -> LoadOptions {
+        LoadOptions { auto_orient: !self.no_auto_orient, ..LoadOptions::default() }
+    }
+
+    /// Reads a picture.
+    pub(crate) fn picture(&self, path: &Path) -> Result<RgbImage> {
+        if path.is_dir() {
+            bail!("{}: expected an image file, found a folder", path.display());
+        }
+        Ok(image::load(path, &self.load_options())?)
+    }
 }
 
 /// `fox.png` as `fox-2.png`.

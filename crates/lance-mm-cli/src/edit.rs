@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use lance_mm::Request;
 
-use crate::draw::{self, DrawArgs, Session};
+use crate::draw::{self, DrawArgs, Session, SourceArgs};
 use crate::save::Target;
 
 const EXAMPLES: &str = "\
@@ -30,9 +30,8 @@ pub(crate) struct Args {
     /// image_256res, image_512res or image_768res: about so many pixels high and wide.
     #[arg(long, value_name = "NAME", default_value = "image_768res")]
     resolution: String,
-    /// Leave the picture as it lies in the file instead of turning it as its EXIF data says.
-    #[arg(long)]
-    no_auto_orient: bool,
+    #[command(flatten)]
+    source: SourceArgs,
     #[command(flatten)]
     draw: DrawArgs,
 }
@@ -40,7 +39,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.draw.options()?;
     let resolution = draw::resolution(&args.resolution)?;
-    let image = draw::picture(&args.image, !args.no_auto_orient)?;
+    let image = args.source.picture(&args.image)?;
     let request = Request::EditImage { image: &image, resolution };
     draw::prepare()?;
     let target = Target::picture(&args.output)?;

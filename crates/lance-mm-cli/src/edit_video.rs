@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use lance_mm::Request;
 
-use crate::draw::{self, DrawArgs, Session};
+use crate::draw::{self, DrawArgs, Session, SourceArgs};
 use crate::picture;
 use crate::save::Target;
 
@@ -36,13 +36,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", default_value = "video_480p")]
     resolution: String,
     #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
     draw: DrawArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.draw.options()?;
     let resolution = draw::resolution(&args.resolution)?;
-    let clip = picture::clip(&args.video, args.fps, &Default::default())?;
+    let clip = picture::clip(&args.video, args.fps, &args.source.load_options())?;
     let request = Request::EditVideo { clip: &clip, resolution };
     request.grid()?;
     draw::prepare()?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use lance_mm::Request;
 
-use crate::draw::{self, DrawArgs, Session};
+use crate::draw::{self, DrawArgs, Session, SourceArgs};
 use crate::save::Target;
 
 const EXAMPLES: &str = "\
@@ -54,12 +54,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     frames: Option<usize>,
     #[command(flatten)]
+    source: SourceArgs,
+    #[command(flatten)]
     draw: DrawArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.draw.options()?;
-    let image = args.image.as_ref().map(|path| draw::picture(path, true)).transpose()?;
+    let image = args.image.as_ref().map(|path| args.source.picture(path)).transpose()?;
     let request = match &image {
         None => Request::TextToVideo {
             size: draw::size(&args.size, &PRESETS)?,

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::run::Run;
-use crate::draw;
+use crate::draw::{self, SourceArgs};
 use crate::output::Hints;
 
 /// Steps of a drawing that are recorded: one from each half of the schedule, others for each request.
@@ -103,8 +103,8 @@ impl Drawings {
         let mut options = GenerationOptions::default();
         options.steps = drawing.steps.unwrap_or(options.steps);
         options.seed = drawing.seed.unwrap_or(options.seed + index as u64);
-        let picture =
-            drawing.image.as_ref().map(|path| draw::picture(&self.dir.join(path), true)).transpose()?;
+        let read = |path| SourceArgs::default().picture(&self.dir.join(path));
+        let picture = drawing.image.as_ref().map(read).transpose()?;
         let request = match &picture {
             Some(image) => {
                 let name = drawing.resolution.as_deref().unwrap_or("image_512res");

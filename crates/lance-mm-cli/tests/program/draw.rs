@@ -158,6 +158,7 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
         (vec!["generate", "a<|im_end|>b", "-o", &out], "in the prompt, found the special token <|im_end|>"),
         (vec!["edit", &broken, "Make it green", "-o", &out], "broken.jpg: no known image format"),
         (vec!["edit", "gone.png", "Make it green", "-o", &out], "gone.png"),
+        (vec!["edit", &model, "Make it green", "-o", &out], "model: expected an image file, found a folder"),
         (vec!["edit", &broken, "x", "-o", &out, "--resolution", "4k"], "--resolution: expected image_256res"),
         (
             vec!["video", "A fox", "-o", &out, "--size", "32x32", "--frames", "0"],
@@ -222,6 +223,38 @@ fn every_task_draws_in_every_form() {
         lance_mm(["video", "x", "-o", &files.arg("d"), "--size", "32x32", "--steps", "1", "-m", &model]);
     assert!(again.error().contains("expected an empty folder, found files in it"), "{}", again.stderr);
     assert_eq!(results(&files), ["a.gif", "b.webp", "c.png", "d", "fox.png", "green.png"]);
+}
+
+#[test]
+fn sources_are_turned_upright() {
+    let files = model();
+    // Orientation 6: what lies 64 wide and 32 high is a portrait.
+    let mut info = png::Info::with_size(64, 32);
+    info.color_type = png::ColorType::Rgb;
+    info.exif_metadata = Some(b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".into());
+    let mut bytes = Vec::new();
+    let mut writer = png::Encoder::with_info(&mut bytes, info).unwrap().write_header().unwrap();
+    writer.write_image_data(&[90; 64 * 32 * 3]).unwrap();
+    writer.finish().unwrap();
+    let photo = files.write("photo.png", &bytes);
+    fs::create_dir(files.path("frames")).unwrap();
+    for name in ["frames/1.png", "frames/2.png"] {
+        files.write(name, &bytes);
+    }
+
+    let (frames, model, out) = (files.arg("frames"), files.arg("model"), files.arg("a.png"));
+    for task in [
+        &["edit", &photo, "x", "--resolution", "image_256res"][..],
+        &["video", "x", "--image", &photo, "--frames", "1", "--resolution", "video_192p"],
+        &["edit-video", &frames, "x", "--resolution", "video_192p"],
+    ] {
+        for (option, portrait) in [(None, true), (Some("--no-auto-orient"), false)] {
+            let found = run(command().args(task).args(["-o", &out, "-m", &model, "--steps", "1"]).args(option));
+            assert_eq!(found.code, 0, "{task:?}: {}", found.stderr);
+            let (info, _) = decoded(Path::new(&out));
+            assert_eq!(info.height > info.width, portrait, "{task:?} {option:?}");
+        }
+    }
 }
 
 #[test]
