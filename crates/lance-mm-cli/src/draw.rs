@@ -3,7 +3,6 @@
 mod watch;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Result, bail};
 use lance_mm::generate::{Generated, Resolution, Size};
@@ -140,15 +139,13 @@ impl<'a> Session<'a> {
         };
         let hints = args.hints();
         let mut watch = Watch::new(hints);
-        let start = Instant::now();
-        let lance = {
+        let lance = watch.part("load", || -> Result<Generation> {
             let _busy = hints.busy("loading the model");
             let device = args.compute.open_device()?;
             let checkpoint = Checkpoint::open(model::folder(name)?)?.with_device(&device);
             let lance = Generation::new(checkpoint.with_activations(args.compute.activations()))?;
-            if args.low_memory { lance.with_decoding_budget(LOW_MEMORY) } else { lance }
-        };
-        watch.loaded(start.elapsed());
+            Ok(if args.low_memory { lance.with_decoding_budget(LOW_MEMORY) } else { lance })
+        })?;
         if lance.is_quantized() && args.allow_quantized {
             hints.note(&format!("note: {name} is quantized; nothing shows that such weights draw well"));
         }
@@ -187,7 +184,11 @@ impl<'a> Session<'a> {
             ("settings", settings.as_str()),
             ("Software", software),
         ];
-        let path = target.save(&drawn.frames, &texts)?;
+        let hints = self.args.hints();
+        let path = self.watch.part("file", || {
+            let _busy = hints.busy("writing the file");
+            target.save(&drawn.frames, &texts)
+        })?;
         output::print(&format!("{}\n", path.display()))?;
         if self.args.stats {
             output::say(&output::paint("2", &self.watch.stats()));

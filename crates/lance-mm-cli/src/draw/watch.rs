@@ -48,13 +48,16 @@ fn name(stage: Stage) -> &'static str {
 
 impl Watch {
     pub(super) fn new(hints: Hints) -> Self {
-        memory::reset_peak();
         Self { hints, parts: Vec::new(), open: None }
     }
 
-    /// The model was loaded.
-    pub(super) fn loaded(&mut self, time: Duration) {
-        self.parts.push(Part { name: "load", time, peak: peak() });
+    /// Does a part of the work that the library does not see.
+    pub(super) fn part<T>(&mut self, name: &'static str, work: impl FnOnce() -> T) -> T {
+        memory::reset_peak();
+        let start = Instant::now();
+        let done = work();
+        self.parts.push(Part { name, time: start.elapsed(), peak: peak() });
+        done
     }
 
     /// Something happens.
@@ -88,7 +91,7 @@ impl Watch {
         }
     }
 
-    /// All parts in one line; they are forgotten but for loading.
+    /// All parts in one line; they are forgotten.
     pub(super) fn stats(&mut self) -> String {
         let part = |part: &Part| {
             let peak = part.peak.map_or(String::new(), |peak| format!(" ({})", output::bytes(peak)));
@@ -101,7 +104,7 @@ impl Watch {
             parts.join(", "),
             total.as_secs_f64()
         );
-        self.parts.truncate(1);
+        self.parts.clear();
         line
     }
 }

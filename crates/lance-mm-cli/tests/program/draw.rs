@@ -59,7 +59,7 @@ fn the_same_seed_draws_the_same_file_and_says_how() {
     let first = generate(&files, "a.png", &["--stats"]);
     let again = generate(&files, "b.png", &["--low-memory"]);
     assert_eq!((first.code, first.stdout), (0, format!("{}\n", files.arg("a.png"))), "{}", first.stderr);
-    for part in ["load", "prompt", "steps", "VAE decoder", "s in all"] {
+    for part in ["load ", "prompt ", "steps ", "VAE decoder ", "file ", "s in all"] {
         assert!(first.stderr.contains(part), "no {part} in {}", first.stderr);
     }
     assert_eq!((again.code, again.stderr.contains("VAE")), (0, false), "{}", again.stderr);
