@@ -31,7 +31,7 @@ pub(crate) struct DrawArgs {
     #[arg(short, long, value_name = "PATH|ORG/NAME", env = "LANCE_MM_MODEL", hide_env_values = true)]
     model: Option<String>,
     /// Steps from noise to picture: time and detail.
-    #[arg(long, value_name = "N", default_value_t = 30)]
+    #[arg(long, value_name = "N", default_value_t = 30, allow_negative_numbers = true)]
     steps: usize,
     /// Above 1, more of the steps are spent near the noise.
     #[arg(long, value_name = "S", default_value_t = 3.5, allow_negative_numbers = true)]

@@ -28,6 +28,9 @@ const PRESETS: [(&str, u32, u32); 8] = [
     ("9:16", 576, 1024),
 ];
 
+/// Most pictures of one run: each has a file from the beginning, so that none fails for its place at the end.
+const MAX_COUNT: i64 = 9999;
+
 /// Draw pictures from a caption.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -41,7 +44,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "1:1")]
     size: String,
     /// Pictures to draw, with one seed after the other.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
+          value_parser = clap::value_parser!(u32).range(1..=MAX_COUNT))]
     count: u32,
     #[command(flatten)]
     draw: DrawArgs,

@@ -51,7 +51,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "16:9")]
     size: String,
     /// Frames, of which 1, 5, 9 .. 121 are drawn. [default: 50, with --image 61]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     frames: Option<usize>,
     #[command(flatten)]
     source: SourceArgs,

@@ -112,7 +112,7 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
     let files = model();
     let (model, out) = (files.arg("model"), files.arg("out.png"));
     let (broken, missing) = (files.write("broken.jpg", b"no picture"), files.arg("none/out.png"));
-    let cases: [(&[&str], &str); 17] = [
+    let cases: [(&[&str], &str); 16] = [
         (&["--size", "60x64"], "--size: width: expected a multiple of 16 from 16 to 4096, found 60"),
         (&["--size", "big"], "--size: expected WIDTHxHEIGHT or one of 21:9"),
         (&["--steps", "0"], "--steps: expected a number from 1 to 10000, found 0"),
@@ -132,7 +132,6 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
         // 128 x 128 latents do not fit the table of 16 x 16 of this model.
         (&["--size", "2048x2048"], "latent frames of 16x16, which this checkpoint has positions for"),
         (&["--size", "3:4", "--steps", "x"], ""),
-        (&["--count", "0"], ""),
         (&["--seed", "-1"], ""),
     ];
     for (args, expected) in cases {
@@ -173,6 +172,17 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
     ] {
         let found = run(command().args(&args).args(["-m", &model]).env("PATH", "/nonexistent"));
         assert!(found.error().contains(expected), "{args:?}: {}", found.stderr);
+    }
+    for [command, option, value] in [
+        ["generate", "--count", "0"],
+        ["generate", "--count", "4294967295"],
+        ["generate", "--steps", "-3"],
+        ["video", "--frames", "-1"],
+    ] {
+        let found = lance_mm([command, "A fox", "-o", &out, "-m", &model, option, value]);
+        assert_eq!(found.code, 2, "{option}");
+        let expected = format!("error: invalid value '{value}' for '{option} <N>': ");
+        assert!(found.stderr.starts_with(&expected), "{}", found.stderr);
     }
     assert_eq!(results(&files), ["broken.jpg"]);
 }
