@@ -249,7 +249,8 @@ mod tests {
     fn short_videos_and_bad_rates_are_refused() {
         for (n_frames, fps, least) in [(0, 24.0, 2), (1, 25.0, 2), (2, 60.0, 3), (10, 1e9, 41_666_667)] {
             let error = sample_indices(n_frames, fps).unwrap_err().to_string();
-            let expected = format!("expected at least {least} frames at {fps} frames per second, found {n_frames}");
+            let expected =
+                format!("expected at least {least} frames at {fps} frames per second, found {n_frames}");
             assert_eq!(error, format!("video: {expected}"));
             assert_eq!(sample_indices(least, fps).unwrap(), [0]);
         }

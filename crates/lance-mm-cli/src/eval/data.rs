@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use lance_mm::eval::Dataset;
 use lance_mm::eval::dataset::Sample;
 use lance_mm::{Decoding, Options};
 
 use crate::model::Model;
+use crate::output::Hints;
 
 /// How questions are put.
 #[derive(clap::Args)]
@@ -88,7 +89,25 @@ pub(crate) struct OutputArgs {
     pub(crate) html: Option<PathBuf>,
     /// No progress on standard error.
     #[arg(short, long)]
-    pub(crate) quiet: bool,
+    quiet: bool,
+}
+
+impl OutputArgs {
+    /// Refuses files that have no place, before anything is measured: what may be said meanwhile.
+    pub(crate) fn check(&self) -> Result<Hints> {
+        for (option, path) in [("--json", &self.json), ("--html", &self.html)] {
+            let Some(path) = path else { continue };
+            let expected = match path.parent() {
+                _ if path.is_dir() => "expected a file or nothing, found a folder",
+                Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+                    "expected a folder to write it in, found none"
+                }
+                _ => continue,
+            };
+            bail!("{option} {}: {expected}", path.display());
+        }
+        Ok(Hints::new(self.quiet))
+    }
 }
 
 /// Bundled pictures with their questions.

@@ -11,7 +11,6 @@ use lance_mm::{Checkpoint, Generation, GenerationOptions, Guidance};
 use super::data::OutputArgs;
 use super::result::{self, Data};
 use crate::eval::progress::Progress;
-use crate::output::Hints;
 use crate::{draw, model};
 
 const EXAMPLES: &str = "\
@@ -59,7 +58,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let hints = Hints::new(args.output.quiet);
+    let hints = args.output.check()?;
     let mut prompts = args.prompt.clone();
     if let Some(path) = &args.prompts {
         let text = std::fs::read_to_string(path).map_err(|error| anyhow!("{}: {error}", path.display()))?;

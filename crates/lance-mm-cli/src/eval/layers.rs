@@ -9,7 +9,6 @@ use super::data::CompareArgs;
 use super::progress::Progress;
 use super::result::{self, Data};
 use crate::model;
-use crate::output::Hints;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,7 +32,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let hints = Hints::new(args.compare.output.quiet);
+    let hints = args.compare.output.check()?;
     let data = args.compare.questions()?;
     let options = LayerOptions { asking: args.compare.ask.options(), rows: args.rows };
     let load = |name: &str| model::load(Some(name), hints);

@@ -12,7 +12,6 @@ use super::result::{self, Data};
 use crate::document::number::{millis, or_dash, yes_no};
 use crate::document::{Document, Table};
 use crate::model;
-use crate::output::Hints;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,7 +39,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let hints = Hints::new(args.output.quiet);
+    let hints = args.output.check()?;
     let data: Dataset = match &args.data {
         Some(path) => args.ask.read(path)?,
         None => args.ask.limited(bundled("bundled demo cases", &lance_mm_nano::DEMOS)),

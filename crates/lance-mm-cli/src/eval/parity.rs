@@ -11,7 +11,6 @@ use super::progress::Progress;
 use super::result::{self, Data};
 use crate::args::ActivationType;
 use crate::model::{self, Model};
-use crate::output::Hints;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -59,7 +58,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let hints = Hints::new(args.compare.output.quiet);
+    let hints = args.compare.output.check()?;
     let data = args.compare.questions()?;
     let options = ParityOptions {
         asking: args.compare.ask.options(),

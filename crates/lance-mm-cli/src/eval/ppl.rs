@@ -12,7 +12,6 @@ use super::result::{self, Data};
 use crate::document::number::short;
 use crate::document::{Document, Table};
 use crate::model;
-use crate::output::Hints;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -42,7 +41,7 @@ pub(crate) struct Args {
 const WINDOW: usize = 1024;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let hints = Hints::new(args.output.quiet);
+    let hints = args.output.check()?;
     let path = args.text.display().to_string();
     let bytes = std::fs::read(&args.text).map_err(|error| anyhow!("{path}: {error}"))?;
     let hash: String = Sha256::digest(&bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect();

@@ -259,7 +259,8 @@ fn sources_are_turned_upright() {
         &["edit-video", &frames, "x", "--resolution", "video_192p"],
     ] {
         for (option, portrait) in [(None, true), (Some("--no-auto-orient"), false)] {
-            let found = run(command().args(task).args(["-o", &out, "-m", &model, "--steps", "1"]).args(option));
+            let found =
+                run(command().args(task).args(["-o", &out, "-m", &model, "--steps", "1"]).args(option));
             assert_eq!(found.code, 0, "{task:?}: {}", found.stderr);
             let (info, _) = decoded(Path::new(&out));
             assert_eq!(info.height > info.width, portrait, "{task:?} {option:?}");
@@ -302,6 +303,11 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
     let allowed = draw(&["--allow-quantized"]);
     assert!(allowed.code == 0 && allowed.stderr.contains("note: "), "{}", allowed.stderr);
     assert!(allowed.stderr.contains("nothing shows that such weights draw well"), "{}", allowed.stderr);
+
+    // The second caption is refused before the first is drawn.
+    let captions = ["--prompt", "A fox", "--prompt", "a<|im_end|>b", "--size", "32x32"];
+    let refused = lance_mm(["eval", "generation", &model, &packed].iter().chain(&captions));
+    assert!(refused.error().contains("found the special token <|im_end|>"), "{}", refused.stderr);
 
     // What was published as the loss of quantizing is that of the noise: the candidate keeps it.
     let json = files.arg("report.json");

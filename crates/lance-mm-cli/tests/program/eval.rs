@@ -143,8 +143,15 @@ fn what_cannot_be_measured_is_told_in_one_line() {
     assert!(parity("/nonexistent.jsonl").error().starts_with("/nonexistent.jsonl: "));
     let given = lance_mm(["eval", "parity", "nano", "nano", "--given", "--data", &missing]);
     assert!(given.error().contains("a.png: "));
-    let out = lance_mm(["eval", "oracle", "nano", "--json", "/nonexistent/x.json"]);
-    assert!(out.stderr.contains("/nonexistent/x.json: "), "{}", out.stderr);
+    // Before anything is measured.
+    let folder = files.root().to_str().unwrap();
+    for (option, path, expected) in [
+        ("--json", "/nonexistent/x.json", "expected a folder to write it in, found none"),
+        ("--html", folder, "expected a file or nothing, found a folder"),
+    ] {
+        let out = lance_mm(["eval", "oracle", "nano", option, path]);
+        assert_eq!((out.error(), out.stdout.as_str()), (&*format!("{option} {path}: {expected}"), ""));
+    }
     let ppl = |text: &str, more: &[&str]| {
         lance_mm(["eval", "ppl", "nano", "--text", text].into_iter().chain(more.iter().copied()))
     };

@@ -122,6 +122,12 @@ pub fn drawing(
     if prompts.is_empty() {
         return Err(Error::option("prompts", "at least one", 0));
     }
+    for prompt in prompts {
+        let settings = GenerationOptions { allow_quantized: true, ..options.generation.clone() };
+        for model in [reference, candidate] {
+            model.check(prompt, &Request::TextToImage { size: options.size }, &settings)?;
+        }
+    }
     let mut drawings = Vec::with_capacity(prompts.len());
     for (i, prompt) in prompts.iter().enumerate() {
         let seed = options.generation.seed.wrapping_add(i as u64);
