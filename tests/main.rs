@@ -10,3 +10,5 @@ mod plans;
 #[cfg(target_os = "linux")]
 mod simulator;
 mod support;
+#[cfg(target_os = "linux")]
+mod towers;
