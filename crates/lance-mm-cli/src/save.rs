@@ -150,7 +150,8 @@ impl Target {
             }
             Form::Video(ffmpeg) => {
                 let _writing = partial();
-                ffmpeg.write(frames, FPS, &self.partial)?;
+                let written = ffmpeg.write(frames, FPS, &self.partial);
+                written.with_context(|| format!("--output {}", self.path.display()))?;
             }
             Form::Frames => {
                 let digits = frames.len().to_string().len().max(3);

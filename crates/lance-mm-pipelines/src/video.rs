@@ -57,10 +57,15 @@ pub fn sample_indices(n_frames: usize, fps: f64) -> Result<Vec<usize>> {
 
 /// As [`sample_indices`], for a file or folder that an error names.
 fn sample_indices_of(path: &Path, n_frames: usize, fps: f64) -> Result<Vec<usize>> {
-    sample_indices(n_frames, fps).map_err(|error| match error {
+    sample_indices(n_frames, fps).map_err(|error| of_file(path, error))
+}
+
+/// An error about a video, with the name of its file or folder.
+fn of_file(path: &Path, error: Error) -> Error {
+    match error {
         Error::Video(message) => Error::Video(format!("{}: {message}", path.display())),
         error => error,
-    })
+    }
 }
 
 /// `n` whole numbers from 0 to `last`, evenly spaced and rounded down.

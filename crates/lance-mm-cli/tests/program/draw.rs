@@ -393,7 +393,7 @@ fn fake_ffmpeg(files: &Files, first: &str) -> PathBuf {
     // The last argument is the file to write, or - for pictures to hand out.
     let ffmpeg = format!(
         "#!/bin/sh\necho \"ffmpeg $*\" >> {log}\nfor last; do :; done\n\
-         case \"$last\" in\n-version) ;;\n-) for i in 1 2 3 4 5 6 7 8 9; do printf 'P6\\n2 2\\n255\\n'; \
+         case \"$last\" in\n-version) ;;\n-) {first} for i in 1 2 3 4 5 6 7 8 9; do printf 'P6\\n2 2\\n255\\n'; \
          printf \"$i$i$i$i$i$i$i$i$i$i$i$i\"; done ;;\n*) {first} cat > \"${{last#file:}}\" ;;\nesac\n"
     );
     for (name, text) in [("ffprobe", probe), ("ffmpeg", ffmpeg)] {
@@ -408,7 +408,8 @@ fn fake_ffmpeg(files: &Files, first: &str) -> PathBuf {
 #[test]
 fn video_files_go_through_ffmpeg() {
     let files = model();
-    let bin = fake_ffmpeg(&files, "");
+    // It complains of more than a pipe holds, and would wait for ever if nobody read that.
+    let bin = fake_ffmpeg(&files, "yes damaged | head -c 300000 >&2;");
     let path = format!("{}:/usr/bin:/bin", bin.display());
     let (model, clip) = (files.arg("model"), files.write("clip.mp4", b"a video"));
     let out = files.arg("out.mp4");
@@ -436,4 +437,14 @@ fn video_files_go_through_ffmpeg() {
         "{}",
         json.stdout
     );
+
+    // An error names the file, not only the program.
+    fs::write(bin.join("ffmpeg"), "#!/bin/sh\n[ \"$1\" = -version ] || { echo no room >&2; exit 1; }\n")
+        .unwrap();
+    let asked = run(command().args(["ask", "-q", &clip, "What?", "-m", &model]).env("PATH", &path));
+    assert_eq!(asked.error(), format!("video: {clip}: ffmpeg: no room"));
+    let args =
+        ["video", "A fox", "-o", &out, "-m", &model, "--size", "32x32", "--frames", "5", "--steps", "1"];
+    let drawn = run(command().args(args).arg("-q").env("PATH", &path));
+    assert_eq!(drawn.error(), format!("--output {out}: video: ffmpeg: no room"));
 }

@@ -1,13 +1,14 @@
 //! Video files, through the program ffmpeg.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 
 use serde_json::Value;
 
-use super::{Clip, SAMPLED_FPS, sample_indices_of};
+use super::{Clip, SAMPLED_FPS, of_file, sample_indices_of};
 use crate::error::{Error, Result};
 use crate::image::{LoadOptions, RgbImage, check_frames, from_raw};
 
@@ -64,12 +65,12 @@ impl Ffmpeg {
         command.args(["-video_size", &format!("{width}x{height}"), "-framerate", &fps.to_string()]);
         // Players want colours at half resolution.
         command.args(["-i", "-", "-an", "-pix_fmt", "yuv420p"]).arg(file(path));
-        let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::null()))?;
-        let written = match child.stdin.take() {
+        let mut running = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::null()))?;
+        let written = match running.child.stdin.take() {
             Some(mut input) => frames.iter().try_for_each(|frame| input.write_all(frame.as_raw())),
             None => Ok(()),
         };
-        finish(child)?;
+        running.finish()?;
         written.map_err(|error| not_run("ffmpeg", &error))
     }
 }
@@ -121,11 +122,11 @@ fn sampled(path: &Path, wanted: &[usize], options: &LoadOptions) -> Result<Vec<R
     let mut command = ffmpeg(["-i"]);
     command.arg(file(path)).args(["-map", "0:v:0", "-vf", &filter, "-frames:v", &wanted.len().to_string()]);
     command.args(["-f", "image2pipe", "-c:v", "ppm", "-"]);
-    let mut child = spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
+    let mut running = Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
     let mut frames = Vec::with_capacity(wanted.len());
     let mut result = Ok(());
-    if let Some(out) = child.stdout.take() {
-        let mut out = std::io::BufReader::new(out);
+    if let Some(out) = running.child.stdout.take() {
+        let mut out = BufReader::new(out);
         let mut pixels = 0;
         loop {
             match ppm(&mut out, &mut pixels, options.max_pixels) {
@@ -140,10 +141,10 @@ fn sampled(path: &Path, wanted: &[usize], options: &LoadOptions) -> Result<Vec<R
     }
     if result.is_err() {
         // The error that stopped the reading says more than ffmpeg's about its closed output.
-        let _ = child.kill();
-        let _ = child.wait();
+        let _ = running.child.kill();
+        let _ = running.child.wait();
     } else {
-        finish(child).map_err(|error| Error::Video(format!("{}: {error}", path.display())))?;
+        running.finish().map_err(|error| of_file(path, error))?;
     }
     result.map(|()| frames)
 }
@@ -183,20 +184,32 @@ fn ppm(
     from_raw(height, width, bytes).map(Some).map_err(|error| error.to_string())
 }
 
-fn spawn(command: &mut Command) -> Result<Child> {
-    command.stderr(Stdio::piped()).spawn().map_err(|error| not_run("ffmpeg", &error))
+/// ffmpeg at work. What it says is read as it comes: of a damaged video that is more than a pipe holds, and ffmpeg
+/// would wait for a reader who waits for its frames.
+struct Running {
+    child: Child,
+    last_line: JoinHandle<Vec<u8>>,
 }
 
-/// Waits for the end; an error with what the program said last.
-fn finish(mut child: Child) -> Result<()> {
-    let mut said = Vec::new();
-    if let Some(mut stderr) = child.stderr.take() {
-        let _ = stderr.read_to_end(&mut said);
+impl Running {
+    fn start(command: &mut Command) -> Result<Self> {
+        let mut child = command.stderr(Stdio::piped()).spawn().map_err(|error| not_run("ffmpeg", &error))?;
+        let stderr = child.stderr.take();
+        let last_line = std::thread::spawn(move || {
+            let lines = stderr.map(BufReader::new).into_iter().flat_map(|said| said.split(b'\n'));
+            let lines = lines.map_while(std::io::Result::ok);
+            lines.filter(|line| !line.trim_ascii().is_empty()).last().unwrap_or_default()
+        });
+        Ok(Self { child, last_line })
     }
-    match child.wait() {
-        Ok(status) if status.success() => Ok(()),
-        Ok(_) => Err(failed("ffmpeg", &said)),
-        Err(error) => Err(not_run("ffmpeg", &error)),
+
+    /// Waits for the end; an error with what the program said last.
+    fn finish(mut self) -> Result<()> {
+        let status = self.child.wait().map_err(|error| not_run("ffmpeg", &error))?;
+        match status.success() {
+            true => Ok(()),
+            false => Err(failed("ffmpeg", &self.last_line.join().unwrap_or_default())),
+        }
     }
 }
 
