@@ -419,9 +419,12 @@ fn video_files_go_through_ffmpeg() {
     // Nine frames of 256 x 256, as they went in.
     assert_eq!(fs::metadata(&out).unwrap().len(), 9 * 256 * 256 * 3);
     let calls = fs::read_to_string(files.path("calls")).unwrap();
-    for part in
-        ["select=eq(n\\,0)+eq(n\\,2)+eq(n\\,4)+eq(n\\,7)", "-video_size 256x256 -framerate 12", "file:"]
-    {
+    for part in [
+        "select=eq(n\\,0)+eq(n\\,2)+eq(n\\,4)+eq(n\\,7)",
+        "-video_size 256x256 -framerate 12",
+        "-xerror",
+        "file:",
+    ] {
         assert!(calls.contains(part), "no {part} in {calls}");
     }
     assert!(!results(&files).iter().any(|name| name.contains("partial")), "{:?}", results(&files));

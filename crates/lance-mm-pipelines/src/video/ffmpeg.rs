@@ -61,7 +61,8 @@ impl Ffmpeg {
     /// No frames, frames of different sizes, or what ffmpeg refuses.
     pub fn write(&self, frames: &[RgbImage], fps: u16, path: &Path) -> Result<()> {
         let (width, height) = check_frames(frames)?.dimensions();
-        let mut command = ffmpeg(["-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]);
+        // Without the first it ends as if all were well when a disk is full.
+        let mut command = ffmpeg(["-xerror", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]);
         command.args(["-video_size", &format!("{width}x{height}"), "-framerate", &fps.to_string()]);
         // Players want colours at half resolution.
         command.args(["-i", "-", "-an", "-pix_fmt", "yuv420p"]).arg(file(path));
