@@ -96,7 +96,10 @@ fn the_quantized_model_answers_as_on_the_cpu() {
     assert_eq!((found.answer.text.as_str(), &found.answer.ids), ("BX62 BFY", &expected.answer.ids));
     // Every operation of both networks went through a plan.
     all_ran(&["affine_matmul_f32_bf16", "affine_matvec_f32_bf16", "affine_rows_f32_bf16"], &runs);
-    all_ran(&["attention_row_f32", "attention_tiles_f32", "norm_rope_f32", "rms_norm_f32", "swiglu"], &runs);
+    all_ran(
+        &["attention_row_f32", "attention_tiles_f32", "norm_rope_f32", "rms_norm_f32", "swiglu_f32"],
+        &runs,
+    );
 }
 
 /// What docs/metal.md says of the model's 36 layers.
@@ -131,7 +134,10 @@ fn the_model_in_bf16_answers_as_on_the_cpu() {
     assert_close("features", &found.features, &expected.features, 1e-4);
     assert_close("logits", &found.logits, &expected.logits, 1e-4);
     assert_eq!(found.answer.ids, expected.answer.ids);
-    all_ran(&["dense_matmul_bf16", "dense_matvec_bf16", "dense_rows_bf16", "attention_tiles_f32"], &runs);
+    all_ran(
+        &["dense_matmul_f32_bf16", "dense_matvec_f32_bf16", "dense_rows_f32_bf16", "attention_tiles_f32"],
+        &runs,
+    );
 }
 
 /// Both experts, what leads from latents to rows and back, and the VAE.
@@ -152,7 +158,10 @@ fn a_picture_is_drawn_as_on_the_cpu() {
     for (name, i) in [("latents", 0), ("pixels", 1), ("encoded", 2)] {
         assert_close(name, &found[i], &expected[i], 1e-3);
     }
-    all_ran(&["dense_matmul_bf16", "dense_matvec_bf16", "attention_tiles_f32", "norm_rope_f32"], &runs);
+    all_ran(
+        &["dense_matmul_f32_bf16", "dense_matvec_f32_bf16", "attention_tiles_f32", "norm_rope_f32"],
+        &runs,
+    );
     all_ran(&["conv_bf16", "pixel_norm"], &runs);
 }
 

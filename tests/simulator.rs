@@ -33,7 +33,8 @@ fn run(
     let mut launch = Launch::new(&plan.kernel, sizes(plan.groups), sizes(plan.threads)).order(5);
     launch.constants = (0..).zip(plan.constants.iter().map(|c| c.to_le_bytes().to_vec())).collect();
     let mut inputs = inputs.to_vec();
-    let mut output = vec![0xff; plan.output_len() * 4];
+    let (len, float) = plan.output();
+    let mut output = vec![0xff; len * float.size()];
     let mut inputs: Vec<Option<&mut Vec<u8>>> = inputs.iter_mut().map(Some).collect();
     let mut result = Some(&mut output);
     for (slot, arg) in (0..).zip(&plan.args) {
@@ -41,7 +42,7 @@ fn run(
             Arg::Input(i) | Arg::Strided(i) => {
                 msl_sim::Arg::Buffer(slot, inputs[*i].take().expect("an input is bound once"))
             }
-            Arg::Output(_) => msl_sim::Arg::Buffer(slot, result.take().expect("one output")),
+            Arg::Output(..) => msl_sim::Arg::Buffer(slot, result.take().expect("one output")),
             Arg::Unused => msl_sim::Arg::Bytes(slot, vec![]),
             Arg::U32s(n) => msl_sim::Arg::Bytes(slot, n.iter().flat_map(|n| n.to_le_bytes()).collect()),
             Arg::U32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),

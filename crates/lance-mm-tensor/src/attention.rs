@@ -2,11 +2,9 @@
 
 use std::ops::Range;
 
-use candle_core::{
-    CpuStorage, CustomOp1, CustomOp3, DType, Device, Layout, Shape, Storage, Tensor, WithDType,
-};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Shape, Storage, Tensor, WithDType};
 
-use crate::dense::Activations;
+use crate::dense::{Activations, FloatType};
 use crate::error::{Error, Result};
 use crate::kernels::{Attention, Heads, Kept, Single, attend_singly, metal};
 
@@ -45,13 +43,12 @@ impl Block {
 /// `softmax(q · kᵀ / sqrt(D)) · v` for every block; query head `h` uses key head `h / (H/G)`.
 ///
 /// `q` f32 `(H, T, D)`, `k` and `v` both f32 or both bf16 `(G, S, D)`, heads and rows in any order in memory; result f32
-/// `(T, H·D)`, heads side by side. `blocks` cover the rows of `q` in order, without gap or overlap. Scores and
-/// softmax are f32. With [`Activations::Bf16`] queries, keys, values and weights of several queries are rounded to bf16 where
+/// `(T, H·D)`, heads side by side; on a device all of one type, f32, f16 or bf16. `blocks` cover the rows of `q` in order,
+/// without gap or overlap. Scores and softmax are f32. With [`Activations::Bf16`] queries, keys, values and weights of several queries are rounded to bf16 where
 /// the processor multiplies tiles of it (AMX).
 ///
 /// # Errors
-/// Blocks that do not cover the queries or reach past the keys; heads that are no multiple of `G`; tensors of another type,
-/// or not f32 on a device.
+/// Blocks that do not cover the queries or reach past the keys; heads that are no multiple of `G`; tensors of another type.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -80,16 +77,21 @@ fn check_heads(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
     }
     let types = [q, k, v].map(Tensor::dtype);
     let on_device = metal::runs_on(q.device());
-    let kept = if k.dtype() == DType::BF16 && !on_device { DType::BF16 } else { DType::F32 };
-    if types != [DType::F32, kept, kept] {
-        let expected = if on_device { "f32" } else { "q f32, k and v both f32 or both bf16" };
+    let (fits, expected) = match on_device {
+        true => (types == [q.dtype(); 3] && FloatType::try_from(q.dtype()).is_ok(), "all f32, f16 or bf16"),
+        false => {
+            let kept = if k.dtype() == DType::BF16 { DType::BF16 } else { DType::F32 };
+            (types == [DType::F32, kept, kept], "q f32, k and v both f32 or both bf16")
+        }
+    };
+    if !fits {
         return Err(Error::input("heads", expected, format!("{types:?}")));
     }
     Ok(())
 }
 
-/// As [`attention`] with a query for each sequence, which sees all of that sequence's keys: `q` f32 `(H, n, D)`, keys and values
-/// of each of the `n` sequences `(G, S, D)`, `S` its own; result f32 `(n, H·D)`. On the CPU all sequences share the threads.
+/// As [`attention`] with a query for each sequence, which sees all of that sequence's keys: `q` `(H, n, D)`, keys and values of
+/// each of the `n` sequences `(G, S, D)`, `S` its own; result `(n, H·D)`. On the CPU all sequences share the threads.
 ///
 /// # Errors
 /// As [`attention`]; another number of sequences than of queries.
@@ -115,15 +117,6 @@ pub fn attention_each(
         return Ok(Tensor::cat(&rows, 0)?);
     }
     Ok(q.apply_op1_no_bwd(&Each { sequences })?)
-}
-
-/// The type that keys and values for [`attention`] are best kept in on `device`: bf16 where activations are, which halves
-/// what a long context takes and reads, if there is a kernel for it.
-pub fn kept_dtype(activations: Activations, device: &Device) -> DType {
-    match activations == Activations::Bf16 && !metal::runs_on(device) {
-        true => DType::BF16,
-        false => DType::F32,
-    }
 }
 
 struct Op<'a> {

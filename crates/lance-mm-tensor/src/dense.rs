@@ -1,10 +1,12 @@
 //! A dense weight matrix, left in the file in the type it is stored in.
 
+use candle_core::{DType, Device};
 use half::f16;
 use safetensors::Dtype;
 
 use crate::affine::push;
-use crate::kernels::{Addends, Matrix, Rows, matmul};
+use crate::error::{Error, Result};
+use crate::kernels::{Addends, Matrix, Rows, matmul, metal};
 use crate::weights::Bytes;
 
 /// Floating types a weight, scale or bias may be stored in.
@@ -67,6 +69,29 @@ impl FloatType {
     }
 }
 
+impl From<FloatType> for DType {
+    fn from(float: FloatType) -> Self {
+        match float {
+            FloatType::F32 => Self::F32,
+            FloatType::F16 => Self::F16,
+            FloatType::BF16 => Self::BF16,
+        }
+    }
+}
+
+impl TryFrom<DType> for FloatType {
+    type Error = Error;
+
+    fn try_from(dtype: DType) -> Result<Self> {
+        match dtype {
+            DType::F32 => Ok(Self::F32),
+            DType::F16 => Ok(Self::F16),
+            DType::BF16 => Ok(Self::BF16),
+            other => Err(Error::input("values", "f32, f16 or bf16", format!("{other:?}"))),
+        }
+    }
+}
+
 /// What the inputs of products with bf16 matrices, and of [`attention`](crate::attention()), count as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Activations {
@@ -78,8 +103,17 @@ pub enum Activations {
     Split,
     /// bf16 in products of more than 8 rows where the processor multiplies bf16: within 2^-8 of each product's
     /// size, at nearly twice the speed; so is attention of several queries on AMX. Keys and values are kept in bf16
-    /// ([`kept_dtype`](crate::kept_dtype())). This is how the original runs.
+    /// ([`kept_dtype`]). This is how the original runs.
     Bf16,
+}
+
+/// The type that keys and values for [`attention`](crate::attention()) are best kept in on `device`: bf16 where activations
+/// are, which halves what a long context takes and reads, and f32 where rows are.
+pub fn kept_dtype(activations: Activations, device: &Device) -> DType {
+    match activations == Activations::Bf16 && !metal::runs_on(device) {
+        true => DType::BF16,
+        false => DType::F32,
+    }
 }
 
 /// A `(R, K)` matrix of `F32`, `F16` or `BF16` values. Cloning shares the bytes.

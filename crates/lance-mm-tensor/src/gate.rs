@@ -1,22 +1,25 @@
 //! The gate of an MLP.
 
-use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Tensor};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 
+use crate::dense::FloatType;
 use crate::error::{Error, Result};
 use crate::kernels::{metal, swiglu as kernel};
 
-/// `silu(gate) · up`, f32 of one shape (Shazeer 2020, "GLU variants improve Transformer"). The result takes the
-/// place of `gate` on the CPU: other tensors that share its values see it too.
+/// `silu(gate) · up`, f32 of one shape, on a device f16 and bf16 too (Shazeer 2020, "GLU variants improve Transformer").
+/// The result takes the place of `gate` on the CPU: other tensors that share its values see it too.
 ///
 /// # Errors
-/// Shapes that differ; on the CPU values of either that are not neighbours.
+/// Shapes or types that differ; on the CPU values of either that are not neighbours.
 pub fn swiglu(gate: Tensor, up: &Tensor) -> Result<Tensor> {
-    if gate.dims() != up.dims() {
-        return Err(Error::input("gate", format!("{:?}", up.dims()), format!("{:?}", gate.dims())));
+    if gate.dims() != up.dims() || gate.dtype() != up.dtype() {
+        let say = |x: &Tensor| format!("{:?} {:?}", x.dtype(), x.dims());
+        return Err(Error::input("gate", say(up), say(&gate)));
     }
     if metal::runs_on(gate.device()) && gate.elem_count() > 0 {
         let (gate, up) = (gate.contiguous()?, up.contiguous()?);
-        return metal::apply(&metal::swiglu(gate.elem_count()), &[&gate, &up], gate.dims(), DType::F32);
+        let plan = metal::swiglu(gate.elem_count(), FloatType::try_from(gate.dtype())?);
+        return metal::apply(&plan, &[&gate, &up], gate.dims());
     }
     gate.inplace_op2(up, &Swiglu)?;
     Ok(gate)

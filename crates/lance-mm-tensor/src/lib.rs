@@ -11,6 +11,9 @@
 //! `D` head width, `K` input features, `R` output features (rows of a weight); of frames, `H` rows, `W` columns,
 //! `C` channels.
 //!
+//! Values are f32. On a device, those that rows of a network have may be f16 or bf16 as well: results are of the type of
+//! what came in, sums, norms, softmax and rotary tables are f32 all the same.
+//!
 //! ```
 //! use candle_core::{Device, Tensor};
 //! use lance_mm_tensor::{AffineWeight, Linear, Scheme};
@@ -46,9 +49,9 @@ mod values;
 mod weights;
 
 pub use affine::{AffineWeight, pack_codes, quantize_group};
-pub use attention::{Block, attention, attention_each, kept_dtype};
+pub use attention::{Block, attention, attention_each};
 pub use conv::{Conv, Window};
-pub use dense::{Activations, DenseWeight, FloatType};
+pub use dense::{Activations, DenseWeight, FloatType, kept_dtype};
 pub use device::{DeviceChoice, device_name, within_step};
 pub use error::{Error, Problem, Problems, Result};
 pub use float_mode::FloatModeWeight;

@@ -164,7 +164,7 @@ impl Weight {
         self.rows().read_row(row, out);
     }
 
-    /// `x · Wᵀ`: f32 `(.., K)` to f32 `(.., R)`.
+    /// `x · Wᵀ`: f32 `(.., K)` to f32 `(.., R)`; on a device f16 to f16 and bf16 to bf16 too, summed in f32.
     ///
     /// # Errors
     /// `x` of another width or dtype, or on a device without a kernel for this weight; scales or biases that are
@@ -217,8 +217,12 @@ impl Weight {
     }
 
     fn check_input(&self, x: &Tensor) -> Result<()> {
-        if x.dims().last() != Some(&self.n_cols()) || x.dtype() != DType::F32 {
-            let expected = format!("f32 rows of {}", self.n_cols());
+        let (fits, types) = match self {
+            Self::Device(_) => (FloatType::try_from(x.dtype()).is_ok(), "f32, f16 or bf16"),
+            _ => (x.dtype() == DType::F32, "f32"),
+        };
+        if x.dims().last() != Some(&self.n_cols()) || !fits {
+            let expected = format!("{types} rows of {}", self.n_cols());
             return Err(Error::input("linear input", expected, format!("{:?} {:?}", x.dtype(), x.dims())));
         }
         Ok(())
@@ -272,7 +276,7 @@ impl Linear {
         &self.weight
     }
 
-    /// f32 `(.., K)` to f32 `(.., R)`.
+    /// `(.., K)` to `(.., R)` of the same type: f32, on a device f16 and bf16 too.
     ///
     /// # Errors
     /// As [`Weight::matmul`].
@@ -280,23 +284,24 @@ impl Linear {
         self.weight.product(x, self.bias.as_ref(), None)
     }
 
-    /// `residual` f32 `(.., R)` plus the layer's output for f32 `(.., K)`.
+    /// `residual` `(.., R)` plus the layer's output for `(.., K)` of the same type.
     ///
     /// # Errors
-    /// As [`Weight::matmul`]; a residual of another shape.
+    /// As [`Weight::matmul`]; a residual of another shape or type.
     pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         let fits = residual.dims().split_last().is_some_and(|(width, rows)| {
             *width == self.weight.n_rows() && x.dims().split_last().is_some_and(|(_, x)| x == rows)
         });
-        if !fits || residual.dtype() != DType::F32 {
-            let expected = format!("f32 rows of {}, as many as of {:?}", self.weight.n_rows(), x.dims());
+        if !fits || residual.dtype() != x.dtype() {
+            let (rows, dtype) = (self.weight.n_rows(), x.dtype());
+            let expected = format!("{dtype:?} rows of {rows}, as many as of {:?}", x.dims());
             let found = format!("{:?} {:?}", residual.dtype(), residual.dims());
             return Err(Error::input("residual", expected, found));
         }
         self.weight.product(x, self.bias.as_ref(), Some(residual))
     }
 
-    /// The outputs of some layers for the same f32 `(.., K)`. On the CPU a row or two are rounded once for all of
+    /// The outputs of some layers for the same `(.., K)`. On the CPU a row or two are rounded once for all of
     /// them.
     ///
     /// # Errors
@@ -311,7 +316,7 @@ impl Linear {
         Ok(y.try_into().expect("a tensor for each layer"))
     }
 
-    /// `silu(gate(x)) · up(x)` for f32 `(.., K)`: f32 `(.., R)` (Shazeer 2020, "GLU variants improve Transformer").
+    /// `silu(gate(x)) · up(x)` for `(.., K)`: `(.., R)` of the same type (Shazeer 2020, "GLU variants improve Transformer").
     ///
     /// # Errors
     /// As [`Weight::matmul`]; layers of different shapes.
@@ -395,7 +400,7 @@ impl Embedding {
             return Err(Error::input("token id", format!("an id below {rows}"), id));
         }
         if let Weight::Device(w) = &self.weight {
-            return w.rows(ids);
+            return w.rows(ids, FloatType::F32);
         }
         let mut out = vec![0.0; ids.len() * cols];
         for (id, out) in ids.iter().zip(out.chunks_exact_mut(cols)) {

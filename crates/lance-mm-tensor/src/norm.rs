@@ -1,6 +1,6 @@
 //! Root-mean-square normalisation.
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 
 use crate::dense::FloatType;
 use crate::error::Result;
@@ -42,17 +42,18 @@ impl RmsNorm {
         self.eps
     }
 
-    /// f32 `(.., K)` to f32 of the same shape.
+    /// f32 `(.., K)` to f32 of the same shape; on a device f16 to f16 and bf16 to bf16 too, with arithmetic in f32.
     ///
     /// # Errors
-    /// A last axis of another width.
+    /// A last axis of another width, another type.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = x.contiguous()?;
         let width = self.weight.elem_count();
         let fits = x.dims().last() == Some(&width);
         if metal::runs_on(x.device()) && fits && x.elem_count() > 0 {
-            let plan = metal::rms_norm(x.elem_count() / width, width, self.eps, FloatType::F32);
-            return metal::apply(&plan, &[&x, &self.weight], x.dims(), DType::F32);
+            let float = FloatType::try_from(x.dtype())?;
+            let plan = metal::rms_norm(x.elem_count() / width, width, self.eps, float);
+            return metal::apply(&plan, &[&x, &self.weight], x.dims());
         }
         match x.device().is_cpu() && fits {
             true => Ok(x.apply_op2_no_bwd(&self.weight, &Op { eps: self.eps })?),

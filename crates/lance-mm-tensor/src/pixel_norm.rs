@@ -56,7 +56,7 @@ impl PixelNorm {
             let gamma =
                 self.tensor.clone().map_or_else(|| Tensor::new(self.gamma.as_slice(), x.device()), Ok)?;
             let plan = metal::pixel_norm(x.elem_count() / self.gamma.len(), self.gamma.len(), silu);
-            return metal::apply(&plan, &[&x.contiguous()?, &gamma.contiguous()?], x.dims(), DType::F32);
+            return metal::apply(&plan, &[&x.contiguous()?, &gamma.contiguous()?], x.dims());
         }
         Ok(x.contiguous()?.apply_op1_no_bwd(&NormOp { norm: self, silu })?)
     }

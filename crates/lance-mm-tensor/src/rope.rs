@@ -1,6 +1,6 @@
 //! Rotary position tables: multimodal (three axes in contiguous sections) and from given angles.
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp3, Layout, Tensor};
+use candle_core::{CpuStorage, Device, InplaceOp3, Layout, Tensor};
 
 use crate::dense::FloatType;
 use crate::error::{Error, Result};
@@ -91,11 +91,11 @@ impl RotaryTable {
         &self.sin
     }
 
-    /// Turns f32 heads `(T, H, D)`, whose rows may lie apart: channel `j` with `j + D/2`. The result takes the place of
-    /// `x` on the CPU: other tensors that share its values see it too.
+    /// Turns f32 heads `(T, H, D)`, on a device f16 and bf16 too, whose rows may lie apart: channel `j` with `j + D/2`. The
+    /// result takes the place of `x` on the CPU: other tensors that share its values see it too.
     ///
     /// # Errors
-    /// A shape that does not fit the table; on the CPU heads of a row that are not neighbours.
+    /// A shape that does not fit the table, another type; on the CPU heads of a row that are not neighbours.
     pub fn apply(&self, x: Tensor) -> Result<Tensor> {
         if metal::runs_on(x.device()) {
             return self.apply_on_device(&x, None);
@@ -109,7 +109,7 @@ impl RotaryTable {
         Ok(x)
     }
 
-    /// Norms each head of f32 `(T, H, D)`, then turns it, in other memory: on a device in one pass over the values.
+    /// Norms each head of `(T, H, D)`, then turns it, in other memory: on a device in one pass over the values.
     ///
     /// # Errors
     /// As [`apply`](Self::apply) and [`RmsNorm::forward`].
@@ -127,11 +127,12 @@ impl RotaryTable {
             let expected = format!("{:?} rows and half the width of a head", self.cos.dims());
             return Err(Error::input("heads to turn", expected, format!("{:?}", x.dims())));
         }
-        let plan = metal::norm_rope([rows, heads, dim], norm.map(RmsNorm::eps), FloatType::F32);
+        let float = FloatType::try_from(x.dtype())?;
+        let plan = metal::norm_rope([rows, heads, dim], norm.map(RmsNorm::eps), float);
         let x = x.contiguous()?;
         let mut inputs = vec![&x, &self.cos, &self.sin];
         inputs.extend(norm.map(RmsNorm::weight));
-        Ok(metal::apply(&plan, &inputs, &[heads, rows, dim], DType::F32)?.transpose(0, 1)?)
+        Ok(metal::apply(&plan, &inputs, &[heads, rows, dim])?.transpose(0, 1)?)
     }
 }
 
@@ -178,6 +179,8 @@ impl InplaceOp3 for Turn {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
     use crate::testing::{assert_close, seeded};
 

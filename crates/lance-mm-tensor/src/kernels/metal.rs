@@ -75,10 +75,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Values of the output.
-    pub fn output_len(&self) -> usize {
-        let len = |arg: &Arg| if let Arg::Output(len) = arg { Some(*len) } else { None };
-        self.args.iter().find_map(len).unwrap_or(0)
+    /// Values of the output, and their type.
+    pub fn output(&self) -> (usize, FloatType) {
+        let output = |arg: &Arg| if let Arg::Output(len, float) = arg { Some((*len, *float)) } else { None };
+        self.args.iter().find_map(output).unwrap_or((0, FloatType::F32))
     }
 }
 
@@ -89,8 +89,8 @@ pub enum Arg {
     Input(usize),
     /// The same, laid out from its first value on as other arguments say.
     Strided(usize),
-    /// The output: this many values of the type the kernel's name says.
-    Output(usize),
+    /// The output: this many values of this type.
+    Output(usize, FloatType),
     /// Nothing: what the kernel reads there when its constants say so.
     Unused,
     /// A number by value.

@@ -57,7 +57,7 @@ impl Affine {
 pub fn affine_matmul(w: &Affine, n: usize, x: FloatType, add: bool) -> Plan {
     let mut args: Vec<Arg> = (0..4).map(Arg::Input).collect();
     args.push(if add { Arg::Input(4) } else { Arg::Unused });
-    args.extend([Arg::Output(n * w.rows), size(n), size(w.rows), size(w.cols)]);
+    args.extend([Arg::Output(n * w.rows, x), size(n), size(w.rows), size(w.cols)]);
     if n <= MATVEC_ROWS {
         let groups = [w.rows.div_ceil(MATVEC_TILE), n.div_ceil(PASS), 1];
         w.plan("affine_matvec", x, groups, 64, args)
@@ -69,7 +69,7 @@ pub fn affine_matmul(w: &Affine, n: usize, x: FloatType, add: bool) -> Plan {
 /// Rows of the matrix: input 3 holds `n` indices (`uint`) below `R`, the output is `(n, K)` of type `out`.
 pub fn affine_rows(w: &Affine, n: usize, out: FloatType) -> Plan {
     let mut args: Vec<Arg> = (0..4).map(Arg::Input).collect();
-    args.extend([Arg::Output(n * w.cols), size(w.cols)]);
+    args.extend([Arg::Output(n * w.cols, out), size(w.cols)]);
     w.plan("affine_rows", out, [w.cols.div_ceil(64 * CODES), n, 1], 64, args)
 }
 

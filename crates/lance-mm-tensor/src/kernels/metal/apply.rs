@@ -1,17 +1,16 @@
 //! Plans as operations on tensors.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Storage, Tensor};
 
 use super::executor::{bytes_of, execute};
 use super::{Arg, Plan};
 use crate::error::{Error, Result};
 
-/// Runs a plan on the device that its inputs are on: `inputs` as the plan numbers them; the result has `shape` and
-/// `dtype`.
+/// Runs a plan on the device that its inputs are on: `inputs` as the plan numbers them; the result has `shape`.
 ///
 /// # Errors
 /// Inputs that are not on a Metal device or not laid out as the plan says, source the device refuses.
-pub fn apply(plan: &Plan, inputs: &[&Tensor], shape: &[usize], dtype: DType) -> Result<Tensor> {
+pub fn apply(plan: &Plan, inputs: &[&Tensor], shape: &[usize]) -> Result<Tensor> {
     for arg in &plan.args {
         if let Arg::Input(i) = arg
             && !inputs[*i].is_contiguous()
@@ -21,7 +20,7 @@ pub fn apply(plan: &Plan, inputs: &[&Tensor], shape: &[usize], dtype: DType) -> 
         }
     }
     let (first, rest) = inputs.split_first().expect("a plan has inputs");
-    Ok(first.apply_op1_no_bwd(&Apply { plan, rest, shape, dtype })?)
+    Ok(first.apply_op1_no_bwd(&Apply { plan, rest, shape })?)
 }
 
 struct Apply<'a> {
@@ -29,7 +28,6 @@ struct Apply<'a> {
     /// Inputs after the first: candle's operations take three at most.
     rest: &'a [&'a Tensor],
     shape: &'a [usize],
-    dtype: DType,
 }
 
 impl CustomOp1 for Apply<'_> {
@@ -47,10 +45,7 @@ impl CustomOp1 for Apply<'_> {
             };
             inputs.push(bytes_of(storage, layout)?);
         }
-        if self.dtype != DType::F32 {
-            candle_core::bail!("{}: only results in f32 come back to the CPU", self.plan.kernel)
-        }
-        Ok((CpuStorage::F32(execute(self.plan, &inputs)?), Shape::from(self.shape)))
+        Ok((execute(self.plan, &inputs)?, Shape::from(self.shape)))
     }
 
     #[cfg(all(feature = "metal", target_os = "macos"))]
@@ -69,7 +64,7 @@ impl CustomOp1 for Apply<'_> {
             };
             inputs.push(super::device::Input::new(storage, layout));
         }
-        let out = super::device::run(self.plan, storage.device(), &inputs, self.dtype)?;
+        let out = super::device::run(self.plan, storage.device(), &inputs)?;
         Ok((out, Shape::from(self.shape)))
     }
 }

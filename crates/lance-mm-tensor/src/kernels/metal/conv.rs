@@ -1,6 +1,6 @@
 //! Convolutions of frames, channels last; kernels in `conv.metal`.
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use super::{Arg, Plan, Source, apply, size, type_name};
 use crate::dense::FloatType;
@@ -45,7 +45,7 @@ pub fn conv(shape: &ConvShape) -> Plan {
     let positions = rows * columns;
     let mut args = vec![Arg::Input(0), Arg::Input(1)];
     args.extend((0..FRAMES).map(|i| if i < shape.frames { Arg::Input(2 + i) } else { Arg::Unused }));
-    args.push(Arg::Output(positions * shape.filters));
+    args.push(Arg::Output(positions * shape.filters, FloatType::F32));
     args.extend(shape.frame.into_iter().chain(shape.kernel).chain(shape.window).map(size));
     args.extend([columns, positions, shape.filters, shape.filter].map(size));
     Plan {
@@ -77,7 +77,7 @@ pub(crate) fn convolve(
         return Err(Error::input("convolution on this device", expected, found));
     }
     let inputs: Vec<&Tensor> = [filters, bias].into_iter().chain(frames).collect();
-    apply(&conv(shape), &inputs, &[rows, columns, shape.filters], DType::F32)
+    apply(&conv(shape), &inputs, &[rows, columns, shape.filters])
 }
 
 #[cfg(test)]
@@ -158,7 +158,7 @@ mod tests {
             ("points of two frames", case([3, 5, 40], [1, 1], [1, 0, 0, 1], [3, 2, 34], BF16)),
         ] {
             for order in ORDERS {
-                let found = run(&case.plan, &case.inputs, FloatType::F32, order).unwrap();
+                let found = run(&case.plan, &case.inputs, order).unwrap();
                 assert_close(name, &decode(&found, FloatType::F32), &case.expected, 2e-5);
             }
         }
@@ -173,7 +173,7 @@ mod tests {
         #[test]
         fn lanes_do_not_race() {
             let case = case([3, 3, 6], [3, 3], [1, 1, 1, 1], [3, 2, 5], FloatType::F32);
-            check_races(&case.plan, &case.inputs, FloatType::F32).unwrap();
+            check_races(&case.plan, &case.inputs).unwrap();
         }
 
         #[test]
@@ -182,7 +182,7 @@ mod tests {
             let broken = |from: &str, to: &str, build| {
                 assert!(SOURCE.text.contains(from), "the source has {from:?}");
                 let text = SOURCE.text.replace(from, to);
-                let run = run_source(&text, &case.plan, &case.inputs, FloatType::F32, 0, build);
+                let run = run_source(&text, &case.plan, &case.inputs, 0, build);
                 run.map_err(|e| format!("{e:#}"))
             };
             let outside = broken("if (r < H && c < W)", "if (c < W)", Build::Plain).unwrap_err();

@@ -1,5 +1,5 @@
-// Products of f32 rows with dense matrices in the type they are stored in, and lookups of their rows. Sums are
-// f32. Reference: DenseWeight in lance-mm-tensor/src/dense.rs.
+// Products of rows with dense matrices in the type they are stored in, and lookups of their rows. Sums are f32
+// whatever type the rows have. Reference: DenseWeight in lance-mm-tensor/src/dense.rs.
 #include <metal_stdlib>
 #include <metal_simdgroup>
 #include <metal_simdgroup_matrix>
@@ -9,12 +9,12 @@ constant ushort ADD [[function_constant(0)]];      // whether products add a val
 
 // Y[m, r] for PASS rows m and eight rows r a threadgroup: a SIMD group takes four rows r, a lane four neighbouring
 // columns of every 128.
-template <typename S>
+template <typename T, typename S>
 [[kernel]] void dense_matvec(
     const device S* w [[buffer(0)]],           // (R, K)
-    const device float* x [[buffer(1)]],       // (M, K)
+    const device T* x [[buffer(1)]],           // (M, K)
     const device float* added [[buffer(2)]],   // (R)
-    device float* y [[buffer(3)]],             // (M, R)
+    device T* y [[buffer(3)]],                 // (M, R)
     constant uint& M [[buffer(4)]],
     constant uint& R [[buffer(5)]],
     constant uint& K [[buffer(6)]],
@@ -30,7 +30,7 @@ template <typename S>
     const uint n = min(STEP, K - k);
     float v[PASS][STEP];
     for (uint m = 0; m < n_x; m++)
-      for (uint i = 0; i < n; i++) v[m][i] = x[(m0 + m) * K + k + i];
+      for (uint i = 0; i < n; i++) v[m][i] = float(x[(m0 + m) * K + k + i]);
     for (uint r = 0; r < n_rows; r++) {
       const device S* row = w + (row0 + r) * K + k;
       for (uint i = 0; i < n; i++) {
@@ -42,19 +42,19 @@ template <typename S>
   for (uint m = 0; m < n_x; m++) {
     for (uint r = 0; r < n_rows; r++) {
       const float sum = simd_sum(sums[m][r]);
-      if (lane == 0) y[(m0 + m) * R + row0 + r] = ADD ? sum + added[row0 + r] : sum;
+      if (lane == 0) y[(m0 + m) * R + row0 + r] = T(ADD ? sum + added[row0 + r] : sum);
     }
   }
 }
 
 // A 32 x 32 tile of Y a threadgroup of four SIMD groups, each a 16 x 16 quarter as 2 x 2 fragments. 32 columns
 // of x and of W at a time lie in threadgroup memory, rows four values longer against bank conflicts.
-template <typename S>
+template <typename T, typename S>
 [[kernel]] void dense_matmul(
     const device S* w [[buffer(0)]],
-    const device float* x [[buffer(1)]],
+    const device T* x [[buffer(1)]],
     const device float* added [[buffer(2)]],
-    device float* y [[buffer(3)]],
+    device T* y [[buffer(3)]],
     constant uint& M [[buffer(4)]],
     constant uint& R [[buffer(5)]],
     constant uint& K [[buffer(6)]],
@@ -75,7 +75,7 @@ template <typename S>
     for (uint i = t; i < TILE * TILE; i += 128) {
       const uint line = i / TILE, k = i % TILE;
       const bool inside = k0 + k < K;
-      xs[line * STRIDE + k] = inside && m0 + line < M ? x[(m0 + line) * K + k0 + k] : 0.0f;
+      xs[line * STRIDE + k] = inside && m0 + line < M ? float(x[(m0 + line) * K + k0 + k]) : 0.0f;
       ws[line * STRIDE + k] = inside && row0 + line < R ? float(w[(row0 + line) * K + k0 + k]) : 0.0f;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -98,26 +98,29 @@ template <typename S>
     const uint m = m0 + i / TILE, r = row0 + i % TILE;
     if (m < M && r < R) {
       const float sum = xs[i / TILE * STRIDE + i % TILE];
-      y[m * R + r] = ADD ? sum + added[r] : sum;
+      y[m * R + r] = T(ADD ? sum + added[r] : sum);
     }
   }
 }
 
 // OUT[i, k] = W[ids[i], k].
-template <typename S>
+template <typename T, typename S>
 [[kernel]] void dense_rows(
     const device S* w [[buffer(0)]],
     const device uint* ids [[buffer(1)]],
-    device float* out [[buffer(2)]],
+    device T* out [[buffer(2)]],
     constant uint& K [[buffer(3)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint t [[thread_index_in_threadgroup]]) {
   const uint k = group.x * 64 + t;
-  if (k < K) out[group.y * K + k] = float(w[ids[group.y] * K + k]);
+  if (k < K) out[group.y * K + k] = T(float(w[ids[group.y] * K + k]));
 }
 
-#define KERNEL(name, S, s) template [[host_name(#name "_" #s)]] [[kernel]] decltype(name<S>) name<S>;
-#define KERNELS(S, s) KERNEL(dense_matvec, S, s) KERNEL(dense_matmul, S, s) KERNEL(dense_rows, S, s)
-KERNELS(float, f32)
-KERNELS(half, f16)
-KERNELS(bfloat, bf16)
+#define KERNEL(name, T, t, S, s) \
+  template [[host_name(#name "_" #t "_" #s)]] [[kernel]] decltype(name<T, S>) name<T, S>;
+#define KERNELS(T, t, S, s) \
+  KERNEL(dense_matvec, T, t, S, s) KERNEL(dense_matmul, T, t, S, s) KERNEL(dense_rows, T, t, S, s)
+#define MATRICES(T, t) KERNELS(T, t, float, f32) KERNELS(T, t, half, f16) KERNELS(T, t, bfloat, bf16)
+MATRICES(float, f32)
+MATRICES(half, f16)
+MATRICES(bfloat, bf16)

@@ -1,4 +1,4 @@
-//! Products of f32 rows with dense matrices, and lookups of their rows; kernels in `dense.metal`.
+//! Products of rows with dense matrices, and lookups of their rows; kernels in `dense.metal`.
 
 use super::{Arg, Plan, Source, size, type_name};
 use crate::dense::FloatType;
@@ -26,10 +26,10 @@ pub struct Dense {
 }
 
 impl Dense {
-    fn plan(&self, kernel: &str, groups: [usize; 3], threads: usize, args: Vec<Arg>) -> Plan {
+    fn plan(&self, kernel: &str, x: FloatType, groups: [usize; 3], threads: usize, args: Vec<Arg>) -> Plan {
         Plan {
             source: &SOURCE,
-            kernel: format!("{kernel}_{}", type_name(self.float)),
+            kernel: format!("{kernel}_{}_{}", type_name(x), type_name(self.float)),
             constants: vec![u16::from(args.contains(&Arg::Input(2)))],
             groups,
             threads: [threads, 1, 1],
@@ -38,29 +38,30 @@ impl Dense {
     }
 }
 
-/// `x · Wᵀ`: input 1 is x f32 `(n, K)`, the output f32 `(n, R)`. With `add`, input 2 is added to every row, f32 `(R)`.
-pub fn dense_matmul(w: &Dense, n: usize, add: bool) -> Plan {
+/// `x · Wᵀ`: input 1 is x `(n, K)` of type `x`, the output `(n, R)` of the same type; sums are f32. With `add`, input 2
+/// is added to every row, f32 `(R)`.
+pub fn dense_matmul(w: &Dense, n: usize, x: FloatType, add: bool) -> Plan {
     let added = if add { Arg::Input(2) } else { Arg::Unused };
-    let mut args = vec![Arg::Input(0), Arg::Input(1), added, Arg::Output(n * w.rows)];
+    let mut args = vec![Arg::Input(0), Arg::Input(1), added, Arg::Output(n * w.rows, x)];
     args.extend([size(n), size(w.rows), size(w.cols)]);
     if n <= MATVEC_ROWS {
-        w.plan("dense_matvec", [w.rows.div_ceil(MATVEC_TILE), n.div_ceil(PASS), 1], 64, args)
+        w.plan("dense_matvec", x, [w.rows.div_ceil(MATVEC_TILE), n.div_ceil(PASS), 1], 64, args)
     } else {
-        w.plan("dense_matmul", [w.rows.div_ceil(TILE), n.div_ceil(TILE), 1], 128, args)
+        w.plan("dense_matmul", x, [w.rows.div_ceil(TILE), n.div_ceil(TILE), 1], 128, args)
     }
 }
 
-/// Rows of the matrix: input 1 holds `n` indices (`uint`) below `R`, the output is f32 `(n, K)`.
-pub fn dense_rows(w: &Dense, n: usize) -> Plan {
-    let args = vec![Arg::Input(0), Arg::Input(1), Arg::Output(n * w.cols), size(w.cols)];
-    w.plan("dense_rows", [w.cols.div_ceil(64), n, 1], 64, args)
+/// Rows of the matrix: input 1 holds `n` indices (`uint`) below `R`, the output is `(n, K)` of type `out`.
+pub fn dense_rows(w: &Dense, n: usize, out: FloatType) -> Plan {
+    let args = vec![Arg::Input(0), Arg::Input(1), Arg::Output(n * w.cols, out), size(w.cols)];
+    w.plan("dense_rows", out, [w.cols.div_ceil(64), n, 1], 64, args)
 }
 
 #[cfg(test)]
 #[cfg(any(target_os = "linux", all(feature = "metal", target_os = "macos")))]
 mod tests {
     use super::super::runner::{ORDERS, run};
-    use super::super::values::{decode, encode, rounded};
+    use super::super::values::{decode, encode, rounded, rounding};
     use super::*;
     use crate::testing::seeded;
 
@@ -71,11 +72,12 @@ mod tests {
         inputs: Vec<Vec<u8>>,
         expected: Vec<f64>,
         size: Vec<f64>,
+        x_type: FloatType,
     }
 
-    fn case([n, rows, cols]: [usize; 3], float: FloatType, add: bool) -> Case {
+    fn case([n, rows, cols]: [usize; 3], x_type: FloatType, float: FloatType, add: bool) -> Case {
         let w = rounded(&seeded(rows * cols, 1), float);
-        let x = seeded(n * cols, 2);
+        let x = rounded(&seeded(n * cols, 2), x_type);
         let added = seeded(rows, 3);
         let (mut expected, mut size) = (vec![], vec![]);
         for x in x.chunks(cols) {
@@ -86,17 +88,19 @@ mod tests {
                 size.push(added.abs() + products.map(f64::abs).sum::<f64>());
             }
         }
-        let mut inputs = vec![encode(&w, float), encode(&x, FloatType::F32)];
+        let mut inputs = vec![encode(&w, float), encode(&x, x_type)];
         inputs.extend(add.then(|| encode(&added, FloatType::F32)));
-        Case { plan: dense_matmul(&Dense { rows, cols, float }, n, add), inputs, expected, size }
+        let plan = dense_matmul(&Dense { rows, cols, float }, n, x_type, add);
+        Case { plan, inputs, expected, size, x_type }
     }
 
     impl Case {
-        /// Sums of K products in f32 are off by some units in the last place of their magnitudes.
+        /// Sums of K products in f32 are off by some units in the last place of their magnitudes; the result is
+        /// rounded once to its type.
         fn check(&self, y: &[u8]) -> Result<(), String> {
-            for (i, y) in decode(y, FloatType::F32).into_iter().enumerate() {
+            for (i, y) in decode(y, self.x_type).into_iter().enumerate() {
                 let error = (f64::from(y) - self.expected[i]).abs();
-                if error.is_nan() || error > 2e-6 * self.size[i] {
+                if error.is_nan() || error > 2e-6 * self.size[i] + rounding(self.expected[i], self.x_type) {
                     return Err(format!(
                         "{} at {i}: found {y}, expected {}",
                         self.plan.kernel, self.expected[i]
@@ -109,17 +113,18 @@ mod tests {
 
     #[test]
     fn products_equal_the_reference() {
-        for (i, shape) in [[1, 9, 300], [5, 16, 128], [8, 3, 1], [37, 45, 70], [32, 64, 96], [9, 33, 1176]]
-            .iter()
-            .enumerate()
-        {
-            for float in [TYPES[i % 3], TYPES[(i + 1) % 3]] {
-                let case = case(*shape, float, i % 2 == 0);
-                let first = run(&case.plan, &case.inputs, FloatType::F32, ORDERS[0]).unwrap();
+        let few = [[1, 9, 300], [5, 16, 128], [8, 3, 1]];
+        let many = [[37, 45, 70], [32, 64, 96], [9, 33, 1176]];
+        for (i, shape) in few.into_iter().chain(many).enumerate() {
+            // Every type of x with every type of w, in both kernels.
+            for (j, x_type) in TYPES.into_iter().enumerate() {
+                let float = TYPES[(i + j) % 3];
+                let case = case(shape, x_type, float, i % 2 == 0);
+                let first = run(&case.plan, &case.inputs, ORDERS[0]).unwrap();
                 case.check(&first).unwrap();
                 for order in &ORDERS[1..] {
-                    let again = run(&case.plan, &case.inputs, FloatType::F32, *order).unwrap();
-                    assert_eq!(first, again, "{float:?} {shape:?}: lane order {order}");
+                    let again = run(&case.plan, &case.inputs, *order).unwrap();
+                    assert_eq!(first, again, "{x_type:?} {float:?} {shape:?}: lane order {order}");
                 }
             }
         }
@@ -127,16 +132,16 @@ mod tests {
 
     #[test]
     fn looked_up_rows_are_the_rows() {
-        for float in TYPES {
+        for (float, out) in TYPES.into_iter().flat_map(|float| TYPES.map(|out| (float, out))) {
             let w = rounded(&seeded(5 * 70, 1), float);
             let ids = [4u32, 0, 0];
             let inputs = [encode(&w, float), ids.iter().flat_map(|id| id.to_le_bytes()).collect()];
-            let plan = dense_rows(&Dense { rows: 5, cols: 70, float }, ids.len());
+            let plan = dense_rows(&Dense { rows: 5, cols: 70, float }, ids.len(), out);
             let expected: Vec<f32> =
                 ids.iter().flat_map(|id| w[*id as usize * 70..][..70].to_vec()).collect();
             for order in ORDERS {
-                let found = run(&plan, &inputs, FloatType::F32, order).unwrap();
-                assert_eq!(decode(&found, FloatType::F32), expected);
+                let found = run(&plan, &inputs, order).unwrap();
+                assert_eq!(decode(&found, out), rounded(&expected, out));
             }
         }
     }
@@ -150,8 +155,8 @@ mod tests {
         #[test]
         fn lanes_do_not_race() {
             for shape in [[3, 9, 70], [9, 33, 40]] {
-                let case = case(shape, FloatType::BF16, true);
-                check_races(&case.plan, &case.inputs, FloatType::F32).unwrap();
+                let case = case(shape, FloatType::F32, FloatType::BF16, true);
+                check_races(&case.plan, &case.inputs).unwrap();
             }
         }
         #[test]
@@ -159,15 +164,14 @@ mod tests {
             let broken = |case: &Case, from: &str, to: &str, build| {
                 assert!(SOURCE.text.contains(from), "the source has {from:?}");
                 let text = SOURCE.text.replace(from, to);
-                run_source(&text, &case.plan, &case.inputs, FloatType::F32, 0, build)
-                    .map_err(|e| format!("{e:#}"))
+                run_source(&text, &case.plan, &case.inputs, 0, build).map_err(|e| format!("{e:#}"))
             };
-            let tile = case([9, 33, 40], FloatType::F32, true);
+            let tile = case([9, 33, 40], FloatType::F32, FloatType::F32, true);
             let barrier = "    threadgroup_barrier(mem_flags::mem_threadgroup);\n    for (uint kk";
             let raced = broken(&tile, barrier, "    for (uint kk", Build::RaceCheck).unwrap_err();
             assert!(raced.contains("data race"), "{raced}");
             // Bytes of the matrix fill whole steps of 16, to which buffers of the simulator are rounded up.
-            let row = case([1, 8, 70], FloatType::BF16, false);
+            let row = case([1, 8, 70], FloatType::F32, FloatType::BF16, false);
             let outside = broken(&row, "min(STEP, K - k)", "STEP", Build::Plain).unwrap_err();
             assert!(outside.contains("outside buffer"), "{outside}");
             let wrong =

@@ -29,14 +29,10 @@ impl<'a> Input<'a> {
 }
 
 /// Encodes one dispatch; the device runs it when its command buffer is committed.
-pub(super) fn run(
-    plan: &Plan,
-    device: &MetalDevice,
-    inputs: &[Input<'_>],
-    dtype: DType,
-) -> Result<MetalStorage> {
+pub(super) fn run(plan: &Plan, device: &MetalDevice, inputs: &[Input<'_>]) -> Result<MetalStorage> {
     let pipeline = pipeline(plan, device)?;
-    let count = plan.output_len();
+    let (count, float) = plan.output();
+    let dtype = DType::from(float);
     let output = device.new_buffer_builder().with_size_for(count, dtype).with_label(&plan.kernel).build()?;
     {
         // Holds a lock that every operation on the device takes: nothing else may happen in here.
@@ -48,7 +44,7 @@ pub(super) fn run(
                 Arg::Input(i) | Arg::Strided(i) => {
                     encoder.set_input_buffer(slot, Some(inputs[*i].buffer), inputs[*i].offset);
                 }
-                Arg::Output(_) => encoder.set_output_buffer(slot, Some(&output), 0),
+                Arg::Output(..) => encoder.set_output_buffer(slot, Some(&output), 0),
                 // Some buffer has to be there.
                 Arg::Unused => encoder.set_input_buffer(slot, Some(inputs[0].buffer), inputs[0].offset),
                 Arg::U32s(n) => encoder.set_bytes(slot, n),

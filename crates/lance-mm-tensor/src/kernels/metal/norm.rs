@@ -17,7 +17,7 @@ pub fn rms_norm(n: usize, dim: usize, eps: f32, x: FloatType) -> Plan {
         groups: [n, 1, 1],
         // Eight values a thread, in whole SIMD groups.
         threads: [dim.div_ceil(8).next_multiple_of(32).clamp(32, 256), 1, 1],
-        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(n * dim), size(dim), Arg::F32(eps)],
+        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(n * dim, x), size(dim), Arg::F32(eps)],
     }
 }
 
@@ -27,7 +27,7 @@ pub fn rms_norm(n: usize, dim: usize, eps: f32, x: FloatType) -> Plan {
 pub fn norm_rope([n, heads, dim]: [usize; 3], eps: Option<f32>, x: FloatType) -> Plan {
     // The norm's weight comes last among the inputs, so that it can be left out.
     let weight = if eps.is_some() { Arg::Input(3) } else { Arg::Unused };
-    let mut args = vec![Arg::Input(0), weight, Arg::Input(1), Arg::Input(2), Arg::Output(n * heads * dim)];
+    let mut args = vec![Arg::Input(0), weight, Arg::Input(1), Arg::Input(2), Arg::Output(n * heads * dim, x)];
     args.extend([size(n), size(heads), size(dim)]);
     args.push(Arg::F32(eps.unwrap_or(0.0)));
     Plan {
@@ -50,7 +50,13 @@ pub fn pixel_norm(n: usize, channels: usize, silu: bool) -> Plan {
         constants: vec![0, u16::from(silu)],
         groups: [n.div_ceil(HEADS), 1, 1],
         threads: [32 * HEADS, 1, 1],
-        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(n * channels), size(n), size(channels)],
+        args: vec![
+            Arg::Input(0),
+            Arg::Input(1),
+            Arg::Output(n * channels, FloatType::F32),
+            size(n),
+            size(channels),
+        ],
     }
 }
 
@@ -93,7 +99,7 @@ mod tests {
             let plan = rms_norm(n, dim, EPS, x_type);
             let inputs = [encode(&x, x_type), encode(&w, FloatType::F32)];
             for order in ORDERS {
-                let y = decode(&run(&plan, &inputs, x_type, order).unwrap(), x_type);
+                let y = decode(&run(&plan, &inputs, order).unwrap(), x_type);
                 assert_close(&format!("{n} {dim} {x_type:?}"), &y, &expected, tolerance(x_type));
             }
         }
@@ -116,7 +122,7 @@ mod tests {
             let expected: Vec<f32> = x.chunks(channels).flat_map(pixel).collect();
             let inputs = [encode(&x, FloatType::F32), encode(&gamma, FloatType::F32)];
             for order in ORDERS {
-                let y = run(&pixel_norm(n, channels, silu), &inputs, FloatType::F32, order).unwrap();
+                let y = run(&pixel_norm(n, channels, silu), &inputs, order).unwrap();
                 assert_close(&format!("{n} {channels}"), &decode(&y, FloatType::F32), &expected, 4e-6);
             }
         }
@@ -160,7 +166,7 @@ mod tests {
             let Heads { inputs, expected } = heads(shape, normed, x_type);
             let plan = norm_rope(shape, normed.then_some(EPS), x_type);
             for order in ORDERS {
-                let y = decode(&run(&plan, &inputs, x_type, order).unwrap(), x_type);
+                let y = decode(&run(&plan, &inputs, order).unwrap(), x_type);
                 assert_close(&format!("{shape:?} {normed} {x_type:?}"), &y, &expected, tolerance(x_type));
             }
         }
@@ -175,11 +181,11 @@ mod tests {
         #[test]
         fn lanes_do_not_race() {
             let row = [encode(&seeded(160, 1), FloatType::F32), encode(&seeded(80, 2), FloatType::F32)];
-            check_races(&rms_norm(2, 80, EPS, FloatType::F32), &row, FloatType::F32).unwrap();
-            check_races(&pixel_norm(2, 80, true), &row, FloatType::F32).unwrap();
+            check_races(&rms_norm(2, 80, EPS, FloatType::F32), &row).unwrap();
+            check_races(&pixel_norm(2, 80, true), &row).unwrap();
             let shape = [3, 2, 16];
             let plan = norm_rope(shape, Some(EPS), FloatType::F32);
-            check_races(&plan, &heads(shape, true, FloatType::F32).inputs, FloatType::F32).unwrap();
+            check_races(&plan, &heads(shape, true, FloatType::F32).inputs).unwrap();
         }
         #[test]
         fn broken_copies_are_caught() {
@@ -188,7 +194,7 @@ mod tests {
             let barrier = "  threadgroup_barrier(mem_flags::mem_threadgroup);\n";
             assert!(SOURCE.text.contains(barrier));
             let raced = SOURCE.text.replace(barrier, "");
-            let raced = run_source(&raced, &plan, &row, FloatType::F32, 0, Build::RaceCheck);
+            let raced = run_source(&raced, &plan, &row, 0, Build::RaceCheck);
             assert!(format!("{:#}", raced.unwrap_err()).contains("data race"));
 
             let shape = [3, 1, 32];
@@ -196,7 +202,7 @@ mod tests {
             let outside = SOURCE.text.replace("if (head < N * H)", "if (head <= N * H)");
             assert_ne!(outside, SOURCE.text);
             let inputs = heads(shape, false, FloatType::F32).inputs;
-            let outside = run_source(&outside, &plan, &inputs, FloatType::F32, 0, Build::Plain);
+            let outside = run_source(&outside, &plan, &inputs, 0, Build::Plain);
             assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
         }
     }

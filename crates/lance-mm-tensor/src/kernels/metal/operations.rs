@@ -1,6 +1,6 @@
 //! The crate's operations as on a device, against the same on the CPU.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::runner::on_device;
 use crate::float_mode::FloatModeWeight;
@@ -23,6 +23,26 @@ fn compare(name: &str, tolerance: f32, run: impl Fn(&Device) -> Result<Tensor>) 
     assert_eq!(found.dims(), expected.dims(), "{name}");
     let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_close(name, &flat(&found), &flat(&expected), tolerance);
+}
+
+/// A seeded tensor of a shape, of the type that activations have.
+type Make<'a> = dyn Fn(&[usize], u64) -> Tensor + 'a;
+
+/// As [`compare`], the device's activations in f16 and in bf16, the CPU's the same values in f32. `units` are of the type's
+/// last place at 1.
+#[track_caller]
+fn compare_halves(name: &str, units: f32, run: impl Fn(&Device, &Make<'_>) -> Result<Tensor>) {
+    for (float, unit) in [(FloatType::F16, 1.0 / 1024.0), (FloatType::BF16, 1.0 / 128.0)] {
+        let make = |shape: &[usize], seed| tensor(shape, seed).to_dtype(float.into()).unwrap();
+        let found =
+            on_device(|device| run(device, &|shape, seed| make(shape, seed).to_device(device).unwrap()));
+        let found = found.unwrap();
+        let widened = |x: Tensor| x.to_dtype(DType::F32).unwrap();
+        let expected = run(&Device::Cpu, &|shape, seed| widened(make(shape, seed))).unwrap();
+        assert_eq!((found.dtype(), found.dims()), (float.into(), expected.dims()), "{name}");
+        let flat = |x: Tensor| widened(x).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_close(&format!("{name} {float:?}"), &flat(found), &flat(expected), units * unit);
+    }
 }
 
 fn affine(bits: usize) -> AffineWeight {
@@ -151,6 +171,59 @@ fn values_are_gated_the_same() {
         let (gate, up) = (tensor(&[3, 50], 12).to_device(device)?, tensor(&[3, 60], 13).to_device(device)?);
         swiglu(gate, &up.narrow(1, 5, 50)?.contiguous()?)
     });
+}
+
+#[test]
+fn activations_stay_in_their_type() {
+    for n in [2, 12] {
+        compare_halves("onto a residual", 8.0, |device, make| {
+            let layer = Linear::new(Weight::Affine(affine(4)), Some(tensor(&[9], 3))).to_device(device)?;
+            layer.forward_onto(&make(&[n, 9], 1), &make(&[n, 64], 2))
+        });
+        compare_halves("gated", 8.0, |device, make| {
+            let layer = |seed| Linear::from(DenseWeight::rounded(&seeded(5 * 30, seed), 30, FloatType::BF16));
+            let [gate, up] = [1, 2].map(|seed| layer(seed).to_device(device));
+            Linear::forward_gated(&gate?, &up?, &make(&[n, 30], 3))
+        });
+    }
+    let positions = [vec![0, 1, 2, 900, 901], vec![0, 3, 4, 5, 1000], vec![9, 8, 7, 6, 5]];
+    compare_halves("normed, turned and attended", 2.0, |device, make| {
+        let norm = RmsNorm::new(tensor(&[16], 9).to_device(device)?, 1e-6);
+        let table = Rotary::new(16, 1e6, [2, 3, 3])?.table(&positions, device)?;
+        let q = table.apply_normed(&norm, &make(&[5, 4, 16], 8))?.transpose(0, 1)?;
+        let k = table.apply(norm.forward(&make(&[5, 2, 16], 10))?)?.transpose(0, 1)?;
+        attention(&q, &k, &make(&[2, 5, 16], 11), &[Block::causal(0..5, 0..5)], Activations::F32)
+    });
+    compare_halves("wide", 1.0, |_, make| {
+        let [q, k, v] = [26, 27, 28].map(|seed| make(&[1, 9, 150], seed));
+        attention(&q, &k, &v, &[Block::full(0..9, 2..8)], Activations::F32)
+    });
+}
+
+#[test]
+fn types_that_do_not_go_together_are_refused() {
+    let wrong = |device: &Device| {
+        let x = tensor(&[2, 64], 1).to_device(device)?;
+        let half = x.to_dtype(DType::BF16)?;
+        let layer = Linear::from(affine(4)).to_device(device)?;
+        let heads = x.reshape((2, 4, 16))?;
+        let (blocks, onto) = ([Block::full(0..4, 0..4)], tensor(&[2, 9], 2).to_device(device)?);
+        let errors = [
+            layer.forward(&x.to_dtype(DType::F64)?).unwrap_err(),
+            layer.forward_onto(&onto, &half).unwrap_err(),
+            swiglu(x, &half).unwrap_err(),
+            attention(&heads, &heads.to_dtype(DType::BF16)?, &heads, &blocks, Activations::Bf16).unwrap_err(),
+        ];
+        Result::Ok(errors.map(|error| error.to_string()))
+    };
+    let found = on_device(wrong).unwrap();
+    let expected = [
+        "linear input: expected f32, f16 or bf16 rows of 64, found F64 [2, 64]",
+        "residual: expected BF16 rows of 9, as many as of [2, 64], found F32 [2, 9]",
+        "gate: expected BF16 [2, 64], found F32 [2, 64]",
+        "heads: expected all f32, f16 or bf16, found [F32, BF16, F32]",
+    ];
+    assert_eq!(found, expected);
 }
 
 #[test]

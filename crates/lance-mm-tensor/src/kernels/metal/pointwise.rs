@@ -1,21 +1,22 @@
 //! Value by value: the gate of an MLP; kernels in `pointwise.metal`.
 
-use super::{Arg, Plan, Source, size};
+use super::{Arg, Plan, Source, size, type_name};
+use crate::dense::FloatType;
 
 pub(super) static SOURCE: Source = Source { name: "pointwise", text: include_str!("pointwise.metal") };
 
 /// Values that one threadgroup handles.
 const GROUP: usize = 1024;
 
-/// `silu(gate) · up`: inputs are gate and up, `n` f32 values each, and so is the output.
-pub fn swiglu(n: usize) -> Plan {
+/// `silu(gate) · up`: inputs are gate and up, `n` values of type `x` each, and so is the output.
+pub fn swiglu(n: usize, x: FloatType) -> Plan {
     Plan {
         source: &SOURCE,
-        kernel: "swiglu".to_owned(),
+        kernel: format!("swiglu_{}", type_name(x)),
         constants: vec![],
         groups: [n.div_ceil(GROUP), 1, 1],
         threads: [GROUP / 4, 1, 1],
-        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(n), size(n)],
+        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(n, x), size(n)],
     }
 }
 
@@ -23,30 +24,33 @@ pub fn swiglu(n: usize) -> Plan {
 #[cfg(any(target_os = "linux", all(feature = "metal", target_os = "macos")))]
 mod tests {
     use super::super::runner::{ORDERS, run};
-    use super::super::values::{decode, encode};
+    use super::super::values::{decode, encode, rounded, rounding};
     use super::*;
-    use crate::dense::FloatType::F32;
+    use crate::dense::FloatType::{BF16, F16, F32};
     use crate::testing::seeded;
 
-    fn inputs(n: usize) -> [Vec<f32>; 2] {
+    fn inputs(n: usize, x: FloatType) -> [Vec<f32>; 2] {
         let mut gate: Vec<f32> = seeded(n, 1).iter().map(|x| x * 30.0).collect();
-        for (place, value) in gate.iter_mut().zip([0.0, -0.0, 88.0, -88.0, 1e30, -1e30]) {
+        let large = if x == F16 { 6e4 } else { 1e30 };
+        for (place, value) in gate.iter_mut().zip([0.0, -0.0, 88.0, -88.0, large, -large]) {
             *place = value;
         }
-        [gate, seeded(n, 2)]
+        [gate, seeded(n, 2)].map(|values| rounded(&values, x))
     }
 
     #[test]
     fn gated_values_equal_the_f64_reference() {
-        for n in [6, 1024, 2050] {
-            let [gate, up] = inputs(n);
+        for (n, x_type) in [(6, F32), (1024, F32), (2050, F32), (1030, F16), (1030, BF16)] {
+            let [gate, up] = inputs(n, x_type);
             for order in ORDERS {
-                let bytes = run(&swiglu(n), &[encode(&gate, F32), encode(&up, F32)], F32, order).unwrap();
-                for ((x, up), found) in gate.iter().zip(&up).zip(decode(&bytes, F32)) {
+                let inputs = [encode(&gate, x_type), encode(&up, x_type)];
+                let bytes = run(&swiglu(n, x_type), &inputs, order).unwrap();
+                for ((x, up), found) in gate.iter().zip(&up).zip(decode(&bytes, x_type)) {
                     let (x, up) = (f64::from(*x), f64::from(*up));
                     let expected = x / (1.0 + (-x).exp()) * up;
                     let error = (f64::from(found) - expected).abs();
-                    assert!(error <= 5e-7 * expected.abs() + 1e-35, "{x} {up}: {found}, not {expected}");
+                    let bound = 5e-7 * expected.abs() + 1e-35 + rounding(expected, x_type);
+                    assert!(error <= bound, "{x_type:?} {x} {up}: {found}, not {expected}");
                 }
             }
         }
@@ -60,11 +64,11 @@ mod tests {
 
         #[test]
         fn lanes_stay_apart_and_within_their_values() {
-            let [gate, up] = inputs(1030).map(|v| encode(&v, F32));
-            check_races(&swiglu(1030), &[gate.clone(), up.clone()], F32).unwrap();
+            let [gate, up] = inputs(1030, F32).map(|v| encode(&v, F32));
+            check_races(&swiglu(1030, F32), &[gate.clone(), up.clone()]).unwrap();
             let broken = SOURCE.text.replace("min(first + 4, N)", "first + 4");
             assert_ne!(broken, SOURCE.text);
-            let outside = run_source(&broken, &swiglu(1030), &[gate, up], F32, 0, Build::Plain);
+            let outside = run_source(&broken, &swiglu(1030, F32), &[gate, up], 0, Build::Plain);
             assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
         }
     }

@@ -9,7 +9,6 @@ pub(crate) use msl_sim::Build;
 use msl_sim::{Launch, Program};
 
 use super::{Arg, Plan};
-use crate::dense::FloatType;
 
 /// Lane orders every kernel is run in: ascending, descending, two shuffles.
 pub(crate) const ORDERS: [u32; 4] = [0, 1, 2, 3];
@@ -25,21 +24,20 @@ fn program(text: &str, build: Build) -> Arc<Program> {
     Arc::clone(programs.entry(key).or_insert_with(compile))
 }
 
-/// The output of a plan, bytes of `out` values.
-pub(crate) fn run(plan: &Plan, inputs: &[Vec<u8>], out: FloatType, order: u32) -> anyhow::Result<Vec<u8>> {
-    run_source(plan.source.text, plan, inputs, out, order, Build::Plain)
+/// The bytes of a plan's output.
+pub(crate) fn run(plan: &Plan, inputs: &[Vec<u8>], order: u32) -> anyhow::Result<Vec<u8>> {
+    run_source(plan.source.text, plan, inputs, order, Build::Plain)
 }
 
 /// Runs operations as on a device, whose place the simulator takes.
 pub(crate) fn on_device<T>(work: impl FnOnce(&Device) -> T) -> T {
-    let executor =
-        |plan: &Plan, inputs: &[Vec<u8>]| run(plan, inputs, FloatType::F32, 3).map_err(|e| format!("{e:#}"));
+    let executor = |plan: &Plan, inputs: &[Vec<u8>]| run(plan, inputs, 3).map_err(|e| format!("{e:#}"));
     crate::testing::with_executor(Rc::new(executor), || work(&Device::Cpu))
 }
 
 /// A run in which unordered accesses of two lanes to one place are errors.
-pub(crate) fn check_races(plan: &Plan, inputs: &[Vec<u8>], out: FloatType) -> anyhow::Result<()> {
-    run_source(plan.source.text, plan, inputs, out, 0, Build::RaceCheck).map(|_| ())
+pub(crate) fn check_races(plan: &Plan, inputs: &[Vec<u8>]) -> anyhow::Result<()> {
+    run_source(plan.source.text, plan, inputs, 0, Build::RaceCheck).map(|_| ())
 }
 
 /// Runs the plan with other source, such as a broken copy of its own.
@@ -47,7 +45,6 @@ pub(crate) fn run_source(
     text: &str,
     plan: &Plan,
     inputs: &[Vec<u8>],
-    out: FloatType,
     order: u32,
     build: Build,
 ) -> anyhow::Result<Vec<u8>> {
@@ -56,7 +53,8 @@ pub(crate) fn run_source(
     launch.constants = (0..).zip(plan.constants.iter().map(|c| c.to_le_bytes().to_vec())).collect();
     let mut buffers: Vec<Vec<u8>> = inputs.to_vec();
     // Not a number in every type, so that a value left out shows.
-    let mut output = vec![0xff; plan.output_len() * out.size()];
+    let (len, float) = plan.output();
+    let mut output = vec![0xff; len * float.size()];
     let mut inputs: Vec<Option<&mut Vec<u8>>> = buffers.iter_mut().map(Some).collect();
     let mut output_slot = Some(&mut output);
     for (slot, arg) in (0..).zip(&plan.args) {
@@ -64,7 +62,7 @@ pub(crate) fn run_source(
             Arg::Input(i) | Arg::Strided(i) => {
                 msl_sim::Arg::Buffer(slot, inputs[*i].take().expect("an input is bound once"))
             }
-            Arg::Output(_) => msl_sim::Arg::Buffer(slot, output_slot.take().expect("one output")),
+            Arg::Output(..) => msl_sim::Arg::Buffer(slot, output_slot.take().expect("one output")),
             // So short that a kernel that reads it is noticed.
             Arg::Unused => msl_sim::Arg::Bytes(slot, vec![]),
             Arg::U32s(n) => msl_sim::Arg::Bytes(slot, n.iter().flat_map(|n| n.to_le_bytes()).collect()),

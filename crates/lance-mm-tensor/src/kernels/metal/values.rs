@@ -27,3 +27,13 @@ pub(crate) fn decode(bytes: &[u8], float: FloatType) -> Vec<f32> {
 pub(crate) fn rounded(values: &[f32], float: FloatType) -> Vec<f32> {
     decode(&encode(values, float), float)
 }
+
+/// What rounding to a type changes at most of a value that is not too large for it.
+pub(crate) fn rounding(value: f64, float: FloatType) -> f64 {
+    match float {
+        FloatType::F32 => value.abs() * 2f64.powi(-24),
+        // Values below 2^-14 are multiples of 2^-24.
+        FloatType::F16 => (value.abs() * 2f64.powi(-11)).max(2f64.powi(-25)),
+        FloatType::BF16 => value.abs() * 2f64.powi(-8),
+    }
+}

@@ -1,6 +1,6 @@
 //! Weights in buffers of a device.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use super::{Affine, Dense, Plan, affine_matmul, affine_rows, apply, dense_matmul, dense_rows};
 use crate::dense::FloatType;
@@ -62,12 +62,13 @@ impl DeviceWeight {
         &self.host
     }
 
-    /// `x · Wᵀ`, and `bias` f32 `(R)` if there is one: f32 `(.., K)`, contiguous, to f32 `(.., R)`.
+    /// `x · Wᵀ`, and `bias` f32 `(R)` if there is one: `(.., K)`, contiguous, to `(.., R)` of the same type.
     pub(crate) fn matmul(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let n = x.elem_count() / self.host.n_cols();
+        let float = FloatType::try_from(x.dtype())?;
         let plan = match &self.form {
-            Form::Affine(w) => affine_matmul(w, n, FloatType::F32, bias.is_some()),
-            Form::Dense(w) => dense_matmul(w, n, bias.is_some()),
+            Form::Affine(w) => affine_matmul(w, n, float, bias.is_some()),
+            Form::Dense(w) => dense_matmul(w, n, float, bias.is_some()),
         };
         let mut shape = x.dims().to_vec();
         shape.pop();
@@ -75,21 +76,22 @@ impl DeviceWeight {
         self.run(&plan, [Some(x), bias], &shape)
     }
 
-    /// Rows `ids`, all below `R`, as f32 `(n, K)`.
-    pub(crate) fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+    /// Rows `ids`, all below `R`, as `(n, K)` of type `out`.
+    pub(crate) fn rows(&self, ids: &[u32], out: FloatType) -> Result<Tensor> {
         let plan = match &self.form {
-            Form::Affine(w) => affine_rows(w, ids.len(), FloatType::F32),
-            Form::Dense(w) => dense_rows(w, ids.len()),
+            Form::Affine(w) => affine_rows(w, ids.len(), out),
+            Form::Dense(w) => dense_rows(w, ids.len(), out),
         };
         let shape = [ids.len(), self.host.n_cols()];
         self.run(&plan, [Some(&Tensor::new(ids, self.parts[0].device())?), None], &shape)
     }
 
     fn run(&self, plan: &Plan, others: [Option<&Tensor>; 2], shape: &[usize]) -> Result<Tensor> {
-        if plan.output_len() == 0 {
-            return Ok(Tensor::zeros(shape, DType::F32, self.parts[0].device())?);
+        let (len, float) = plan.output();
+        if len == 0 {
+            return Ok(Tensor::zeros(shape, float.into(), self.parts[0].device())?);
         }
         let inputs: Vec<&Tensor> = self.parts.iter().chain(others.into_iter().flatten()).collect();
-        apply(plan, &inputs, shape, DType::F32)
+        apply(plan, &inputs, shape)
     }
 }

@@ -1,5 +1,5 @@
 use super::super::runner::{ORDERS, run};
-use super::super::values::{decode, encode, rounded};
+use super::super::values::{decode, encode, rounded, rounding};
 use super::*;
 use crate::affine::AffineWeight;
 use crate::testing::seeded;
@@ -61,15 +61,10 @@ impl Case {
     /// Sums of K products in f32 are off by some units in the last place of their magnitudes; the result is
     /// rounded once to its type.
     fn check(&self, y: &[u8]) -> Result<(), String> {
-        let unit = match self.x_type {
-            FloatType::F32 => 0.0,
-            FloatType::F16 => 1.0 / 2048.0,
-            FloatType::BF16 => 1.0 / 256.0,
-        };
         for (i, y) in decode(y, self.x_type).into_iter().enumerate() {
             let (expected, size) = (self.expected[i], self.size[i]);
             let error = (f64::from(y) - expected).abs();
-            if error.is_nan() || error > 2e-6 * size + unit * expected.abs() {
+            if error.is_nan() || error > 2e-6 * size + rounding(expected, self.x_type) {
                 return Err(format!("{} at {i}: found {y}, expected {expected}", self.plan().kernel));
             }
         }
@@ -89,10 +84,10 @@ fn products_equal_the_reference_for_every_scheme() {
             let (x_type, scales) = types[i % types.len()];
             let case = case(scheme, shape, x_type, scales);
             let (plan, inputs) = (case.plan(), case.inputs());
-            let first = run(&plan, &inputs, x_type, ORDERS[0]).unwrap();
+            let first = run(&plan, &inputs, ORDERS[0]).unwrap();
             case.check(&first).unwrap();
             for order in &ORDERS[1..] {
-                let again = run(&plan, &inputs, x_type, *order).unwrap();
+                let again = run(&plan, &inputs, *order).unwrap();
                 assert_eq!(first, again, "{bits} {group} {shape:?}: lane order {order}");
             }
         }
@@ -103,27 +98,28 @@ fn products_equal_the_reference_for_every_scheme() {
 fn wide_rows_and_whole_tiles_equal_the_reference() {
     for shape in [[1, 16, 11008], [4, 64, 2048], [32, 32, 512], [64, 96, 256]] {
         let case = case(Scheme::affine(4, 128).unwrap(), shape, FloatType::F32, FloatType::BF16);
-        case.check(&run(&case.plan(), &case.inputs(), FloatType::F32, 2).unwrap()).unwrap();
+        case.check(&run(&case.plan(), &case.inputs(), 2).unwrap()).unwrap();
     }
 }
 
 #[test]
 fn looked_up_rows_are_the_rows() {
-    for (bits, group) in [(2, 32), (3, 64), (4, 128), (5, 32), (6, 64), (8, 128)] {
-        let case = case(Scheme::affine(bits, group).unwrap(), [1, 9, 640], FloatType::F32, FloatType::BF16);
+    use FloatType::{BF16, F16, F32};
+    let types = [F32, F16, BF16];
+    for (i, (bits, group)) in [(2, 32), (3, 64), (4, 128), (5, 32), (6, 64), (8, 128)].into_iter().enumerate()
+    {
+        let out = types[i % 3];
+        let case = case(Scheme::affine(bits, group).unwrap(), [1, 9, 640], F32, types[(i + i / 3) % 3]);
         let ids = [8u32, 0, 3, 3];
         let mut inputs = case.weight_inputs();
         inputs.push(ids.iter().flat_map(|id| id.to_le_bytes()).collect());
-        let plan = affine_rows(&case.matrix(), ids.len(), FloatType::F32);
+        let plan = affine_rows(&case.matrix(), ids.len(), out);
         let mut expected = vec![0.0; ids.len() * 640];
         for (id, row) in ids.iter().zip(expected.chunks_exact_mut(640)) {
             case.w.read_row(*id as usize, row);
         }
         for order in ORDERS {
-            assert_eq!(
-                decode(&run(&plan, &inputs, FloatType::F32, order).unwrap(), FloatType::F32),
-                expected
-            );
+            assert_eq!(decode(&run(&plan, &inputs, order).unwrap(), out), rounded(&expected, out));
         }
     }
 }
@@ -147,7 +143,7 @@ mod faults {
     fn lanes_do_not_race() {
         for shape in [[3, 9, 256], [9, 33, 128]] {
             let case = case(Scheme::affine(4, 64).unwrap(), shape, FloatType::F32, FloatType::F32);
-            check_races(&case.plan(), &case.inputs(), FloatType::F32).unwrap();
+            check_races(&case.plan(), &case.inputs()).unwrap();
         }
     }
     /// The checks above see what goes wrong in copies that are broken on purpose.
@@ -161,16 +157,16 @@ mod faults {
         };
         let tile = case([9, 33, 128]);
         let source = broken(barrier, "    for (uint kk");
-        let raced = run_source(&source, &tile.plan(), &tile.inputs(), FloatType::F32, 0, Build::RaceCheck);
+        let raced = run_source(&source, &tile.plan(), &tile.inputs(), 0, Build::RaceCheck);
         assert!(format!("{:#}", raced.unwrap_err()).contains("data race"));
 
         let row = case([1, 9, 256]);
         let source = broken("n_rows = min(ROWS, R - min(R, row0))", "n_rows = ROWS");
-        let outside = run_source(&source, &row.plan(), &row.inputs(), FloatType::F32, 0, Build::Plain);
+        let outside = run_source(&source, &row.plan(), &row.inputs(), 0, Build::Plain);
         assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
 
         let source = broken("(word >> (4 * i)) & 15u", "(word >> (4 * i + 1)) & 15u");
-        let wrong = run_source(&source, &row.plan(), &row.inputs(), FloatType::F32, 0, Build::Plain);
+        let wrong = run_source(&source, &row.plan(), &row.inputs(), 0, Build::Plain);
         assert!(row.check(&wrong.unwrap()).is_err());
     }
 }
