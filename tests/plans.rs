@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use candle_core::{Device, Tensor};
-use lance_mm::generate::Size;
+use lance_mm::generate::{Generated, Size};
 use lance_mm::image::{Resize, RgbImage};
 use lance_mm::models::{Cursor, Segment, Sequence, Vae, VaeConfig};
-use lance_mm::tensor::Weights;
 #[cfg(target_os = "linux")]
 use lance_mm::tensor::testing::with_executor;
 use lance_mm::tensor::testing::{assert_close, seeded};
+use lance_mm::tensor::{Activations, Weights};
 use lance_mm::{Answer, Checkpoint, Decoding, Files, Generation, GenerationOptions, Options, Part, Request};
 use lance_mm::{Understanding, image};
 
@@ -19,23 +19,32 @@ use lance_mm::{Understanding, image};
 use crate::simulator::{Runs, simulator};
 use crate::support::fixtures;
 
-/// What `work` gives on a device, whose place the simulator takes, and on the CPU; with the kernels that ran.
+/// How often each kernel ran.
+type Counts = BTreeMap<String, usize>;
+
+/// What `work` gives on a device, whose place the simulator takes, with the kernels that ran.
 #[cfg(target_os = "linux")]
-fn on_both<T>(work: impl Fn(&Device) -> lance_mm::Result<T>) -> Option<(T, T, BTreeMap<String, usize>)> {
+fn on_device<T>(work: impl FnOnce(&Device) -> lance_mm::Result<T>) -> Option<(T, Counts)> {
     let runs = Runs::default();
     let found = with_executor(simulator(&runs), || work(&Device::Cpu)).unwrap();
-    Some((found, work(&Device::Cpu).unwrap(), runs.take()))
+    Some((found, runs.take()))
 }
 
-/// What `work` gives on this machine's device and on the CPU; nothing in a build without Metal.
+/// What `work` gives on this machine's device; nothing in a build without Metal.
 #[cfg(target_os = "macos")]
-fn on_both<T>(work: impl Fn(&Device) -> lance_mm::Result<T>) -> Option<(T, T, BTreeMap<String, usize>)> {
+fn on_device<T>(work: impl FnOnce(&Device) -> lance_mm::Result<T>) -> Option<(T, Counts)> {
     let device = lance_mm::tensor::DeviceChoice::Metal.open().ok()?;
-    Some((work(&device).unwrap(), work(&Device::Cpu).unwrap(), BTreeMap::new()))
+    Some((work(&device).unwrap(), Counts::new()))
+}
+
+/// What `work` gives on a device and on the CPU.
+fn on_both<T>(work: impl Fn(&Device) -> lance_mm::Result<T>) -> Option<(T, T, Counts)> {
+    let (found, runs) = on_device(&work)?;
+    Some((found, work(&Device::Cpu).unwrap(), runs))
 }
 
 #[track_caller]
-fn all_ran(kernels: &[&str], runs: &BTreeMap<String, usize>) {
+fn all_ran(kernels: &[&str], runs: &Counts) {
     // A device does not count.
     for kernel in kernels.iter().filter(|_| cfg!(target_os = "linux")) {
         assert!(runs.contains_key(*kernel), "{kernel} is not among {runs:?}");
@@ -81,15 +90,18 @@ fn nano() -> Files {
     }
 }
 
+/// The question of a demo, rows on a device as `activations` say. Products on the CPU are in f32.
+fn ask_nano(device: &Device, activations: Activations) -> lance_mm::Result<Asked> {
+    let demo = &lance_mm_nano::DEMOS[2];
+    let picture = image::decode(demo.png, "plate.png", &image::LoadOptions::default())?;
+    let checkpoint = Checkpoint::in_memory(&nano())?.with_f32_activations().with_activations(activations);
+    let lance = Understanding::new(checkpoint.with_device(device))?;
+    ask(&lance, &picture, demo.question, &Options::default())
+}
+
 #[test]
 fn the_quantized_model_answers_as_on_the_cpu() {
-    let demo = &lance_mm_nano::DEMOS[2];
-    let picture = image::decode(demo.png, "plate.png", &image::LoadOptions::default()).unwrap();
-    let both = on_both(|device| {
-        let lance =
-            Understanding::new(Checkpoint::in_memory(&nano())?.with_f32_activations().with_device(device))?;
-        ask(&lance, &picture, demo.question, &Options::default())
-    });
+    let both = on_both(|device| ask_nano(device, Activations::F32));
     let Some((found, expected, runs)) = both else { return };
     assert_close("features", &found.features, &expected.features, 1e-3);
     assert_close("logits", &found.logits, &expected.logits, 1e-3);
@@ -100,6 +112,19 @@ fn the_quantized_model_answers_as_on_the_cpu() {
         &["attention_row_f32", "attention_tiles_f32", "norm_rope_f32", "rms_norm_f32", "swiglu_f32"],
         &runs,
     );
+}
+
+/// Each operation rounds its rows to bf16; the reference on the CPU is in f32.
+#[test]
+fn the_quantized_model_answers_the_same_in_bf16() {
+    let Some((found, runs)) = on_device(|device| ask_nano(device, Activations::Bf16)) else { return };
+    let expected = ask_nano(&Device::Cpu, Activations::F32).unwrap();
+    assert_close("features", &found.features, &expected.features, 0.1);
+    assert_close("logits", &found.logits, &expected.logits, 0.06);
+    assert_eq!((found.answer.text.as_str(), &found.answer.ids), ("BX62 BFY", &expected.answer.ids));
+    // Pixels go in and logits come out as f32; nothing else does.
+    let in_f32: Vec<&String> = runs.keys().filter(|kernel| kernel.contains("_f32")).collect();
+    assert!(in_f32.is_empty() || in_f32 == ["affine_matvec_f32_bf16", "dense_matmul_f32_bf16"], "{in_f32:?}");
 }
 
 /// What docs/metal.md says of the model's 36 layers.
@@ -119,17 +144,19 @@ fn a_token_takes_13_dispatches_a_layer_and_3() {
     assert_eq!(runs.take().values().sum::<usize>(), 13 * layers.unwrap() + 3);
 }
 
-#[test]
-fn the_model_in_bf16_answers_as_on_the_cpu() {
+/// A question to a model in bf16, rows on a device as `activations` say. Products on the CPU are in f32.
+fn ask_toy(device: &Device, activations: Activations) -> lance_mm::Result<Asked> {
     let picture = RgbImage::from_fn(90, 70, |x, y| [x as u8 * 2, y as u8 * 3, (x * y) as u8].into());
     let folder = fixtures("understanding/ckpt/mlx");
     let decoding = Decoding { max_new_tokens: 6, ..Decoding::default() };
     let options = Options { decoding, resize: Some(Resize::Bucket { base: 112 }), ..Options::default() };
-    let both = on_both(|device| {
-        let lance =
-            Understanding::new(Checkpoint::open(&folder)?.with_f32_activations().with_device(device))?;
-        ask(&lance, &picture, "What is it?", &options)
-    });
+    let checkpoint = Checkpoint::open(&folder)?.with_f32_activations().with_activations(activations);
+    ask(&Understanding::new(checkpoint.with_device(device))?, &picture, "What is it?", &options)
+}
+
+#[test]
+fn the_model_in_bf16_answers_as_on_the_cpu() {
+    let both = on_both(|device| ask_toy(device, Activations::F32));
     let Some((found, expected, runs)) = both else { return };
     assert_close("features", &found.features, &expected.features, 1e-4);
     assert_close("logits", &found.logits, &expected.logits, 1e-4);
@@ -140,16 +167,33 @@ fn the_model_in_bf16_answers_as_on_the_cpu() {
     );
 }
 
+/// Each operation rounds its rows to bf16; the reference on the CPU is in f32.
+#[test]
+fn rows_in_bf16_stay_close_in_a_model_of_random_weights() {
+    let Some((found, runs)) = on_device(|device| ask_toy(device, Activations::Bf16)) else { return };
+    let expected = ask_toy(&Device::Cpu, Activations::F32).unwrap();
+    assert_close("features", &found.features, &expected.features, 0.07);
+    // Random weights make more of what is rounded than trained ones.
+    assert_close("logits", &found.logits, &expected.logits, 0.3);
+    all_ran(&["dense_matmul_bf16_bf16", "dense_matvec_bf16_bf16", "dense_rows_bf16_bf16"], &runs);
+}
+
+/// Draws in two steps, rows on a device as `activations` say. Products on the CPU are in f32.
+fn draw(device: &Device, activations: Activations) -> lance_mm::Result<(Generation, Generated)> {
+    let request = Request::TextToImage { size: Size::new(32, 48).unwrap() };
+    let options = GenerationOptions { steps: 2, ..GenerationOptions::default() };
+    let vae = Weights::open_in(&fixtures("vae/ckpt/mlx"), "vae")?;
+    let checkpoint = Checkpoint::open(fixtures("generation/ckpt/mlx"))?.with_vae(vae).with_f32_activations();
+    let lance = Generation::new(checkpoint.with_activations(activations).with_device(device))?;
+    let drawn = lance.generate("A red fox", &request, &options, &mut |_| ControlFlow::Continue(()))?;
+    Ok((lance, drawn))
+}
+
 /// Both experts, what leads from latents to rows and back, and the VAE.
 #[test]
 fn a_picture_is_drawn_as_on_the_cpu() {
-    let request = Request::TextToImage { size: Size::new(32, 48).unwrap() };
-    let options = GenerationOptions { steps: 2, ..GenerationOptions::default() };
     let both = on_both(|device| {
-        let vae = Weights::open_in(&fixtures("vae/ckpt/mlx"), "vae")?;
-        let checkpoint = Checkpoint::open(fixtures("generation/ckpt/mlx"))?.with_f32_activations();
-        let lance = Generation::new(checkpoint.with_vae(vae).with_device(device))?;
-        let drawn = lance.generate("A red fox", &request, &options, &mut |_| ControlFlow::Continue(()))?;
+        let (lance, drawn) = draw(device, Activations::F32)?;
         let pixels = lance.pixels(&drawn.latents, drawn.grid)?;
         // Encoding what was drawn goes the other way.
         Ok([flat(&drawn.latents), flat(&pixels), flat(&lance.vae().encode(&pixels)?)])
@@ -163,6 +207,16 @@ fn a_picture_is_drawn_as_on_the_cpu() {
         &runs,
     );
     all_ran(&["conv_bf16", "pixel_norm"], &runs);
+}
+
+/// Rows of both experts in bf16, latents in f32.
+#[test]
+fn latents_stay_close_when_rows_are_bf16() {
+    let latents = |device: &Device, activations| Ok(flat(&draw(device, activations)?.1.latents));
+    let Some((found, runs)) = on_device(|device| latents(device, Activations::Bf16)) else { return };
+    let expected = latents(&Device::Cpu, Activations::F32).unwrap();
+    assert_close("latents", &found, &expected, 0.08);
+    all_ran(&["dense_matmul_bf16_bf16", "dense_matvec_bf16_bf16", "attention_tiles_bf16"], &runs);
 }
 
 /// Frames of a clip that are remembered from one to the next.

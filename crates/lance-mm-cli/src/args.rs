@@ -32,7 +32,8 @@ pub(crate) struct ComputeArgs {
     device: DeviceChoice,
     /// What inputs of products with bf16 matrices count as where the processor multiplies bf16: `bf16`, as the
     /// original computes, keys and values kept in it too; `split`, the sum of two bf16 terms, slower on prompts and
-    /// pictures and nearly exact; `f32`, exact and slow.
+    /// pictures and nearly exact; `f32`, exact and slow. On a GPU `bf16` is what rows of the networks are between
+    /// operations, keys and values too, and the others are f32.
     #[arg(long, value_name = "bf16|split|f32", value_enum, default_value_t, hide_possible_values = true)]
     activations: ActivationType,
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Add as _;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use lance_mm_tensor::{Error, Linear, Result, Weight, Weights};
 
 use crate::config::Config;
@@ -22,7 +22,8 @@ const SINUSOID: usize = 256;
 /// What leads from latents to rows of the GEN expert and back.
 ///
 /// The row of latent x at time t and place i is `vae2llm(x) + time_embedder(t) + latent_pos_embed[i]`; the
-/// velocity of a row is `llm2vae` of it after the final norm.
+/// velocity of a row is `llm2vae` of it after the final norm. All of this is f32, whatever type the language model's rows
+/// have: a latent goes through tens of steps.
 #[derive(Clone)]
 pub struct LatentLayers {
     vae2llm: Linear,
@@ -146,12 +147,12 @@ impl LatentLayers {
         Ok(velocity.to_device(latents.device())?)
     }
 
-    /// Velocities f32 `(N, 48)` of rows of latents f32 `(N, D)` after the final norm.
+    /// Velocities f32 `(N, 48)` of rows of latents `(N, D)` after the final norm.
     ///
     /// # Errors
     /// Rows of another width.
     pub fn velocity_of(&self, normed: &Tensor) -> Result<Tensor> {
-        self.llm2vae.forward(&normed.contiguous()?)
+        self.llm2vae.forward(&normed.contiguous()?.to_dtype(DType::F32)?)
     }
 }
 

@@ -128,7 +128,8 @@ fn suffix(expert: Expert) -> &'static str {
     }
 }
 
-/// The language model.
+/// The language model. Rows `(T, D)` are f32, on a device of the type that [`row_dtype`](lance_mm_tensor::row_dtype())
+/// says of the weights; features and logits are f32 on every one.
 #[derive(Clone)]
 pub struct Llm {
     config: Config,
@@ -166,7 +167,7 @@ impl Llm {
                 false => Linear::load(&lm_head, d, vocab)?,
             },
             rotary: Rotary::new(config.head_dim(), config.rope_theta, config.mrope_section)?,
-            kept: kept_dtype(weights.activations(), weights.device()),
+            kept: kept_dtype(weights.activations()),
             embed_tokens,
             config: config.clone(),
         };
@@ -193,7 +194,7 @@ impl Llm {
         Cache::new(&self.config, self.kept)
     }
 
-    /// Input rows f32 `(T, D)` of a sequence: embeddings of its ids, and `features`, one f32 `(n, D)` for
+    /// Input rows `(T, D)` of a sequence: embeddings of its ids, and `features`, one f32 `(n, D)` for
     /// each visual block, in order, instead of embeddings at visual rows.
     ///
     /// # Errors
@@ -215,15 +216,15 @@ impl Llm {
                 ));
             }
             parts.push(self.embed_tokens.forward(&sequence.ids()[next..rows.start])?);
-            parts.push(features.clone());
+            parts.push(features.to_dtype(self.embed_tokens.dtype())?);
             next = rows.end;
         }
         parts.push(self.embed_tokens.forward(&sequence.ids()[next..])?);
         Ok(Tensor::cat(&parts, 0)?)
     }
 
-    /// Runs rows `x` f32 `(T, D)` of a sequence through all layers, appending to the cache: the residual
-    /// stream after the last layer, f32 `(T, D)`, before the final norm.
+    /// Runs rows `x` `(T, D)` of a sequence through all layers, appending to the cache: the residual
+    /// stream after the last layer, `(T, D)`, before the final norm.
     ///
     /// # Errors
     /// A sequence that does not begin where the cache ends, no rows, rows of another shape. After an error
@@ -278,7 +279,7 @@ impl Llm {
         self.layers(x, Pass { spans: sequence.spans(), table, context, probed }, probe)
     }
 
-    /// Runs rows of one whole sequence through layer `index` alone: f32 `(T, D)` to `(T, D)`. A pass over many
+    /// Runs rows of one whole sequence through layer `index` alone: `(T, D)` to `(T, D)`. A pass over many
     /// sequences layer by layer holds one layer's weights in memory at a time.
     ///
     /// # Errors
@@ -298,7 +299,7 @@ impl Llm {
     }
 
     /// What linear layers of layer `index` read of the rows `rows` of one whole sequence, which all run on `expert`,
-    /// without running more than that takes: f32 `(rows, width of the input)`.
+    /// without running more than that takes: `(rows, width of the input)`.
     ///
     /// # Errors
     /// As [`run_layer`](Self::run_layer); no such rows.
@@ -370,7 +371,7 @@ impl Llm {
         }
     }
 
-    /// The final norm of rows of a sequence, each with its expert's weights: f32 `(T, D)`.
+    /// The final norm of rows of a sequence, each with its expert's weights: `(T, D)`.
     ///
     /// # Errors
     /// Rows of another number than the sequence has.
@@ -378,7 +379,7 @@ impl Llm {
         self.norm.by_span(hidden, sequence.spans(), |norm, x| norm.forward(x))
     }
 
-    /// Runs a sequence whose last row is of the UND expert and returns that row after the final norm, f32
+    /// Runs a sequence whose last row is of the UND expert and returns that row after the final norm,
     /// `(1, D)`.
     ///
     /// # Errors
@@ -390,7 +391,7 @@ impl Llm {
         })
     }
 
-    /// Runs one token at `start`: its row after the final norm, f32 `(1, D)`.
+    /// Runs one token at `start`: its row after the final norm, `(1, D)`.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -401,7 +402,7 @@ impl Llm {
     }
 
     /// Runs one token of each of several sequences in one pass over the weights: their rows after the final norm,
-    /// f32 `(n, D)`, in order. Row by row the same as [`step`](Self::step) up to rounding; sequences may have any
+    /// `(n, D)`, in order. Row by row the same as [`step`](Self::step) up to rounding; sequences may have any
     /// lengths.
     ///
     /// # Errors
@@ -430,13 +431,13 @@ impl Llm {
         })
     }
 
-    /// Logits f32 `(n, vocabulary)` of rows f32 `(n, D)` after the final norm. Rows of the table past the
+    /// Logits f32 `(n, vocabulary)` of rows `(n, D)` after the final norm. Rows of the table past the
     /// tokenizer's vocabulary belong to no token.
     ///
     /// # Errors
     /// Rows of another width.
     pub fn logits(&self, normed: &Tensor) -> Result<Tensor> {
-        self.lm_head.forward(normed)
+        self.lm_head.forward(&normed.to_dtype(DType::F32)?)
     }
 }
 

@@ -5,8 +5,8 @@
 mod block;
 mod window;
 
-use candle_core::{Device, Tensor};
-use lance_mm_tensor::{DenseWeight, Error, Linear, Result, RmsNorm, Weights, on_pool};
+use candle_core::{DType, Device, Tensor};
+use lance_mm_tensor::{DenseWeight, Error, Linear, Result, RmsNorm, Weights, on_pool, row_dtype};
 
 use crate::config::VitConfig;
 use crate::sequence::Grid;
@@ -29,6 +29,8 @@ pub struct Vit {
     mlp_0: Linear,
     mlp_2: Linear,
     device: Device,
+    /// The type of rows between operations.
+    rows: DType,
 }
 
 impl Vit {
@@ -50,6 +52,7 @@ impl Vit {
             mlp_0: Linear::load_biased(&merger.pp("mlp").pp(0), merged, merged)?,
             mlp_2: Linear::load_biased(&merger.pp("mlp").pp(2), merged, config.out_hidden_size)?,
             device: weights.device().clone(),
+            rows: row_dtype(weights.activations(), weights.device()),
             config: config.clone(),
         };
         finish(weights, &["patch_embed.", "blocks.", "merger."])?;
@@ -91,7 +94,7 @@ impl Vit {
 
     /// As [`forward`](Self::forward), in one run, showing `patch_embed`, `blocks.{i}.norm1`,
     /// `blocks.{i}.attn`, `blocks.{i}.mlp`, `blocks.{i}` and `merger` to `probe`. All but the first are in
-    /// window order ([`VitLayout::window_index`]).
+    /// window order ([`VitLayout::window_index`]), and of the type that [`row_dtype`] says of the weights.
     ///
     /// # Errors
     /// As [`forward`](Self::forward), and what the probe returns.
@@ -103,7 +106,7 @@ impl Vit {
     fn run(&self, patches: &Tensor, grids: &[Grid], mut probe: Option<&mut Probe<'_>>) -> Result<Tensor> {
         let layout = VitLayout::new(&self.config, grids);
         let device = &self.device;
-        let x = self.patch_embed.forward(&patches.to_device(device)?)?;
+        let x = self.patch_embed.forward(&patches.to_device(device)?)?.to_dtype(self.rows)?;
         if let Some(probe) = &mut probe {
             probe(format_args!("patch_embed"), &x)?;
         }
@@ -125,7 +128,7 @@ impl Vit {
             probe(format_args!("merger"), &y)?;
         }
         let back = Tensor::new(layout.inverse_index().as_slice(), device)?;
-        Ok(y.index_select(&back, 0)?)
+        Ok(y.index_select(&back, 0)?.to_dtype(DType::F32)?)
     }
 
     fn check(&self, patches: &Tensor, grids: &[Grid]) -> Result<()> {

@@ -124,7 +124,7 @@ impl Checkpoint {
     }
 
     /// The same checkpoint, inputs of products with bf16 matrices taken as `activations`. The VAE's count as f32 or,
-    /// with [`Activations::Bf16`], as the sum of two bf16 terms.
+    /// with [`Activations::Bf16`], as the sum of two bf16 terms; on a device as f32.
     pub fn with_activations(self, activations: Activations) -> Self {
         let with = |weights: Weights| weights.with_activations(activations);
         Self { model: with(self.model), vit: self.vit.map(with), vae: self.vae.map(with), ..self }

@@ -92,7 +92,8 @@ impl TryFrom<DType> for FloatType {
     }
 }
 
-/// What the inputs of products with bf16 matrices, and of [`attention`](crate::attention()), count as.
+/// What the inputs of products with bf16 matrices, and of [`attention`](crate::attention()), count as. On a device
+/// products are of what they are given, and this says which type that is ([`row_dtype`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Activations {
     /// f32: the matrix is widened. The slowest, for comparing with recorded numbers.
@@ -103,15 +104,24 @@ pub enum Activations {
     Split,
     /// bf16 in products of more than 8 rows where the processor multiplies bf16: within 2^-8 of each product's
     /// size, at nearly twice the speed; so is attention of several queries on AMX. Keys and values are kept in bf16
-    /// ([`kept_dtype`]). This is how the original runs.
+    /// ([`kept_dtype`]). On a device rows are bf16 between operations. This is how the original runs.
     Bf16,
 }
 
-/// The type that keys and values for [`attention`](crate::attention()) are best kept in on `device`: bf16 where activations
-/// are, which halves what a long context takes and reads, and f32 where rows are.
-pub fn kept_dtype(activations: Activations, device: &Device) -> DType {
-    match activations == Activations::Bf16 && !metal::runs_on(device) {
-        true => DType::BF16,
+/// The type that keys and values for [`attention`](crate::attention()) are best kept in: bf16 where activations are, which
+/// halves what a long context takes and reads.
+pub fn kept_dtype(activations: Activations) -> DType {
+    match activations {
+        Activations::Bf16 => DType::BF16,
+        Activations::F32 | Activations::Split => DType::F32,
+    }
+}
+
+/// The type that rows of a network have between operations: f32 on the CPU; on another device bf16 where activations are,
+/// which halves what operations read and write.
+pub fn row_dtype(activations: Activations, device: &Device) -> DType {
+    match metal::runs_on(device) {
+        true => kept_dtype(activations),
         false => DType::F32,
     }
 }

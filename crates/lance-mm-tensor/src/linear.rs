@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 
 use crate::affine::{AffineParts, AffineWeight};
-use crate::dense::{DenseWeight, FloatType};
+use crate::dense::{DenseWeight, FloatType, row_dtype};
 use crate::error::{Error, Result};
 use crate::float_mode::FloatModeWeight;
 use crate::gate::swiglu;
@@ -374,6 +374,8 @@ impl From<DenseWeight> for Linear {
 pub struct Embedding {
     weight: Weight,
     device: Device,
+    /// The type of looked-up rows.
+    rows: DType,
 }
 
 impl Embedding {
@@ -382,7 +384,11 @@ impl Embedding {
     /// # Errors
     /// As [`Weight::load`].
     pub fn load(weights: &Weights, n_rows: usize, n_cols: usize) -> Result<Self> {
-        Ok(Self { weight: Weight::load(weights, n_rows, n_cols)?, device: weights.device().clone() })
+        Ok(Self {
+            weight: Weight::load(weights, n_rows, n_cols)?,
+            device: weights.device().clone(),
+            rows: row_dtype(weights.activations(), weights.device()),
+        })
     }
 
     /// The table.
@@ -390,7 +396,12 @@ impl Embedding {
         &self.weight
     }
 
-    /// Rows `ids`, f32 `(T, K)`.
+    /// The type that looked-up rows have: f32, on a device what [`row_dtype`] says of the file's activations.
+    pub fn dtype(&self) -> DType {
+        self.rows
+    }
+
+    /// Rows `ids`, `(T, K)` of [`dtype`](Self::dtype).
     ///
     /// # Errors
     /// An id past the end of the table; a row whose scales or biases are not finite.
@@ -400,7 +411,7 @@ impl Embedding {
             return Err(Error::input("token id", format!("an id below {rows}"), id));
         }
         if let Weight::Device(w) = &self.weight {
-            return w.rows(ids, FloatType::F32);
+            return w.rows(ids, FloatType::try_from(self.rows)?);
         }
         let mut out = vec![0.0; ids.len() * cols];
         for (id, out) in ids.iter().zip(out.chunks_exact_mut(cols)) {

@@ -112,7 +112,7 @@ impl Cache {
         })
     }
 
-    /// Appends rows f32 `(G, T, D)` to a layer and returns all of its keys and values.
+    /// Appends rows `(G, T, D)` to a layer and returns all of its keys and values.
     pub(super) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let (g, t, d) = k.dims3()?;
         if (g, d) != self.shape || k.dims() != v.dims() {

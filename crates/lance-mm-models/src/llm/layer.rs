@@ -102,13 +102,13 @@ impl Layer {
 /// What some linear layers of a layer read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LinearInput {
-    /// `input_layernorm`, f32 `(n, D)`: q, k, v read it.
+    /// `input_layernorm`, `(n, D)`: q, k, v read it.
     Normed,
-    /// `self_attn.heads`, f32 `(n, H·D)`: o reads it.
+    /// `self_attn.heads`, `(n, H·D)`: o reads it.
     Heads,
-    /// `post_attention_layernorm`, f32 `(n, D)`: gate and up read it.
+    /// `post_attention_layernorm`, `(n, D)`: gate and up read it.
     Attended,
-    /// `mlp.gated`, f32 `(n, F)`: down reads it.
+    /// `mlp.gated`, `(n, F)`: down reads it.
     Gated,
 }
 

@@ -24,8 +24,8 @@ pub(super) enum Context<'a, 'c> {
 }
 
 impl Pass<'_, '_> {
-    /// Appends `k` and `v`, f32 `(T, G, D)`, to layer `index` of the caches and attends with `q` f32
-    /// `(T, H, D)`: f32 `(T, H·D)`.
+    /// Appends `k` and `v`, `(T, G, D)`, to layer `index` of the caches and attends with `q`
+    /// `(T, H, D)`: `(T, H·D)`.
     pub(super) fn attend(
         &mut self,
         index: usize,

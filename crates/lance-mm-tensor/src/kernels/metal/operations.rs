@@ -7,7 +7,7 @@ use crate::float_mode::FloatModeWeight;
 use crate::quantization::Mode;
 use crate::testing::{assert_close, seeded};
 use crate::weights::Bytes;
-use crate::{Activations, Conv, PixelNorm, Weights, Window, attention, swiglu};
+use crate::{Activations, Conv, PixelNorm, Weights, Window, attention, row_dtype, swiglu};
 use crate::{
     AffineWeight, Block, DenseWeight, Embedding, FloatType, Linear, Result, RmsNorm, Rotary, Scheme, Weight,
 };
@@ -198,6 +198,28 @@ fn activations_stay_in_their_type() {
         let [q, k, v] = [26, 27, 28].map(|seed| make(&[1, 9, 150], seed));
         attention(&q, &k, &v, &[Block::full(0..9, 2..8)], Activations::F32)
     });
+}
+
+#[test]
+fn rows_have_the_type_of_activations() {
+    let values: Vec<u8> = seeded(6 * 40, 7).iter().flat_map(|v| v.to_le_bytes()).collect();
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![6, 40], &values).unwrap();
+    let file = safetensors::serialize([("weight", view)], None).unwrap();
+    for (activations, expected) in
+        [(Activations::F32, DType::F32), (Activations::Split, DType::F32), (Activations::Bf16, DType::BF16)]
+    {
+        let rows = |device: &Device| {
+            let weights = Weights::from_vec("table", file.clone())?.with_activations(activations);
+            let table = Embedding::load(&weights.with_device(device.clone()), 6, 40)?;
+            assert_eq!(row_dtype(activations, device), table.dtype());
+            table.forward(&[3, 5])
+        };
+        let (on_device, on_cpu) = (on_device(rows).unwrap(), rows(&Device::Cpu).unwrap());
+        assert_eq!((on_device.dtype(), on_cpu.dtype()), (expected, DType::F32));
+        let flat = |x: Tensor| x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+        let rounded = on_cpu.to_dtype(expected).unwrap();
+        assert_eq!(flat(on_device).unwrap(), flat(rounded).unwrap());
+    }
 }
 
 #[test]
