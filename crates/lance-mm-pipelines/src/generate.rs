@@ -129,7 +129,7 @@ impl Generation {
             Some(weights) => Some(Vit::load(&checkpoint.config.vision, weights)?),
             None => None,
         };
-        warm::up(&checkpoint, &llm, vit.as_ref())?;
+        warm::up(&checkpoint, &llm, vit.as_ref(), Some((&latents, &vae)))?;
         Ok(Self { checkpoint, llm, latents, vit, vae })
     }
 

@@ -152,7 +152,7 @@ impl Understanding {
             Some(weights) => Some(Vit::load(&checkpoint.config.vision, weights)?),
             None => None,
         };
-        warm::up(&checkpoint, &llm, vit.as_ref())?;
+        warm::up(&checkpoint, &llm, vit.as_ref(), None)?;
         Ok(Self { checkpoint, llm, vit, low_memory: false })
     }
 

@@ -1,7 +1,8 @@
 //! What is done once when networks were loaded onto a device.
 
 use candle_core::{DType, Device, Tensor};
-use lance_mm_models::{Cursor, Grid, Llm, Segment, Sequence, Vit};
+use lance_mm_models::latent::CHANNELS;
+use lance_mm_models::{Cursor, Grid, LatentLayers, Llm, Segment, Sequence, Vae, Vit};
 use lance_mm_tensor::within_step;
 
 use crate::error::Result;
@@ -9,25 +10,35 @@ use crate::lance::Checkpoint;
 
 /// Rows of the prompt that is run: more than any kernel for few rows takes.
 const ROWS: usize = 40;
-/// Patches of the picture that is run, a side.
+/// Patches of the picture that is run, a side; so many latents are drawn where the model has positions for them.
 const SIDE: usize = 8;
+/// Frames, rows and columns of latents of the clip that is run: filters lie on one, two and three of its frames.
+const CLIP: [usize; 3] = [2, 3, 3];
+
+/// What draws, besides the language model.
+pub(crate) type Drawing<'a> = (&'a LatentLayers, &'a Vae);
 
 /// On a device besides the CPU, runs each network once, so that kernels are compiled now and not while somebody
 /// waits for the first answer, and gives the pages of files back whose tensors the device has copies of.
 ///
 /// # Errors
 /// What the networks refuse.
-pub(crate) fn up(checkpoint: &Checkpoint, llm: &Llm, vit: Option<&Vit>) -> Result<()> {
+pub(crate) fn up(
+    checkpoint: &Checkpoint,
+    llm: &Llm,
+    vit: Option<&Vit>,
+    drawing: Option<Drawing<'_>>,
+) -> Result<()> {
     if checkpoint.model.device().is_cpu() {
         return Ok(());
     }
-    within_step(|| run(llm, vit))?;
+    within_step(|| run(llm, vit, drawing))?;
     checkpoint.model.release()?;
     let others = checkpoint.vit.iter().chain(&checkpoint.vae);
     Ok(others.into_iter().try_for_each(|weights| weights.release())?)
 }
 
-fn run(llm: &Llm, vit: Option<&Vit>) -> Result<()> {
+fn run(llm: &Llm, vit: Option<&Vit>, drawing: Option<Drawing<'_>>) -> Result<()> {
     let mut cache = llm.cache();
     let text = [Segment::Text(vec![0; ROWS])];
     let sequence = Sequence::new(&text, &llm.config().layout(), Cursor::default());
@@ -39,22 +50,80 @@ fn run(llm: &Llm, vit: Option<&Vit>) -> Result<()> {
         let shape = (grid.count(), vit.config().patch_width());
         vit.forward(&Tensor::zeros(shape, DType::F32, &Device::Cpu)?, &[grid])?;
     }
+    if let Some((latents, vae)) = drawing {
+        let side = SIDE.min(llm.config().max_latent_size);
+        let grid = Grid { t: 1, h: side, w: side };
+        let noise = Tensor::zeros((grid.count(), CHANNELS), DType::F32, &Device::Cpu)?;
+        let sequence = Sequence::new(&[Segment::Noise(grid)], &llm.config().layout(), Cursor::default());
+        latents.velocity(llm, &noise, grid, &[1.0], &sequence, &mut llm.cache())?;
+        let [t, h, w] = CLIP;
+        let clip = Tensor::zeros((CHANNELS, t, h, w), DType::F32, &Device::Cpu)?;
+        vae.encode(&vae.decode(&clip)?)?;
+    }
     Ok(logits.device().synchronize()?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+    use std::ops::ControlFlow;
+    use std::path::Path;
+    use std::rc::Rc;
+
     use lance_mm_models::Experts;
+    use lance_mm_tensor::metal::Plan;
+    use lance_mm_tensor::testing::with_executor;
+    use lance_mm_tensor::{Activations, Weights};
 
     use super::*;
+    use crate::generate::{Request, Size};
     use crate::testing::checkpoint;
+    use crate::{Generation, GenerationOptions};
 
     #[test]
     fn the_networks_run() {
         let checkpoint = checkpoint();
         let llm = Llm::load(&checkpoint.config, &checkpoint.model, Experts::Und).unwrap();
         let vit = Vit::load(&checkpoint.config.vision, checkpoint.vit.as_ref().unwrap()).unwrap();
-        run(&llm, Some(&vit)).unwrap();
-        up(&checkpoint, &llm, None).unwrap();
+        run(&llm, Some(&vit), None).unwrap();
+        up(&checkpoint, &llm, None, None).unwrap();
+    }
+
+    /// Kernels with their constants, which is what a device compiles.
+    type Pipelines = BTreeSet<(String, Vec<u16>)>;
+
+    #[test]
+    fn a_drawing_runs_what_was_compiled_before() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+        let seen = Rc::new(RefCell::new(Pipelines::new()));
+        let notes = seen.clone();
+        // Zeros are good enough to see what runs.
+        let zeros = move |plan: &Plan, _: &[Vec<u8>]| {
+            notes.borrow_mut().insert((plan.kernel.clone(), plan.constants.clone()));
+            let (len, float) = plan.output();
+            Ok(vec![0; len * float.size()])
+        };
+        with_executor(Rc::new(zeros), || {
+            let vae = Weights::open_in(&fixtures.join("vae/ckpt/mlx"), "vae").unwrap();
+            let checkpoint = Checkpoint::open(fixtures.join("generation/ckpt/mlx")).unwrap();
+            let checkpoint = checkpoint.with_vae(vae).with_activations(Activations::Bf16);
+            let lance = Generation::new(checkpoint).unwrap();
+            run(lance.llm(), lance.vit().ok(), Some((lance.latent_layers(), lance.vae()))).unwrap();
+            let compiled = seen.take();
+            let request = Request::TextToImage { size: Size::new(64, 96).unwrap() };
+            let options = GenerationOptions { steps: 1, ..GenerationOptions::default() };
+            let drawn =
+                lance.generate("A red fox", &request, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+            let pixels = lance.pixels(&drawn.latents, drawn.grid).unwrap();
+            lance.vae().encode(&pixels).unwrap();
+            let drawing = seen.take();
+            assert!(drawing.iter().any(|(kernel, _)| kernel == "conv_bf16"));
+            assert_eq!(drawing.difference(&compiled).collect::<Vec<_>>(), Vec::<&(_, _)>::new());
+            // Clips have frames before the newest.
+            let conv: Vec<u16> =
+                compiled.iter().filter(|(k, _)| k == "conv_bf16").map(|(_, c)| c[0]).collect();
+            assert_eq!(conv, [1, 2, 3]);
+        });
     }
 }
