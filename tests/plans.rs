@@ -8,12 +8,12 @@ use candle_core::{Device, Tensor};
 use lance_mm::generate::{Generated, Size};
 use lance_mm::image::{Resize, RgbImage};
 use lance_mm::models::{Cursor, Segment, Sequence, Vae, VaeConfig};
-#[cfg(target_os = "linux")]
-use lance_mm::tensor::testing::with_executor;
 use lance_mm::tensor::testing::{assert_close, seeded};
 use lance_mm::tensor::{Activations, Weights};
 use lance_mm::{Answer, Checkpoint, Decoding, Files, Generation, GenerationOptions, Options, Part, Request};
 use lance_mm::{Understanding, image};
+#[cfg(target_os = "linux")]
+use lance_mm::{models::Grid, tensor::testing::with_executor};
 
 #[cfg(target_os = "linux")]
 use crate::simulator::{Runs, simulator};
@@ -178,13 +178,34 @@ fn rows_in_bf16_stay_close_in_a_model_of_random_weights() {
     all_ran(&["dense_matmul_bf16_bf16", "dense_matvec_bf16_bf16", "dense_rows_bf16_bf16"], &runs);
 }
 
-/// Draws in two steps, rows on a device as `activations` say. Products on the CPU are in f32.
+/// What draws, rows on a device as `activations` say. Products on the CPU are in f32.
+fn generation(device: &Device, activations: Activations) -> lance_mm::Result<Generation> {
+    let vae = Weights::open_in(&fixtures("vae/ckpt/mlx"), "vae")?;
+    let checkpoint = Checkpoint::open(fixtures("generation/ckpt/mlx"))?.with_vae(vae).with_f32_activations();
+    Generation::new(checkpoint.with_activations(activations).with_device(device))
+}
+
+/// What docs/metal.md says of a step over one block of latents.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_step_of_drawing_takes_23_dispatches_a_layer_and_8() {
+    let runs = Runs::default();
+    let layers = with_executor(simulator(&runs), || {
+        let lance = generation(&Device::Cpu, Activations::Bf16)?;
+        let (llm, grid) = (lance.llm(), Grid { t: 1, h: 3, w: 4 });
+        let noise = Tensor::from_vec(seeded(12 * 48, 1), (12, 48), &Device::Cpu).unwrap();
+        let sequence = Sequence::new(&[Segment::Noise(grid)], &llm.config().layout(), Cursor::default());
+        lance.latent_layers().velocity(llm, &noise, grid, &[1.0], &sequence, &mut llm.cache())?;
+        lance_mm::Result::Ok(llm.config().num_hidden_layers)
+    });
+    assert_eq!(runs.take().values().sum::<usize>(), 23 * layers.unwrap() + 8);
+}
+
+/// Draws in two steps.
 fn draw(device: &Device, activations: Activations) -> lance_mm::Result<(Generation, Generated)> {
     let request = Request::TextToImage { size: Size::new(32, 48).unwrap() };
     let options = GenerationOptions { steps: 2, ..GenerationOptions::default() };
-    let vae = Weights::open_in(&fixtures("vae/ckpt/mlx"), "vae")?;
-    let checkpoint = Checkpoint::open(fixtures("generation/ckpt/mlx"))?.with_vae(vae).with_f32_activations();
-    let lance = Generation::new(checkpoint.with_activations(activations).with_device(device))?;
+    let lance = generation(device, activations)?;
     let drawn = lance.generate("A red fox", &request, &options, &mut |_| ControlFlow::Continue(()))?;
     Ok((lance, drawn))
 }

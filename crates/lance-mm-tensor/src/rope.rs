@@ -1,5 +1,7 @@
 //! Rotary position tables: multimodal (three axes in contiguous sections) and from given angles.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, Device, InplaceOp3, Layout, Tensor};
 
 use crate::dense::FloatType;
@@ -109,29 +111,50 @@ impl RotaryTable {
         Ok(x)
     }
 
-    /// Norms each head of `(T, H, D)`, then turns it, in other memory: on a device in one pass over the values.
+    /// Norms each head of `(T, H, D)`, then turns it, in other memory: on a device in one pass over the values. The rows
+    /// that stand with `other` are normed by that.
     ///
     /// # Errors
-    /// As [`apply`](Self::apply) and [`RmsNorm::forward`].
-    pub fn apply_normed(&self, norm: &RmsNorm, x: &Tensor) -> Result<Tensor> {
-        match metal::runs_on(x.device()) && x.dims().last() == Some(&norm.weight().elem_count()) {
-            true => self.apply_on_device(x, Some(norm)),
-            false => self.apply(norm.forward(x)?),
+    /// As [`apply`](Self::apply) and [`RmsNorm::forward`]; rows past the last.
+    pub fn apply_normed(
+        &self,
+        norm: &RmsNorm,
+        other: Option<(&RmsNorm, Range<usize>)>,
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        let (t, _, d) = x.dims3()?;
+        let (other, rows) = other.unwrap_or((norm, 0..0));
+        if rows.start > rows.end || rows.end > t {
+            return Err(Error::input("rows of another norm", format!("rows below {t}"), format!("{rows:?}")));
         }
+        let one_pass =
+            [norm, other].iter().all(|norm| norm.weight().elem_count() == d) && norm.eps() == other.eps();
+        if metal::runs_on(x.device()) && one_pass {
+            let by = metal::HeadNorm { eps: norm.eps(), others: (!rows.is_empty()).then_some(rows) };
+            return self.apply_on_device(x, Some((by, [norm, other])));
+        }
+        if rows.is_empty() {
+            return self.apply(norm.forward(x)?);
+        }
+        let parts = [(norm, 0..rows.start), (other, rows.clone()), (norm, rows.end..t)];
+        let parts = parts.into_iter().filter(|(_, rows)| !rows.is_empty());
+        let normed =
+            |(norm, rows): (&RmsNorm, Range<usize>)| norm.forward(&x.narrow(0, rows.start, rows.len())?);
+        self.apply(Tensor::cat(&parts.map(normed).collect::<Result<Vec<_>>>()?, 0)?)
     }
 
     /// The kernel lays heads out for attention, `(H, T, D)`; the result is a view of that.
-    fn apply_on_device(&self, x: &Tensor, norm: Option<&RmsNorm>) -> Result<Tensor> {
+    fn apply_on_device(&self, x: &Tensor, norm: Option<(metal::HeadNorm, [&RmsNorm; 2])>) -> Result<Tensor> {
         let (rows, heads, dim) = x.dims3()?;
         if self.cos.dims() != [rows, dim / 2] || rows == 0 {
             let expected = format!("{:?} rows and half the width of a head", self.cos.dims());
             return Err(Error::input("heads to turn", expected, format!("{:?}", x.dims())));
         }
         let float = FloatType::try_from(x.dtype())?;
-        let plan = metal::norm_rope([rows, heads, dim], norm.map(RmsNorm::eps), float);
+        let plan = metal::norm_rope([rows, heads, dim], norm.as_ref().map(|(by, _)| by), float);
         let x = x.contiguous()?;
         let mut inputs = vec![&x, &self.cos, &self.sin];
-        inputs.extend(norm.map(RmsNorm::weight));
+        inputs.extend(norm.iter().flat_map(|(_, norms)| norms.iter().map(|norm| norm.weight())));
         Ok(metal::apply(&plan, &inputs, &[heads, rows, dim])?.transpose(0, 1)?)
     }
 }
@@ -246,6 +269,29 @@ mod tests {
         }
         let across = Tensor::zeros((3, t, d), DType::F32, &Device::Cpu).unwrap().transpose(0, 1).unwrap();
         assert!(table.apply(across).is_err());
+    }
+
+    #[test]
+    fn rows_of_another_norm_are_normed_by_it() {
+        let (t, d) = (5, 6);
+        let tensor = |shape: &[usize], seed| {
+            Tensor::from_vec(seeded(shape.iter().product(), seed), shape, &Device::Cpu).unwrap()
+        };
+        let [norm, other] = [1, 2].map(|seed| RmsNorm::new(tensor(&[d], seed), 1e-6));
+        let positions: [Vec<u32>; 3] = [vec![1, 2, 3, 4, 5], vec![7; t], vec![9; t]];
+        let table = Rotary::new(d, 1e6, [1, 1, 1]).unwrap().table(&positions, &Device::Cpu).unwrap();
+        let x = tensor(&[t, 2, d], 3);
+        let rows = |x: Tensor| x.reshape((t, 2 * d)).unwrap().to_vec2::<f32>().unwrap();
+        let [by_norm, by_other] =
+            [&norm, &other].map(|norm| rows(table.apply_normed(norm, None, &x).unwrap()));
+        for others in [1..4, 0..2, 3..5, 0..5, 2..2] {
+            let found = rows(table.apply_normed(&norm, Some((&other, others.clone())), &x).unwrap());
+            for (i, row) in found.iter().enumerate() {
+                assert_eq!(row, if others.contains(&i) { &by_other[i] } else { &by_norm[i] }, "{others:?}");
+            }
+        }
+        let text = table.apply_normed(&norm, Some((&other, 2..6)), &x).unwrap_err().to_string();
+        assert_eq!(text, "rows of another norm: expected rows below 5, found 2..6");
     }
 
     #[test]

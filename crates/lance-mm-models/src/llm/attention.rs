@@ -103,11 +103,19 @@ impl Attention {
         let q = q.reshape((t, self.n_heads, self.head_dim))?;
         let k = k.reshape((t, self.n_kv_heads, self.head_dim))?;
         let v = v.reshape((t, self.n_kv_heads, self.head_dim))?;
-        let (q, k) = match (pass.probed, spans) {
+        let (q, k) = match spans {
             // Nobody looks at heads between norm and rotation.
-            (false, [span]) => {
+            [span] if !pass.probed => {
                 let parts = self.parts.get(span.expert)?;
-                (pass.table.apply_normed(&parts.q_norm, &q)?, pass.table.apply_normed(&parts.k_norm, &k)?)
+                let turn = |norm, x| pass.table.apply_normed(norm, None, x);
+                (turn(&parts.q_norm, &q)?, turn(&parts.k_norm, &k)?)
+            }
+            // A block of latents between its markers.
+            [before, block, after] if !pass.probed && before.expert == after.expert => {
+                let (parts, others) = (self.parts.get(before.expert)?, self.parts.get(block.expert)?);
+                let turn =
+                    |norm, other, x| pass.table.apply_normed(norm, Some((other, block.rows.clone())), x);
+                (turn(&parts.q_norm, &others.q_norm, &q)?, turn(&parts.k_norm, &others.k_norm, &k)?)
             }
             _ => {
                 let q = self.parts.by_span(&q, spans, |p, x| p.q_norm.forward(x))?;

@@ -42,7 +42,7 @@ pub use dense::{Dense, dense_matmul, dense_rows};
 #[doc(hidden)]
 pub use executor::Executor;
 pub(crate) use executor::{runs_on, with_executor};
-pub use norm::{norm_rope, pixel_norm, rms_norm};
+pub use norm::{HeadNorm, norm_rope, pixel_norm, rms_norm};
 pub use pointwise::swiglu;
 pub use weight::DeviceWeight;
 

@@ -34,21 +34,24 @@ template <typename T>
   for (uint i = t; i < D; i += threads.x) y[group.x * D + i] = T(float(row[i]) * r * w[i]);
 }
 
-constant ushort NORM [[function_constant(0)]];
+constant ushort NORM [[function_constant(0)]];     // weights of the norm: none is no norm
 
-// Heads (T, H, D) to (H, T, D): normed over D when NORM, then channel j turned with j + D/2 by the angle of
-// row t and pair j. One SIMD group a head.
+// Heads (T, H, D) to (H, T, D): normed over D, when there are two weights by the second in rows FIRST to LAST - 1, then
+// channel j turned with j + D/2 by the angle of row t and pair j. One SIMD group a head.
 template <typename T>
 [[kernel]] void norm_rope(
     const device T* x [[buffer(0)]],           // (T, H, D)
     const device float* w [[buffer(1)]],       // (D)
-    const device float* cosines [[buffer(2)]], // (T, D/2)
-    const device float* sines [[buffer(3)]],   // (T, D/2)
-    device T* y [[buffer(4)]],                 // (H, T, D)
-    constant uint& N [[buffer(5)]],            // rows T
-    constant uint& H [[buffer(6)]],
-    constant uint& D [[buffer(7)]],
-    constant float& eps [[buffer(8)]],
+    const device float* other [[buffer(2)]],   // (D)
+    const device float* cosines [[buffer(3)]], // (T, D/2)
+    const device float* sines [[buffer(4)]],   // (T, D/2)
+    device T* y [[buffer(5)]],                 // (H, T, D)
+    constant uint& N [[buffer(6)]],            // rows T
+    constant uint& H [[buffer(7)]],
+    constant uint& D [[buffer(8)]],
+    constant float& eps [[buffer(9)]],
+    constant uint& FIRST [[buffer(10)]],
+    constant uint& LAST [[buffer(11)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint simd [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
@@ -66,12 +69,13 @@ template <typename T>
       }
       r = rsqrt(simd_sum(sum) / float(D) + eps);
     }
+    const device float* weight = NORM == 2 && t >= FIRST && t < LAST ? other : w;
     device T* out = y + (h * N + t) * D;
     for (uint j = lane; j < pairs; j += 32) {
       float a = float(row[j]), b = float(row[j + pairs]);
       if (NORM) {
-        a *= r * w[j];
-        b *= r * w[j + pairs];
+        a *= r * weight[j];
+        b *= r * weight[j + pairs];
       }
       const float c = cosines[t * pairs + j], s = sines[t * pairs + j];
       out[j] = T(a * c - b * s);

@@ -1,5 +1,7 @@
 //! RMS norms of rows, and of heads together with their rotation; kernels in `norm.metal`.
 
+use std::ops::Range;
+
 use super::{Arg, Plan, Source, size, type_name};
 use crate::dense::FloatType;
 
@@ -21,19 +23,32 @@ pub fn rms_norm(n: usize, dim: usize, eps: f32, x: FloatType) -> Plan {
     }
 }
 
+/// The norm of heads that are turned.
+#[derive(Clone, Debug)]
+pub struct HeadNorm {
+    /// What is added to the mean of squares.
+    pub eps: f32,
+    /// Rows that have a weight of their own.
+    pub others: Option<Range<usize>>,
+}
+
 /// Heads turned by a rotary table, and laid out for attention: inputs are x `(n, H, D)` of type `x`, cosines and
-/// sines f32 `(n, D/2)`; output `(H, n, D)`. With `eps` each head is normed first, with the weight f32 `(D)` that
-/// input 3 is.
-pub fn norm_rope([n, heads, dim]: [usize; 3], eps: Option<f32>, x: FloatType) -> Plan {
-    // The norm's weight comes last among the inputs, so that it can be left out.
-    let weight = if eps.is_some() { Arg::Input(3) } else { Arg::Unused };
-    let mut args = vec![Arg::Input(0), weight, Arg::Input(1), Arg::Input(2), Arg::Output(n * heads * dim, x)];
-    args.extend([size(n), size(heads), size(dim)]);
-    args.push(Arg::F32(eps.unwrap_or(0.0)));
+/// sines f32 `(n, D/2)`; output `(H, n, D)`. With `norm` each head is normed first, with the weight f32 `(D)` that
+/// input 3 is, those of `others` with the one that input 4 is.
+pub fn norm_rope([n, heads, dim]: [usize; 3], norm: Option<&HeadNorm>, x: FloatType) -> Plan {
+    let others = norm.and_then(|norm| norm.others.clone());
+    let n_weights = usize::from(norm.is_some()) + usize::from(others.is_some());
+    // Weights come last among the inputs, so that they can be left out.
+    let weight = |i: usize| if i < n_weights { Arg::Input(3 + i) } else { Arg::Unused };
+    let mut args = vec![Arg::Input(0), weight(0), weight(1), Arg::Input(1), Arg::Input(2)];
+    args.extend([Arg::Output(n * heads * dim, x), size(n), size(heads), size(dim)]);
+    args.push(Arg::F32(norm.map_or(0.0, |norm| norm.eps)));
+    let others = others.unwrap_or(0..0);
+    args.extend([size(others.start), size(others.end)]);
     Plan {
         source: &SOURCE,
         kernel: format!("norm_rope_{}", type_name(x)),
-        constants: vec![u16::from(eps.is_some())],
+        constants: vec![n_weights as u16],
         groups: [(n * heads).div_ceil(HEADS), 1, 1],
         threads: [32 * HEADS, 1, 1],
         args,
@@ -129,20 +144,27 @@ mod tests {
     }
 
     struct Heads {
-        inputs: [Vec<u8>; 4],
+        plan: Plan,
+        inputs: Vec<Vec<u8>>,
         expected: Vec<f32>,
     }
 
-    fn heads([n, h, d]: [usize; 3], normed: bool, x_type: FloatType) -> Heads {
+    fn head_norm(others: Option<Range<usize>>) -> Option<HeadNorm> {
+        Some(HeadNorm { eps: EPS, others })
+    }
+
+    fn heads([n, h, d]: [usize; 3], by: Option<HeadNorm>, x_type: FloatType) -> Heads {
         let x = rounded(&seeded(n * h * d, 3), x_type);
-        let w = seeded(d, 4);
+        let (w, other) = (seeded(d, 4), seeded(d, 6));
+        let others = by.as_ref().and_then(|by| by.others.clone());
         let angles: Vec<f32> = seeded(n * d / 2, 5).iter().map(|a| a * 1000.0).collect();
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
         let mut expected = vec![0.0; x.len()];
         for t in 0..n {
             for head in 0..h {
                 let x = &x[(t * h + head) * d..][..d];
-                let x = if normed { norm(x, &w) } else { x.iter().map(|v| f64::from(*v)).collect() };
+                let w = if others.as_ref().is_some_and(|rows| rows.contains(&t)) { &other } else { &w };
+                let x = if by.is_some() { norm(x, w) } else { x.iter().map(|v| f64::from(*v)).collect() };
                 for j in 0..d / 2 {
                     let (c, s) = (f64::from(cos[t * d / 2 + j]), f64::from(sin[t * d / 2 + j]));
                     let (a, b) = (x[j], x[j + d / 2]);
@@ -152,22 +174,26 @@ mod tests {
             }
         }
         let f32s = |v: &[f32]| encode(v, FloatType::F32);
-        Heads { inputs: [encode(&x, x_type), f32s(&cos), f32s(&sin), f32s(&w)], expected }
+        let mut inputs = vec![encode(&x, x_type), f32s(&cos), f32s(&sin), f32s(&w)];
+        inputs.extend(others.is_some().then(|| f32s(&other)));
+        Heads { plan: norm_rope([n, h, d], by.as_ref(), x_type), inputs, expected }
     }
 
     #[test]
     fn heads_are_normed_turned_and_laid_out() {
-        for (shape, normed, x_type) in [
-            ([1, 16, 128], true, FloatType::F32),
-            ([5, 2, 128], true, FloatType::BF16),
-            ([3, 3, 80], false, FloatType::F32),
-            ([7, 1, 6], true, FloatType::F16),
+        for (shape, by, x_type) in [
+            ([1, 16, 128], head_norm(None), FloatType::F32),
+            ([5, 2, 128], head_norm(None), FloatType::BF16),
+            ([3, 3, 80], None, FloatType::F32),
+            ([7, 1, 6], head_norm(None), FloatType::F16),
+            // Rows of another norm: in the middle, at the end.
+            ([9, 3, 128], head_norm(Some(1..8)), FloatType::F32),
+            ([6, 2, 16], head_norm(Some(2..6)), FloatType::BF16),
         ] {
-            let Heads { inputs, expected } = heads(shape, normed, x_type);
-            let plan = norm_rope(shape, normed.then_some(EPS), x_type);
+            let Heads { plan, inputs, expected } = heads(shape, by.clone(), x_type);
             for order in ORDERS {
                 let y = decode(&run(&plan, &inputs, order).unwrap(), x_type);
-                assert_close(&format!("{shape:?} {normed} {x_type:?}"), &y, &expected, tolerance(x_type));
+                assert_close(&format!("{shape:?} {by:?} {x_type:?}"), &y, &expected, tolerance(x_type));
             }
         }
     }
@@ -183,9 +209,8 @@ mod tests {
             let row = [encode(&seeded(160, 1), FloatType::F32), encode(&seeded(80, 2), FloatType::F32)];
             check_races(&rms_norm(2, 80, EPS, FloatType::F32), &row).unwrap();
             check_races(&pixel_norm(2, 80, true), &row).unwrap();
-            let shape = [3, 2, 16];
-            let plan = norm_rope(shape, Some(EPS), FloatType::F32);
-            check_races(&plan, &heads(shape, true, FloatType::F32).inputs).unwrap();
+            let heads = heads([3, 2, 16], head_norm(Some(1..2)), FloatType::F32);
+            check_races(&heads.plan, &heads.inputs).unwrap();
         }
         #[test]
         fn broken_copies_are_caught() {
@@ -197,11 +222,9 @@ mod tests {
             let raced = run_source(&raced, &plan, &row, 0, Build::RaceCheck);
             assert!(format!("{:#}", raced.unwrap_err()).contains("data race"));
 
-            let shape = [3, 1, 32];
-            let plan = norm_rope(shape, None, FloatType::F32);
+            let Heads { plan, inputs, .. } = heads([3, 1, 32], None, FloatType::F32);
             let outside = SOURCE.text.replace("if (head < N * H)", "if (head <= N * H)");
             assert_ne!(outside, SOURCE.text);
-            let inputs = heads(shape, false, FloatType::F32).inputs;
             let outside = run_source(&outside, &plan, &inputs, 0, Build::Plain);
             assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
         }

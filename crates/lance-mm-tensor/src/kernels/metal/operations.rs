@@ -118,8 +118,17 @@ fn heads_are_normed_turned_and_attended_the_same() {
     compare("normed and turned", 4e-6, |device| {
         let norm = RmsNorm::new(tensor(&[d], 9).to_device(device)?, 1e-6);
         let table = Rotary::new(d, 1e6, [2, 3, 3])?.table(&positions, device)?;
-        table.apply_normed(&norm, &q.to_device(device)?)
+        table.apply_normed(&norm, None, &q.to_device(device)?)
     });
+    // There is no kernel for two values of eps.
+    for (eps, rows) in [(1e-6, 1..4), (1e-6, 0..2), (1e-6, 0..5), (1e-6, 2..2), (1e-5, 1..4)] {
+        compare("normed by two and turned", 4e-6, |device| {
+            let norm = RmsNorm::new(tensor(&[d], 9).to_device(device)?, 1e-6);
+            let other = RmsNorm::new(tensor(&[d], 10).to_device(device)?, eps);
+            let table = Rotary::new(d, 1e6, [2, 3, 3])?.table(&positions, device)?;
+            table.apply_normed(&norm, Some((&other, rows.clone())), &q.to_device(device)?)
+        });
+    }
     // Keys and values a part of a longer cache, of one room or of each its own.
     for rooms in [[64, 64], [64, 48]] {
         let part = |room: usize, device: &Device| {
@@ -190,7 +199,7 @@ fn activations_stay_in_their_type() {
     compare_halves("normed, turned and attended", 2.0, |device, make| {
         let norm = RmsNorm::new(tensor(&[16], 9).to_device(device)?, 1e-6);
         let table = Rotary::new(16, 1e6, [2, 3, 3])?.table(&positions, device)?;
-        let q = table.apply_normed(&norm, &make(&[5, 4, 16], 8))?.transpose(0, 1)?;
+        let q = table.apply_normed(&norm, None, &make(&[5, 4, 16], 8))?.transpose(0, 1)?;
         let k = table.apply(norm.forward(&make(&[5, 2, 16], 10))?)?.transpose(0, 1)?;
         attention(&q, &k, &make(&[2, 5, 16], 11), &[Block::causal(0..5, 0..5)], Activations::F32)
     });
