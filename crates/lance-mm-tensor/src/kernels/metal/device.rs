@@ -8,6 +8,8 @@ use candle_core::{DType, Layout, MetalDevice, MetalStorage, Result, bail};
 use candle_metal_kernels::metal::{
     Buffer, ComputeCommandEncoder, ComputePipeline, ConstantValues, Library, Value,
 };
+use objc2::available;
+use objc2::rc::Retained;
 use objc2_metal::{MTLCompileOptions, MTLMathMode, MTLSize};
 
 use super::{Arg, Plan};
@@ -61,6 +63,18 @@ fn size([width, height, depth]: [usize; 3]) -> MTLSize {
     MTLSize { width, height, depth }
 }
 
+/// The default may assume that nothing is infinite; the softmax starts from minus infinity.
+fn compile_options() -> Retained<MTLCompileOptions> {
+    let options = MTLCompileOptions::new();
+    match available!(macos = 15.0) {
+        true => options.setMathMode(MTLMathMode::Safe),
+        // Older systems know no other way, and do not answer to the newer one.
+        #[expect(deprecated, reason = "all that macOS 14 has")]
+        false => options.setFastMathEnabled(false),
+    }
+    options
+}
+
 type Libraries = HashMap<(DeviceId, &'static str), Library>;
 type Pipelines = HashMap<(DeviceId, String, Vec<u16>), ComputePipeline>;
 
@@ -77,12 +91,9 @@ fn pipeline(plan: &Plan, device: &MetalDevice) -> Result<ComputePipeline> {
     let library = match libraries.get(&(device.id(), plan.source.name)) {
         Some(library) => library.clone(),
         None => {
-            let options = MTLCompileOptions::new();
-            // The default may assume that nothing is infinite; the softmax starts from minus infinity.
-            options.setMathMode(MTLMathMode::Safe);
             let library = device
                 .metal_device()
-                .new_library_with_source(plan.source.text, Some(&options))
+                .new_library_with_source(plan.source.text, Some(&compile_options()))
                 .map_err(MetalError::from)?;
             libraries.insert((device.id(), plan.source.name), library.clone());
             library
