@@ -1,6 +1,7 @@
 //! The threads that operations share.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use rayon::prelude::*;
@@ -83,11 +84,20 @@ impl Drop for Running<'_> {
     }
 }
 
+/// How long a thread stands by without any work.
+const PATIENCE: Duration = Duration::from_millis(1);
+
 /// Takes over work of others as soon as there is any, until the run that asked for it is done, or another one begins:
-/// threads that stand by for one would keep the other waiting.
+/// threads that stand by for one would keep the other waiting. It also ends when there has been none for a while: a
+/// thread may have begun this while it waited for a part of something else, which goes on only then, and it may be this
+/// very run that waits for that.
 fn stand_by(done: &AtomicBool) {
-    while !done.load(Ordering::Relaxed) && RUNNING.load(Ordering::Relaxed) == 1 {
-        if rayon::yield_now() != Some(rayon::Yield::Executed) {
+    let mut worked = Instant::now();
+    while !done.load(Ordering::Relaxed) && RUNNING.load(Ordering::Relaxed) == 1 && worked.elapsed() < PATIENCE
+    {
+        if rayon::yield_now() == Some(rayon::Yield::Executed) {
+            worked = Instant::now();
+        } else {
             std::hint::spin_loop();
         }
     }
@@ -96,6 +106,35 @@ fn stand_by(done: &AtomicBool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Work that waits for parts of itself on other threads, which wait for parts of theirs.
+    fn nested(depth: usize) -> usize {
+        match depth {
+            0 => std::hint::black_box((0..2000).sum::<usize>() & 1),
+            _ => {
+                let (a, b) = rayon::join(|| nested(depth - 1), || nested(depth - 1));
+                a + b
+            }
+        }
+    }
+
+    #[test]
+    fn runs_at_once_wait_for_each_other_but_not_for_ever() {
+        let (ended, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| {
+                        (0..2000).for_each(|_| assert_eq!(pool.install(|| run_with_others(|| nested(4))), 0))
+                    });
+                    scope.spawn(|| (0..2000).for_each(|_| assert_eq!(pool.install(|| nested(6)), 0)));
+                }
+            });
+            ended.send(()).unwrap();
+        });
+        end.recv_timeout(std::time::Duration::from_secs(60)).expect("all runs end");
+    }
 
     #[test]
     fn there_are_as_many_zeros_as_asked_for() {
