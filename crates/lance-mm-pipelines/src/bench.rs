@@ -292,7 +292,7 @@ mod tests {
 
         let picture = picture(100).unwrap();
         let two = two_questions(&lance, &picture, ["What is it?", "What colour?"]).unwrap();
-        assert!(two.first > two.encode + two.second, "{two:?}");
+        assert!(two.first > two.encode && two.second > Duration::ZERO, "{two:?}");
         assert!(question(&lance, &picture, "What is it?", 2).unwrap() > Duration::ZERO);
     }
 
