@@ -41,7 +41,7 @@ fn streams(c: &mut Criterion) {
     let mut group = c.benchmark_group("affine from memory");
     group.sample_size(10);
     let scheme = Scheme::affine(4, 128).expect("a scheme there is");
-    for (rows, k) in [(11008, 2048), (2048, 11008)] {
+    for (rows, k) in [(11008, 2048), (2048, 11008), (2048, 2048)] {
         let weight = |seed| {
             let values = seeded(rows * k, seed);
             let weight = AffineWeight::quantize("w", &values, k, scheme, FloatType::BF16);
