@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lance_mm_models::{Config, Experts};
-use lance_mm_tensor::{TensorInfo, Weights};
+use lance_mm_tensor::{Activations, TensorInfo, Weights, kept_dtype};
 
 use crate::error::Result;
 use crate::lance::Checkpoint;
@@ -280,12 +280,15 @@ fn memory(config: &Config, items: &[Item<'_>]) -> Memory {
     let of = |component: Component| bytes(&|item| item.component == component && !is_gen(item.name));
     let (head, table) = (of(Component::LmHead), of(Component::EmbedTokens));
     let tied = head == 0;
-    let per_token = [config.num_hidden_layers, config.num_key_value_heads, config.head_dim(), 2 * 4 * 1000];
+    let heads = [config.num_hidden_layers, config.num_key_value_heads, config.head_dim()];
+    let value = kept_dtype(Activations::Bf16).size_in_bytes();
     Memory {
         und_bytes: of(Component::UndLinears) + of(Component::Norms) + if tied { table } else { head },
         embed_tokens_bytes: if tied { 0 } else { table },
         vit_bytes: of(Component::Vit),
-        kv_bytes_per_1000_tokens: per_token.iter().fold(1, |n, factor| n.saturating_mul(*factor as u64)),
+        kv_bytes_per_1000_tokens: heads
+            .iter()
+            .fold((2 * value * 1000) as u64, |n, factor| n.saturating_mul(*factor as u64)),
     }
 }
 

@@ -208,7 +208,7 @@ fn the_published_sizes_come_out() {
             let memory = memory(&config, &items);
             assert_eq!(memory.und_bytes + memory.embed_tokens_bytes, 1_805_402_112);
             assert_eq!(memory.embed_tokens_bytes, 151_936 * 2048 / 32 * 17);
-            assert_eq!(memory.kv_bytes_per_1000_tokens, 73_728_000);
+            assert_eq!(memory.kv_bytes_per_1000_tokens, 36_864_000);
         }
     }
 }
@@ -238,7 +238,7 @@ fn a_dense_folder_is_counted() {
     assert_eq!(memory.und_bytes, 2 * linears + 2 * norms + 2 * 40 * 32);
     assert_eq!(
         (memory.embed_tokens_bytes, memory.kv_bytes_per_1000_tokens),
-        (2560, 2 * 2 * 2 * 8 * 4 * 1000)
+        (2560, 2 * 2 * 2 * 8 * 2 * 1000)
     );
     assert_eq!(memory.vit_bytes, component(&report, Component::Vit).count.bytes);
     assert!(component(&report, Component::Vit).fingerprint.is_some());
