@@ -237,11 +237,12 @@ mod tests {
             for row in block.queries.clone() {
                 for head in 0..h {
                     let q = &q[(head * t + row) * d..][..d];
-                    let of = |x: &[f32], j: usize| x[((head / (h / g)) * s + j) * d..][..d].to_vec();
+                    let of = |j: usize| ((head / (h / g)) * s + j) * d..((head / (h / g)) * s + j + 1) * d;
                     let scores: Vec<f64> = block
                         .visible(row)
                         .map(|j| {
-                            q.iter().zip(of(k, j)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum::<f64>()
+                            let products = q.iter().zip(&k[of(j)]);
+                            products.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
                         })
                         .map(|s| (s / (d as f64).sqrt()).exp())
                         .collect();
@@ -250,7 +251,7 @@ mod tests {
                         let value: f64 = block
                             .visible(row)
                             .zip(&scores)
-                            .map(|(j, s)| f64::from(of(v, j)[c]) * s / sum)
+                            .map(|(j, s)| f64::from(v[of(j)][c]) * s / sum)
                             .sum();
                         out[row * h * d + head * d + c] = value as f32;
                     }
