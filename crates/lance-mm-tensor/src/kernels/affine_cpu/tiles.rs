@@ -9,10 +9,11 @@ use super::{Affine, LINE, unpack_line, widen};
 use crate::dense::FloatType;
 use crate::kernels::Addends;
 use crate::kernels::amx::{Filled, Order, Output, Panels, Rows32, SIDE, product};
+use crate::kernels::bf16::Avx512Bf16;
 
 /// `x`, rounded to bf16, times the transpose of `w`, and what is added.
 pub(super) fn matmul(filled: Filled, x: &[f32], w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
-    product::<1, _>(filled, x, &Output::Sums { w: &Packing { w: *w, _proof: filled }, add })
+    product::<1, _>(filled, x, &Output::Sums { w: &Packing::new(w, filled.convert), add })
 }
 
 /// See [`gated`](crate::kernels::gated); `None` where codes of the two are packed in different orders.
@@ -23,14 +24,20 @@ pub(super) fn gated(
     up: &Affine<'_>,
     biases: [Option<&[f32]>; 2],
 ) -> Option<Vec<f32>> {
-    let [gate, up] = [gate, up].map(|w| Packing { w: *w, _proof: filled });
+    let [gate, up] = [gate, up].map(|w| Packing::new(w, filled.convert));
     (gate.order() == up.order())
         .then(|| product::<1, _>(filled, x, &Output::Gated { w: [&gate, &up], biases }))
 }
 
 struct Packing<'a> {
     w: Affine<'a>,
-    _proof: Filled,
+    _proof: Avx512Bf16,
+}
+
+impl<'a> Packing<'a> {
+    fn new(w: &Affine<'a>, proof: Avx512Bf16) -> Self {
+        Self { w: *w, _proof: proof }
+    }
 }
 
 impl Panels for Packing<'_> {
@@ -185,6 +192,63 @@ fn bytes(w: &Affine<'_>, part: &Part, line: usize, out: &mut [[Rows32; 2]]) {
                 let words = _mm512_cvtne2ps_pbh(halves[1], halves[0]);
                 // SAFETY: both are 64 bytes of plain data.
                 out[part.half].0[i] = unsafe { std::mem::transmute::<__m512bh, [u16; 32]>(words) };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::affine::AffineWeight;
+    use crate::quantization::Scheme;
+    use crate::testing::seeded;
+
+    #[test]
+    fn packed_rows_are_the_rows_rounded() {
+        let Some(proof) = Avx512Bf16::detect() else {
+            eprintln!("this processor has no bf16 products");
+            return;
+        };
+        // Codes of every width, groups of every size, rows that end within a line, lines past those packed together.
+        for (bits, group, cols) in [
+            (2, 32, 32),
+            (3, 64, 192),
+            (4, 32, 96),
+            (4, 64, 320),
+            (4, 128, 640),
+            (5, 128, 128),
+            (6, 32, 544),
+            (8, 64, 576),
+        ] {
+            for dtype in [FloatType::BF16, FloatType::F16, FloatType::F32] {
+                let scheme = Scheme::affine(bits, group).unwrap();
+                let values = seeded(21 * cols, 2);
+                let w = AffineWeight::quantize("w", &values, cols, scheme, dtype).unwrap();
+                let packing = Packing::new(&w.integer().unwrap(), proof);
+                let steps = cols.div_ceil(LINE) * 4;
+                let mut row = vec![0.0; cols];
+                for first in [0, SIDE] {
+                    let mut out = vec![[Rows32::default(); 2]; steps];
+                    packing.pack(first, first + SIDE, 0..steps, 1, &mut out);
+                    for (i, r) in (first..21).take(SIDE).enumerate() {
+                        w.read_row(r, &mut row);
+                        for (k, value) in row.iter().enumerate() {
+                            let (step, place) = match packing.order() {
+                                Order::Natural => (k / 32, k % 32),
+                                Order::EveryFourth => (k / LINE * 4 + k % 4, k % LINE / 4),
+                            };
+                            let found = bf16::from_bits(out[step][1].0[i][place]).to_f32();
+                            let error = (found - value).abs();
+                            assert!(
+                                error <= value.abs() * 0.004 + 1e-6,
+                                "{bits} {group} {cols} {dtype:?}, row {r} at {k}: {found}, expected {value}"
+                            );
+                        }
+                    }
+                }
             }
         }
     }
