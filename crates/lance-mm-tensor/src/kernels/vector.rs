@@ -178,3 +178,120 @@ impl Isa {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::hint::black_box;
+
+    use super::*;
+    use crate::testing::seeded;
+
+    /// Every operation, and the bytes that each gives, on operands in boxes of their own.
+    struct Operations {
+        bytes: [Box<[u8; 64]>; 16],
+        /// Small whole numbers, of which products and sums are exact.
+        floats: [Box<[f32; 16]>; 3],
+        /// Sixteen bf16 values.
+        halves: Box<[u8; 32]>,
+        bits: Box<[u16; 16]>,
+    }
+
+    impl Operations {
+        fn new() -> Self {
+            let byte = |i: usize| (i * 37 % 251) as u8;
+            let float =
+                |i: usize, step| Box::new(std::array::from_fn(|j| ((i + j * step) % 13) as f32 - 6.0));
+            let bits = Box::new(std::array::from_fn(|i| (seeded(16, 1)[i].to_bits() >> 16) as u16));
+            Self {
+                bytes: std::array::from_fn(|i| Box::new(std::array::from_fn(|j| byte(64 * i + j)))),
+                floats: [float(0, 3), float(5, 7), float(2, 5)],
+                halves: Box::new(std::array::from_fn(|i| bits[i / 2].to_le_bytes()[i % 2])),
+                bits,
+            }
+        }
+    }
+
+    fn bytes<S: Simd>(simd: S, bytes: S::Bytes) -> Vec<u8> {
+        let mut out = black_box(Box::new([7; 64]));
+        simd.store(bytes, &mut out);
+        out.to_vec()
+    }
+
+    fn ints<S: Simd>(simd: S, ints: S::Ints) -> Vec<u8> {
+        let mut out = black_box(Box::new([7; 16]));
+        simd.store_ints(ints, &mut out);
+        out.iter().flat_map(|i| i.to_ne_bytes()).collect()
+    }
+
+    fn floats<S: Simd>(simd: S, floats: S::Floats) -> Vec<u8> {
+        let mut out = black_box(Box::new([7.0; 16]));
+        simd.store_floats(floats, &mut out);
+        out.iter().flat_map(|f| f.to_ne_bytes()).collect()
+    }
+
+    impl Kernel for &Operations {
+        type Output = Vec<(&'static str, Vec<u8>)>;
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) -> Self::Output {
+            let mut rows = [simd.load(&self.bytes[0]); 16];
+            for (row, bytes) in rows.iter_mut().zip(&self.bytes) {
+                *row = simd.load(bytes);
+            }
+            let [x, y, z, ..] = rows;
+            let mut columns = rows;
+            simd.transpose(&mut columns);
+            let [low, high] = simd.nibbles(x);
+            let [even, odd] = simd.even_and_odd([x, y]);
+            let [a, b, c] = [0, 1, 2].map(|i| simd.load_floats(&self.floats[i]));
+            let zero = simd.zero_ints();
+            let narrow = simd.dot::<false>(zero, low, y);
+            let wide = simd.dot::<true>(narrow, x, y);
+            let four = simd.low_bytes([narrow, wide, simd.nearest(a), simd.nearest(b)]);
+            let mut given = vec![
+                ("load", bytes(simd, z)),
+                ("splat_four", bytes(simd, simd.splat_four([1, 2, 3, 250]))),
+                ("low nibbles", bytes(simd, low)),
+                ("high nibbles", bytes(simd, high)),
+                ("even", bytes(simd, even)),
+                ("odd", bytes(simd, odd)),
+                ("zero_ints", ints(simd, zero)),
+                ("dot", ints(simd, narrow)),
+                ("wide dot", ints(simd, wide)),
+                ("times_256", ints(simd, simd.times_256(narrow))),
+                ("add_ints", ints(simd, simd.add_ints(narrow, wide))),
+                ("to_floats", floats(simd, simd.to_floats(wide))),
+                ("splat", floats(simd, simd.splat(1.5))),
+                ("splat_quarters", floats(simd, simd.splat_quarters([1.0, 2.0, 3.0, 4.0]))),
+                ("load_floats", floats(simd, a)),
+                ("widen_bf16", floats(simd, simd.widen_bf16(&self.halves))),
+                ("widen_bits", floats(simd, simd.widen_bits(&self.bits))),
+                ("add", floats(simd, simd.add(a, b))),
+                ("mul", floats(simd, simd.mul(a, b))),
+                ("mul_add", floats(simd, simd.mul_add(a, b, c))),
+                ("floats_to_bytes", bytes(simd, simd.floats_to_bytes(a))),
+                ("bytes_to_floats", floats(simd, simd.bytes_to_floats(simd.floats_to_bytes(c)))),
+                ("abs", floats(simd, simd.abs(a))),
+                ("larger", floats(simd, simd.larger(a, b))),
+                ("nearest", ints(simd, simd.nearest(simd.mul(a, simd.splat(0.5))))),
+                ("upper_byte", ints(simd, simd.upper_byte(wide))),
+                ("low_bytes", bytes(simd, four)),
+            ];
+            given.extend(columns.map(|column| ("transpose", bytes(simd, column))));
+            // Wherever that is.
+            simd.prefetch(std::ptr::null());
+            given
+        }
+    }
+
+    #[test]
+    fn every_operation_gives_what_the_portable_one_gives() {
+        let operations = black_box(Operations::new());
+        let expected = portable::Portable.run(&operations);
+        for isa in Isa::available() {
+            for (found, expected) in isa.run(&operations).iter().zip(&expected) {
+                assert_eq!(found, expected, "{isa:?}");
+            }
+        }
+    }
+}
