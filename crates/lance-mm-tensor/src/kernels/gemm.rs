@@ -110,6 +110,18 @@ mod tests {
         transposed: [bool; 2],
     }
 
+    /// Operands that end with their last value: the product in `T`, as f32.
+    fn product<T: Real + Into<f64>>(case: &Case, from: fn(f32) -> T, operands: [&[f32]; 3]) -> Vec<f32> {
+        let Case { m, k, n, gap, transposed: [ta, tb] } = *case;
+        let [a, b, mut out] = operands.map(|values| values.iter().copied().map(from).collect::<Vec<T>>());
+        let view = |data, rows, cols, transposed| match transposed {
+            true => MatRef::new(data, cols, rows, rows + gap).t(),
+            false => MatRef::new(data, rows, cols, cols + gap),
+        };
+        add_product(&mut out, n + gap, from(-0.5), view(&a, m, k, ta), view(&b, k, n, tb));
+        out.into_iter().map(|value| value.into() as f32).collect()
+    }
+
     fn at(data: &[f32], stride: usize, transposed: bool, i: usize, j: usize) -> f32 {
         if transposed { data[j * stride + i] } else { data[i * stride + j] }
     }
@@ -125,13 +137,15 @@ mod tests {
             case(2, 0, 3, 0, [false, false]),
             case(0, 4, 3, 0, [false, false]),
         ];
-        for Case { m, k, n, gap, transposed: [ta, tb] } in cases {
+        for case in cases {
+            let Case { m, k, n, gap, transposed: [ta, tb] } = case;
             let (a_rows, a_cols) = if ta { (k, m) } else { (m, k) };
             let (b_rows, b_cols) = if tb { (n, k) } else { (k, n) };
             let (a_stride, b_stride, stride) = (a_cols + gap, b_cols + gap, n + gap);
-            let a = seeded(a_rows * a_stride, 1);
-            let b = seeded(b_rows * b_stride, 2);
-            let before = seeded(m * stride, 3);
+            let len = |rows: usize, cols: usize| (rows * (cols + gap)).saturating_sub(gap);
+            let a = seeded(len(a_rows, a_cols), 1);
+            let b = seeded(len(b_rows, b_cols), 2);
+            let before = seeded(len(m, n), 3);
             let mut expected = before.clone();
             for i in 0..m {
                 for j in 0..n {
@@ -141,19 +155,13 @@ mod tests {
                     }
                 }
             }
-            let view = |data, rows, cols, stride, t| {
-                let view = MatRef::new(data, rows, cols, stride);
-                if t { view.t() } else { view }
-            };
-            let mut out = before;
-            add_product(
-                &mut out,
-                stride,
-                -0.5,
-                view(&a, a_rows, a_cols, a_stride, ta),
-                view(&b, b_rows, b_cols, b_stride, tb),
-            );
-            assert_close(&format!("{m} {k} {n} {gap} {ta} {tb}"), &out, &expected, 1e-5);
+            let found = [
+                product(&case, |value| value, [&a, &b, &before]),
+                product(&case, f64::from, [&a, &b, &before]),
+            ];
+            for (found, width) in found.iter().zip([32, 64]) {
+                assert_close(&format!("f{width} {m} {k} {n} {gap} {ta} {tb}"), found, &expected, 1e-5);
+            }
         }
     }
 

@@ -301,9 +301,9 @@ mod tests {
 
     #[test]
     fn loops_compute_products() {
-        let a: [u8; 64] = std::array::from_fn(|i| (i * 37 % 128) as u8);
-        let b: [i8; 64] = std::array::from_fn(|i| (i as i32 * 91 % 255 - 127) as i8);
-        let dot: i32 = a.iter().zip(&b).map(|(a, b)| i32::from(*a) * i32::from(*b)).sum();
+        let a: Box<[u8; 64]> = Box::new(std::array::from_fn(|i| (i * 37 % 128) as u8));
+        let b: Box<[i8; 64]> = Box::new(std::array::from_fn(|i| (i as i32 * 91 % 255 - 127) as i8));
+        let dot: i32 = a.iter().zip(b.iter()).map(|(a, b)| i32::from(*a) * i32::from(*b)).sum();
         for rounds in [0, 1, 5, 64, 130] {
             let expected = dot * rounds as i32 * CHAINS as i32;
             for PeakLoop { name, run } in int8_loops() {
@@ -316,7 +316,7 @@ mod tests {
     fn loops_compute_products_of_bf16() {
         // Small whole numbers: exact in bf16, their sums in f32.
         let value = |i: usize, step: usize| (i * step % 7) as f32 - 3.0;
-        let bits = |step| std::array::from_fn(|i| (value(i, step).to_bits() >> 16) as u16);
+        let bits = |step| Box::new(std::array::from_fn(|i| (value(i, step).to_bits() >> 16) as u16));
         let dot: f32 = (0..32).map(|i| value(i, 3) * value(i, 5)).sum();
         for rounds in [0, 1, 5, 64, 130] {
             for PeakLoop { name, run } in bf16_loops() {
