@@ -9,6 +9,8 @@ mod bf16;
 mod columns;
 mod conv_cpu;
 mod gemm;
+#[cfg(all(test, target_os = "linux", not(miri)))]
+mod guarded;
 pub mod metal;
 mod norm_cpu;
 pub(crate) mod peak;
