@@ -144,6 +144,31 @@ fn a_token_takes_13_dispatches_a_layer_and_3() {
     assert_eq!(runs.take().values().sum::<usize>(), 13 * layers.unwrap() + 3);
 }
 
+/// A copy of a cache has buffers of its own: what one sequence goes on with, the other does not see.
+#[test]
+fn forked_sequences_go_on_apart() {
+    let both = on_both(|device| {
+        let checkpoint = Checkpoint::in_memory(&nano())?.with_f32_activations();
+        let lance = Understanding::new(checkpoint.with_device(device))?;
+        let (llm, mut cache) = (lance.llm(), lance.llm().cache());
+        let text = Sequence::new(&[Segment::Text(vec![1, 2, 3])], &llm.config().layout(), Cursor::default());
+        llm.prefill(&llm.embed(&text, &[])?, &text, &mut cache)?;
+        let mut fork = cache.fork()?;
+        let mut found = Vec::new();
+        for (i, at) in [text.end(), Cursor { rows: 4, position: 4 }].into_iter().enumerate() {
+            for (cache, id) in [(&mut cache, 4), (&mut fork, 40)] {
+                found.push(flat(&llm.logits(&llm.step(id + i as u32, at, cache)?)?));
+            }
+        }
+        Ok(found)
+    });
+    let Some((found, expected, _)) = both else { return };
+    for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        assert_close(&format!("step {i}"), found, expected, 1e-3);
+    }
+    assert_ne!(expected[2], expected[3]);
+}
+
 /// A question to a model in bf16, rows on a device as `activations` say. Products on the CPU are in f32.
 fn ask_toy(device: &Device, activations: Activations) -> lance_mm::Result<Asked> {
     let picture = RgbImage::from_fn(90, 70, |x, y| [x as u8 * 2, y as u8 * 3, (x * y) as u8].into());

@@ -260,7 +260,7 @@ mod tests {
             let x = Tensor::from_slice(&values, (t, all, d), &Device::Cpu).unwrap();
             let part = |x: &Tensor| x.narrow(1, 0, all - 1).unwrap();
             let flat = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            let alone = table.apply(part(&x).copy().unwrap().contiguous().unwrap()).unwrap();
+            let alone = table.apply(part(&x).force_contiguous().unwrap()).unwrap();
             let turned = table.apply(part(&x)).unwrap();
             assert_eq!(flat(turned), flat(alone.clone()));
             let rest = |x: &Tensor| flat(x.narrow(1, all - 1, 1).unwrap());

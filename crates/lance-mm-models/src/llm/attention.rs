@@ -123,7 +123,8 @@ impl Attention {
                 probe(format_args!("layers.{index}.self_attn.q_norm"), &q)?;
                 probe(format_args!("layers.{index}.self_attn.k_norm"), &k)?;
                 // Who looks may keep what it saw, and heads turn where they lie.
-                let (q, k) = if pass.probed { (q.copy()?, k.copy()?) } else { (q, k) };
+                let (q, k) =
+                    if pass.probed { (q.force_contiguous()?, k.force_contiguous()?) } else { (q, k) };
                 (pass.table.apply(q)?, pass.table.apply(k)?)
             }
         };

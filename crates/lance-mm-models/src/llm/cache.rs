@@ -89,7 +89,8 @@ impl Cache {
             let take = self.len().min(len - self.len());
             for layer in 0..self.layers.len() {
                 if let (Some(k), Some(v)) = (self.keys(layer)?, self.values(layer)?) {
-                    self.append(layer, &k.narrow(1, 0, take)?.copy()?, &v.narrow(1, 0, take)?.copy()?)?;
+                    let [k, v] = [k, v].map(|x| x.narrow(1, 0, take).and_then(|x| x.force_contiguous()));
+                    self.append(layer, &k?, &v?)?;
                 }
             }
         }
@@ -101,11 +102,12 @@ impl Cache {
     /// # Errors
     /// What candle refuses.
     pub fn fork(&self) -> Result<Self> {
-        let copy = |layer: &Option<LayerCache>| -> Result<Option<LayerCache>> {
-            layer.as_ref().map(|l| Ok(LayerCache { k: l.k.copy()?, v: l.v.copy()? })).transpose()
+        // candle's `copy` shares the buffer on Metal, and rows are written where they are.
+        let copy = |l: &LayerCache| -> Result<LayerCache> {
+            Ok(LayerCache { k: l.k.force_contiguous()?, v: l.v.force_contiguous()? })
         };
         Ok(Self {
-            layers: self.layers.iter().map(copy).collect::<Result<_>>()?,
+            layers: self.layers.iter().map(|l| l.as_ref().map(copy).transpose()).collect::<Result<_>>()?,
             rows: self.rows.clone(),
             shape: self.shape,
             dtype: self.dtype,
