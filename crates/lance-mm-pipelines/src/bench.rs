@@ -122,8 +122,11 @@ impl<'a> Batch<'a> {
         for step in 0..steps {
             let at = Cursor { rows: self.at.rows + step, position: self.at.position + step as u32 };
             let next = |(cache, id): (_, &u32)| NextToken { id: *id, start: at, cache };
-            let normed = lance.llm().step_all(self.caches.iter_mut().zip(&ids).map(next).collect())?;
-            for (id, logits) in ids.iter_mut().zip(lance.llm().logits(&normed)?.to_vec2::<f32>()?) {
+            let steps = self.caches.iter_mut().zip(&ids).map(next).collect();
+            let logits = within_step(|| -> lance_mm_tensor::Result<Vec<Vec<f32>>> {
+                Ok(lance.llm().logits(&lance.llm().step_all(steps)?)?.to_vec2()?)
+            })?;
+            for (id, logits) in ids.iter_mut().zip(logits) {
                 *id = self.sampler.pick(&logits, &[])?;
             }
         }
@@ -254,8 +257,10 @@ impl<'a> Run<'a> {
     }
 
     fn pick(&mut self, normed: &Tensor) -> Result<u32> {
-        let logits = self.lance.llm().logits(normed)?.flatten_all().and_then(|l| l.to_vec1::<f32>());
-        self.sampler.pick(&logits.map_err(lance_mm_tensor::Error::from)?, &[])
+        let logits = within_step(|| -> lance_mm_tensor::Result<Vec<f32>> {
+            Ok(self.lance.llm().logits(normed)?.flatten_all()?.to_vec1()?)
+        })?;
+        self.sampler.pick(&logits, &[])
     }
 }
 

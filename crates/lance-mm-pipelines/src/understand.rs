@@ -400,9 +400,12 @@ impl<'a> Run<'a> {
     fn last_rows(&mut self, segments: &[Segment], n: usize) -> Result<Tensor> {
         let llm = &self.lance.llm;
         let sequence = self.sequence(segments);
-        let hidden = within_step(|| llm.forward(&llm.embed(&sequence, &[])?, &sequence, &mut self.cache))?;
+        let normed = within_step(|| {
+            let hidden = llm.forward(&llm.embed(&sequence, &[])?, &sequence, &mut self.cache)?;
+            llm.norm(&hidden, &sequence)
+        })?;
         self.at = sequence.end();
-        Ok(llm.norm(&hidden, &sequence)?.narrow(0, sequence.len() - n, n)?)
+        Ok(normed.narrow(0, sequence.len() - n, n)?)
     }
 
     /// A copy that goes on independently.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use candle_core::Device;
 use rayon::prelude::*;
 
+use crate::device::within_step;
 use crate::kernels::metal;
 
 /// Runs `run` on one of the threads that operations share, and keeps the others awake meanwhile: operations that
@@ -27,7 +28,8 @@ pub fn on_pool<R: Send>(run: impl FnOnce() -> R + Send) -> R {
     // What stands in for a device does so on its own thread.
     match metal::runs_on(&Device::Cpu) {
         true => run(),
-        false => run_with_others(run),
+        // What the system holds back for a device it holds back for a thread, and the caller's is another.
+        false => run_with_others(|| within_step(run)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 use lance_mm_models::Llm;
+use lance_mm_tensor::within_step;
 use serde::Serialize;
 
 use super::distribution::{Distribution, mean};
@@ -139,8 +140,10 @@ pub(super) fn each_row(
 ) -> Result<()> {
     let n = normed.dim(0)?;
     for first in (0..n).step_by(ROWS) {
-        let rows = llm.logits(&normed.narrow(0, first, ROWS.min(n - first))?)?;
-        for (i, logits) in rows.to_vec2::<f32>()?.iter().enumerate() {
+        let rows = within_step(|| -> Result<Vec<Vec<f32>>> {
+            Ok(llm.logits(&normed.narrow(0, first, ROWS.min(n - first))?)?.to_vec2()?)
+        })?;
+        for (i, logits) in rows.iter().enumerate() {
             show(first + i, &logits[..vocabulary.min(logits.len())])?;
         }
     }
