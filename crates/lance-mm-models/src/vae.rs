@@ -24,7 +24,7 @@ mod shortcut;
 mod tails;
 
 use candle_core::{DType, Device, Tensor};
-use lance_mm_tensor::{Error, Result, Weights, Window};
+use lance_mm_tensor::{Error, Result, Weights, Window, upload, within_step};
 
 pub use attention::FrameAttention;
 pub use config::VaeConfig;
@@ -151,8 +151,10 @@ impl Vae {
         let mut tails = vec![Tails::default(); Encoder::n_tails()];
         let mut moments = Vec::with_capacity(n / FRAMES + 1);
         for i in 0..n {
-            let x = patchify(&frames.narrow(1, i, 1)?.squeeze(1)?.to_device(&self.device)?)?;
-            moments.extend(self.encoder.step(&x, &mut tails, i + 1 == n, probe)?);
+            moments.extend(within_step(|| {
+                let x = patchify(&upload(&frames.narrow(1, i, 1)?.squeeze(1)?, &self.device)?)?;
+                self.encoder.step(&x, &mut tails, i + 1 == n, probe)
+            })?);
         }
         // (t, h, w, 96) -> 2 · (48, t, h, w)
         let moments = Tensor::stack(&moments, 0)?;
@@ -190,18 +192,21 @@ impl Vae {
         let (mut memory, slab) = (Memory::default(), self.decoder.slab(latents.dim(3)?, self.budget));
         let mut frames = Vec::with_capacity((n - 1) * FRAMES + 1);
         for i in 0..n {
-            let mut patches = Vec::with_capacity(FRAMES);
-            let x = raw.get(i)?;
-            probe(format_args!("latents"), &x)?;
-            self.decoder.step(&x, &mut memory, (slab, i + 1 == n), probe, &mut |x| {
-                patches.push(x.clone());
+            within_step(|| -> Result<()> {
+                let mut patches = Vec::with_capacity(FRAMES);
+                let x = raw.get(i)?;
+                probe(format_args!("latents"), &x)?;
+                self.decoder.step(&x, &mut memory, (slab, i + 1 == n), probe, &mut |x| {
+                    patches.push(x.clone());
+                    Ok(())
+                })?;
+                for x in &patches {
+                    let x = unpatchify(x)?;
+                    probe(format_args!("pixels"), &x)?;
+                    frames.push(x.clamp(-1f32, 1f32)?.to_device(latents.device())?);
+                }
                 Ok(())
             })?;
-            for x in &patches {
-                let x = unpatchify(x)?;
-                probe(format_args!("pixels"), &x)?;
-                frames.push(x.clamp(-1f32, 1f32)?.to_device(latents.device())?);
-            }
         }
         Ok(Tensor::stack(&frames, 1)?)
     }

@@ -6,7 +6,7 @@ mod block;
 mod window;
 
 use candle_core::{DType, Device, Tensor};
-use lance_mm_tensor::{DenseWeight, Error, Linear, Result, RmsNorm, Weights, on_pool, row_dtype};
+use lance_mm_tensor::{DenseWeight, Error, Linear, Result, RmsNorm, Weights, on_pool, row_dtype, upload};
 
 use crate::config::VitConfig;
 use crate::sequence::Grid;
@@ -106,7 +106,7 @@ impl Vit {
     fn run(&self, patches: &Tensor, grids: &[Grid], mut probe: Option<&mut Probe<'_>>) -> Result<Tensor> {
         let layout = VitLayout::new(&self.config, grids);
         let device = &self.device;
-        let x = self.patch_embed.forward(&patches.to_device(device)?)?.to_dtype(self.rows)?;
+        let x = self.patch_embed.forward(&upload(patches, device)?)?.to_dtype(self.rows)?;
         if let Some(probe) = &mut probe {
             probe(format_args!("patch_embed"), &x)?;
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -54,6 +54,18 @@ pub fn device_name(device: &Device) -> &'static str {
         Device::Cpu => "cpu",
         Device::Metal(_) => "metal",
         Device::Cuda(_) => "cuda",
+    }
+}
+
+/// `x` on `device`. candle's `to_device` takes all of the memory that a part of a tensor lies in along: of a clip, for each of
+/// its frames. This takes the part.
+///
+/// # Errors
+/// Memory that the device lacks.
+pub fn upload(x: &Tensor, device: &Device) -> Result<Tensor> {
+    match x.device().same_device(device) {
+        true => Ok(x.clone()),
+        false => Ok(x.force_contiguous()?.to_device(device)?),
     }
 }
 
