@@ -15,6 +15,8 @@ const FEW: usize = 4;
 const TILE: usize = 32;
 /// The widest head the kernels have room for.
 pub const MAX_HEAD_DIM: usize = 128;
+/// Scores of wider heads that are in memory at once.
+const SCORES: usize = 1 << 26;
 
 /// Shapes of one call.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +83,7 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Re
             && !block.causal
             && k.dim(0)? == heads
         {
-            return attend_wide(q, &k.narrow(1, block.keys.start, block.keys.len())?, v, block);
+            return attend_wide(q, &k.narrow(1, block.keys.start, block.keys.len())?, v, block, SCORES);
         }
         let expected = format!("a multiple of 8, at most {MAX_HEAD_DIM}, unless all see the same keys");
         return Err(Error::input("width of a head on this device", expected, dim));
@@ -102,16 +104,21 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Re
     apply(&plan, &inputs, &[rows, heads * dim])
 }
 
-/// Attention of all queries over the same keys, heads of any width: products and softmax of candle in f32, scores in
-/// memory.
-fn attend_wide(q: &Tensor, k: &Tensor, v: &Tensor, block: &Block) -> Result<Tensor> {
+/// Attention of all queries over the same keys, heads of any width: products and softmax of candle in f32, about `at_once`
+/// scores in memory.
+fn attend_wide(q: &Tensor, k: &Tensor, v: &Tensor, block: &Block, at_once: usize) -> Result<Tensor> {
     let (heads, rows, dim) = q.dims3()?;
     let (dtype, v) = (q.dtype(), v.narrow(1, block.keys.start, block.keys.len())?);
-    let [q, k, v] = [q, k, &v].map(|x| x.to_dtype(DType::F32));
-    let (q, k, v) = (q?, k?, v?);
-    let scores = (q.contiguous()?.matmul(&k.contiguous()?.t()?)? / (dim as f64).sqrt())?;
-    let y = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v.contiguous()?)?;
-    Ok(y.transpose(0, 1)?.reshape((rows, heads * dim))?.to_dtype(dtype)?)
+    let [k, v] = [k, &v].map(|x| x.to_dtype(DType::F32)?.contiguous());
+    let (k, v) = (k?.t()?, v?);
+    let step = (at_once / (heads * block.keys.len())).max(1);
+    let of_rows = |start: usize| -> Result<Tensor> {
+        let q = q.narrow(1, start, step.min(rows - start))?.to_dtype(DType::F32)?.contiguous()?;
+        let scores = (q.matmul(&k)? / (dim as f64).sqrt())?;
+        Ok(candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)?)
+    };
+    let parts = (0..rows).step_by(step).map(of_rows).collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&parts, 1)?.transpose(0, 1)?.reshape((rows, heads * dim))?.to_dtype(dtype)?)
 }
 
 /// Rows between the first of two heads `(G, S, D)`, if rows follow each other.
@@ -214,6 +221,23 @@ mod tests {
             for order in ORDERS {
                 case.check(order);
             }
+        }
+    }
+
+    #[test]
+    fn heads_wider_than_the_kernels_are_attended_a_part_at_a_time() {
+        let heads = |rows: usize, seed| {
+            Tensor::from_vec(seeded(2 * rows * 150, seed), (2, rows, 150), &candle_core::Device::Cpu).unwrap()
+        };
+        let (q, k, v) = (heads(9, 1), heads(7, 2), heads(8, 3));
+        let rows = |at_once| {
+            let y = attend_wide(&q, &k, &v, &Block::full(0..9, 1..8), at_once).unwrap();
+            assert_eq!(y.dims(), [9, 300]);
+            y.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        // All rows, two and one at a time.
+        for at_once in [30, 1] {
+            assert_close("wide heads", &rows(at_once), &rows(SCORES), 1e-6);
         }
     }
 
