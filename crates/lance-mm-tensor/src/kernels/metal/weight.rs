@@ -82,8 +82,12 @@ impl DeviceWeight {
             Form::Affine(w) => affine_rows(w, ids.len(), out),
             Form::Dense(w) => dense_rows(w, ids.len(), out),
         };
-        let shape = [ids.len(), self.host.n_cols()];
-        self.run(&plan, [Some(&Tensor::new(ids, self.parts[0].device())?), None], &shape)
+        let (shape, device) = ([ids.len(), self.host.n_cols()], self.parts[0].device());
+        // Metal has no buffers of nothing.
+        if ids.is_empty() {
+            return Ok(Tensor::zeros(&shape, out.into(), device)?);
+        }
+        self.run(&plan, [Some(&Tensor::new(ids, device)?), None], &shape)
     }
 
     fn run(&self, plan: &Plan, others: [Option<&Tensor>; 2], shape: &[usize]) -> Result<Tensor> {
