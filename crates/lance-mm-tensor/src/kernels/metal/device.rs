@@ -10,7 +10,7 @@ use candle_metal_kernels::metal::{
 };
 use objc2::available;
 use objc2::rc::Retained;
-use objc2_metal::{MTLCompileOptions, MTLMathMode, MTLSize};
+use objc2_metal::{MTLCompileOptions, MTLLanguageVersion, MTLMathMode, MTLSize};
 
 use super::{Arg, Plan};
 
@@ -66,6 +66,8 @@ fn size([width, height, depth]: [usize; 3]) -> MTLSize {
 /// The default may assume that nothing is infinite; the softmax starts from minus infinity.
 fn compile_options() -> Retained<MTLCompileOptions> {
     let options = MTLCompileOptions::new();
+    // The first that has bf16; what a system takes by default is its own affair.
+    options.setLanguageVersion(MTLLanguageVersion::Version3_1);
     match available!(macos = 15.0) {
         true => options.setMathMode(MTLMathMode::Safe),
         // Older systems know no other way, and do not answer to the newer one.

@@ -1,5 +1,7 @@
 //! Runs plans of tests on this machine's Metal device.
 
+use std::sync::LazyLock;
+
 use candle_core::{DType, Device, Tensor};
 
 use super::values::encode;
@@ -9,10 +11,13 @@ use crate::DeviceChoice;
 /// The device has an order of its own.
 pub(crate) const ORDERS: [u32; 1] = [0];
 
+/// One for all tests: each that is opened compiles kernels anew.
+static DEVICE: LazyLock<Device> =
+    LazyLock::new(|| DeviceChoice::Metal.open().expect("tests with the feature run on a machine with Metal"));
+
 /// The bytes of a plan's output.
 pub(crate) fn run(plan: &Plan, inputs: &[Vec<u8>], _order: u32) -> anyhow::Result<Vec<u8>> {
-    let device = DeviceChoice::Metal.open()?;
-    let upload = |bytes: &Vec<u8>| Tensor::from_slice(bytes.as_slice(), bytes.len(), &device);
+    let upload = |bytes: &Vec<u8>| Tensor::from_slice(bytes.as_slice(), bytes.len(), &DEVICE);
     let inputs = inputs.iter().map(upload).collect::<candle_core::Result<Vec<_>>>()?;
     let (len, float) = plan.output();
     let inputs: Vec<&Tensor> = inputs.iter().collect();
@@ -23,5 +28,5 @@ pub(crate) fn run(plan: &Plan, inputs: &[Vec<u8>], _order: u32) -> anyhow::Resul
 
 /// Runs operations on the device.
 pub(crate) fn on_device<T>(work: impl FnOnce(&Device) -> T) -> T {
-    work(&DeviceChoice::Metal.open().expect("tests with the feature run on a machine with Metal"))
+    work(&DEVICE)
 }
