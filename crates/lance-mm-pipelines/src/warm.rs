@@ -44,6 +44,8 @@ fn run(llm: &Llm, vit: Option<&Vit>, drawing: Option<Drawing<'_>>) -> Result<()>
     let sequence = Sequence::new(&text, &llm.config().layout(), Cursor::default());
     llm.prefill(&llm.embed(&sequence, &[])?, &sequence, &mut cache)?;
     let logits = llm.logits(&llm.step(0, sequence.end(), &mut cache)?)?;
+    // Those of many sequences together, or of a text that is measured.
+    llm.logits(&Tensor::zeros((ROWS, llm.config().hidden_size), DType::F32, logits.device())?)?;
     if let Some(vit) = vit {
         let side = SIDE.next_multiple_of(vit.config().spatial_merge_size);
         let grid = Grid { t: 1, h: side, w: side };
@@ -77,9 +79,11 @@ mod tests {
     use lance_mm_tensor::{Activations, Weights};
 
     use super::*;
-    use crate::generate::{Request, Size};
-    use crate::testing::checkpoint;
-    use crate::{Generation, GenerationOptions};
+    use crate::generate::{Request, Resolution, Size};
+    use crate::image::RgbImage;
+    use crate::testing::{NANO, checkpoint};
+    use crate::video::Clip;
+    use crate::{Decoding, Files, Generation, GenerationOptions, Options, Understanding};
 
     #[test]
     fn the_networks_run() {
@@ -93,33 +97,75 @@ mod tests {
     /// Kernels with their constants, which is what a device compiles.
     type Pipelines = BTreeSet<(String, Vec<u16>)>;
 
-    #[test]
-    fn a_drawing_runs_what_was_compiled_before() {
-        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    /// Runs `work` on a device that notes what is to be compiled and gives zeros, good enough to see what runs.
+    fn with_notes(work: impl FnOnce(&RefCell<Pipelines>)) {
         let seen = Rc::new(RefCell::new(Pipelines::new()));
         let notes = seen.clone();
-        // Zeros are good enough to see what runs.
         let zeros = move |plan: &Plan, _: &[Vec<u8>]| {
             notes.borrow_mut().insert((plan.kernel.clone(), plan.constants.clone()));
             let (len, float) = plan.output();
             Ok(vec![0; len * float.size()])
         };
-        with_executor(Rc::new(zeros), || {
+        with_executor(Rc::new(zeros), || work(&seen));
+    }
+
+    /// What ran later must be among what was compiled.
+    #[track_caller]
+    fn nothing_new(later: &Pipelines, compiled: &Pipelines) {
+        assert_eq!(later.difference(compiled).collect::<Vec<_>>(), Vec::<&(_, _)>::new());
+    }
+
+    #[test]
+    fn answers_run_what_was_compiled_before() {
+        with_notes(|seen| {
+            let files = Files { model: lance_mm_nano::MODEL, config: lance_mm_nano::CONFIG, ..NANO };
+            let checkpoint = Checkpoint::in_memory(&files).unwrap().with_activations(Activations::Bf16);
+            let lance = Understanding::new(checkpoint).unwrap();
+            run(lance.llm(), lance.vit().ok(), None).unwrap();
+            let compiled = seen.take();
+            let decoding = Decoding { max_new_tokens: 3, ..Decoding::default() };
+            let options = Options { decoding, ..Options::default() };
+            let picture = RgbImage::from_pixel(200, 120, [90, 120, 150].into());
+            let clip = Clip::from_frames(vec![picture.clone(); 5], 2.0).unwrap();
+            lance.generate(&picture, "What is it?", &options).unwrap();
+            lance.generate_video(&clip, "What is it?", &options).unwrap();
+            // Nine are more rows than a matrix-vector product takes.
+            let look = lance.look(&[lance.encode_image(&picture, None).unwrap()], &options).unwrap();
+            look.ask_all(&["What is it?"; 9], &options, &mut |_, _| ControlFlow::Continue(())).unwrap();
+            let answering = seen.take();
+            assert!(answering.iter().any(|(kernel, _)| kernel == "affine_matvec_bf16_bf16"));
+            nothing_new(&answering, &compiled);
+        });
+    }
+
+    #[test]
+    fn drawings_run_what_was_compiled_before() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+        with_notes(|seen| {
             let vae = Weights::open_in(&fixtures.join("vae/ckpt/mlx"), "vae").unwrap();
             let checkpoint = Checkpoint::open(fixtures.join("generation/ckpt/mlx")).unwrap();
             let checkpoint = checkpoint.with_vae(vae).with_activations(Activations::Bf16);
             let lance = Generation::new(checkpoint).unwrap();
             run(lance.llm(), lance.vit().ok(), Some((lance.latent_layers(), lance.vae()))).unwrap();
             let compiled = seen.take();
-            let request = Request::TextToImage { size: Size::new(64, 96).unwrap() };
+            let image = &RgbImage::from_pixel(64, 64, [90, 120, 150].into());
+            let clip = &Clip::from_frames(vec![image.clone(); 5], 12.0).unwrap();
+            let (resolution, size) = (Resolution { vae: 64, vit: 56 }, Size::new(64, 96).unwrap());
             let options = GenerationOptions { steps: 1, ..GenerationOptions::default() };
-            let drawn =
-                lance.generate("A red fox", &request, &options, &mut |_| ControlFlow::Continue(())).unwrap();
-            let pixels = lance.pixels(&drawn.latents, drawn.grid).unwrap();
-            lance.vae().encode(&pixels).unwrap();
-            let drawing = seen.take();
-            assert!(drawing.iter().any(|(kernel, _)| kernel == "conv_bf16"));
-            assert_eq!(drawing.difference(&compiled).collect::<Vec<_>>(), Vec::<&(_, _)>::new());
+            for request in [
+                Request::TextToImage { size },
+                Request::EditImage { image, resolution },
+                Request::TextToVideo { size, frames: 5 },
+                Request::ImageToVideo { image, frames: 5, resolution },
+                Request::EditVideo { clip, resolution },
+            ] {
+                let drawn =
+                    lance.generate("A red fox", &request, &options, &mut |_| ControlFlow::Continue(()));
+                drawn.unwrap_or_else(|error| panic!("{}: {error}", request.task()));
+                let drawing = seen.take();
+                assert!(drawing.iter().any(|(kernel, _)| kernel == "conv_bf16"));
+                nothing_new(&drawing, &compiled);
+            }
             // Clips have frames before the newest.
             let conv: Vec<u16> =
                 compiled.iter().filter(|(k, _)| k == "conv_bf16").map(|(_, c)| c[0]).collect();
