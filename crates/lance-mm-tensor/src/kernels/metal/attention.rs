@@ -210,10 +210,14 @@ mod tests {
         let cases = [
             // One query after a prompt, a few of them, a whole prompt, windows, ragged tails.
             case([4, 1, 128], 3, &[Block::causal(0..1, 0..77)], FloatType::F32),
+            case([16, 2, 128], 7, &[Block::causal(0..1, 0..300)], FloatType::BF16),
+            case([4, 2, 64], 1, &[Block::full(0..2, 5..40), Block::causal(2..4, 3..9)], FloatType::F32),
             case([4, 2, 80], 0, &[Block::causal(0..3, 0..9)], FloatType::BF16),
             case([2, 1, 40], 2, &[Block::full(0..4, 0..19)], FloatType::F16),
             case([2, 1, 128], 5, &picture_in_text(), FloatType::F32),
             case([2, 2, 80], 0, &windows, FloatType::F32),
+            case([2, 2, 80], 0, &windows, FloatType::BF16),
+            case([2, 1, 120], 4, &[Block::full(0..64, 30..94)], FloatType::F32),
             case([3, 1, 8], 1, &[Block::causal(0..33, 0..100)], FloatType::F16),
             case([1, 1, 128], 0, &[Block::causal(0..5, 0..5)], FloatType::BF16),
         ];
@@ -275,6 +279,23 @@ mod tests {
             let wrong = broken("key < own_last ? exp", "key <= own_last ? exp", Build::Plain).unwrap();
             let (error, _) = crate::testing::max_error(&decode(&wrong, case.x_type), &case.expected);
             assert!(error.is_nan() || error > 1e-3, "{error}");
+        }
+
+        #[test]
+        fn broken_copies_for_few_rows_are_caught() {
+            let case = case([1, 1, 16], 0, &[Block::causal(0..2, 0..40)], FloatType::F32);
+            let plan = attention(case.shape, &case.blocks, case.x_type);
+            let broken = |from: &str, to: &str, build| {
+                assert!(SOURCE.text.contains(from), "the source has {from:?}");
+                run_source(&SOURCE.text.replace(from, to), &plan, &case.inputs, 0, build)
+            };
+            let best = "  float best = -INFINITY;\n";
+            let barrier = format!("  threadgroup_barrier(mem_flags::mem_threadgroup);\n{best}");
+            let raced = format!("{:#}", broken(&barrier, best, Build::RaceCheck).unwrap_err());
+            assert!(raced.contains("data race"), "{raced}");
+            let outside =
+                format!("{:#}", broken("key < last[row]", "key <= last[row]", Build::Plain).unwrap_err());
+            assert!(outside.contains("outside buffer"), "{outside}");
         }
     }
 }

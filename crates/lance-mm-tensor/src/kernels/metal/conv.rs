@@ -149,17 +149,19 @@ mod tests {
 
     #[test]
     fn frames_equal_the_f64_reference() {
-        use FloatType::{BF16, F16, F32};
-        for (name, case) in [
-            ("three frames", case([5, 7, 6], [3, 3], [1, 1, 1, 1], [3, 3, 33], BF16)),
-            ("the first frame", case([4, 4, 3], [3, 3], [1, 1, 1, 1], [3, 1, 5], F32)),
-            ("halved", case([8, 6, 4], [3, 3], [2, 0, 1, 1], [1, 1, 8], F16)),
-            ("doubled", case([3, 4, 5], [3, 3], [1, 1, 1, 2], [1, 1, 7], BF16)),
-            ("points of two frames", case([3, 5, 40], [1, 1], [1, 0, 0, 1], [3, 2, 34], BF16)),
-        ] {
-            for order in ORDERS {
-                let found = run(&case.plan, &case.inputs, order).unwrap();
-                assert_close(name, &decode(&found, FloatType::F32), &case.expected, 2e-5);
+        for float in [FloatType::F32, FloatType::F16, FloatType::BF16] {
+            for (name, case) in [
+                ("three frames", case([5, 7, 6], [3, 3], [1, 1, 1, 1], [3, 3, 33], float)),
+                ("the first frame", case([4, 4, 3], [3, 3], [1, 1, 1, 1], [3, 1, 5], float)),
+                ("halved", case([8, 6, 4], [3, 3], [2, 0, 1, 1], [1, 1, 8], float)),
+                ("doubled", case([3, 4, 5], [3, 3], [1, 1, 1, 2], [1, 1, 7], float)),
+                ("points of two frames", case([3, 5, 40], [1, 1], [1, 0, 0, 1], [3, 2, 34], float)),
+            ] {
+                for order in ORDERS {
+                    let found = run(&case.plan, &case.inputs, order).unwrap();
+                    let name = format!("{name} {float:?}");
+                    assert_close(&name, &decode(&found, FloatType::F32), &case.expected, 2e-5);
+                }
             }
         }
     }

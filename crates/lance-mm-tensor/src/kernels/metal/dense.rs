@@ -130,18 +130,22 @@ mod tests {
         }
     }
 
+    /// A lookup of rows of 70 values: the plan, its inputs, what it finds.
+    fn lookup(float: FloatType, out: FloatType) -> (Plan, [Vec<u8>; 2], Vec<f32>) {
+        let w = rounded(&seeded(5 * 70, 1), float);
+        let ids = [4u32, 0, 0];
+        let inputs = [encode(&w, float), ids.iter().flat_map(|id| id.to_le_bytes()).collect()];
+        let plan = dense_rows(&Dense { rows: 5, cols: 70, float }, ids.len(), out);
+        let expected: Vec<f32> = ids.iter().flat_map(|id| w[*id as usize * 70..][..70].to_vec()).collect();
+        (plan, inputs, rounded(&expected, out))
+    }
+
     #[test]
     fn looked_up_rows_are_the_rows() {
         for (float, out) in TYPES.into_iter().flat_map(|float| TYPES.map(|out| (float, out))) {
-            let w = rounded(&seeded(5 * 70, 1), float);
-            let ids = [4u32, 0, 0];
-            let inputs = [encode(&w, float), ids.iter().flat_map(|id| id.to_le_bytes()).collect()];
-            let plan = dense_rows(&Dense { rows: 5, cols: 70, float }, ids.len(), out);
-            let expected: Vec<f32> =
-                ids.iter().flat_map(|id| w[*id as usize * 70..][..70].to_vec()).collect();
+            let (plan, inputs, expected) = lookup(float, out);
             for order in ORDERS {
-                let found = run(&plan, &inputs, order).unwrap();
-                assert_eq!(decode(&found, out), rounded(&expected, out));
+                assert_eq!(decode(&run(&plan, &inputs, order).unwrap(), out), expected);
             }
         }
     }
@@ -158,6 +162,8 @@ mod tests {
                 let case = case(shape, FloatType::F32, FloatType::BF16, true);
                 check_races(&case.plan, &case.inputs).unwrap();
             }
+            let (plan, inputs, _) = lookup(FloatType::BF16, FloatType::F32);
+            check_races(&plan, &inputs).unwrap();
         }
         #[test]
         fn broken_copies_are_caught() {
@@ -177,6 +183,11 @@ mod tests {
             let wrong =
                 broken(&tile, "inside && m0 + line < M ?", "m0 + line < M && k0 + k + 1 < K ?", Build::Plain);
             assert!(tile.check(&wrong.unwrap()).is_err());
+            let (plan, inputs, _) = lookup(FloatType::F32, FloatType::F32);
+            let text = SOURCE.text.replace("if (k < K) out", "out");
+            assert_ne!(text, SOURCE.text);
+            let outside = run_source(&text, &plan, &inputs, 0, Build::Plain);
+            assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
         }
     }
 }

@@ -185,10 +185,13 @@ mod tests {
             ([1, 16, 128], head_norm(None), FloatType::F32),
             ([5, 2, 128], head_norm(None), FloatType::BF16),
             ([3, 3, 80], None, FloatType::F32),
+            ([3, 3, 80], None, FloatType::F16),
+            ([5, 3, 80], None, FloatType::BF16),
             ([7, 1, 6], head_norm(None), FloatType::F16),
             // Rows of another norm: in the middle, at the end.
             ([9, 3, 128], head_norm(Some(1..8)), FloatType::F32),
             ([6, 2, 16], head_norm(Some(2..6)), FloatType::BF16),
+            ([6, 2, 128], head_norm(Some(0..5)), FloatType::F16),
         ] {
             let Heads { plan, inputs, expected } = heads(shape, by.clone(), x_type);
             for order in ORDERS {
@@ -226,6 +229,12 @@ mod tests {
             let outside = SOURCE.text.replace("if (head < N * H)", "if (head <= N * H)");
             assert_ne!(outside, SOURCE.text);
             let outside = run_source(&outside, &plan, &inputs, 0, Build::Plain);
+            assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
+
+            let pixels = [encode(&seeded(160, 1), FloatType::F32), encode(&seeded(80, 2), FloatType::F32)];
+            let outside = SOURCE.text.replace("if (p < P)", "if (p <= P)");
+            assert_ne!(outside, SOURCE.text);
+            let outside = run_source(&outside, &pixel_norm(2, 80, false), &pixels, 0, Build::Plain);
             assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
         }
     }

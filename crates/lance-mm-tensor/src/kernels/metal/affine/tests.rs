@@ -72,54 +72,64 @@ impl Case {
     }
 }
 
+const TYPES: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::BF16];
+
+/// Every bits with every group, and types of which all pairs are among those of nine that follow each other.
+fn schemes() -> impl Iterator<Item = (Scheme, FloatType, FloatType)> {
+    let schemes = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|b| [32, 64, 128].map(|g| (b, g)));
+    schemes.enumerate().map(|(i, (bits, group))| {
+        (Scheme::affine(bits, group).unwrap(), TYPES[(i + i / 9) % 3], TYPES[(i + i / 3) % 3])
+    })
+}
+
+/// The product is right, and the same in all lane orders.
+fn check_product(case: &Case) {
+    let (plan, inputs) = (case.plan(), case.inputs());
+    let first = run(&plan, &inputs, ORDERS[0]).unwrap();
+    case.check(&first).unwrap();
+    for order in &ORDERS[1..] {
+        let again = run(&plan, &inputs, *order).unwrap();
+        assert_eq!(first, again, "{} {:?}: lane order {order}", plan.kernel, plan.constants);
+    }
+}
+
 #[test]
 fn products_equal_the_reference_for_every_scheme() {
-    use FloatType::{BF16, F16, F32};
-    let types = [(F32, BF16), (F16, F16), (BF16, BF16), (F32, F32), (BF16, F16)];
-    let schemes = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|b| [32, 64, 128].map(|g| (b, g)));
-    for (i, (bits, group)) in schemes.enumerate() {
-        let scheme = Scheme::affine(bits, group).unwrap();
+    for (scheme, x_type, scales) in schemes() {
         // Rows of x and of the matrix that fill no tile; both kernels.
         for shape in [[1, 9, 384], [5, 7, 256], [37, 45, 128]] {
-            let (x_type, scales) = types[i % types.len()];
-            let case = case(scheme, shape, x_type, scales);
-            let (plan, inputs) = (case.plan(), case.inputs());
-            let first = run(&plan, &inputs, ORDERS[0]).unwrap();
-            case.check(&first).unwrap();
-            for order in &ORDERS[1..] {
-                let again = run(&plan, &inputs, *order).unwrap();
-                assert_eq!(first, again, "{bits} {group} {shape:?}: lane order {order}");
-            }
+            check_product(&case(scheme, shape, x_type, scales));
         }
     }
 }
 
 #[test]
 fn wide_rows_and_whole_tiles_equal_the_reference() {
-    for shape in [[1, 16, 11008], [4, 64, 2048], [32, 32, 512], [64, 96, 256]] {
-        let case = case(Scheme::affine(4, 128).unwrap(), shape, FloatType::F32, FloatType::BF16);
-        case.check(&run(&case.plan(), &case.inputs(), 2).unwrap()).unwrap();
+    // The most rows of x for which the one kernel runs, and the fewest for the other, too.
+    for shape in [[1, 16, 11008], [4, 64, 2048], [8, 10, 512], [9, 40, 512], [32, 32, 512], [64, 96, 256]] {
+        check_product(&case(Scheme::affine(4, 128).unwrap(), shape, FloatType::F32, FloatType::BF16));
     }
+}
+
+/// A lookup in a matrix of 9 rows of 640: the plan, its inputs, what it finds.
+fn lookup(scheme: Scheme, out: FloatType, scales: FloatType) -> (Plan, Vec<Vec<u8>>, Vec<f32>) {
+    let case = case(scheme, [1, 9, 640], FloatType::F32, scales);
+    let ids = [8u32, 0, 3, 3];
+    let mut inputs = case.weight_inputs();
+    inputs.push(ids.iter().flat_map(|id| id.to_le_bytes()).collect());
+    let mut expected = vec![0.0; ids.len() * 640];
+    for (id, row) in ids.iter().zip(expected.chunks_exact_mut(640)) {
+        case.w.read_row(*id as usize, row);
+    }
+    (affine_rows(&case.matrix(), ids.len(), out), inputs, rounded(&expected, out))
 }
 
 #[test]
 fn looked_up_rows_are_the_rows() {
-    use FloatType::{BF16, F16, F32};
-    let types = [F32, F16, BF16];
-    for (i, (bits, group)) in [(2, 32), (3, 64), (4, 128), (5, 32), (6, 64), (8, 128)].into_iter().enumerate()
-    {
-        let out = types[i % 3];
-        let case = case(Scheme::affine(bits, group).unwrap(), [1, 9, 640], F32, types[(i + i / 3) % 3]);
-        let ids = [8u32, 0, 3, 3];
-        let mut inputs = case.weight_inputs();
-        inputs.push(ids.iter().flat_map(|id| id.to_le_bytes()).collect());
-        let plan = affine_rows(&case.matrix(), ids.len(), out);
-        let mut expected = vec![0.0; ids.len() * 640];
-        for (id, row) in ids.iter().zip(expected.chunks_exact_mut(640)) {
-            case.w.read_row(*id as usize, row);
-        }
+    for (scheme, out, scales) in schemes() {
+        let (plan, inputs, expected) = lookup(scheme, out, scales);
         for order in ORDERS {
-            assert_eq!(decode(&run(&plan, &inputs, order).unwrap(), out), rounded(&expected, out));
+            assert_eq!(decode(&run(&plan, &inputs, order).unwrap(), out), expected, "{}", plan.kernel);
         }
     }
 }
@@ -145,6 +155,8 @@ mod faults {
             let case = case(Scheme::affine(4, 64).unwrap(), shape, FloatType::F32, FloatType::F32);
             check_races(&case.plan(), &case.inputs()).unwrap();
         }
+        let (plan, inputs, _) = lookup(Scheme::affine(4, 64).unwrap(), FloatType::F32, FloatType::F32);
+        check_races(&plan, &inputs).unwrap();
     }
     /// The checks above see what goes wrong in copies that are broken on purpose.
     #[test]
@@ -168,5 +180,10 @@ mod faults {
         let source = broken("(word >> (4 * i)) & 15u", "(word >> (4 * i + 1)) & 15u");
         let wrong = run_source(&source, &row.plan(), &row.inputs(), 0, Build::Plain);
         assert!(row.check(&wrong.unwrap()).is_err());
+
+        let (plan, inputs, _) = lookup(Scheme::affine(4, 64).unwrap(), FloatType::F32, FloatType::F32);
+        let source = broken("  if (k < K) {", "  {");
+        let outside = run_source(&source, &plan, &inputs, 0, Build::Plain);
+        assert!(format!("{:#}", outside.unwrap_err()).contains("outside buffer"));
     }
 }
