@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use candle_core::Device;
 use lance_mm::{Checkpoint, Files, Understanding};
 
 use crate::args::ModelArgs;
@@ -32,12 +33,12 @@ pub(crate) fn load_with(args: &ModelArgs, hints: Hints) -> Result<Model> {
     Ok(Model { lance: model.lance.with_low_memory(args.low_memory), ..model })
 }
 
-/// Loads what `--model` names.
-pub(crate) fn load(model: Option<&str>, hints: Hints) -> Result<Model> {
-    load_as(model, hints, |checkpoint| checkpoint)
+/// Loads what `model` names onto a device.
+pub(crate) fn load_on(device: &Device, model: &str, hints: Hints) -> Result<Model> {
+    load_as(Some(model), hints, |checkpoint| checkpoint.with_device(device))
 }
 
-/// As [`load`], the checkpoint changed before its networks are built.
+/// Loads what `--model` names, the checkpoint changed before its networks are built.
 pub(crate) fn load_as(
     model: Option<&str>,
     hints: Hints,

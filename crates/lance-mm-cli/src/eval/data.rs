@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use candle_core::Device;
 use lance_mm::eval::Dataset;
 use lance_mm::eval::dataset::Sample;
+use lance_mm::tensor::DeviceChoice;
 use lance_mm::{Decoding, Options};
 
 use crate::model::Model;
@@ -45,6 +47,22 @@ impl AskArgs {
     }
 }
 
+/// Where models are measured.
+#[derive(clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// Where networks run; what is measured is theirs there. `metal` is the GPU of a Mac, in a build with the feature
+    /// `metal`.
+    #[arg(long, value_name = "auto|cpu|metal", default_value_t = DeviceChoice::Cpu)]
+    device: DeviceChoice,
+}
+
+impl DeviceArgs {
+    /// The device, or why there is none.
+    pub(crate) fn open(&self) -> Result<Device> {
+        Ok(self.device.open()?)
+    }
+}
+
 /// Two checkpoints, the questions put to both, and where results go.
 #[derive(clap::Args)]
 pub(crate) struct CompareArgs {
@@ -59,6 +77,8 @@ pub(crate) struct CompareArgs {
     data: PathBuf,
     #[command(flatten)]
     pub(crate) ask: AskArgs,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }

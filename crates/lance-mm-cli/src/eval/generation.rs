@@ -8,7 +8,7 @@ use anyhow::{Result, anyhow, bail};
 use lance_mm::eval::{DrawingOptions, ModelInfo, drawing};
 use lance_mm::{Checkpoint, Generation, GenerationOptions, Guidance};
 
-use super::data::OutputArgs;
+use super::data::{DeviceArgs, OutputArgs};
 use super::result::{self, Data};
 use crate::eval::progress::Progress;
 use crate::{draw, model};
@@ -54,6 +54,8 @@ pub(crate) struct Args {
     #[arg(long)]
     each_step: bool,
     #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
@@ -78,9 +80,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         each_step: args.each_step,
     };
     options.generation.validate()?;
+    let device = args.device.open()?;
     let load = |name: &str| -> Result<Generation> {
         let _busy = hints.busy("loading the model");
-        Ok(Generation::new(Checkpoint::open(model::folder(name)?)?)?)
+        Ok(Generation::new(Checkpoint::open(model::folder(name)?)?.with_device(&device))?)
     };
     let (reference, candidate) = (load(&args.reference)?, load(&args.candidate)?);
     let mut progress = Progress::new("prompts", hints);

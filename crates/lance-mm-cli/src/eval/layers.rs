@@ -33,9 +33,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = args.compare.output.check()?;
+    let device = args.compare.device.open()?;
     let data = args.compare.questions()?;
     let options = LayerOptions { asking: args.compare.ask.options(), rows: args.rows };
-    let load = |name: &str| model::load(Some(name), hints);
+    let load = |name: &str| model::load_on(&device, name, hints);
     let [reference, candidate] = args.compare.models(load, load)?;
     let mut progress = Progress::new("questions", hints);
     let report = layers(&reference.lance, &candidate.lance, &data, &options, &mut |done, all| {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use lance_mm::eval::oracle::{OracleReport, answers};
 use lance_mm::eval::{Dataset, ModelInfo};
 
-use super::data::{AskArgs, OutputArgs, bundled};
+use super::data::{AskArgs, DeviceArgs, OutputArgs, bundled};
 use super::progress::Progress;
 use super::result::{self, Data};
 use crate::document::number::{millis, or_dash, yes_no};
@@ -35,11 +35,14 @@ pub(crate) struct Args {
     #[command(flatten)]
     ask: AskArgs,
     #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = args.output.check()?;
+    let device = args.device.open()?;
     let data: Dataset = match &args.data {
         Some(path) => args.ask.read(path)?,
         None => args.ask.limited(bundled("bundled demo cases", &lance_mm_nano::DEMOS)),
@@ -47,7 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.ask.options();
     let mut found = Vec::new();
     for name in &args.models {
-        let model = model::load(Some(name), hints)?;
+        let model = model::load_on(&device, name, hints)?;
         let mut progress = Progress::new(&model.name, hints);
         let answers = answers(&model.lance, &data, &options, &mut |done, all| progress.show(done, all))?;
         drop(progress);

@@ -59,6 +59,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = args.compare.output.check()?;
+    let device = args.compare.device.open()?;
     let data = args.compare.questions()?;
     let options = ParityOptions {
         asking: args.compare.ask.options(),
@@ -66,7 +67,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         answers: !args.no_answers,
         leave_out: args.leave_out.clone(),
     };
-    let rounded = |checkpoint: Checkpoint| checkpoint.with_activations(args.activations.into());
+    let onto = |checkpoint: Checkpoint| checkpoint.with_device(&device);
+    let rounded = |checkpoint: Checkpoint| onto(checkpoint.with_activations(args.activations.into()));
     let load = |name: &str| match args.mlx_rounding {
         false => model::load_as(Some(name), hints, rounded),
         true => {
@@ -78,7 +80,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let exact = |name: &str| match args.f32_reference {
         false => load(name),
         true => {
-            let model = model::load_as(Some(name), hints, Checkpoint::with_f32_activations)?;
+            let model =
+                model::load_as(Some(name), hints, |checkpoint| onto(checkpoint.with_f32_activations()))?;
             Ok(Model { name: format!("{} (activations in f32)", model.name), ..model })
         }
     };

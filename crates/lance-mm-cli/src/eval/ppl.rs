@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow};
 use lance_mm::eval::{ModelInfo, PerplexityReport, perplexity};
 use sha2::{Digest, Sha256};
 
-use super::data::OutputArgs;
+use super::data::{DeviceArgs, OutputArgs};
 use super::progress::Progress;
 use super::result::{self, Data};
 use crate::document::number::short;
@@ -34,6 +34,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     window: Option<usize>,
     #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
@@ -42,12 +44,13 @@ const WINDOW: usize = 1024;
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = args.output.check()?;
+    let device = args.device.open()?;
     let path = args.text.display().to_string();
     let bytes = std::fs::read(&args.text).map_err(|error| anyhow!("{path}: {error}"))?;
     let hash: String = Sha256::digest(&bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let text = String::from_utf8(bytes)
         .map_err(|error| anyhow!("{path}: expected UTF-8, found other bytes: {error}"))?;
-    let model = model::load(Some(&args.model), hints)?;
+    let model = model::load_on(&device, &args.model, hints)?;
     let window = args.window.unwrap_or(WINDOW.min(model.lance.config().max_position_embeddings));
     let mut progress = Progress::new("windows", hints);
     let report = perplexity(&model.lance, &text, window, &mut |done, all| progress.show(done, all))?;

@@ -62,20 +62,35 @@ fn the_device_can_be_chosen() {
     let json: Value = serde_json::from_str(&found.stdout).unwrap();
     assert_eq!((&json["answer"], &json["device"]), (&Value::from("BX62 BFY"), &Value::from("cpu")));
     // Refused before a model is loaded, and by every command that runs one.
-    for args in
-        [vec!["ask", "--text", "Hello"], vec!["bench"], vec!["generate", "-m", ".", "A fox", "-o", "f.png"]]
-    {
-        let found = lance_mm(args.into_iter().chain(["--device", "gpu"]));
-        assert_eq!(found.code, 2, "{}", found.stderr);
-        assert!(found.stderr.contains("expected auto, cpu or metal, found gpu"), "{}", found.stderr);
-    }
-    if cfg!(not(target_os = "macos")) {
-        let found = lance_mm(["ask", "--text", "Hello", "--device", "metal"]);
+    let (plate, data) =
+        (files.demo(2), files.write("data.jsonl", b"{\"image\": \"a.png\", \"question\": \"?\"}"));
+    let (png, gif) = (files.arg("f.png"), files.arg("f.gif"));
+    let commands: [&[&str]; 11] = [
+        &["ask", "--text", "Hello"],
+        &["chat", &plate],
+        &["bench"],
+        &["generate", "-m", ".", "A fox", "-o", &png],
+        &["edit", "-m", ".", &plate, "Winter", "-o", &png],
+        &["video", "-m", ".", "A fox", "-o", &gif],
+        &["eval", "parity", "nano", "nano", "--data", &data],
+        &["eval", "layers", "nano", "nano", "--data", &data],
+        &["eval", "generation", ".", ".", "--prompt", "A fox"],
+        &["eval", "oracle", "nano"],
+        &["eval", "ppl", "nano", "--text", &data],
+    ];
+    for args in commands {
+        let found = lance_mm(args.iter().chain(&["--device", "gpu"]));
+        assert_eq!(found.code, 2, "{args:?}: {}", found.stderr);
         assert!(
-            found
-                .error()
-                .starts_with("device: expected cpu or auto, found metal, but this build has no Metal")
+            found.stderr.contains("expected auto, cpu or metal, found gpu"),
+            "{args:?}: {}",
+            found.stderr
         );
+        if cfg!(not(target_os = "macos")) {
+            let found = lance_mm(args.iter().chain(&["--device", "metal"]));
+            let expected = "device: expected cpu or auto, found metal, but this build has no Metal";
+            assert!(found.error().starts_with(expected), "{args:?}: {}", found.stderr);
+        }
     }
 }
 
