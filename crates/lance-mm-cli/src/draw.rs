@@ -1,5 +1,6 @@
 //! What `generate`, `edit`, `video` and `edit-video` share.
 
+mod measured;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -54,7 +55,8 @@ pub(crate) struct DrawArgs {
     /// Seed of the noise. The same seed draws the same.
     #[arg(short, long, value_name = "N", default_value_t = 42)]
     seed: u64,
-    /// Draw with quantized weights, of which nobody has shown that they draw well.
+    /// Draw with quantized weights, of which nobody has shown that they draw well. Says what
+    /// eval-generation.json in their folder says of it, a report of `eval generation --json`.
     #[arg(long)]
     allow_quantized: bool,
     #[command(flatten)]
@@ -139,15 +141,16 @@ impl<'a> Session<'a> {
         };
         let hints = args.hints();
         let mut watch = Watch::new(hints);
+        let folder = model::folder(name)?;
         let lance = watch.part("load", || -> Result<Generation> {
             let _busy = hints.busy("loading the model");
             let device = args.compute.open_device()?;
-            let checkpoint = Checkpoint::open(model::folder(name)?)?.with_device(&device);
+            let checkpoint = Checkpoint::open(&folder)?.with_device(&device);
             let lance = Generation::new(checkpoint.with_activations(args.compute.activations()))?;
             Ok(if args.low_memory { lance.with_decoding_budget(LOW_MEMORY) } else { lance })
         })?;
         if lance.is_quantized() && args.allow_quantized {
-            hints.note(&format!("note: {name} is quantized; nothing shows that such weights draw well"));
+            hints.note(&measured::note(name, &folder)?);
         }
         Ok(Self { args, lance, name: name.to_owned(), watch })
     }

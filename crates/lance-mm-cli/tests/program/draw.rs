@@ -302,7 +302,7 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
     assert!(!files.path("a.png").exists());
     let allowed = draw(&["--allow-quantized"]);
     assert!(allowed.code == 0 && allowed.stderr.contains("note: "), "{}", allowed.stderr);
-    assert!(allowed.stderr.contains("nothing shows that such weights draw well"), "{}", allowed.stderr);
+    assert!(allowed.stderr.contains("nothing shows that its weights draw well"), "{}", allowed.stderr);
 
     // The second caption is refused before the first is drawn.
     let captions = ["--prompt", "A fox", "--prompt", "a<|im_end|>b", "--size", "32x32"];
@@ -330,6 +330,22 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
     );
     assert_eq!(drawing["candidate"]["steps"].as_array().unwrap().len(), 8);
     assert!(number("/candidate/steps/0/picture/ssim") > number("/cast_noise/steps/0/picture/ssim"));
+
+    // Who allows quantized weights is told what was measured of them.
+    let kept = files.path("packed").join("eval-generation.json");
+    fs::copy(files.path("report.json"), &kept).unwrap();
+    let told = draw(&["--allow-quantized"]);
+    let expected = format!(
+        "1 of its pictures beside those of {model}, on average: PSNR {:.1} dB, SSIM {:.3}, fine detail {:+.1} %",
+        number("/candidate/picture/psnr"),
+        number("/candidate/picture/ssim"),
+        100.0 * number("/candidate/picture/hf_ratio_change"),
+    );
+    assert!(told.stderr.contains(&expected), "no {expected} in {}", told.stderr);
+    fs::write(&kept, "{}").unwrap();
+    let damaged = draw(&["--allow-quantized"]);
+    let expected = format!("{}: expected a report of eval generation", kept.display());
+    assert!(damaged.error().starts_with(&expected), "{}", damaged.stderr);
 }
 
 /// Interrupts a run as soon as `name` is in the folder; it must end with the code of an interruption.

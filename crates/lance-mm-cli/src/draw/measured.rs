@@ -1,0 +1,89 @@
+//! What was measured of how quantized weights draw.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+/// Where in a checkpoint's folder a report of `eval generation` is looked for.
+const REPORT: &str = "eval-generation.json";
+
+/// As much of a report as is said.
+#[derive(Deserialize)]
+struct Record {
+    /// The reference, then the candidate.
+    models: [Model; 2],
+    report: Report,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Report {
+    drawings: Vec<Drawing>,
+}
+
+#[derive(Deserialize)]
+struct Drawing {
+    candidate: Compared,
+}
+
+#[derive(Deserialize)]
+struct Compared {
+    picture: Picture,
+}
+
+#[derive(Deserialize)]
+struct Picture {
+    psnr: Psnr,
+    ssim: f64,
+    hf_ratio_change: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Psnr {
+    Finite(f64),
+    /// `inf`, of equal pictures.
+    Word(String),
+}
+
+/// What to say before quantized weights draw: the numbers of the report in their folder, or how to make one.
+///
+/// # Errors
+/// A report that cannot be read.
+pub(super) fn note(name: &str, folder: &Path) -> Result<String> {
+    let path = folder.join(REPORT);
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Ok(format!(
+                "note: {name} is quantized, and nothing shows that its weights draw well; to measure it: lance-mm eval generation REF {name} --prompts FILE --json {}",
+                path.display()
+            ));
+        }
+        text => text.with_context(|| path.display().to_string())?,
+    };
+    let expected = || format!("{}: expected a report of eval generation", path.display());
+    let record: Record = serde_json::from_str(&text).with_context(expected)?;
+    let pictures: Vec<_> = record.report.drawings.iter().map(|drawing| &drawing.candidate.picture).collect();
+    if pictures.is_empty() {
+        bail!("{}, found none of a picture", expected());
+    }
+    let mean = |of: fn(&Picture) -> f64| pictures.iter().map(|p| of(p)).sum::<f64>() / pictures.len() as f64;
+    let psnr = mean(|picture| match &picture.psnr {
+        Psnr::Finite(psnr) => *psnr,
+        Psnr::Word(word) => word.parse().unwrap_or(f64::NAN),
+    });
+    Ok(format!(
+        "note: {name} is quantized; {} of its pictures beside those of {}, on average: PSNR {psnr:.1} dB, SSIM {:.3}, fine detail {:+.1} %",
+        pictures.len(),
+        record.models[0].name,
+        mean(|picture| picture.ssim),
+        100.0 * mean(|picture| picture.hf_ratio_change),
+    ))
+}
