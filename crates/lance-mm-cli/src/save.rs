@@ -112,12 +112,8 @@ impl Target {
     }
 
     fn new(path: &Path, form: Form) -> Result<Self> {
-        let name =
-            path.file_name().with_context(|| format!("--output {}: no name to write to", path.display()))?;
-        // ffmpeg takes the format from the end of the name.
-        let mut hidden = OsString::from(".partial-");
-        hidden.push(name);
-        let partial = path.with_file_name(hidden);
+        let partial =
+            hidden(path).with_context(|| format!("--output {}: no name to write to", path.display()))?;
         let cannot = |error: std::io::Error| anyhow!("--output {}: {error}", path.display());
         let mut known = self::partial();
         if matches!(form, Form::Frames) {
@@ -185,6 +181,28 @@ impl Drop for Target {
         }
         known.retain(|path| *path != self.partial);
     }
+}
+
+/// Writes a file as a whole or not at all: beside `path`, to which it is renamed. What is there and no file, a pipe for
+/// example, is written to.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let _writing = partial();
+    let written = match hidden(path) {
+        Some(partial) if path.is_file() || !path.exists() => {
+            fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path)).inspect_err(|_| {
+                let _ = fs::remove_file(&partial);
+            })
+        }
+        _ => fs::write(path, bytes),
+    };
+    written.with_context(|| path.display().to_string())
+}
+
+/// Where a file is written before it is renamed; `None` if it has no name. ffmpeg takes the format from the end of it.
+fn hidden(path: &Path) -> Option<PathBuf> {
+    let mut hidden = OsString::from(".partial-");
+    hidden.push(path.file_name()?);
+    Some(path.with_file_name(hidden))
 }
 
 fn ends_in_slash(path: &Path) -> bool {

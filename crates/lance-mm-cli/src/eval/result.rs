@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use lance_mm::eval::{Dataset, ModelInfo};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::data::OutputArgs;
 use crate::document::Document;
-use crate::output;
+use crate::{output, save};
 
 /// The object that `--json` writes.
 #[derive(Serialize)]
@@ -86,14 +86,10 @@ pub(crate) fn show<T: Serialize>(
 
 fn write_all<T: Serialize>(record: &Record<'_, T>, document: &Document, args: &OutputArgs) -> Result<()> {
     if let Some(path) = &args.json {
-        write(path, &(serde_json::to_string_pretty(record)? + "\n"))?;
+        save::replace(path, (serde_json::to_string_pretty(record)? + "\n").as_bytes())?;
     }
     match &args.html {
-        Some(path) => write(path, &document.html()),
+        Some(path) => save::replace(path, document.html().as_bytes()),
         None => Ok(()),
     }
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|error| anyhow!("{}: {error}", path.display()))
 }
