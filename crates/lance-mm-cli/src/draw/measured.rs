@@ -62,7 +62,8 @@ pub(super) fn note(name: &str, folder: &Path) -> Result<String> {
     let text = match fs::read_to_string(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Ok(format!(
-                "note: {name} is quantized, and nothing shows that its weights draw well; to measure it: lance-mm eval generation REF {name} --prompts FILE --json {}",
+                "note: {name} is quantized, and nothing shows that its weights draw well; to measure it: \
+                 lance-mm eval generation REF {name} --prompts FILE --json {}",
                 path.display()
             ));
         }
@@ -80,7 +81,8 @@ pub(super) fn note(name: &str, folder: &Path) -> Result<String> {
         Psnr::Word(word) => word.parse().unwrap_or(f64::NAN),
     });
     Ok(format!(
-        "note: {name} is quantized; {} of its pictures beside those of {}, on average: PSNR {psnr:.1} dB, SSIM {:.3}, fine detail {:+.1} %",
+        "note: {name} is quantized; {} of its pictures beside those of {}, on average: \
+         PSNR {psnr:.1} dB, SSIM {:.3}, fine detail {:+.1} %",
         pictures.len(),
         record.models[0].name,
         mean(|picture| picture.ssim),
