@@ -9,10 +9,15 @@ use crate::sequence::Grid;
 use crate::vit::{Vit, VitLayout};
 
 impl Llm {
-    /// Bytes of the UND expert's matrices, the output head among them: what decoding a token reads of the
+    /// The UND expert's matrices, the output head among them, as they are stored: what decoding a token reads of the
     /// weights. Of the embedding table it reads one row.
+    pub fn step_weights(&self) -> Vec<&[u8]> {
+        self.linears().chain([self.lm_head()]).flat_map(|linear| linear.weight().stored()).collect()
+    }
+
+    /// Bytes of [`step_weights`](Self::step_weights).
     pub fn step_bytes(&self) -> usize {
-        self.linears().chain([self.lm_head()]).map(|linear| linear.weight().bytes()).sum()
+        self.step_weights().iter().map(|part| part.len()).sum()
     }
 
     /// Operations of a causal pass over `rows` rows of the UND expert after `context` others, with the logits

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use lance_mm_models::{Cache, Cursor, Grid, NextToken, Segment, Sequence};
-use lance_mm_tensor::within_step;
+use lance_mm_tensor::{limits, within_step};
 
 use crate::decode::Decoding;
 use crate::error::{Error, Result};
@@ -81,6 +81,12 @@ impl<'a> Decode<'a> {
         let flops = (0..steps).map(|step| lance.llm().flops(1, begin.rows + step)).sum();
         Ok(Step { time, rows: steps, bytes: (steps * per_step) as f64, flops })
     }
+}
+
+/// Reads the weights of a step and does nothing else with them: bytes a second. They lie in pages of the system's file
+/// cache, which may be read faster or slower than other memory.
+pub fn read_weights(lance: &Understanding) -> f64 {
+    limits::read(&lance.llm().step_weights())
 }
 
 /// Tokens of several sequences of one length, a token of each in every step.

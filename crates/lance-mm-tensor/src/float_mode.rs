@@ -30,9 +30,9 @@ impl FloatModeWeight {
         self.scheme
     }
 
-    /// Bytes of words and scales.
-    pub(crate) fn bytes(&self) -> usize {
-        self.words.len() + self.scales.len()
+    /// Words and scales as they are stored.
+    pub(crate) fn stored(&self) -> [&[u8]; 2] {
+        [&self.words, &self.scales]
     }
 
     fn scale(&self, byte: u8) -> f32 {

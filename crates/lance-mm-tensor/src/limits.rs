@@ -15,7 +15,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::kernels::peak::{self, CHAINS};
+use crate::kernels::peak::{self, CHAINS, Word};
 
 /// A limit of arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,38 +81,47 @@ fn rate(time: Duration, run: impl Fn(u32) + Sync) -> f64 {
 }
 
 /// Memory larger than the caches, to read through.
-pub struct ReadBuffer(Vec<u64>);
+pub struct ReadBuffer(Vec<Word>);
 
 impl ReadBuffer {
     /// A buffer of `bytes`, written once. 512 MiB are many times what common machines have as a cache.
     pub fn new(bytes: usize) -> Self {
         // Words that differ from zero, else the system would not give memory of its own to them.
-        Self(vec![1; bytes.div_ceil(8)])
+        Self(vec![1u64.to_ne_bytes(); bytes.div_ceil(8)])
     }
 
     /// Reads everything `passes` times: bytes a second.
     pub fn read(&self, passes: usize) -> f64 {
-        /// Words a thread takes at once.
-        const PIECE: usize = 1 << 19;
-        let reader = peak::reader();
-        let pieces = self.0.len().div_ceil(PIECE) * passes;
-        let (next, sum) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let start = Instant::now();
-        rayon::broadcast(|_| {
-            loop {
-                let piece = next.fetch_add(1, Ordering::Relaxed);
-                if piece >= pieces {
-                    break;
-                }
-                let at = piece % self.0.len().div_ceil(PIECE) * PIECE;
-                let words = &self.0[at..(at + PIECE).min(self.0.len())];
-                sum.fetch_add(reader(words) as usize, Ordering::Relaxed);
-            }
-        });
-        let elapsed = start.elapsed();
-        assert_eq!(sum.into_inner(), self.0.len() * passes, "every word is 1");
-        (self.0.len() * 8 * passes) as f64 / elapsed.as_secs_f64()
+        let (sum, rate) = sum(&vec![self.0.as_slice(); passes]);
+        assert_eq!(sum, self.0.len() * passes, "every word is 1");
+        rate
     }
+}
+
+/// Reads all of `parts` once, where they lie: bytes a second. Of each the last bytes that make no eight are left out.
+pub fn read(parts: &[&[u8]]) -> f64 {
+    let words: Vec<&[Word]> = parts.iter().map(|part| part.as_chunks().0).collect();
+    let (sum, rate) = sum(&words);
+    std::hint::black_box(sum);
+    rate
+}
+
+/// The wrapping sum of all words, and bytes read a second.
+fn sum(parts: &[&[Word]]) -> (usize, f64) {
+    /// Words a thread takes at once.
+    const PIECE: usize = 1 << 19;
+    let reader = peak::reader();
+    let pieces: Vec<&[Word]> = parts.iter().flat_map(|part| part.chunks(PIECE)).collect();
+    let (next, sum) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let start = Instant::now();
+    rayon::broadcast(|_| {
+        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            sum.fetch_add(reader(piece) as usize, Ordering::Relaxed);
+        }
+    });
+    let elapsed = start.elapsed();
+    let words: usize = parts.iter().map(|part| part.len()).sum();
+    (sum.into_inner(), (8 * words) as f64 / elapsed.as_secs_f64())
 }
 
 /// Threads that share the work.
@@ -131,6 +140,10 @@ mod tests {
         }
         // The sum inside proves that all words were read, odd sizes included.
         assert!(ReadBuffer::new((1 << 22) + 24).read(3) > 1e6);
+        let bytes = vec![3; (1 << 22) + 21];
+        assert!(read(&[&bytes[1..], &bytes[..5], &[]]) > 1e6);
+        let words = bytes[1..].as_chunks().0;
+        assert_eq!(sum(&[words, &words[..7]]).0, (words.len() + 7).wrapping_mul(0x0303_0303_0303_0303));
         assert!(threads() > 0);
     }
 }

@@ -146,14 +146,19 @@ impl Weight {
         self.rows().n_cols()
     }
 
-    /// Bytes it is stored in: what a product with one row reads.
-    pub fn bytes(&self) -> usize {
+    /// What it is stored in: what a product with one row reads.
+    pub fn stored(&self) -> Vec<&[u8]> {
         match self {
-            Self::Dense(w) => self.n_rows() * self.n_cols() * w.dtype().size(),
-            Self::Affine(w) => w.word_bytes().len() + w.scale_bytes().len() + w.bias_bytes().len(),
-            Self::FloatMode(w) => w.bytes(),
-            Self::Device(w) => w.host().bytes(),
+            Self::Dense(w) => vec![w.bytes()],
+            Self::Affine(w) => vec![w.word_bytes(), w.scale_bytes(), w.bias_bytes()],
+            Self::FloatMode(w) => w.stored().to_vec(),
+            Self::Device(w) => w.host().stored(),
         }
+    }
+
+    /// Bytes it is stored in.
+    pub fn bytes(&self) -> usize {
+        self.stored().iter().map(|part| part.len()).sum()
     }
 
     /// One row widened to f32.

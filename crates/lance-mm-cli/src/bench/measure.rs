@@ -180,6 +180,30 @@ impl Run<'_> {
             let row = rates(format!("decode after {context} tokens"), "tokens/s", &found);
             self.push_share(row, BANDWIDTH, found.iter().map(|(_, share)| *share));
         }
+        match self.lance.device().is_cpu() {
+            true => self.weights(),
+            false => Ok(()),
+        }
+    }
+
+    /// How fast the weights of a step are read where they lie, and how near to that decoding comes.
+    fn weights(&mut self) -> Result<()> {
+        let _busy = self.hints.busy("measuring reading weights");
+        let mut decode = bench::Decode::new(self.lance, CONTEXTS[0])?;
+        decode.run(1)?;
+        let steps = self.plan.steps;
+        let found = self.repeat(|run| {
+            let (limit, before) = (run.limits.bandwidth(), bench::read_weights(run.lance));
+            let step = decode.run(steps)?;
+            let read = (before + bench::read_weights(run.lance)) / 2.0;
+            let limit = (limit + run.limits.bandwidth()) / 2.0;
+            Ok((read, read / limit, step.bytes / step.time.as_secs_f64() / read))
+        })?;
+        let row =
+            Row::new("weights of a step, read", "GB/s", found.iter().map(|(read, ..)| read / 1e9).collect());
+        self.push_share(row, BANDWIDTH, found.iter().map(|(_, share, _)| *share));
+        let ratios = found.iter().map(|(.., ratio)| *ratio).collect();
+        self.push(Row::new("decode to reading its weights", "ratio", ratios));
         Ok(())
     }
 

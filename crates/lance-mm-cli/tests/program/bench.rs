@@ -23,6 +23,8 @@ fn every_part_is_measured_against_a_limit() {
         "second question to first",
         "decode after 64 tokens",
         "decode after 4096 tokens",
+        "weights of a step, read",
+        "decode to reading its weights",
         "decode of 8 sequences",
         "8 sequences to one",
         "prompt of 512 tokens",

@@ -46,8 +46,11 @@ pub(crate) fn bf16_loops() -> Vec<Bf16Loop> {
     loops
 }
 
+/// Eight bytes, wherever they lie.
+pub(crate) type Word = [u8; 8];
+
 /// A function that reads all words once and returns their wrapping sum.
-pub(crate) fn reader() -> fn(&[u64]) -> u64 {
+pub(crate) fn reader() -> fn(&[Word]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if let Some(reader) = x86::reader() {
         return reader;
@@ -83,16 +86,17 @@ fn widened(bits: &[u16; 32]) -> [f32; 32] {
 }
 
 #[inline(always)]
-fn sum(words: &[u64]) -> u64 {
+fn sum(words: &[Word]) -> u64 {
     const LANES: usize = 64;
     let mut sums = [0u64; LANES];
     let (chunks, rest) = words.as_chunks::<LANES>();
     for chunk in chunks {
         for i in 0..LANES {
-            sums[i] = sums[i].wrapping_add(chunk[i]);
+            sums[i] = sums[i].wrapping_add(u64::from_ne_bytes(chunk[i]));
         }
     }
-    sums.iter().chain(rest).fold(0, |sum, word| sum.wrapping_add(*word))
+    let rest = rest.iter().map(|word| u64::from_ne_bytes(*word));
+    sums.into_iter().chain(rest).fold(0, u64::wrapping_add)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -101,7 +105,7 @@ mod x86 {
     use std::arch::asm;
     use std::arch::x86_64::*;
 
-    use super::{Bf16Loop, CHAINS, Int8Loop, PeakLoop, bf16_portable, int8_portable, sum, widened};
+    use super::{Bf16Loop, CHAINS, Int8Loop, PeakLoop, Word, bf16_portable, int8_portable, sum, widened};
     use crate::kernels::amx::{Amx, SIDE, Tiles};
 
     pub(super) fn add_int8(loops: &mut Vec<Int8Loop>) {
@@ -136,13 +140,13 @@ mod x86 {
         }
     }
 
-    pub(super) fn reader() -> Option<fn(&[u64]) -> u64> {
+    pub(super) fn reader() -> Option<fn(&[Word]) -> u64> {
         #[target_feature(enable = "avx512f")]
-        fn sum_512(words: &[u64]) -> u64 {
+        fn sum_512(words: &[Word]) -> u64 {
             sum(words)
         }
         #[target_feature(enable = "avx2")]
-        fn sum_256(words: &[u64]) -> u64 {
+        fn sum_256(words: &[Word]) -> u64 {
             sum(words)
         }
         if is_x86_feature_detected!("avx512f") {
@@ -331,6 +335,7 @@ mod tests {
         for n in [0, 1, 63, 64, 1000] {
             let words: Vec<u64> = (0..n).map(|i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).collect();
             let expected = words.iter().fold(0, |sum: u64, word| sum.wrapping_add(*word));
+            let words: Vec<Word> = words.into_iter().map(u64::to_ne_bytes).collect();
             assert_eq!(reader()(&words), expected, "{n}");
         }
     }
