@@ -5,9 +5,9 @@ use super::{Affine, CHUNK, Codes, LINE, unpack_line, widen};
 use crate::dense::FloatType;
 use crate::kernels::vector::{Isa, Kernel, Simd, sum};
 
-/// Bytes of codes that are asked for ahead of their use: four pages, so that their addresses are looked up in time
+/// Bytes of codes that are asked for ahead of their use: two pages, so that their addresses are looked up in time
 /// too.
-const AHEAD: usize = 16 * 1024;
+const AHEAD: usize = 8 * 1024;
 
 /// `out[r · n + i] = w[first + r] · x[i]` for as many rows of the weight as there is room for.
 pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations<2>, first: usize, out: &mut [f32]) {
