@@ -1,6 +1,6 @@
 //! The steps of an answer one at a time: how long each takes, and what it has to read and compute at least.
 //!
-//! Each function measures once. Repeating, and [limits](lance_mm_tensor::limits) to set the numbers against,
+//! Each function measures once. Repeating, and [limits] to set the numbers against,
 //! are the caller's: times of one run can be compared, those of different runs often not.
 
 use std::ops::ControlFlow;
