@@ -193,10 +193,11 @@ impl Run<'_> {
         decode.run(1)?;
         let steps = self.plan.steps;
         let found = self.repeat(|run| {
-            let (limit, before) = (run.limits.bandwidth(), bench::read_weights(run.lance));
-            let step = decode.run(steps)?;
-            let read = (before + bench::read_weights(run.lance)) / 2.0;
-            let limit = (limit + run.limits.bandwidth()) / 2.0;
+            let lance = run.lance;
+            let ((before, step, after), limit) = run.beside(Limits::bandwidth, || {
+                Ok((bench::read_weights(lance), decode.run(steps)?, bench::read_weights(lance)))
+            })?;
+            let read = (before + after) / 2.0;
             Ok((read, read / limit, step.bytes / step.time.as_secs_f64() / read))
         })?;
         let row =
@@ -257,12 +258,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A step, and the mean of a limit right before and right after it.
-    fn beside(
+    /// What a step gives, and the mean of a limit right before and right after it.
+    fn beside<T>(
         &mut self,
         limit: fn(&mut Limits) -> f64,
-        step: impl FnOnce() -> lance_mm::Result<Step>,
-    ) -> Result<(Step, f64)> {
+        step: impl FnOnce() -> lance_mm::Result<T>,
+    ) -> Result<(T, f64)> {
         let before = limit(self.limits);
         let step = step()?;
         Ok((step, (before + limit(self.limits)) / 2.0))
