@@ -44,8 +44,8 @@ impl Block {
 ///
 /// `q` f32 `(H, T, D)`, `k` and `v` both f32 or both bf16 `(G, S, D)`, heads and rows in any order in memory; result f32
 /// `(T, H·D)`, heads side by side; on a device all of one type, f32, f16 or bf16. `blocks` cover the rows of `q` in order,
-/// without gap or overlap. Scores and softmax are f32. With [`Activations::Bf16`] queries, keys, values and weights of several queries are rounded to bf16 where
-/// the processor multiplies tiles of it (AMX).
+/// without gap or overlap. Scores and softmax are f32. With [`Activations::Bf16`] queries, keys, values and weights of
+/// several queries are rounded to bf16 where the processor multiplies tiles of it (AMX).
 ///
 /// # Errors
 /// Blocks that do not cover the queries or reach past the keys; heads that are no multiple of `G`; tensors of another type.
