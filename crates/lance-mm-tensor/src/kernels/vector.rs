@@ -27,13 +27,32 @@ pub(super) trait Simd: Copy + Send + Sync {
     const FMA: bool;
 
     fn load(self, from: &[u8; 64]) -> Self::Bytes;
+    /// Four times sixteen bytes.
+    fn load_quarters(self, from: [&[u8; 16]; 4]) -> Self::Bytes;
     fn store(self, bytes: Self::Bytes, to: &mut [u8; 64]);
     /// Four bytes, sixteen times.
     fn splat_four(self, from: [u8; 4]) -> Self::Bytes;
     /// Low and high four bits of every byte.
     fn nibbles(self, bytes: Self::Bytes) -> [Self::Bytes; 2];
+    /// In each quarter of four registers, which holds four times four words of four bytes, rows become columns.
+    fn transpose_words(self, rows: &mut [Self::Bytes; 4]);
+    /// Quarter `i` of register `j` becomes quarter `j` of register `i`.
+    fn transpose_quarters(self, rows: &mut [Self::Bytes; 4]);
     /// Rows of sixteen four-byte columns to columns of sixteen rows.
-    fn transpose(self, rows: &mut [Self::Bytes; 16]);
+    #[inline(always)]
+    fn transpose(self, rows: &mut [Self::Bytes; 16]) {
+        for rows in rows.as_chunks_mut::<4>().0 {
+            self.transpose_words(rows);
+        }
+        // Quarter l of register 4 j + i holds column 4 l + i of rows 4 j to 4 j + 3.
+        for i in 0..4 {
+            let mut column = [rows[i], rows[4 + i], rows[8 + i], rows[12 + i]];
+            self.transpose_quarters(&mut column);
+            for l in 0..4 {
+                rows[4 * l + i] = column[l];
+            }
+        }
+    }
 
     fn zero_ints(self) -> Self::Ints;
     /// Adds to each i32 the products of the four unsigned bytes of `codes` in its place with the four signed
@@ -239,8 +258,12 @@ mod tests {
                 *row = simd.load(bytes);
             }
             let [x, y, z, ..] = rows;
+            let quarters_of_rows = [0, 1, 2, 3].map(|i| &self.bytes[i].as_chunks().0[i]);
             let mut columns = rows;
             simd.transpose(&mut columns);
+            let [mut words, mut quarters] = [[rows[0], rows[1], rows[2], rows[3]]; 2];
+            simd.transpose_words(&mut words);
+            simd.transpose_quarters(&mut quarters);
             let [low, high] = simd.nibbles(x);
             let [even, odd] = simd.even_and_odd([x, y]);
             let [a, b, c] = [0, 1, 2].map(|i| simd.load_floats(&self.floats[i]));
@@ -250,6 +273,7 @@ mod tests {
             let four = simd.low_bytes([narrow, wide, simd.nearest(a), simd.nearest(b)]);
             let mut given = vec![
                 ("load", bytes(simd, z)),
+                ("load_quarters", bytes(simd, simd.load_quarters(quarters_of_rows))),
                 ("splat_four", bytes(simd, simd.splat_four([1, 2, 3, 250]))),
                 ("low nibbles", bytes(simd, low)),
                 ("high nibbles", bytes(simd, high)),
@@ -278,9 +302,23 @@ mod tests {
                 ("low_bytes", bytes(simd, four)),
             ];
             given.extend(columns.map(|column| ("transpose", bytes(simd, column))));
+            given.extend(words.map(|row| ("transpose_words", bytes(simd, row))));
+            given.extend(quarters.map(|row| ("transpose_quarters", bytes(simd, row))));
             // Wherever that is.
             simd.prefetch(std::ptr::null());
             given
+        }
+    }
+
+    #[test]
+    fn columns_are_of_rows() {
+        let operations = Operations::new();
+        let given = portable::Portable.run(&operations);
+        let columns: Vec<_> = given.iter().filter(|(name, _)| *name == "transpose").collect();
+        assert_eq!(columns.len(), 16);
+        for (i, (_, column)) in columns.into_iter().enumerate() {
+            let words = operations.bytes.iter().flat_map(|row| row.as_chunks::<4>().0[i]);
+            assert_eq!(*column, words.collect::<Vec<u8>>(), "column {i}");
         }
     }
 

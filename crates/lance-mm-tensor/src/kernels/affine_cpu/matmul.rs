@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::activations::Activations;
-use super::panel::{LANES, Sixteen, add_scaled, factors};
+use super::panel::{LANES, Sixteen, add_scaled, factors, turned};
 use super::{Affine, CHUNK, Codes, LINE, unpack_line};
 use crate::kernels::columns::{Columns, Part};
 use crate::kernels::vector::{Isa, Kernel, Simd};
@@ -241,11 +241,15 @@ fn unpack<S: Simd, const NIBBLES: bool>(
 ) {
     for m in 0..2 {
         if NIBBLES {
-            let rows = Sixteen::new(w, first + LANES * m).line(simd, line);
-            for (j, row) in rows.into_iter().enumerate() {
-                let [low, high] = simd.nibbles(row);
-                simd.store(low, &mut codes[2 * j][m]);
-                simd.store(high, &mut codes[2 * j + 1][m]);
+            let rows = Sixteen::new(w, first + LANES * m);
+            let lines = rows.line(line);
+            for (quarter, codes) in codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                let both = turned(simd, &lines, quarter);
+                for (both, codes) in both.into_iter().zip(codes.as_chunks_mut::<2>().0) {
+                    let [low, high] = simd.nibbles(both);
+                    simd.store(low, &mut codes[0][m]);
+                    simd.store(high, &mut codes[1][m]);
+                }
             }
         } else {
             let mut lines = [[0; LINE]; 16];

@@ -1,5 +1,5 @@
 //! Some rows of activations: sixteen rows of the weight lie side by side, one in each lane, so that sums are scaled for
-//! all of them at once, and every line of codes is used for all activations as soon as it has been turned.
+//! all of them at once, and codes are used for all activations as soon as they have been turned.
 
 use std::ops::Range;
 
@@ -11,10 +11,6 @@ use crate::kernels::vector::{Isa, Kernel, Simd};
 pub(super) const LANES: usize = 16;
 /// Weight rows that are multiplied at once: enough sums at a time that none waits for the one before it.
 pub(super) const ROWS: usize = 2 * LANES;
-
-/// Lines from one that is used to the one that is asked for meanwhile: far enough for memory, and near enough for what comes
-/// to be still there when its turn comes.
-const AHEAD: usize = 6;
 
 /// Up to [`FEW`] rows of activations for products with `w`, and with what is read as it is.
 pub(super) fn activations(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Activations<1> {
@@ -74,14 +70,20 @@ where
                     of_rows[m][1] = factors(simd, w, w.biases, first + LANES * m, start * PER);
                 }
                 for line in start..(start + LANES / PER).min(x.lines) {
-                    let x = XLine { bytes: &x_bytes[line], scales: &x_scales[line], sums: &x_sums[line] };
-                    // After the last lines of these rows come the first ones of the next.
-                    let ahead = match line + AHEAD {
-                        ahead if ahead < x_bytes.len() => (ahead, 0),
-                        past => (past - x_bytes.len(), ROWS),
-                    };
-                    let at = line - start;
-                    add_line::<S, N, SUMS, PER>(simd, &rows, (line, ahead), &x, &of_rows, at, &mut out);
+                    let x_line =
+                        XLine { bytes: &x_bytes[line], scales: &x_scales[line], sums: &x_sums[line] };
+                    // As many bytes of the next rows, in the order in which they lie: memory is read best so.
+                    let next = rows[0].after(ROWS).wrapping_add(ROWS * line);
+                    let lines = [rows[0].line(line), rows[1].line(line)];
+                    add_line::<S, N, SUMS, PER>(
+                        simd,
+                        &lines,
+                        next,
+                        &x_line,
+                        &of_rows,
+                        line - start,
+                        &mut out,
+                    );
                 }
             }
             let rows = first..(first + ROWS).min(range.end);
@@ -99,35 +101,44 @@ struct XLine<'a, const N: usize, const PER: usize> {
     sums: &'a [[f32; PER]; N],
 }
 
-/// Adds the scaled products of a line of codes, of which group `g` has the factors `PER · at + g`; asks for the line
-/// `ahead.0` of the rows from row `ahead.1` on, counted from these.
+/// Adds the scaled products of a line of codes, of which group `g` has the factors `PER · at + g`; asks for as many lines from
+/// `next` on.
 #[inline(always)]
 fn add_line<S: Simd, const N: usize, const SUMS: usize, const PER: usize>(
     simd: S,
-    rows: &[Sixteen<'_>; 2],
-    (line, ahead): (usize, (usize, usize)),
+    lines: &[[&Line; LANES]; 2],
+    next: *const Line,
     x: &XLine<'_, N, PER>,
     factors: &[[[[f32; LANES]; 16]; 2]; 2],
     at: usize,
     out: &mut [[[f32; LANES]; 2]; N],
 ) {
-    let codes = [rows[0].line(simd, line), rows[1].line(simd, line)];
     for g in 0..PER {
         let mut sums = [[[simd.zero_ints(); SUMS]; 2]; N];
-        for j in g * 16 / PER..(g + 1) * 16 / PER {
-            // Little by little: only so many can be under way.
-            rows[0].prefetch(simd, ahead.0, ahead.1 + j);
-            rows[1].prefetch(simd, ahead.0, ahead.1 + j);
-            // Activations of even codes lie before those of odd ones.
-            let [low, high] = [simd.nibbles(codes[0][j]), simd.nibbles(codes[1][j])];
-            for half in 0..2 {
-                for i in 0..N {
-                    let x = simd.splat_four(x.bytes[i].as_chunks().0[16 * half + j]);
-                    let [a, b] = &mut sums[i];
-                    a[half % SUMS] = simd.dot::<false>(a[half % SUMS], low[half], x);
-                    b[half % SUMS] = simd.dot::<false>(b[half % SUMS], high[half], x);
-                }
+        for quarter in g * 4 / PER..(g + 1) * 4 / PER {
+            let codes = [turned(simd, &lines[0], quarter), turned(simd, &lines[1], quarter)];
+            // Written out: a loop would keep turned codes in memory.
+            macro_rules! eights {
+                ($($k:literal)*) => {
+                    $({
+                        let j = 4 * quarter + $k;
+                        // Little by little: only so many can be under way.
+                        simd.prefetch(next.wrapping_add(2 * j).cast());
+                        simd.prefetch(next.wrapping_add(2 * j + 1).cast());
+                        // Activations of even codes lie before those of odd ones.
+                        let [low, high] = [simd.nibbles(codes[0][$k]), simd.nibbles(codes[1][$k])];
+                        for half in 0..2 {
+                            for i in 0..N {
+                                let x = simd.splat_four(x.bytes[i].as_chunks().0[16 * half + j]);
+                                let [a, b] = &mut sums[i];
+                                a[half % SUMS] = simd.dot::<false>(a[half % SUMS], low[half], x);
+                                b[half % SUMS] = simd.dot::<false>(b[half % SUMS], high[half], x);
+                            }
+                        }
+                    })*
+                };
             }
+            eights!(0 1 2 3);
         }
         for m in 0..2 {
             let [scales, biases] = &factors[m];
@@ -183,47 +194,63 @@ pub(super) fn factors<S: Simd>(
     out
 }
 
+/// A line of four-bit codes, quarter by quarter.
+pub(super) type Line = [[u8; LINE / 8]; 4];
+
 /// Sixteen rows of four-bit codes; rows past the end repeat the last one.
 pub(super) struct Sixteen<'a> {
-    rows: [&'a [u8]; LANES],
     /// Their whole lines.
-    lines: [&'a [[u8; LINE / 2]]; LANES],
+    lines: [&'a [Line]; LANES],
+    /// What comes after these, zeros past the end of the row.
+    rest: [Line; LANES],
 }
 
 impl<'a> Sixteen<'a> {
     #[inline(always)]
     pub(super) fn new(w: &Affine<'a>, first: usize) -> Self {
-        let (mut rows, mut lines): ([&[u8]; _], [&[_]; _]) = ([&[]; LANES], [&[]; LANES]);
+        let (mut lines, mut rest) = ([&[][..]; LANES], [Line::default(); LANES]);
         for r in 0..LANES {
-            rows[r] = w.row((first + r).min(w.rows - 1));
-            lines[r] = rows[r].as_chunks().0;
+            let row = w.row((first + r).min(w.rows - 1));
+            lines[r] = row.as_chunks().0.as_chunks().0;
+            if !row.len().is_multiple_of(LINE / 2) {
+                unpack_line(row, 4, lines[r].len(), rest[r].as_flattened_mut());
+            }
         }
-        Self { rows, lines }
+        Self { lines, rest }
+    }
+
+    /// A line of all rows.
+    #[inline(always)]
+    pub(super) fn line(&self, line: usize) -> [&Line; LANES] {
+        let mut lines = [&self.rest[0]; LANES];
+        for r in 0..LANES {
+            lines[r] = self.lines[r].get(line).unwrap_or(&self.rest[r]);
+        }
+        lines
+    }
+
+    /// Where row `rows`, counted from these on, would be.
+    #[inline(always)]
+    fn after(&self, rows: usize) -> *const Line {
+        self.lines[0].as_ptr().wrapping_add(rows * self.lines[0].len())
     }
 
     /// Asks for a line of row `r`, counted from these rows on.
     #[inline(always)]
     pub(super) fn prefetch<S: Simd>(&self, simd: S, line: usize, r: usize) {
-        let row = self.rows[r % LANES].as_ptr();
-        simd.prefetch(row.wrapping_add(r / LANES * LANES * self.rows[0].len() + line * LINE / 2));
+        let row = self.lines[r % LANES];
+        simd.prefetch(row.as_ptr().wrapping_add(r / LANES * LANES * row.len() + line).cast());
     }
+}
 
-    /// One line of all rows, eight codes of every row together.
-    #[inline(always)]
-    pub(super) fn line<S: Simd>(&self, simd: S, line: usize) -> [S::Bytes; 16] {
-        let mut out = [simd.load(&[0; 64]); 16];
-        if line < self.lines[0].len() {
-            for r in 0..LANES {
-                out[r] = simd.load(&self.lines[r][line]);
-            }
-        } else {
-            for r in 0..LANES {
-                let mut rest = [0; LINE / 2];
-                unpack_line(self.rows[r], 4, line, &mut rest);
-                out[r] = simd.load(&rest);
-            }
-        }
-        simd.transpose(&mut out);
-        out
+/// A quarter of a line of sixteen rows: four registers of eight codes of every row.
+#[inline(always)]
+pub(super) fn turned<S: Simd>(simd: S, lines: &[&Line; LANES], quarter: usize) -> [S::Bytes; 4] {
+    let part = |r: usize| &lines[r][quarter];
+    let mut codes = [simd.load(&[0; 64]); 4];
+    for r in 0..4 {
+        codes[r] = simd.load_quarters([part(r), part(4 + r), part(8 + r), part(12 + r)]);
     }
+    simd.transpose_words(&mut codes);
+    codes
 }

@@ -65,6 +65,15 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn load_quarters(self, from: [&[u8; 16]; 4]) -> [__m256i; 2] {
+        // SAFETY: `self` proves the features; each array has 16 readable bytes.
+        unsafe {
+            let [a, b, c, d] = from.map(|from| _mm_loadu_si128(from.as_ptr().cast()));
+            [_mm256_set_m128i(b, a), _mm256_set_m128i(d, c)]
+        }
+    }
+
+    #[inline(always)]
     fn store(self, bytes: [__m256i; 2], to: &mut [u8; 64]) {
         for (half, to) in bytes.into_iter().zip(to.as_chunks_mut::<32>().0) {
             // SAFETY: `self` proves the features; each half has 32 writable bytes.
@@ -91,14 +100,44 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    fn transpose(self, rows: &mut [[__m256i; 2]; 16]) {
-        let mut from = [[0; 64]; 16];
-        for (row, from) in rows.iter().zip(&mut from) {
-            self.store(*row, from);
+    fn transpose_words(self, rows: &mut [[__m256i; 2]; 4]) {
+        for half in 0..2 {
+            let [a, b, c, d] = rows.map(|row| row[half]);
+            // SAFETY: `self` proves the features.
+            let columns = unsafe {
+                let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+                let (ef, gh) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+                [
+                    _mm256_unpacklo_epi64(ab, cd),
+                    _mm256_unpackhi_epi64(ab, cd),
+                    _mm256_unpacklo_epi64(ef, gh),
+                    _mm256_unpackhi_epi64(ef, gh),
+                ]
+            };
+            for (row, column) in rows.iter_mut().zip(columns) {
+                row[half] = column;
+            }
         }
-        super::portable::Portable.transpose(&mut from);
-        for (row, from) in rows.iter_mut().zip(&from) {
-            *row = self.load(from);
+    }
+
+    #[inline(always)]
+    fn transpose_quarters(self, rows: &mut [[__m256i; 2]; 4]) {
+        let [a, b, c, d] = *rows;
+        for half in 0..2 {
+            // SAFETY: `self` proves the features.
+            let [low, high] = unsafe {
+                [
+                    [
+                        _mm256_permute2x128_si256::<0x20>(a[half], b[half]),
+                        _mm256_permute2x128_si256::<0x20>(c[half], d[half]),
+                    ],
+                    [
+                        _mm256_permute2x128_si256::<0x31>(a[half], b[half]),
+                        _mm256_permute2x128_si256::<0x31>(c[half], d[half]),
+                    ],
+                ]
+            };
+            [rows[2 * half], rows[2 * half + 1]] = [low, high];
         }
     }
 

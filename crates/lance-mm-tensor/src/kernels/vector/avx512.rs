@@ -36,6 +36,16 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_quarters(self, from: [&[u8; 16]; 4]) -> __m512i {
+        // SAFETY: `self` proves the features; each array has 16 readable bytes.
+        unsafe {
+            let [a, b, c, d] = from.map(|from| _mm_loadu_si128(from.as_ptr().cast()));
+            let (low, high) = (_mm256_set_m128i(b, a), _mm256_set_m128i(d, c));
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+        }
+    }
+
+    #[inline(always)]
     fn store(self, bytes: __m512i, to: &mut [u8; 64]) {
         // SAFETY: `self` proves the features; the array has 64 writable bytes.
         unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), bytes) }
@@ -57,36 +67,36 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn transpose(self, r: &mut [__m512i; 16]) {
+    fn transpose_words(self, rows: &mut [__m512i; 4]) {
+        let [a, b, c, d] = *rows;
         // SAFETY: `self` proves the features.
-        unsafe {
-            // 4 x 4 blocks of four bytes within 128-bit lanes, then the lanes themselves.
-            let mut t = [_mm512_setzero_si512(); 16];
-            for i in 0..4 {
-                let [a, b, c, d] = [r[4 * i], r[4 * i + 1], r[4 * i + 2], r[4 * i + 3]];
-                let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
-                t[4 * i] = _mm512_unpacklo_epi64(ab, cd);
-                t[4 * i + 1] = _mm512_unpackhi_epi64(ab, cd);
-                let (ab, cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
-                t[4 * i + 2] = _mm512_unpacklo_epi64(ab, cd);
-                t[4 * i + 3] = _mm512_unpackhi_epi64(ab, cd);
-            }
-            for i in 0..4 {
-                // Lane l of t[4 j + i] holds column 4 l + i of rows 4 j to 4 j + 3.
-                let [a, b, c, d] = [t[i], t[4 + i], t[8 + i], t[12 + i]];
-                let (ab, cd) = (
-                    _mm512_shuffle_i32x4::<0b01_00_01_00>(a, b),
-                    _mm512_shuffle_i32x4::<0b01_00_01_00>(c, d),
-                );
-                r[i] = _mm512_shuffle_i32x4::<0b10_00_10_00>(ab, cd);
-                r[4 + i] = _mm512_shuffle_i32x4::<0b11_01_11_01>(ab, cd);
-                let (ab, cd) = (
-                    _mm512_shuffle_i32x4::<0b11_10_11_10>(a, b),
-                    _mm512_shuffle_i32x4::<0b11_10_11_10>(c, d),
-                );
-                r[8 + i] = _mm512_shuffle_i32x4::<0b10_00_10_00>(ab, cd);
-                r[12 + i] = _mm512_shuffle_i32x4::<0b11_01_11_01>(ab, cd);
-            }
+        *rows = unsafe {
+            let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+            let (ef, gh) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+            [
+                _mm512_unpacklo_epi64(ab, cd),
+                _mm512_unpackhi_epi64(ab, cd),
+                _mm512_unpacklo_epi64(ef, gh),
+                _mm512_unpackhi_epi64(ef, gh),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn transpose_quarters(self, rows: &mut [__m512i; 4]) {
+        let [a, b, c, d] = *rows;
+        // SAFETY: `self` proves the features.
+        *rows = unsafe {
+            let (ab, cd) =
+                (_mm512_shuffle_i32x4::<0b01_00_01_00>(a, b), _mm512_shuffle_i32x4::<0b01_00_01_00>(c, d));
+            let (ef, gh) =
+                (_mm512_shuffle_i32x4::<0b11_10_11_10>(a, b), _mm512_shuffle_i32x4::<0b11_10_11_10>(c, d));
+            [
+                _mm512_shuffle_i32x4::<0b10_00_10_00>(ab, cd),
+                _mm512_shuffle_i32x4::<0b11_01_11_01>(ab, cd),
+                _mm512_shuffle_i32x4::<0b10_00_10_00>(ef, gh),
+                _mm512_shuffle_i32x4::<0b11_01_11_01>(ef, gh),
+            ]
         }
     }
 

@@ -58,6 +58,12 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn load_quarters(self, from: [&[u8; 16]; 4]) -> [uint8x16_t; 4] {
+        // SAFETY: `self` proves the features; each array has 16 readable bytes.
+        from.map(|from| unsafe { vld1q_u8(from.as_ptr()) })
+    }
+
+    #[inline(always)]
     fn store(self, bytes: [uint8x16_t; 4], to: &mut [u8; 64]) {
         for (quarter, to) in bytes.into_iter().zip(to.as_chunks_mut::<16>().0) {
             // SAFETY: `self` proves the features; each quarter has 16 writable bytes.
@@ -81,14 +87,32 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn transpose(self, rows: &mut [[uint8x16_t; 4]; 16]) {
-        let mut from = [[0; 64]; 16];
-        for (row, from) in rows.iter().zip(&mut from) {
-            self.store(*row, from);
+    fn transpose_words(self, rows: &mut [[uint8x16_t; 4]; 4]) {
+        for quarter in 0..4 {
+            // SAFETY: `self` proves the features.
+            let columns = unsafe {
+                let [a, b, c, d] = rows.map(|row| vreinterpretq_u32_u8(row[quarter]));
+                let pairs = |a, b| {
+                    let (even, odd) = (vtrn1q_u32(a, b), vtrn2q_u32(a, b));
+                    [vreinterpretq_u64_u32(even), vreinterpretq_u64_u32(odd)]
+                };
+                let ([ab, ef], [cd, gh]) = (pairs(a, b), pairs(c, d));
+                [vtrn1q_u64(ab, cd), vtrn1q_u64(ef, gh), vtrn2q_u64(ab, cd), vtrn2q_u64(ef, gh)]
+                    .map(|column| vreinterpretq_u8_u64(column))
+            };
+            for (row, column) in rows.iter_mut().zip(columns) {
+                row[quarter] = column;
+            }
         }
-        super::portable::Portable.transpose(&mut from);
-        for (row, from) in rows.iter_mut().zip(&from) {
-            *row = self.load(from);
+    }
+
+    #[inline(always)]
+    fn transpose_quarters(self, rows: &mut [[uint8x16_t; 4]; 4]) {
+        let old = *rows;
+        for i in 0..4 {
+            for j in 0..4 {
+                rows[i][j] = old[j][i];
+            }
         }
     }
 

@@ -18,6 +18,15 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn load_quarters(self, from: [&[u8; 16]; 4]) -> [u8; 64] {
+        let mut out = [0; 64];
+        for (out, from) in out.as_chunks_mut::<16>().0.iter_mut().zip(from) {
+            *out = *from;
+        }
+        out
+    }
+
+    #[inline(always)]
     fn store(self, bytes: [u8; 64], to: &mut [u8; 64]) {
         *to = bytes;
     }
@@ -33,11 +42,21 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn transpose(self, rows: &mut [[u8; 64]; 16]) {
+    fn transpose_words(self, rows: &mut [[u8; 64]; 4]) {
         let old = *rows;
         for (i, row) in rows.iter_mut().enumerate() {
-            for (j, four) in row.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                *four = old[j].as_chunks::<4>().0[i];
+            for (k, four) in row.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                *four = old[k % 4].as_chunks::<4>().0[k / 4 * 4 + i];
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn transpose_quarters(self, rows: &mut [[u8; 64]; 4]) {
+        let old = *rows;
+        for (i, row) in rows.iter_mut().enumerate() {
+            for (j, quarter) in row.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                *quarter = old[j].as_chunks::<16>().0[i];
             }
         }
     }
