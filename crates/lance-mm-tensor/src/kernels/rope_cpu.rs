@@ -59,8 +59,8 @@ impl Loop for Turn<'_> {
         for (x, (cos, sin)) in x.chunks_mut(stride).zip(angles) {
             for x in x.chunks_exact_mut(2 * half).take(heads) {
                 let (a, b) = x.split_at_mut(half);
-                for j in 0..half {
-                    (a[j], b[j]) = (a[j] * cos[j] - b[j] * sin[j], a[j] * sin[j] + b[j] * cos[j]);
+                for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
                 }
             }
         }
