@@ -173,10 +173,10 @@ pub(super) fn gated(
 /// short enough that no thread waits long for the last.
 const PIECE: usize = 256 * 1024;
 
-/// Rows of a weight that a thread takes at once.
-fn piece(w: &Affine<'_>) -> usize {
+/// Rows that a thread takes at once of some weights of the shape of `w`.
+fn piece(w: &Affine<'_>, weights: usize) -> usize {
     let fair = w.rows.div_ceil(4 * rayon::current_num_threads());
-    fair.min(PIECE / w.row_bytes().max(1)).max(8)
+    fair.min(PIECE / (weights * w.row_bytes()).max(1)).max(8)
 }
 
 fn precise<const N: usize>(isa: Isa, x: &[f32], n: usize, weights: [&Affine<'_>; N]) -> [Vec<f32>; N] {
@@ -185,7 +185,7 @@ fn precise<const N: usize>(isa: Isa, x: &[f32], n: usize, weights: [&Affine<'_>;
     let mut by_row = weights.map(|w| vec![0.0; w.rows * n]);
     let mut pieces = Vec::new();
     for (w, out) in weights.iter().zip(&mut by_row) {
-        let rows = piece(w);
+        let rows = piece(w, 1);
         pieces.extend(out.chunks_mut(rows * n).enumerate().map(|(i, out)| (w, i * rows, out)));
     }
     pieces.into_par_iter().with_max_len(1).for_each(|(w, first, out)| matvec::rows(isa, w, &x, first, out));
@@ -201,7 +201,7 @@ fn precise_gated(
 ) -> Vec<f32> {
     let x = Activations::new(isa, x, n, gate.group, gate.codes(), Order::Rows);
     let mut by_row = vec![0.0; gate.rows * n];
-    let rows = piece(gate);
+    let rows = piece(gate, 2);
     by_row.par_chunks_mut(rows * n).enumerate().with_max_len(1).for_each(|(i, out)| {
         let mut other = vec![0.0; out.len()];
         for (w, bias, out) in [(gate, gate_bias, &mut *out), (up, up_bias, &mut other)] {
