@@ -61,13 +61,15 @@ where
     let (isa, [n_heads, _, d]) = (Isa::detect(), q.dims);
     let fold = n_heads / k.dims[0];
     let scale = 1.0 / (d as f32).sqrt();
-    let heads = (group * fold..(group + 1) * fold).map(|head| q.row(head, single.row));
-    let q: Vec<f32> = heads.flatten().map(|q| q * scale).collect();
+    let mut scaled = Vec::with_capacity(fold * d);
+    for head in group * fold..(group + 1) * fold {
+        scaled.extend(q.row(head, single.row).iter().map(|q| q * scale));
+    }
     let part = |start: usize| {
         let keys = start..(start + length).min(single.keys.end);
         let mut state = State::new(fold, d);
         let key = |j| (k.row(group, j), v.row(group, j));
-        isa.run(AddKeys { state: &mut state, q: &q, keys: keys.map(key) });
+        isa.run(AddKeys { state: &mut state, q: &scaled, keys: keys.map(key) });
         state
     };
     let starts: Vec<usize> = single.keys.clone().step_by(length).collect();
