@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use lance_mm_models::{Cache, Cursor, Grid, NextToken, Segment, Sequence};
-use lance_mm_tensor::{limits, within_step};
+use lance_mm_tensor::{limits, on_pool, read_values};
 
 use crate::decode::Decoding;
 use crate::error::{Error, Result};
@@ -129,12 +129,14 @@ impl<'a> Batch<'a> {
             let at = Cursor { rows: self.at.rows + step, position: self.at.position + step as u32 };
             let next = |(cache, id): (_, &u32)| NextToken { id: *id, start: at, cache };
             let steps = self.caches.iter_mut().zip(&ids).map(next).collect();
-            let logits = within_step(|| -> lance_mm_tensor::Result<Vec<Vec<f32>>> {
-                Ok(lance.llm().logits(&lance.llm().step_all(steps)?)?.to_vec2()?)
-            })?;
-            for (id, logits) in ids.iter_mut().zip(logits) {
-                *id = self.sampler.pick(&logits, &[])?;
-            }
+            let logits = on_pool(|| lance.llm().logits(&lance.llm().step_all(steps)?))?;
+            let width = lance.config().vocab_size;
+            read_values(&logits, |logits| -> Result<()> {
+                for (id, logits) in ids.iter_mut().zip(logits.chunks(width)) {
+                    *id = self.sampler.pick(logits, &[])?;
+                }
+                Ok(())
+            })??;
         }
         let time = start.elapsed();
         self.caches.iter_mut().for_each(|cache| cache.truncate(self.at.rows));
@@ -251,22 +253,21 @@ impl<'a> Run<'a> {
         let ids = (0..rows as u32).map(|i| i.wrapping_mul(7919) % vocab).collect();
         let llm = self.lance.llm();
         let sequence = Sequence::new(&[Segment::Text(ids)], &llm.config().layout(), self.at);
-        let normed = within_step(|| llm.prefill(&llm.embed(&sequence, &[])?, &sequence, &mut self.cache))?;
+        let prompt = || llm.logits(&llm.prefill(&llm.embed(&sequence, &[])?, &sequence, &mut self.cache)?);
+        let logits = on_pool(prompt)?;
         self.at = sequence.end();
-        self.pick(&normed)
+        self.pick(&logits)
     }
 
     fn step(&mut self, id: u32) -> Result<u32> {
-        let normed = within_step(|| self.lance.llm().step(id, self.at, &mut self.cache))?;
+        let llm = self.lance.llm();
+        let logits = on_pool(|| llm.logits(&llm.step(id, self.at, &mut self.cache)?))?;
         self.at = Cursor { rows: self.at.rows + 1, position: self.at.position + 1 };
-        self.pick(&normed)
+        self.pick(&logits)
     }
 
-    fn pick(&mut self, normed: &Tensor) -> Result<u32> {
-        let logits = within_step(|| -> lance_mm_tensor::Result<Vec<f32>> {
-            Ok(self.lance.llm().logits(normed)?.flatten_all()?.to_vec1()?)
-        })?;
-        self.sampler.pick(&logits, &[])
+    fn pick(&mut self, logits: &Tensor) -> Result<u32> {
+        read_values(logits, |logits| self.sampler.pick(logits, &[]))?
     }
 }
 

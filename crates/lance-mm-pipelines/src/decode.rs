@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use lance_mm_models::{Cache, Cursor, Llm, NextToken};
-use lance_mm_tensor::within_step;
+use lance_mm_tensor::{on_pool, read_values, within_step};
 
 use crate::error::{Error, Result};
 use crate::sampling::{Sampler, Sampling};
@@ -103,20 +103,14 @@ impl Decoder<'_> {
     ) -> Result<Decoded> {
         let start = Instant::now();
         let mut reply = Reply::new(self, options)?;
-        let mut normed = normed;
+        let mut logits = within_step(|| self.llm.logits(&normed))?;
         let finish = loop {
-            let finish = within_step(|| -> Result<Option<Finish>> {
-                let logits = self.llm.logits(&normed)?.flatten_all()?.to_vec1::<f32>()?;
-                let finish = reply.take(&logits, sink)?;
-                if finish.is_none() {
-                    normed = self.llm.step(reply.last(), at, cache)?;
-                    at = next(at);
-                }
-                Ok(finish)
-            })?;
-            if let Some(finish) = finish {
+            if let Some(finish) = read_values(&logits, |logits| reply.take(logits, sink))?? {
                 break finish;
             }
+            let id = reply.last();
+            logits = on_pool(|| self.llm.logits(&self.llm.step(id, at, cache)?))?;
+            at = next(at);
         };
         Ok(reply.finish(finish, start.elapsed(), sink))
     }
@@ -129,39 +123,41 @@ impl Decoder<'_> {
         options: &Decoding,
         sink: &mut SinkOf<'_>,
     ) -> Result<Vec<Decoded>> {
+        if prompts.is_empty() {
+            return Ok(Vec::new());
+        }
         let start = Instant::now();
         let mut decoded: Vec<Option<Decoded>> = prompts.iter().map(|_| None).collect();
         let mut active = Vec::with_capacity(prompts.len());
         for (index, prompt) in prompts.into_iter().enumerate() {
             active.push((index, Reply::new(self, options)?, prompt));
         }
-        while !active.is_empty() {
-            let rows: Vec<&Tensor> = active.iter().map(|(_, _, prompt)| &prompt.normed).collect();
-            let logits = within_step(|| -> Result<_> {
-                Ok(self.llm.logits(&Tensor::cat(&rows, 0)?)?.to_vec2::<f32>()?)
-            })?;
-            let mut going_on = Vec::with_capacity(active.len());
-            for ((index, mut reply, prompt), logits) in active.into_iter().zip(logits) {
-                let mut sink = |piece: &str| sink(index, piece);
-                match reply.take(&logits, &mut sink)? {
-                    Some(finish) => decoded[index] = Some(reply.finish(finish, start.elapsed(), &mut sink)),
-                    None => going_on.push((index, reply, prompt)),
+        let rows: Vec<&Tensor> = active.iter().map(|(_, _, prompt)| &prompt.normed).collect();
+        let mut logits = within_step(|| -> Result<_> { Ok(self.llm.logits(&Tensor::cat(&rows, 0)?)?) })?;
+        loop {
+            let width = logits.dim(1)?;
+            active = read_values(&logits, |logits| -> Result<_> {
+                let mut going_on = Vec::with_capacity(active.len());
+                for ((index, mut reply, prompt), logits) in active.into_iter().zip(logits.chunks(width)) {
+                    let mut sink = |piece: &str| sink(index, piece);
+                    match reply.take(logits, &mut sink)? {
+                        Some(finish) => {
+                            decoded[index] = Some(reply.finish(finish, start.elapsed(), &mut sink));
+                        }
+                        None => going_on.push((index, reply, prompt)),
+                    }
                 }
-            }
-            active = going_on;
+                Ok(going_on)
+            })??;
             if active.is_empty() {
                 break;
             }
-            let token =
-                |(_, reply, prompt): &mut (usize, Reply<'_>, Prefilled<'_>)| (reply.last(), prompt.at);
-            let tokens: Vec<(u32, Cursor)> = active.iter_mut().map(token).collect();
-            let caches = active.iter_mut().map(|(_, _, prompt)| &mut *prompt.cache);
-            let steps = tokens.into_iter().zip(caches);
-            let steps = steps.map(|((id, start), cache)| NextToken { id, start, cache }).collect();
-            let rows = within_step(|| self.llm.step_all(steps))?;
-            for (row, (_, _, prompt)) in active.iter_mut().enumerate() {
-                (prompt.normed, prompt.at) = (rows.narrow(0, row, 1)?, next(prompt.at));
+            let mut steps = Vec::with_capacity(active.len());
+            for (_, reply, prompt) in &mut active {
+                steps.push(NextToken { id: reply.last(), start: prompt.at, cache: prompt.cache });
+                prompt.at = next(prompt.at);
             }
+            logits = on_pool(|| self.llm.logits(&self.llm.step_all(steps)?))?;
         }
         Ok(decoded.into_iter().flatten().collect())
     }

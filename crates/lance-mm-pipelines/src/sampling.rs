@@ -172,7 +172,7 @@ impl Sampler {
 
     /// The logits below the limit, with the penalty on every id in `generated`.
     fn penalised<'a>(&self, logits: &'a [f32], generated: &[u32]) -> Result<Cow<'a, [f32]>> {
-        if let Some(i) = logits.iter().position(|logit| !logit.is_finite()) {
+        if let Some(i) = first_not_finite(logits) {
             return Err(Error::Logits(format!("expected finite numbers, found {} for id {i}", logits[i])));
         }
         let Some(logits) = logits.get(..self.limit) else {
@@ -198,16 +198,28 @@ impl Sampler {
     }
 }
 
-/// The id of the largest value, the lowest on a tie.
+/// Values that are compared side by side: as many as fill registers, several times.
+const TOGETHER: usize = 64;
+
+/// Where the first value is that is infinite or no number.
+fn first_not_finite(values: &[f32]) -> Option<usize> {
+    let chunk =
+        values.chunks(TOGETHER).position(|chunk| !chunk.iter().fold(true, |all, v| all & v.is_finite()))?;
+    let rest = values[chunk * TOGETHER..].iter().position(|v| !v.is_finite())?;
+    Some(chunk * TOGETHER + rest)
+}
+
+/// The lowest id of the largest of finite values.
 fn argmax(values: &[f32]) -> u32 {
-    let mut best = 0;
-    let mut largest = f32::NEG_INFINITY;
-    for (id, &value) in (0..).zip(values) {
-        if value > largest {
-            (best, largest) = (id, value);
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; TOGETHER];
+    for chunk in values.chunks(TOGETHER) {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, *value);
         }
     }
-    best
+    let largest = lanes.into_iter().fold(f32::NEG_INFINITY, larger);
+    values.iter().position(|value| *value == largest).unwrap_or(0) as u32
 }
 
 /// Ids and values by falling value, rising id on a tie; the first `top_k` of them, or all if 0.

@@ -64,4 +64,5 @@ pub use pool::on_pool;
 pub use quantization::{Mode, Quantization, Scheme};
 pub use repeat::repeat_pixels;
 pub use rope::{Rotary, RotaryTable};
+pub use values::read_values;
 pub use weights::{TensorInfo, Weights};

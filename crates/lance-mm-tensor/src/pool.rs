@@ -1,5 +1,6 @@
 //! The threads that operations share.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use crate::kernels::metal;
 /// Runs `run` on one of the threads that operations share, and keeps the others awake meanwhile: operations that
 /// are called there begin at once. Called elsewhere each hands its work over and sleeps until it is done, and threads
 /// that have nothing to do for some microseconds fall asleep too, which costs a decode step of some hundred operations
-/// a fifth of its time.
+/// a fifth of its time. Called within itself it only calls `run`.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -26,7 +27,7 @@ use crate::kernels::metal;
 /// ```
 pub fn on_pool<R: Send>(run: impl FnOnce() -> R + Send) -> R {
     // What stands in for a device does so on its own thread.
-    match metal::runs_on(&Device::Cpu) {
+    match metal::runs_on(&Device::Cpu) || HERE.get() {
         true => run(),
         // What the system holds back for a device it holds back for a thread, and the caller's is another.
         false => run_with_others(|| within_step(run)),
@@ -52,6 +53,11 @@ pub(crate) fn zeros(n: usize) -> Vec<f32> {
 /// Runs of [`on_pool`] there are now.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
+thread_local! {
+    /// Whether this thread is in one.
+    static HERE: Cell<bool> = const { Cell::new(false) };
+}
+
 fn run_with_others<R: Send>(run: impl FnOnce() -> R + Send) -> R {
     let done = AtomicBool::new(false);
     rayon::scope(|scope| {
@@ -70,18 +76,21 @@ fn run_with_others<R: Send>(run: impl FnOnce() -> R + Send) -> R {
 /// Counts as running until it is dropped, also by a panic.
 struct Running<'a> {
     done: &'a AtomicBool,
+    /// Whether the thread was in another one before.
+    here: bool,
 }
 
 impl<'a> Running<'a> {
     fn new(done: &'a AtomicBool) -> Self {
         RUNNING.fetch_add(1, Ordering::Relaxed);
-        Self { done }
+        Self { done, here: HERE.replace(true) }
     }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         RUNNING.fetch_sub(1, Ordering::Relaxed);
+        HERE.set(self.here);
         self.done.store(true, Ordering::Relaxed);
     }
 }
@@ -136,6 +145,14 @@ mod tests {
             ended.send(()).unwrap();
         });
         end.recv_timeout(std::time::Duration::from_secs(60)).expect("all runs end");
+    }
+
+    #[test]
+    fn a_run_within_a_run_leaves_the_others_awake() {
+        assert_eq!(on_pool(|| on_pool(|| on_pool(|| RUNNING.load(Ordering::Relaxed)))), 1);
+        assert!(!HERE.get());
+        let failed = std::panic::catch_unwind(|| on_pool(|| panic!("as wanted")));
+        assert!(failed.is_err() && on_pool(|| HERE.get()) && !HERE.get());
     }
 
     #[test]

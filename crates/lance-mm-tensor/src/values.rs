@@ -4,7 +4,28 @@ use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, Device, Storage, StorageRef, Tensor};
 
+use crate::device::within_step;
 use crate::error::{Error, Result};
+
+/// Calls `read` with the f32 values of `tensor` in order: where they lie on the CPU, else copied from their device.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use lance_mm_tensor::read_values;
+///
+/// let tensor = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu)?;
+/// assert_eq!(read_values(&tensor, |values| values.iter().sum::<f32>())?, 10.0);
+/// # Ok::<(), lance_mm_tensor::Error>(())
+/// ```
+///
+/// # Errors
+/// A tensor of another type.
+pub fn read_values<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    match Values::of(tensor) {
+        Ok(values) => Ok(read(&values)),
+        Err(_) => Ok(read(&within_step(|| tensor.flatten_all()?.to_vec1())?)),
+    }
+}
 
 /// The f32 values of a tensor, one after another.
 pub(crate) struct Values<'a> {
