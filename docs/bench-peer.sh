@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Compares the speed of lance-mm with llama.cpp's on the same machine: runs them in turns, three times each, and
-# prints medians and ratios. Let nothing else run meanwhile; it takes a few minutes.
+# Compares the speed of lance-mm with llama.cpp's on the same machine: runs them in turns, three times each, decoding
+# and prompts by themselves, and prints medians: of the speeds and of the turns' ratios. Let nothing else run meanwhile;
+# it takes some minutes.
 #
 #   docs/bench-peer.sh MODEL LLAMA_BENCH -m GGUF [LLAMA_BENCH OPTIONS]
 #
@@ -46,23 +47,32 @@ theirs() {
 
 for run in $(seq "$runs"); do
   echo "run $run of $runs" >&2
-  "$lance" bench "$model" --quiet --quick --only decode --only prefill | ours | tee -a "$results" >&2
-  "$@" -t "$threads" -p 512 -n 64 -r 1 -o jsonl 2>/dev/null | theirs | tee -a "$results" >&2
+  {
+    "$lance" bench "$model" --quiet --only decode | ours
+    "$@" -t "$threads" -p 0 -n 64 -r 1 -o jsonl 2>/dev/null | theirs
+    "$lance" bench "$model" --quiet --quick --only prefill | ours
+    "$@" -t "$threads" -p 512 -n 0 -r 1 -o jsonl 2>/dev/null | theirs
+  } | tee -a "$results" >&2
 done
 
+# Values of one side, a line each, in the order of the turns.
+of_side() {
+  awk -v side="$1" -v name="$2" '$1 == side && $2 == name { print $3 }' "$results"
+}
+
 median() {
-  awk -v side="$1" -v name="$2" '$1 == side && $2 == name { print $3 }' "$results" | sort -g |
-    awk '{ v[NR] = $1 } END { if (NR == 0) exit 1; print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'
+  sort -g | awk '{ v[NR] = $1 } END { if (NR == 0) exit 1; print (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2 }'
 }
 
 printf '\n%s threads, medians of %s runs\n\n' "$threads" "$runs"
 printf '| | lance-mm | llama.cpp | ratio | share of the limit |\n| --- | ---: | ---: | ---: | ---: |\n'
 for name in decode prompt; do
-  a=$(median lance-mm "$name") || { echo "error: lance-mm printed no $name" >&2; exit 1; }
-  b=$(median llama.cpp "$name") || { echo "error: the peer printed no $name" >&2; exit 1; }
-  share=$(median lance-mm "share-$name")
+  a=$(of_side lance-mm "$name" | median) || { echo "error: lance-mm printed no $name" >&2; exit 1; }
+  b=$(of_side llama.cpp "$name" | median) || { echo "error: the peer printed no $name" >&2; exit 1; }
+  ratio=$(paste <(of_side lance-mm "$name") <(of_side llama.cpp "$name") | awk '{ print $1 / $2 }' | median)
+  share=$(of_side lance-mm "share-$name" | median)
   case $name in decode) what="decode, tokens/s" of="read bandwidth" ;; *) what="prompt of 512, tokens/s" of="int8 peak" ;; esac
-  awk -v a="$a" -v b="$b" -v what="$what" -v share="$share" -v of="$of" \
-    'BEGIN { printf "| %s | %.2f | %.2f | %.2f | %.1f %% of %s |\n", what, a, b, a / b, share, of }'
+  awk -v a="$a" -v b="$b" -v ratio="$ratio" -v what="$what" -v share="$share" -v of="$of" \
+    'BEGIN { printf "| %s | %.2f | %.2f | %.2f | %.1f %% of %s |\n", what, a, b, ratio, share, of }'
 done
-printf '\nread bandwidth: %s GB/s\n' "$(median lance-mm bandwidth)"
+printf '\nread bandwidth: %s GB/s\n' "$(of_side lance-mm bandwidth | median)"
