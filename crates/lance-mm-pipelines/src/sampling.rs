@@ -172,7 +172,7 @@ impl Sampler {
 
     /// The logits below the limit, with the penalty on every id in `generated`.
     fn penalised<'a>(&self, logits: &'a [f32], generated: &[u32]) -> Result<Cow<'a, [f32]>> {
-        if let Some(i) = first_not_finite(logits) {
+        if let Some(i) = first(logits, |logit| !logit.is_finite()) {
             return Err(Error::Logits(format!("expected finite numbers, found {} for id {i}", logits[i])));
         }
         let Some(logits) = logits.get(..self.limit) else {
@@ -201,12 +201,11 @@ impl Sampler {
 /// Values that are compared side by side: as many as fill registers, several times.
 const TOGETHER: usize = 64;
 
-/// Where the first value is that is infinite or no number.
-fn first_not_finite(values: &[f32]) -> Option<usize> {
-    let chunk =
-        values.chunks(TOGETHER).position(|chunk| !chunk.iter().fold(true, |all, v| all & v.is_finite()))?;
-    let rest = values[chunk * TOGETHER..].iter().position(|v| !v.is_finite())?;
-    Some(chunk * TOGETHER + rest)
+/// Where the first value is of which `is` holds.
+fn first(values: &[f32], is: impl Fn(f32) -> bool) -> Option<usize> {
+    let has_one = |chunk: &[f32]| chunk.iter().fold(false, |any, value| any | is(*value));
+    let start = values.chunks(TOGETHER).position(has_one)? * TOGETHER;
+    Some(start + values[start..].iter().position(|value| is(*value))?)
 }
 
 /// The lowest id of the largest of finite values.
@@ -219,7 +218,7 @@ fn argmax(values: &[f32]) -> u32 {
         }
     }
     let largest = lanes.into_iter().fold(f32::NEG_INFINITY, larger);
-    values.iter().position(|value| *value == largest).unwrap_or(0) as u32
+    first(values, |value| value == largest).unwrap_or(0) as u32
 }
 
 /// Ids and values by falling value, rising id on a tie; the first `top_k` of them, or all if 0.
@@ -298,6 +297,21 @@ mod tests {
         ] {
             assert_eq!(greedy.pick(logits, generated).unwrap(), id, "{logits:?}");
             assert_eq!(greedy.candidates(logits, generated).unwrap(), [(id, 1.0)]);
+        }
+    }
+
+    #[test]
+    fn the_first_of_many_is_found() {
+        let mut greedy = Sampler::new(&Sampling::default(), 300).unwrap();
+        let mut logits: Vec<f32> = (0..300).map(|id| -(id as f32 - 150.0).abs()).collect();
+        for id in [299, 193, 129, 128, 63, 0] {
+            logits[id] = 7.0;
+            assert_eq!(greedy.pick(&logits, &[]).unwrap() as usize, id);
+        }
+        for id in [250, 130, 64] {
+            logits[id] = f32::NAN;
+            let text = greedy.pick(&logits, &[]).unwrap_err().to_string();
+            assert_eq!(text, format!("logits: expected finite numbers, found NaN for id {id}"));
         }
     }
 

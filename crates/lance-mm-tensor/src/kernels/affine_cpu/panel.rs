@@ -229,7 +229,7 @@ impl<'a> Sixteen<'a> {
         lines
     }
 
-    /// Where row `rows`, counted from these on, would be.
+    /// Where row `rows`, counted from these on, would be if rows were whole lines.
     #[inline(always)]
     fn after(&self, rows: usize) -> *const Line {
         self.lines[0].as_ptr().wrapping_add(rows * self.lines[0].len())
