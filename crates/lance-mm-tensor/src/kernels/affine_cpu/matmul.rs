@@ -152,8 +152,12 @@ impl<const NIBBLES: bool> Kernel for Rearrange<'_, NIBBLES> {
         let groups = tile.lines.start * (LINE / w.group);
         widen(simd, w, w.scales, first, groups, &mut tile.scales);
         widen(simd, w, w.biases, first, groups, &mut tile.biases);
+        let rows = NIBBLES.then(|| [Sixteen::new(w, first), Sixteen::new(w, first + LANES)]);
         for (line, codes) in tile.lines.clone().zip(&mut tile.codes) {
-            unpack::<S, NIBBLES>(simd, w, first, line, &mut codes.0);
+            match &rows {
+                Some(rows) => unpack_nibbles(simd, rows, line, &mut codes.0),
+                None => unpack(simd, w, first, line, &mut codes.0),
+            }
         }
     }
 }
@@ -232,40 +236,42 @@ fn widen<S: Simd>(
 
 /// One line of the tile's rows as bytes, by step of four codes, then row.
 #[inline(always)]
-fn unpack<S: Simd, const NIBBLES: bool>(
+fn unpack_nibbles<S: Simd>(
     simd: S,
-    w: &Affine<'_>,
-    first: usize,
+    rows: &[Sixteen<'_>; 2],
     line: usize,
     codes: &mut [[[u8; 64]; 2]; STEPS],
 ) {
+    for (m, rows) in rows.iter().enumerate() {
+        let lines = rows.line(line);
+        for (quarter, codes) in codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let both = turned(simd, &lines, quarter);
+            for (both, codes) in both.into_iter().zip(codes.as_chunks_mut::<2>().0) {
+                let [low, high] = simd.nibbles(both);
+                simd.store(low, &mut codes[0][m]);
+                simd.store(high, &mut codes[1][m]);
+            }
+        }
+    }
+}
+
+/// As [`unpack_nibbles`], of codes of any width.
+#[inline(always)]
+fn unpack<S: Simd>(simd: S, w: &Affine<'_>, first: usize, line: usize, codes: &mut [[[u8; 64]; 2]; STEPS]) {
     for m in 0..2 {
-        if NIBBLES {
-            let rows = Sixteen::new(w, first + LANES * m);
-            let lines = rows.line(line);
-            for (quarter, codes) in codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                let both = turned(simd, &lines, quarter);
-                for (both, codes) in both.into_iter().zip(codes.as_chunks_mut::<2>().0) {
-                    let [low, high] = simd.nibbles(both);
-                    simd.store(low, &mut codes[0][m]);
-                    simd.store(high, &mut codes[1][m]);
-                }
+        let mut lines = [[0; LINE]; 16];
+        for (r, line_of_row) in lines.iter_mut().enumerate() {
+            let row = (first + LANES * m + r).min(w.rows - 1);
+            unpack_line(w.row(row), w.bits, line, line_of_row);
+        }
+        for half in 0..2 {
+            let mut rows = [simd.load(&[0; 64]); 16];
+            for (row, line) in rows.iter_mut().zip(&lines) {
+                *row = simd.load(&line.as_chunks::<64>().0[half]);
             }
-        } else {
-            let mut lines = [[0; LINE]; 16];
-            for (r, line_of_row) in lines.iter_mut().enumerate() {
-                let row = (first + LANES * m + r).min(w.rows - 1);
-                unpack_line(w.row(row), w.bits, line, line_of_row);
-            }
-            for half in 0..2 {
-                let mut rows = [simd.load(&[0; 64]); 16];
-                for (row, line) in rows.iter_mut().zip(&lines) {
-                    *row = simd.load(&line.as_chunks::<64>().0[half]);
-                }
-                simd.transpose(&mut rows);
-                for (j, row) in rows.into_iter().enumerate() {
-                    simd.store(row, &mut codes[16 * half + j][m]);
-                }
+            simd.transpose(&mut rows);
+            for (j, row) in rows.into_iter().enumerate() {
+                simd.store(row, &mut codes[16 * half + j][m]);
             }
         }
     }
