@@ -17,7 +17,7 @@ use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use super::amx::Filled;
 use super::simd::Simd;
-use super::tile::{self, PANEL};
+use super::tile::PANEL;
 use crate::attention::Block;
 use crate::dense::Activations;
 use crate::pool::zeros;
@@ -187,7 +187,7 @@ impl Attention<'_> {
     /// Query rows `rows` of a block, for the query heads of one key head; `out` has these rows of the output.
     fn many_queries(&self, group: usize, block: &Block, rows: &Range<usize>, out: &mut [f32]) {
         let ([h, _, d], fold) = (self.q.dims, self.fold());
-        let (isa, simd) = (tile::Isa::detect(), Simd::detect());
+        let simd = Simd::detect();
         let scale = 1.0 / (d as f32).sqrt();
         let column = |i: usize| self.column(group, rows, i);
         let n = fold * rows.len();
@@ -202,7 +202,7 @@ impl Attention<'_> {
                     let (_, row) = column((p * PANEL + i).min(n - 1));
                     block.visible(row).end.clamp(keys.start, keys.end) - keys.start
                 };
-                panel.add(isa, simd, (&k, of_keys), (&v, of_values), keys.len(), visible);
+                panel.add(simd, (&k, of_keys), (&v, of_values), keys.len(), visible);
             }
         }
         for (i, (head, row)) in (0..n).map(column).enumerate() {

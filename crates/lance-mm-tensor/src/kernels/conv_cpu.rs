@@ -10,7 +10,8 @@ use rayon::prelude::*;
 
 use super::Rows;
 use super::columns::Columns;
-use super::tile::{Isa, Left, PANEL};
+use super::simd::Simd;
+use super::tile::{self, Left, PANEL};
 use crate::conv::Window;
 use crate::dense::DenseWeight;
 use crate::pool::zeros;
@@ -106,7 +107,7 @@ pub(crate) fn add_conv(x: Frames<'_>, geometry: &Geometry, weight: &DenseWeight,
         n_out,
         pitch,
         pieces,
-        isa: Isa::detect(),
+        simd: Simd::detect(),
     };
     let panels = n_out.div_ceil(PANEL);
     if product.input_of(rows, columns) <= SMALL && panels >= rayon::current_num_threads() {
@@ -165,7 +166,7 @@ struct Product<'a> {
     pitch: usize,
     /// The parts of a filter's row.
     pieces: Vec<Piece>,
-    isa: Isa,
+    simd: Simd,
 }
 
 /// Neighbouring values under one row of a filter.
@@ -205,7 +206,7 @@ impl Product<'_> {
         self.gather(0, 0, height, width, &mut input);
         let filter_row = kernel_columns * self.x.channels;
         let lines = self.frames.len() * kernel_rows;
-        let block = self.isa.rows();
+        let block = tile::rows(self.simd);
         Columns::new(out, self.n_out).in_parallel(PANEL, 1, |part| {
             let range = part.range();
             for first in range.clone().step_by(PANEL) {
@@ -227,7 +228,7 @@ impl Product<'_> {
                                 let left =
                                     Left { values: &input[from + column * step..], row: step, step: 1 };
                                 let sums = &mut sums[(row * columns + column) * PANEL..];
-                                self.isa.add(block.min(columns - column), left, panel, sums, PANEL);
+                                tile::add(self.simd, block.min(columns - column), left, panel, sums, PANEL);
                             }
                         }
                     }
@@ -279,17 +280,17 @@ impl Product<'_> {
     fn line(&self, input: &[f32], panel: &[f32], count: usize, n: usize, out: &mut [f32]) {
         let step = self.geometry.window.stride * self.pitch;
         let filters = (self.n_out - n * PANEL).min(PANEL);
-        let block = self.isa.rows();
+        let block = tile::rows(self.simd);
         for first in (0..count).step_by(block) {
             let rows = block.min(count - first);
             let input = Left { values: &input[first * step..], row: step, step: 1 };
             let out = &mut out[first * self.n_out..];
             if filters == PANEL {
-                self.isa.add(rows, input, panel, out, self.n_out);
+                tile::add(self.simd, rows, input, panel, out, self.n_out);
                 continue;
             }
-            let mut sums = [0.0; super::tile::MAX_ROWS * PANEL];
-            self.isa.add(rows, input, panel, &mut sums, PANEL);
+            let mut sums = [0.0; tile::MAX_ROWS * PANEL];
+            tile::add(self.simd, rows, input, panel, &mut sums, PANEL);
             for (out, sums) in out.chunks_mut(self.n_out).zip(sums.chunks_exact(PANEL)).take(rows) {
                 for (out, sum) in out.iter_mut().zip(&sums[..filters]) {
                     *out += sum;

@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn gated_values_equal_the_f64_reference() {
-        for simd in Simd::all() {
+        for simd in Simd::available() {
             let mut x: Vec<f32> = seeded(4001, 1).iter().map(|x| x * 30.0).collect();
             x.extend([0.0, -0.0, 88.0, -88.0, 1e30, -1e30, f32::INFINITY]);
             let up = seeded(x.len(), 2);

@@ -8,14 +8,16 @@ pub(super) trait Loop {
     fn run<const FMA: bool>(self) -> Self::Output;
 }
 
-/// Instructions this processor has. Only [`all`](Self::all) makes one.
+/// Instructions this processor has. Only [`available`](Self::available) makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Simd(Kind);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
+    /// AVX-512F.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// What the target always has.
@@ -25,27 +27,28 @@ enum Kind {
 impl Simd {
     /// The widest there are.
     pub(super) fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") {
-                return Self(Kind::Avx512);
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return Self(Kind::Avx2);
-            }
-        }
-        Self(Kind::Baseline)
+        Self::available().next().expect("every processor has the baseline")
     }
 
-    /// The widest there are, and what every processor has.
-    #[cfg(test)]
-    pub(super) fn all() -> [Self; 2] {
-        [Self::detect(), Self(Kind::Baseline)]
+    /// All sets of instructions there are, the widest first; the baseline is always the last.
+    pub(super) fn available() -> impl Iterator<Item = Self> {
+        #[cfg(target_arch = "x86_64")]
+        let sets = [
+            is_x86_feature_detected!("avx512f").then_some(Kind::Avx512),
+            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Kind::Avx2),
+        ];
+        #[cfg(not(target_arch = "x86_64"))]
+        let sets = [None];
+        sets.into_iter().flatten().chain([Kind::Baseline]).map(Self)
+    }
+
+    pub(super) fn kind(self) -> Kind {
+        self.0
     }
 
     pub(super) fn run<L: Loop>(self, what: L) -> L::Output {
         match self.0 {
-            // SAFETY: only `detect` makes this kind, after it found the features.
+            // SAFETY: only `available` makes this kind, after it found the features.
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => unsafe { avx512(what) },
             // SAFETY: as above.

@@ -1,11 +1,13 @@
 //! A few rows times a packed panel of columns, in registers: the inner product of convolutions and of attention.
 
+use super::simd::{Kind, Simd};
+
 /// Columns of a panel.
 pub(super) const PANEL: usize = 32;
 /// Most rows of one call.
 pub(super) const MAX_ROWS: usize = 12;
 
-/// Left of a left operand.
+/// Rows of a left operand.
 #[derive(Clone, Copy)]
 pub(super) struct Left<'a> {
     /// Begins with the first value of the first row.
@@ -16,77 +18,37 @@ pub(super) struct Left<'a> {
     pub(super) step: usize,
 }
 
-/// Instructions this processor has. Only [`detect`](Self::detect) and [`all`](Self::all) make one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Isa(Kind);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    Portable,
+/// Rows to give to one call of [`add`], as many as the registers hold.
+pub(super) fn rows(simd: Simd) -> usize {
+    match simd.kind() {
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => MAX_ROWS,
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => 6,
+        Kind::Baseline => 4,
+    }
 }
 
-impl Isa {
-    /// The best there is.
-    pub(super) fn detect() -> Self {
-        Self::all()[0]
-    }
-
-    /// Every one that this processor can run, best first.
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(clippy::vec_init_then_push, reason = "other processors have more")
-    )]
-    pub(super) fn all() -> Vec<Self> {
-        let mut all = Vec::new();
+/// `out += a · b` for `n` rows: `a` has rows of `k` values, `b` is `(k, PANEL)`, `out` has rows of `PANEL` values that
+/// begin `out_stride` apart.
+///
+/// # Panics
+/// When a slice is too short or there are more rows than [`rows`].
+pub(super) fn add(simd: Simd, n: usize, a: Left<'_>, b: &[f32], out: &mut [f32], out_stride: usize) {
+    let k = b.len() / PANEL;
+    assert!((1..=rows(simd)).contains(&n), "rows of one call");
+    assert!(out_stride >= PANEL, "rows of the result do not overlap");
+    let last = |stride: usize, width: usize| (n - 1).checked_mul(stride)?.checked_add(width);
+    let width = k.saturating_sub(1).checked_mul(a.step).and_then(|last| last.checked_add(k.min(1)));
+    let end = width.and_then(|width| last(a.row, width));
+    assert!(end.is_some_and(|end| end <= a.values.len()), "rows of a within its slice");
+    assert!(last(out_stride, PANEL).is_some_and(|end| end <= out.len()), "rows of the result within it");
+    match simd.kind() {
         #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f") {
-                all.push(Self(Kind::Avx512));
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                all.push(Self(Kind::Avx2));
-            }
-        }
-        all.push(Self(Kind::Portable));
-        all
-    }
-
-    /// Left to give to one call of [`add`](Self::add), as many as the registers hold.
-    pub(super) fn rows(self) -> usize {
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => MAX_ROWS,
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => 6,
-            Kind::Portable => 4,
-        }
-    }
-
-    /// `out += a · b` for `rows` rows: `a` has rows of `k` values, `b` is `(k, PANEL)`, `out` has rows of `PANEL`
-    /// values that begin `out_stride` apart.
-    ///
-    /// # Panics
-    /// When a slice is too short or there are more rows than [`rows`](Self::rows).
-    pub(super) fn add(self, rows: usize, a: Left<'_>, b: &[f32], out: &mut [f32], out_stride: usize) {
-        let k = b.len() / PANEL;
-        assert!((1..=self.rows()).contains(&rows), "rows of one call");
-        assert!(out_stride >= PANEL, "rows of the result do not overlap");
-        let last = |stride: usize, width: usize| (rows - 1).checked_mul(stride)?.checked_add(width);
-        let width = k.saturating_sub(1).checked_mul(a.step).and_then(|last| last.checked_add(k.min(1)));
-        let end = width.and_then(|width| last(a.row, width));
-        assert!(end.is_some_and(|end| end <= a.values.len()), "rows of a within its slice");
-        assert!(last(out_stride, PANEL).is_some_and(|end| end <= out.len()), "rows of the result within it");
-        match self.0 {
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => x86::avx512(rows, a, b, out, out_stride, self),
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => x86::avx2(rows, a, b, out, out_stride, self),
-            Kind::Portable => portable(rows, a, b, out, out_stride),
-        }
+        Kind::Avx512 => x86::avx512(n, a, b, out, out_stride, simd),
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => x86::avx2(n, a, b, out, out_stride, simd),
+        Kind::Baseline => portable(n, a, b, out, out_stride),
     }
 }
 
@@ -110,7 +72,7 @@ fn portable(rows: usize, a: Left<'_>, b: &[f32], out: &mut [f32], out_stride: us
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Isa, Kind, Left, PANEL};
+    use super::{Kind, Left, PANEL, Simd};
 
     /// Calls `$f::<ROWS>` for the number of rows at hand.
     macro_rules! by_rows {
@@ -123,12 +85,19 @@ mod x86 {
         (@ $f:ident $n:literal ($($arg:expr),*)) => { $f::<$n>($($arg),*) };
     }
 
-    pub(super) fn avx512(rows: usize, a: Left<'_>, b: &[f32], out: &mut [f32], out_stride: usize, isa: Isa) {
-        assert_eq!(isa.0, Kind::Avx512, "a value that exists where AVX-512 was detected only");
+    pub(super) fn avx512(
+        rows: usize,
+        a: Left<'_>,
+        b: &[f32],
+        out: &mut [f32],
+        out_stride: usize,
+        simd: Simd,
+    ) {
+        assert_eq!(simd.kind(), Kind::Avx512, "a value that exists where AVX-512 was detected only");
         let k = b.len() / PANEL;
         let strides = [a.row, a.step];
         let (a, b, out) = (a.values.as_ptr(), b.as_ptr(), out.as_mut_ptr());
-        // SAFETY: AVX-512 was detected. `Isa::add`, the only caller, asserted that `rows` rows of `k` values
+        // SAFETY: AVX-512 was detected. `add`, the only caller, asserted that `rows` rows of `k` values
         // lie in `a`, `k` rows of `PANEL` in `b` and `rows` rows of `PANEL` values
         // `out_stride` apart in `out`, which is borrowed mutably.
         unsafe {
@@ -136,8 +105,8 @@ mod x86 {
         }
     }
 
-    pub(super) fn avx2(rows: usize, a: Left<'_>, b: &[f32], out: &mut [f32], out_stride: usize, isa: Isa) {
-        assert_eq!(isa.0, Kind::Avx2, "a value that exists where AVX2 and FMA were detected only");
+    pub(super) fn avx2(rows: usize, a: Left<'_>, b: &[f32], out: &mut [f32], out_stride: usize, simd: Simd) {
+        assert_eq!(simd.kind(), Kind::Avx2, "a value that exists where AVX2 and FMA were detected only");
         let k = b.len() / PANEL;
         let strides = [a.row, a.step];
         let (a, b, out) = (a.values.as_ptr(), b.as_ptr(), out.as_mut_ptr());
@@ -239,9 +208,9 @@ mod tests {
 
     #[test]
     fn every_instruction_set_equals_the_naive_reference() {
-        for isa in Isa::all() {
-            for rows in 1..=isa.rows() {
-                // Left that overlap, lie side by side, lie apart, and lie in columns.
+        for simd in Simd::available() {
+            for n in 1..=rows(simd) {
+                // Rows that overlap, lie side by side, lie apart, and lie in columns.
                 for (k, row, step, out_stride) in [
                     (0usize, 1, 1, PANEL),
                     (1, 1, 1, PANEL),
@@ -249,14 +218,14 @@ mod tests {
                     (64, 70, 1, 50),
                     (9, 1, 14, PANEL),
                 ] {
-                    let values = seeded((rows - 1) * row + k.saturating_sub(1) * step + k.min(1), 1);
+                    let values = seeded((n - 1) * row + k.saturating_sub(1) * step + k.min(1), 1);
                     let a = Left { values: &values, row, step };
                     let b = seeded(k * PANEL, 2);
-                    let mut out = seeded((rows - 1) * out_stride + PANEL, 3);
+                    let mut out = seeded((n - 1) * out_stride + PANEL, 3);
                     let mut expected = out.clone();
-                    isa.add(rows, a, &b, &mut out, out_stride);
-                    naive(rows, a, &b, &mut expected, out_stride);
-                    assert_close(&format!("{isa:?} {rows} {k}"), &out, &expected, 5e-6);
+                    add(simd, n, a, &b, &mut out, out_stride);
+                    naive(n, a, &b, &mut expected, out_stride);
+                    assert_close(&format!("{simd:?} {n} {k}"), &out, &expected, 5e-6);
                 }
             }
         }
@@ -266,6 +235,6 @@ mod tests {
     #[should_panic(expected = "rows of a within its slice")]
     fn short_slices_are_refused() {
         let a = Left { values: &[0.0; 5], row: 3, step: 1 };
-        Isa::detect().add(2, a, &[0.0; 3 * PANEL], &mut [0.0; 2 * PANEL], PANEL);
+        add(Simd::detect(), 2, a, &[0.0; 3 * PANEL], &mut [0.0; 2 * PANEL], PANEL);
     }
 }

@@ -2,7 +2,7 @@
 //! what a softmax needs of them goes from row to row in all lanes at once.
 
 use crate::kernels::simd::{Loop, Simd, exp};
-use crate::kernels::tile::{Isa, Left, PANEL};
+use crate::kernels::tile::{self, Left, PANEL};
 
 /// Keys that scores are made for at once.
 pub(super) const KEYS: usize = 128;
@@ -45,7 +45,6 @@ impl Panel {
     /// `visible(i)` of them; of the first keys taken in every query sees one at least.
     pub(super) fn add(
         &mut self,
-        isa: Isa,
         simd: Simd,
         k: (&[f32], usize),
         v: (&[f32], usize),
@@ -54,10 +53,10 @@ impl Panel {
     ) {
         let scores = &mut self.scores[..n * PANEL];
         scores.fill(0.0);
-        for first in (0..n).step_by(isa.rows()) {
-            let rows = isa.rows().min(n - first);
+        for first in (0..n).step_by(tile::rows(simd)) {
+            let rows = tile::rows(simd).min(n - first);
             let keys = Left { values: &k.0[first * k.1..], row: k.1, step: 1 };
-            isa.add(rows, keys, &self.queries, &mut scores[first * PANEL..], PANEL);
+            tile::add(simd, rows, keys, &self.queries, &mut scores[first * PANEL..], PANEL);
         }
         let scores = scores.as_chunks_mut::<PANEL>().0;
         for i in 0..PANEL {
@@ -67,10 +66,10 @@ impl Panel {
         let Self { sums, max, weight, .. } = self;
         simd.run(Softmax { scores, sums: sums.as_chunks_mut::<PANEL>().0, max, weight });
         let d = self.sums.len() / PANEL;
-        for first in (0..d).step_by(isa.rows()) {
-            let rows = isa.rows().min(d - first);
+        for first in (0..d).step_by(tile::rows(simd)) {
+            let rows = tile::rows(simd).min(d - first);
             let channels = Left { values: &v.0[first..], row: 1, step: v.1 };
-            isa.add(rows, channels, scores.as_flattened(), &mut self.sums[first * PANEL..], PANEL);
+            tile::add(simd, rows, channels, scores.as_flattened(), &mut self.sums[first * PANEL..], PANEL);
         }
     }
 
