@@ -92,8 +92,9 @@ struct Raw {
     vocab_size: usize,
     rms_norm_eps: f64,
     rope_theta: Option<f64>,
-    #[serde(alias = "rope_parameters")]
-    rope_scaling: RawRope,
+    rope_scaling: Option<RawRope>,
+    /// Newer files' name of `rope_scaling`; a file may have both.
+    rope_parameters: Option<RawRope>,
     max_position_embeddings: usize,
     #[serde(default)]
     tie_word_embeddings: bool,
@@ -109,8 +110,9 @@ struct Raw {
 
 #[derive(Deserialize)]
 struct RawRope {
-    #[serde(alias = "rope_type")]
     r#type: Option<String>,
+    /// Newer files' name of `type`; a file may have both.
+    rope_type: Option<String>,
     mrope_section: [usize; 3],
     rope_theta: Option<f64>,
 }
@@ -132,13 +134,10 @@ struct RawVit {
     spatial_merge_size: usize,
     window_size: usize,
     fullatt_block_indexes: Vec<usize>,
-    #[serde(alias = "in_chans", default = "three")]
-    in_channels: usize,
+    in_channels: Option<usize>,
+    /// Another name of `in_channels`; a file may have both.
+    in_chans: Option<usize>,
     tokens_per_second: usize,
-}
-
-fn three() -> usize {
-    3
 }
 
 fn sixty_four() -> usize {
@@ -159,7 +158,15 @@ impl Config {
     pub fn from_json(json: &[u8]) -> Result<Self> {
         let raw: Raw = serde_json::from_slice(json)
             .map_err(|e| Error::File { file: "config.json".into(), message: e.to_string() })?;
-        let rope_theta = raw.rope_theta.or(raw.rope_scaling.rope_theta);
+        let rope = match (raw.rope_scaling, raw.rope_parameters) {
+            (Some(older), Some(newer)) => {
+                older.checked("rope_scaling")?.same(newer.checked("rope_parameters")?)?
+            }
+            (Some(older), None) => older.checked("rope_scaling")?,
+            (None, Some(newer)) => newer.checked("rope_parameters")?,
+            (None, None) => return Err(setting("rope_scaling", "an object with mrope_section", "none")),
+        };
+        let rope_theta = raw.rope_theta.or(rope.theta);
         let config = Self {
             hidden_size: raw.hidden_size,
             num_hidden_layers: raw.num_hidden_layers,
@@ -169,7 +176,7 @@ impl Config {
             vocab_size: raw.vocab_size,
             rms_norm_eps: raw.rms_norm_eps,
             rope_theta: rope_theta.ok_or_else(|| setting("rope_theta", "a number", "none"))?,
-            mrope_section: raw.rope_scaling.mrope_section,
+            mrope_section: rope.mrope_section,
             max_position_embeddings: raw.max_position_embeddings,
             tie_word_embeddings: raw.tie_word_embeddings,
             special_ids: SpecialIds {
@@ -181,9 +188,6 @@ impl Config {
             max_latent_size: raw.max_latent_size,
             und_only: raw.lance_mm.experts.is_some_and(|experts| experts == ["und"]),
         };
-        if let Some(kind) = raw.rope_scaling.r#type.filter(|kind| kind != "mrope" && kind != "default") {
-            return Err(setting("rope_scaling.type", "mrope", kind));
-        }
         config.check()?;
         Ok(config)
     }
@@ -253,6 +257,46 @@ impl Config {
     }
 }
 
+/// What is used of [`RawRope`].
+struct Rope {
+    mrope_section: [usize; 3],
+    theta: Option<f64>,
+}
+
+impl RawRope {
+    fn checked(self, name: &str) -> Result<Rope> {
+        for (part, kind) in [("type", self.r#type), ("rope_type", self.rope_type)] {
+            if let Some(kind) = kind.filter(|kind| kind != "mrope" && kind != "default") {
+                return Err(setting(&format!("{name}.{part}"), "mrope", kind));
+            }
+        }
+        Ok(Rope { mrope_section: self.mrope_section, theta: self.rope_theta })
+    }
+}
+
+impl Rope {
+    /// This, where `rope_scaling` says it, if `rope_parameters` says nothing else.
+    fn same(self, newer: Self) -> Result<Self> {
+        if newer.mrope_section != self.mrope_section {
+            let expected = format!("{:?} as in rope_scaling", self.mrope_section);
+            return Err(setting(
+                "rope_parameters.mrope_section",
+                expected,
+                format!("{:?}", newer.mrope_section),
+            ));
+        }
+        match (self.theta, newer.theta) {
+            (Some(theta), Some(found)) if theta != found => {
+                Err(setting("rope_parameters.rope_theta", format!("{theta} as in rope_scaling"), found))
+            }
+            (theta, newer) => Ok(Self { theta: theta.or(newer), ..self }),
+        }
+    }
+}
+
+/// Colour channels.
+const IN_CHANNELS: usize = 3;
+
 impl RawVit {
     fn checked(self) -> Result<VitConfig> {
         size("vision_config.depth", self.depth, MAX_LAYERS)?;
@@ -270,7 +314,8 @@ impl RawVit {
             ("vision_config.patch_size", self.patch_size, 14),
             ("vision_config.temporal_patch_size", self.temporal_patch_size, 2),
             ("vision_config.spatial_merge_size", self.spatial_merge_size, 2),
-            ("vision_config.in_channels", self.in_channels, 3),
+            ("vision_config.in_channels", self.in_channels.unwrap_or(IN_CHANNELS), IN_CHANNELS),
+            ("vision_config.in_chans", self.in_chans.unwrap_or(IN_CHANNELS), IN_CHANNELS),
         ] {
             // The preparation of pictures is written for these; no Lance or Qwen2.5-VL checkpoint differs.
             if value != expected {
@@ -294,7 +339,7 @@ impl RawVit {
             spatial_merge_size: self.spatial_merge_size,
             window_size: self.window_size,
             fullatt_block_indexes: self.fullatt_block_indexes,
-            in_channels: self.in_channels,
+            in_channels: IN_CHANNELS,
             tokens_per_second: self.tokens_per_second,
         })
     }
@@ -380,6 +425,33 @@ pub(crate) mod tests {
         newer.as_object_mut().unwrap().remove("rope_scaling");
         newer["lance_mm"] = json!({"experts": ["und"]});
         assert!(read(&newer).unwrap().und_only);
+    }
+
+    #[test]
+    fn a_field_may_stand_there_by_both_of_its_names() {
+        let mut both = toy();
+        both["rope_scaling"]["rope_type"] = json!("default");
+        both["rope_parameters"] = both["rope_scaling"].clone();
+        both["rope_parameters"]["rope_theta"] = json!(1e6);
+        both["vision_config"]["in_channels"] = json!(3);
+        assert_eq!(read(&both).unwrap().mrope_section, [1, 1, 2]);
+        both.as_object_mut().unwrap().remove("rope_theta");
+        assert_eq!(read(&both).unwrap().rope_theta, 1e6);
+        for (pointer, value, expected) in [
+            ("/rope_scaling/rope_type", json!("yarn"), "rope_scaling.rope_type: expected mrope, found yarn"),
+            (
+                "/rope_parameters/mrope_section",
+                json!([2, 1, 1]),
+                "rope_parameters.mrope_section: expected [1, 1, 2] as in rope_scaling, found [2, 1, 1]",
+            ),
+            ("/vision_config/in_channels", json!(4), "vision_config.in_channels: expected 3, found 4"),
+            ("/vision_config/in_chans", json!(1), "vision_config.in_chans: expected 3, found 1"),
+        ] {
+            let mut config = both.clone();
+            *config.pointer_mut(pointer).unwrap() = value;
+            let text = read(&config).unwrap_err().to_string();
+            assert!(text.contains(expected), "{text}");
+        }
     }
 
     #[test]
