@@ -2,7 +2,11 @@
 //!
 //! Element and scale formats: OCP Microscaling specification 1.0; packing as in MLX 0.32 `mx.quantize`.
 
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
 use crate::affine::unpack_row;
+use crate::error::{Error, Result};
 use crate::kernels::Rows;
 use crate::quantization::{Mode, Scheme};
 use crate::weights::Bytes;
@@ -15,14 +19,61 @@ pub struct FloatModeWeight {
     scheme: Scheme,
     rows: usize,
     cols: usize,
+    check: Arc<Check>,
+}
+
+/// What a first look at scales found. Loading does not look: it reads no weights.
+struct Check {
+    name: String,
+    /// Row of a scale that is not finite.
+    damage: OnceLock<Option<usize>>,
 }
 
 impl FloatModeWeight {
-    pub(crate) fn new(words: Bytes, scales: Bytes, scheme: Scheme, rows: usize, cols: usize) -> Self {
+    /// Puts a matrix together from what a file holds. `name` names it in errors.
+    pub(crate) fn new(
+        name: &str,
+        words: Bytes,
+        scales: Bytes,
+        scheme: Scheme,
+        rows: usize,
+        cols: usize,
+    ) -> Self {
         assert_ne!(scheme.mode(), Mode::Affine, "the loader chose by mode");
         assert_eq!(words.len(), rows * scheme.words(cols) * 4, "shapes were checked");
         assert_eq!(scales.len(), rows * (cols / scheme.group_size()), "shapes were checked");
-        Self { words, scales, scheme, rows, cols }
+        let check = Arc::new(Check { name: name.to_owned(), damage: OnceLock::new() });
+        Self { words, scales, scheme, rows, cols, check }
+    }
+
+    /// Looks for scales that are not finite, once.
+    ///
+    /// # Errors
+    /// The row of the first one.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.found(*self.check.damage.get_or_init(|| self.damage(0..self.rows)))
+    }
+
+    /// As [`check`](Self::check), of one row only.
+    pub(crate) fn check_row(&self, row: usize) -> Result<()> {
+        self.found(self.damage(row..row + 1))
+    }
+
+    fn damage(&self, rows: Range<usize>) -> Option<usize> {
+        let groups = self.cols / self.scheme.group_size();
+        let scales = &self.scales[rows.start * groups..rows.end * groups];
+        let index = scales.iter().position(|byte| !self.scale(*byte).is_finite())?;
+        Some(rows.start + index / groups)
+    }
+
+    fn found(&self, damage: Option<usize>) -> Result<()> {
+        match damage {
+            None => Ok(()),
+            Some(row) => Err(Error::File {
+                file: format!("{}.scales", self.check.name),
+                message: format!("not finite in row {row}"),
+            }),
+        }
     }
 
     /// Mode, bits and group size.
@@ -38,6 +89,7 @@ impl FloatModeWeight {
     fn scale(&self, byte: u8) -> f32 {
         match self.scheme.mode() {
             Mode::NvFp4 => e4m3(byte),
+            _ if byte == 0xff => f32::NAN,
             _ => f32::exp2(f32::from(byte) - 127.0),
         }
     }
@@ -106,7 +158,7 @@ mod tests {
             let one = if bits == 4 { 0x22 } else { 0x38 };
             let words = Bytes::from_vec(vec![one; 32 * bits / 8]);
             let scales = Bytes::from_vec(vec![scale; 32 / group]);
-            let w = FloatModeWeight::new(words, scales, Scheme::new(bits, group, mode).unwrap(), 1, 32);
+            let w = FloatModeWeight::new("w", words, scales, Scheme::new(bits, group, mode).unwrap(), 1, 32);
             let mut out = [f32::NAN; 32];
             w.read_row(0, &mut out);
             assert_eq!(out, [factor; 32], "{mode}");

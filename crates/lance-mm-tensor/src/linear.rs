@@ -101,8 +101,7 @@ impl Weight {
             return None;
         };
         let parts = AffineParts { words: words.bytes, scales: scales.bytes, biases: biases.bytes, dtype };
-        let name = format!("{}: {}", weights.files(), weights.path());
-        let weight = AffineWeight::new(&name, parts, scheme, rows, cols);
+        let weight = AffineWeight::new(&module(weights), parts, scheme, rows, cols);
         Some(Self::Affine(weight.with_products(weights.products())))
     }
 
@@ -124,7 +123,8 @@ impl Weight {
             weights.note("scales", format!("expected U8, found {:?}", scales.dtype));
             return None;
         }
-        Some(Self::FloatMode(FloatModeWeight::new(words, scales.bytes, scheme, rows, cols)))
+        let name = module(weights);
+        Some(Self::FloatMode(FloatModeWeight::new(&name, words, scales.bytes, scheme, rows, cols)))
     }
 
     fn rows(&self) -> &dyn Rows {
@@ -212,11 +212,15 @@ impl Weight {
 
     /// What products on the CPU read.
     fn matrix(&self) -> Result<Matrix<'_>> {
-        if let Self::Affine(w) = self {
-            w.check()?;
-            if let Some(w) = w.integer() {
-                return Ok(Matrix::Affine(w));
+        match self {
+            Self::Affine(w) => {
+                w.check()?;
+                if let Some(w) = w.integer() {
+                    return Ok(Matrix::Affine(w));
+                }
             }
+            Self::FloatMode(w) => w.check()?,
+            Self::Dense(_) | Self::Device(_) => {}
         }
         Ok(Matrix::Rows(self.rows()))
     }
@@ -232,6 +236,11 @@ impl Weight {
         }
         Ok(())
     }
+}
+
+/// A module's files and name, for errors.
+fn module(weights: &Weights) -> String {
+    format!("{}: {}", weights.files(), weights.path())
 }
 
 /// `y = x · Wᵀ + b`.
@@ -421,8 +430,10 @@ impl Embedding {
         let mut out = vec![0.0; ids.len() * cols];
         for (id, out) in ids.iter().zip(out.chunks_exact_mut(cols)) {
             let row = *id as usize;
-            if let Weight::Affine(w) = &self.weight {
-                w.check_row(row)?;
+            match &self.weight {
+                Weight::Affine(w) => w.check_row(row)?,
+                Weight::FloatMode(w) => w.check_row(row)?,
+                Weight::Dense(_) | Weight::Device(_) => {}
             }
             self.weight.read_row(row, out);
         }

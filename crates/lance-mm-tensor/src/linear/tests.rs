@@ -124,20 +124,40 @@ fn wrong_modules_are_reported_by_name() {
 
 #[test]
 fn a_scale_that_is_not_finite_names_its_row_when_it_is_read() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_, mut stored) = packed();
-    stored[1].3 = bf16s(&[1.0, 1.0, 1.0, 1.0, 1.0, f32::NAN, 1.0, 1.0]);
-    let weights = open(dir.path(), &stored, serde_json::json!({}));
-    let linear = Linear::load(&weights.pp("m"), 64, 4).unwrap();
-    let x = Tensor::zeros((1, 64), DType::F32, &Device::Cpu).unwrap();
-    for _ in 0..2 {
-        let text = linear.forward(&x).unwrap_err().to_string();
+    let (_, mut affine) = packed();
+    affine[1].3 = bf16s(&[1.0, 1.0, 1.0, 1.0, 1.0, f32::NAN, 1.0, 1.0]);
+    let float_mode = |mode: &str, bits: usize, group: usize, bad: u8| {
+        let mut scales = vec![0x38; 4 * 64 / group];
+        scales[2 * 64 / group] = bad;
+        let stored = vec![
+            ("m.weight", Dtype::U32, vec![4, 2 * bits], vec![0; 32 * bits]),
+            ("m.scales", Dtype::U8, vec![4, 64 / group], scales),
+        ];
+        let quantization = serde_json::json!({"mode": mode, "bits": bits, "group_size": group});
+        (stored, serde_json::json!({"quantization": quantization}))
+    };
+    let cases = [
+        (affine, serde_json::json!({})),
+        float_mode("mxfp4", 4, 32, 0xff),
+        float_mode("mxfp8", 8, 32, 0xff),
+        float_mode("nvfp4", 4, 16, 0x7f),
+        float_mode("nvfp4", 4, 16, 0xff),
+    ];
+    for (stored, config) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let weights = open(dir.path(), &stored, config);
+        let linear = Linear::load(&weights.pp("m"), 64, 4).unwrap();
+        let x = Tensor::zeros((1, 64), DType::F32, &Device::Cpu).unwrap();
+        for _ in 0..2 {
+            let text = linear.forward(&x).unwrap_err().to_string();
+            assert!(text.contains("m.scales: not finite in row 2"), "{text}");
+        }
+        let table = Embedding::load(&weights.pp("m"), 4, 64).unwrap();
+        assert_eq!(table.forward(&[0, 1, 3]).unwrap().dims(), [3, 64]);
+        let text = table.forward(&[0, 2]).unwrap_err().to_string();
         assert!(text.contains("m.scales: not finite in row 2"), "{text}");
+        weights.check().unwrap();
     }
-    let table = Embedding::load(&weights.pp("m"), 4, 64).unwrap();
-    assert_eq!(table.forward(&[0, 1, 3]).unwrap().dims(), [3, 64]);
-    let text = table.forward(&[0, 2]).unwrap_err().to_string();
-    assert!(text.contains("m.scales: not finite in row 2"), "{text}");
 }
 
 #[test]

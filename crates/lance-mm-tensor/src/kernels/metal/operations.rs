@@ -261,7 +261,7 @@ fn types_that_do_not_go_together_are_refused() {
 fn what_has_no_kernel_is_refused() {
     let scheme = Scheme::new(4, 32, Mode::MxFp4).unwrap();
     let bytes = |n| Bytes::from_vec(vec![0; n]);
-    let weight = Weight::FloatMode(FloatModeWeight::new(bytes(16), bytes(1), scheme, 1, 32));
+    let weight = Weight::FloatMode(FloatModeWeight::new("w", bytes(16), bytes(1), scheme, 1, 32));
     let text = on_device(|device| weight.to_device(device)).err().unwrap().to_string();
     assert!(text.contains("weights on a device: expected dense or affine weights"), "{text}");
     let heads = tensor(&[1, 2, 12], 14);
