@@ -187,6 +187,11 @@ impl DenseWeight {
         &self.bytes
     }
 
+    /// Rows `R`.
+    pub fn n_rows(&self) -> usize {
+        self.rows
+    }
+
     /// The type the values are stored in.
     pub fn dtype(&self) -> FloatType {
         self.dtype

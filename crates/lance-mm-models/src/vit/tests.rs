@@ -81,6 +81,22 @@ fn a_patch_weight_with_channels_last_is_the_same_network() {
 }
 
 #[test]
+fn a_patch_weight_of_whole_numbers_is_refused_in_either_order() {
+    let config = config();
+    let (c, t, p) = (3, 2, 14);
+    for shape in [vec![config.vision.hidden_size, c, t, p, p], vec![config.vision.hidden_size, t, p, p, c]] {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes = vec![0; 2 * shape.iter().product::<usize>()];
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::I16, shape, &bytes).unwrap();
+        let path = dir.path().join("vit.safetensors");
+        let tensors = [("patch_embed.proj.weight", view)];
+        safetensors::serialize_to_file(tensors, None, &path).unwrap();
+        let error = Vit::load(&config.vision, &Weights::open(&[path]).unwrap()).err().unwrap().to_string();
+        assert!(error.contains("patch_embed.proj.weight") && error.contains("I16"), "{error}");
+    }
+}
+
+#[test]
 fn patches_must_fit_their_grids() {
     let vit = vit();
     let x = patches(8, 1);
