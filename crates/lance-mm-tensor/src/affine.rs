@@ -141,7 +141,8 @@ impl AffineWeight {
     }
 
     /// The same matrix, multiplied with activations in f32: slow, and as exact as f32 is. By default they are
-    /// rounded to whole numbers, with one scale for each row and group: to 16 bits up to 16 rows, to 8 bits for more.
+    /// rounded to whole numbers, with one scale for each row and group: 32,639 steps to either side of zero in one or two
+    /// rows, 127 in more. On AMX more than eight rows (two, of other widths than 4 bits) are multiplied as bf16, values of the matrix too.
     pub fn with_f32_activations(self) -> Self {
         self.with_products(Products::F32)
     }
@@ -278,7 +279,7 @@ impl AffineWeight {
         self.cols / self.scheme.group_size()
     }
 
-    /// One row as `scale · code + bias` in f32: what products and lookups use by default.
+    /// One row as `scale · code + bias` in f32: what lookups use by default.
     ///
     /// # Panics
     /// When `row` or the length of `out` does not fit.

@@ -119,8 +119,8 @@ impl Weights {
 
     /// The same files, affine matrices read as `mx.dequantize` reads them: product and sum each rounded to
     /// the type of the scales. The default is `scale · code + bias` without rounding, as `mx.quantized_matmul`
-    /// computes; this is for comparing with numbers that were made from dequantized weights. Activations are
-    /// in f32.
+    /// computes (on AMX rounded to bf16 for many rows); this is for comparing with numbers that were made from
+    /// dequantized weights. Activations are in f32.
     pub fn with_mlx_rounding(self) -> Self {
         self.with_products(Products::MlxRounded)
     }
