@@ -140,7 +140,7 @@ impl LatentLayers {
         let x = llm.embed(sequence, &[self.embed(latents, grid, times)?])?;
         let before = cache.len();
         let hidden = llm.forward(&x, sequence, cache);
-        cache.truncate(before);
+        cache.truncate(before)?;
         let normed = llm.norm(&hidden?, sequence)?;
         let rows = &sequence.visual()[0];
         let velocity = self.velocity_of(&normed.narrow(0, rows.start, rows.len())?)?;

@@ -339,7 +339,7 @@ impl Llm {
             result = result.and_then(|x| layer.forward(&x, &mut pass, i, probe));
         }
         if result.is_err() {
-            pass.truncate(&lengths);
+            pass.truncate(&lengths)?;
         }
         result
     }

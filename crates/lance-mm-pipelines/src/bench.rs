@@ -75,7 +75,7 @@ impl<'a> Decode<'a> {
             id = self.run.step(id)?;
         }
         let time = start.elapsed();
-        self.run.cache.truncate(begin.rows);
+        self.run.cache.truncate(begin.rows)?;
         self.run.at = begin;
         let per_step = lance.llm().step_bytes() + self.run.cache.row_bytes()?;
         let flops = (0..steps).map(|step| lance.llm().flops(1, begin.rows + step)).sum();
@@ -139,7 +139,7 @@ impl<'a> Batch<'a> {
             })??;
         }
         let time = start.elapsed();
-        self.caches.iter_mut().for_each(|cache| cache.truncate(self.at.rows));
+        self.caches.iter_mut().try_for_each(|cache| cache.truncate(self.at.rows))?;
         let cached = self.caches[0].row_bytes()? * n;
         let flops: f64 = (0..steps).map(|step| lance.llm().flops(1, self.at.rows + step)).sum();
         let bytes = (steps * (lance.llm().step_bytes() + cached)) as f64;

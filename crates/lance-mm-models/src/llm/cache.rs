@@ -50,10 +50,17 @@ impl Cache {
     }
 
     /// Forgets rows past `len`; memory is kept for the next ones.
-    pub fn truncate(&mut self, len: usize) {
+    ///
+    /// # Errors
+    /// More rows than there are.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        if len > self.len() {
+            return Err(Error::input("rows to keep", format!("at most {}", self.len()), len));
+        }
         for rows in &mut self.rows {
             *rows = (*rows).min(len);
         }
+        Ok(())
     }
 
     /// Keys of a layer, `(G, rows, D)`; `None` while the layer has none.

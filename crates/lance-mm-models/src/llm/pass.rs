@@ -60,13 +60,11 @@ impl Pass<'_, '_> {
     }
 
     /// Forgets what the pass has appended.
-    pub(super) fn truncate(&mut self, lengths: &[usize]) {
+    pub(super) fn truncate(&mut self, lengths: &[usize]) -> Result<()> {
         match &mut self.context {
             Context::One { cache, .. } => cache.truncate(lengths[0]),
             Context::Each(caches) => {
-                for (cache, length) in caches.iter_mut().zip(lengths) {
-                    cache.truncate(*length);
-                }
+                caches.iter_mut().zip(lengths).try_for_each(|(cache, length)| cache.truncate(*length))
             }
         }
     }

@@ -181,7 +181,8 @@ fn a_fork_and_a_truncated_cache_go_on_as_the_original() {
     let (expected, _) = run(&llm, &question, &[], at, &mut fork);
     // Another question first, then forgotten.
     run(&llm, &[Segment::Text(vec![11; 300])], &[], at, &mut cache);
-    cache.truncate(at.rows);
+    assert!(cache.truncate(cache.len() + 1).is_err());
+    cache.truncate(at.rows).unwrap();
     let (found, _) = run(&llm, &question, &[], at, &mut cache);
     assert_eq!(flat(&found), flat(&expected));
 }

@@ -56,7 +56,7 @@ impl<'a> Chat<'a> {
                 self.turns += 1;
             }
             Err(_) => {
-                self.run.cache.truncate(before.rows);
+                self.run.cache.truncate(before.rows)?;
                 self.run.at = before;
             }
         }
