@@ -322,7 +322,15 @@ impl Understanding {
     /// # Errors
     /// No visuals, an instruction that holds a special token.
     pub fn look(&self, visuals: &[Visual], options: &Options) -> Result<Look<'_>> {
-        Look::new(self, visuals, options)
+        Look::new(self, visuals, true, options)
+    }
+
+    /// As [`look`](Self::look), for a description of the visuals: the question is then empty.
+    ///
+    /// # Errors
+    /// As [`look`](Self::look).
+    pub fn look_to_describe(&self, visuals: &[Visual], options: &Options) -> Result<Look<'_>> {
+        Look::new(self, visuals, false, options)
     }
 
     /// Begins a conversation whose turns see the ones before.

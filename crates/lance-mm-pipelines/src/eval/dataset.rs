@@ -5,10 +5,11 @@ mod parse;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use super::text::{contains_expected, says};
 use crate::error::{Error, Result};
 use crate::image::{self, LoadOptions};
 use crate::inspect::Hash;
-use crate::understand::{Options, Understanding, Visual};
+use crate::understand::{Look, Options, Understanding, Visual};
 use crate::video::{Clip, UNKNOWN_FPS};
 
 /// Questions in the order of their file.
@@ -98,12 +99,13 @@ impl Dataset {
         self
     }
 
-    /// Indices of samples, those that show the same together, in the order in which that comes first.
+    /// Indices of samples, those that show the same together, in the order in which that comes first; descriptions are a
+    /// group of their own.
     pub fn by_shown(&self) -> Vec<Vec<usize>> {
         let mut groups: Vec<Vec<usize>> = Vec::new();
-        let mut places: HashMap<&Shown, usize> = HashMap::new();
+        let mut places: HashMap<(&Shown, bool), usize> = HashMap::new();
         for (i, sample) in self.samples.iter().enumerate() {
-            let place = *places.entry(&sample.shown).or_insert(groups.len());
+            let place = *places.entry((&sample.shown, sample.has_question())).or_insert(groups.len());
             match groups.get_mut(place) {
                 Some(group) => group.push(i),
                 None => groups.push(vec![i]),
@@ -114,6 +116,34 @@ impl Dataset {
 }
 
 impl Sample {
+    /// Whether something is asked; else a description is wanted.
+    pub fn has_question(&self) -> bool {
+        !self.question.is_empty()
+    }
+
+    /// Reads what is shown into a cache, for the question.
+    pub(crate) fn look<'a>(
+        &self,
+        lance: &'a Understanding,
+        visuals: &[Visual],
+        options: &Options,
+    ) -> Result<Look<'a>> {
+        match self.has_question() {
+            true => lance.look(visuals, options),
+            false => lance.look_to_describe(visuals, options),
+        }
+    }
+
+    /// Whether an answer is right, as far as a rule can tell: it contains `expected` or, without that,
+    /// [says](says()) what `answer` does.
+    pub(crate) fn is_answered_by(&self, answer: &str) -> Option<bool> {
+        match (&self.expected, &self.answer) {
+            (Some(expected), _) => Some(contains_expected(answer, expected)),
+            (None, Some(wanted)) => says(answer, wanted),
+            (None, None) => None,
+        }
+    }
+
     /// What an answer is held against: `expected`, else `answer`.
     pub fn wanted(&self) -> Option<&str> {
         self.expected.as_deref().or(self.answer.as_deref())
@@ -126,12 +156,12 @@ impl Sample {
 }
 
 impl Shown {
-    /// Runs a model's vision transformer over it.
+    /// Runs a model's vision transformer over it. Photographs are turned upright.
     ///
     /// # Errors
     /// Files that cannot be read or used.
     pub fn encode(&self, lance: &Understanding, options: &Options) -> Result<Vec<Visual>> {
-        let load = LoadOptions::default();
+        let load = LoadOptions { auto_orient: true, ..LoadOptions::default() };
         match self {
             Self::Images(pictures) => pictures
                 .iter()

@@ -155,9 +155,8 @@ impl Run {
         let contents = visuals.iter().map(|visual| Content::Visual(visual.grid()));
         let contents = contents.chain([Content::Text(&sample.question)]).collect();
         let medium = visuals.iter().map(Visual::medium).next_back().unwrap_or(prompt::Medium::Text);
-        let has_question = !sample.question.is_empty();
         let instruction = options.instruction.clone();
-        let instruction = instruction.unwrap_or_else(|| prompt::instruction(medium, has_question));
+        let instruction = instruction.unwrap_or_else(|| prompt::instruction(medium, sample.has_question()));
         let turns = [Turn::User(contents)];
         let mut segments = prompt::conversation(reference.tokenizer(), &instruction, &turns)?;
         let ids = match sample.answer {
@@ -190,7 +189,7 @@ fn greedy_ids(
 ) -> Result<Vec<u32>> {
     let mut options = options.clone();
     options.decoding.sampling = Default::default();
-    let mut look = lance.look(visuals, &options)?;
+    let mut look = sample.look(lance, visuals, &options)?;
     Ok(look.ask(&sample.question, &options, &mut |_| std::ops::ControlFlow::Continue(()))?.ids)
 }
 

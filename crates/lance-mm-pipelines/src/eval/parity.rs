@@ -66,11 +66,11 @@ pub fn parity(
     let mut measured: Vec<Option<Measured>> = data.samples.iter().map(|_| None).collect();
     let mut done = 0;
     for group in data.by_shown() {
-        let shown = &data.samples[group[0]].shown;
-        let open = |lance: &Understanding| shown.encode(lance, &options.asking);
+        let sample = &data.samples[group[0]];
+        let open = |lance: &Understanding| sample.shown.encode(lance, &options.asking);
         let visuals = [open(reference)?, open(candidate)?];
-        let [mut first, mut second] =
-            [reference.look(&visuals[0], &options.asking)?, candidate.look(&visuals[1], &options.asking)?];
+        let mut first = sample.look(reference, &visuals[0], &options.asking)?;
+        let mut second = sample.look(candidate, &visuals[1], &options.asking)?;
         for i in group {
             let pair = Pair { models, looks: [&mut first, &mut second], options };
             measured[i] = Some(pair.measure(&data.samples[i])?);

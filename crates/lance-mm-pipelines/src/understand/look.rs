@@ -19,13 +19,19 @@ pub struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    pub(super) fn new(lance: &'a Understanding, visuals: &[Visual], options: &Options) -> Result<Self> {
+    pub(super) fn new(
+        lance: &'a Understanding,
+        visuals: &[Visual],
+        has_question: bool,
+        options: &Options,
+    ) -> Result<Self> {
         let parts: Vec<Part<'_>> = visuals.iter().map(Part::Visual).collect();
         let medium = medium(&parts);
         if medium == Medium::Text {
             return Err(Error::Prompt("expected a picture to look at, found none".into()));
         }
-        let instruction = options.instruction.clone().unwrap_or_else(|| prompt::instruction(medium, true));
+        let default = || prompt::instruction(medium, has_question);
+        let instruction = options.instruction.clone().unwrap_or_else(default);
         let mut prompt = Prompt::new(lance.tokenizer());
         prompt.system(&instruction)?;
         prompt.open_user()?;
@@ -55,7 +61,7 @@ impl<'a> Look<'a> {
             .run
             .prefill(&segments, &[])
             .and_then(|normed| self.run.decode(normed, &options.decoding, sink));
-        self.forget();
+        self.forget()?;
         answer
     }
 
@@ -106,13 +112,14 @@ impl<'a> Look<'a> {
         let segments = prompt.take()?;
         self.run.check(&segments, None)?;
         let rows = self.run.last_rows(&segments, ids.len());
-        self.forget();
+        self.forget()?;
         rows
     }
 
     /// Forgets what came after the pictures.
-    fn forget(&mut self) {
-        self.run.cache.truncate(self.end.rows);
+    fn forget(&mut self) -> Result<()> {
+        self.run.cache.truncate(self.end.rows)?;
         self.run.at = self.end;
+        Ok(())
     }
 }

@@ -152,6 +152,9 @@ mod tests {
         assert_eq!(samples[1].shown.names(), ["a.png", "b.png"]);
         assert_eq!(samples[2].shown, Shown::Video("/data/clip".into()));
         assert_eq!((samples[2].place.as_str(), samples[2].wanted()), ("d.jsonl: line 4", None));
+        let told = samples.iter().map(|sample| sample.is_answered_by("The 2 houses")).collect::<Vec<_>>();
+        assert_eq!(told, [Some(true), None, None], "`expected` is e, whatever the answer counts");
+        assert_eq!(samples[0].is_answered_by("2"), Some(false));
     }
 
     #[test]

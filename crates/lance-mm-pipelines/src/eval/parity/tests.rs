@@ -1,5 +1,6 @@
 use super::*;
 use crate::eval::logits::LogitReport;
+use crate::eval::oracle::answers;
 use crate::testing::{checkpoint, demos};
 
 fn lance() -> Understanding {
@@ -36,6 +37,21 @@ fn greedy_and_given_answers_are_the_same_tokens_where_the_answer_is_right() {
         report.samples.iter().map(|sample| sample.tokens).collect::<Vec<_>>()
     };
     assert_eq!(tokens(Continuation::Greedy), tokens(Continuation::Given));
+}
+
+#[test]
+fn a_description_is_asked_for_as_elsewhere() {
+    let mut data = demos().limited(1);
+    let mut description = data.samples[0].clone();
+    description.question.clear();
+    data.samples.push(description);
+    assert_eq!(data.by_shown(), [[0], [1]]);
+    let lance = lance();
+    let report = parity(&lance, &lance, &data, &ParityOptions::default(), &mut |_, _| {}).unwrap();
+    let alone = answers(&lance, &data, &Options::default(), &mut |_, _| {}).unwrap();
+    for (sample, alone) in report.samples.iter().zip(&alone) {
+        assert_eq!(sample.reference.as_deref(), Some(alone.text.as_str()));
+    }
 }
 
 #[test]
