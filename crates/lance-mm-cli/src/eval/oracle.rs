@@ -18,9 +18,9 @@ Examples:
   lance-mm eval oracle nano
   lance-mm eval oracle ./Lance-3B-bf16 ./Lance-3B-AWQ-INT4 --data cases.jsonl
 
-The first model is the reference. An answer in the data file is the one shipped with upstream's example; an
-answer says the same when it contains it or, where numbers or plates are in it, has the same ones. Where no
-rule can tell, a dash is shown.";
+The first model is the reference. `answer` in the data file is the one shipped with upstream's example: another
+says the same when it has the same numbers and plates or, where there are none, contains it. An answer is held
+against `expected`, where there is one, by containing it. Where no rule can tell, a dash is shown.";
 
 /// Put answers of several models to a few questions side by side.
 #[derive(clap::Args)]

@@ -92,9 +92,8 @@ fn normalised(text: &str) -> String {
 /// Most words of an expected answer that has to occur word for word.
 const SHORT: usize = 3;
 
-/// Whether an answer says what is expected, as far as a rule can tell: equal or containing it, yes; with
-/// [`facts()`] in the expected answer, if both have the same; another short answer, no; another description,
-/// `None`.
+/// Whether an answer says what is expected, as far as a rule can tell: with [`facts()`] in the expected answer, if both
+/// have the same; without, containing it, yes; another short answer, no; another description, `None`.
 pub fn says(answer: &str, expected: &str) -> Option<bool> {
     if answer.trim() == expected.trim() {
         return Some(true);
