@@ -108,6 +108,17 @@ pub enum Activations {
     Bf16,
 }
 
+impl Activations {
+    /// `f32`, `split` or `bf16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Split => "split",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
 /// The type that keys and values for [`attention`](crate::attention()) are best kept in: bf16 where activations are, which
 /// halves what a long context takes and reads.
 pub fn kept_dtype(activations: Activations) -> DType {

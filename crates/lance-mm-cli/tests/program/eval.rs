@@ -56,7 +56,7 @@ fn a_model_has_parity_with_itself() {
     assert_eq!((models.len(), &models[0]), (2, &models[1]));
     let parts = models[0]["components"].as_array().unwrap();
     assert!(parts.iter().all(|part| part["fingerprint"].as_str().is_some_and(|text| text.len() == 16)));
-    assert_eq!((&models[0]["compute_dtype"], &models[0]["device"]), (&"f32".into(), &"cpu".into()));
+    assert_eq!((&models[0]["compute_dtype"], &models[0]["device"]), (&"split".into(), &"cpu".into()));
     assert_eq!((&json["data"]["name"], &json["data"]["samples"]), (&"data.jsonl".into(), &6.into()));
     assert_eq!(json["data"]["hashes"].as_array().unwrap().len(), 6);
     assert_eq!(json["data"]["tokens"], json["report"]["all"]["logits"]["positions"]);

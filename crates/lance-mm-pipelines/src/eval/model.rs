@@ -17,7 +17,7 @@ pub struct ModelInfo {
     pub components: Vec<ComponentSummary>,
     /// Tensors, weights, bytes and bits per weight of all parts.
     pub total: Count,
-    /// The type that activations and logits were computed in.
+    /// What inputs of products with bf16 matrices counted as: `f32`, `split` (two bf16 terms) or `bf16`.
     pub compute_dtype: &'static str,
     /// Where.
     pub device: &'static str,
@@ -40,7 +40,7 @@ impl ModelInfo {
             name: name.to_owned(),
             total: components.iter().map(|part| part.count).sum(),
             components,
-            compute_dtype: "f32",
+            compute_dtype: checkpoint.model.activations().name(),
             device: device_name(checkpoint.model.device()),
         }
     }
