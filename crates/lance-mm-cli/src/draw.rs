@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use lance_mm::generate::{Generated, Resolution, Size};
 use lance_mm::image::{self, LoadOptions, RgbImage};
+use lance_mm::tensor::device_name;
 use lance_mm::{Checkpoint, Generation, GenerationOptions, Guidance, Method, Renorm, Request};
 use serde_json::json;
 
 use crate::args::ComputeArgs;
 use crate::model;
-use crate::output::{self, Hints};
+use crate::output::{self, Hints, StdoutClosed};
 use crate::save::{self, Target};
 use watch::Watch;
 
@@ -192,7 +193,11 @@ impl<'a> Session<'a> {
             let _busy = hints.busy("writing the file");
             target.save(&drawn.frames, &texts)
         })?;
-        output::print(&format!("{}\n", path.display()))?;
+        match output::print(&format!("{}\n", path.display())) {
+            // Nobody reads where the file is, but somebody wants it.
+            Err(error) if error.is::<StdoutClosed>() => {}
+            printed => printed?,
+        }
         if self.args.stats {
             output::say(&output::paint("2", &self.watch.stats()));
         }
@@ -221,6 +226,9 @@ impl<'a> Session<'a> {
             "renorm": format!("{:?}", options.guidance.renorm),
             "renorm_minimum": options.guidance.renorm_min,
             "seed": options.seed,
+            "resolution": request.resolution().map(|Resolution { vae, vit }| json!({"vae": vae, "vit": vit})),
+            "activations": self.args.compute.activations().name(),
+            "device": device_name(self.lance.device()),
         })
     }
 }

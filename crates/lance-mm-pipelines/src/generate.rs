@@ -149,6 +149,11 @@ impl Generation {
         &self.checkpoint.tokenizer
     }
 
+    /// The device its networks run on.
+    pub fn device(&self) -> &Device {
+        self.checkpoint.model.device()
+    }
+
     /// The language model.
     pub fn llm(&self) -> &Llm {
         &self.llm

@@ -78,6 +78,7 @@ fn the_same_seed_draws_the_same_file_and_says_how() {
         (&settings["steps"], &settings["guidance"], &settings["model"]),
         (&2.into(), &4.0.into(), &"model".into())
     );
+    assert_eq!((&settings["activations"], &settings["device"]), (&"bf16".into(), &"cpu".into()));
     assert!(!text("settings").contains(files.root().to_str().unwrap()), "a path of this machine");
 }
 
@@ -91,6 +92,17 @@ fn several_pictures_have_one_seed_after_the_other() {
     let [first, second, eight] =
         ["fox-1.png", "fox-2.png", "eight.png"].map(|n| fs::read(files.path(n)).unwrap());
     assert!(second == eight && first != second);
+}
+
+#[test]
+fn all_pictures_are_drawn_when_nobody_reads_where_they_are() {
+    let files = model();
+    let (model, out) = (files.arg("model"), files.arg("fox.png"));
+    let args = ["generate", "A fox", "-o", &out, "-m", &model, "--size", "32x32", "--steps", "1"];
+    let mut child = command().args(args).args(["--count", "3", "-q"]).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(results(&files), ["fox-1.png", "fox-2.png", "fox-3.png"]);
 }
 
 #[test]

@@ -135,6 +135,16 @@ impl Request<'_> {
         }
     }
 
+    /// To which its picture or video is resized; `None` where there is none.
+    pub fn resolution(&self) -> Option<Resolution> {
+        match self {
+            Self::TextToImage { .. } | Self::TextToVideo { .. } => None,
+            Self::ImageToVideo { resolution, .. }
+            | Self::EditImage { resolution, .. }
+            | Self::EditVideo { resolution, .. } => Some(*resolution),
+        }
+    }
+
     /// Latents of the result.
     ///
     /// # Errors
