@@ -152,7 +152,13 @@ fn fetch_all(api: &Api, repo: &ApiRepo, name: &RepoName, files: &[String], hints
         }
         folder = parent;
     }
-    folder.ok_or_else(|| anyhow!("{name}: expected files, found none"))
+    match (folder, fetches.last()) {
+        (Some(folder), Some(last)) => {
+            last.refer()?;
+            Ok(folder)
+        }
+        _ => bail!("{name}: expected files, found none"),
+    }
 }
 
 /// Puts the common tokenizer into the folder of a repository that has none.

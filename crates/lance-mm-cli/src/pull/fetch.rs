@@ -128,10 +128,16 @@ impl<'a> Fetch<'a> {
         let (blob, pointer) = (self.blob(), self.pointer());
         let make = || {
             fs::create_dir_all(self.cache.pointer_path(&self.commit))?;
-            fs::hard_link(&blob, &pointer).or_else(|_| fs::copy(&blob, &pointer).map(|_| ()))?;
-            self.cache.create_ref(&self.commit)
+            fs::hard_link(&blob, &pointer).or_else(|_| fs::copy(&blob, &pointer).map(|_| ()))
         };
         make().map_err(|error| anyhow!("{}: {error}", pointer.display()))
+    }
+
+    /// Lets the revision that was asked for mean the commit of this file from now on.
+    pub(super) fn refer(&self) -> Result<()> {
+        let folder = self.cache.pointer_path(&self.commit);
+        let refer = self.cache.create_ref(&self.commit);
+        refer.map_err(|error| anyhow!("{}: a reference to it: {error}", folder.display()))
     }
 
     fn blob(&self) -> PathBuf {

@@ -107,6 +107,22 @@ fn an_interrupted_download_goes_on_with_the_next_command() {
 }
 
 #[test]
+fn a_branch_is_found_after_its_commit_was_pulled() {
+    let (files, hub) = hub();
+    let commit = pull(&files, &hub, &[&format!("tiny/nano@{COMMIT}"), "-q"]);
+    let branch = pull(&files, &hub, &["tiny/nano"]);
+    assert_eq!((branch.code, &branch.stdout), (0, &commit.stdout), "{}", branch.stderr);
+    assert!(branch.stderr.starts_with("tiny/nano: everything is in the cache\n"), "{}", branch.stderr);
+    // As after a pull of another commit, to which the branch has gone and come back.
+    let refers = files.path("cache/hub/models--tiny--nano/refs/main");
+    fs::write(&refers, "f".repeat(40)).unwrap();
+    assert_eq!(pull(&files, &hub, &["tiny/nano", "-q"]).code, 0);
+    assert_eq!(fs::read_to_string(refers).unwrap(), COMMIT);
+    let answer = run(at(&files, &hub).args(["ask", "-m", "tiny/nano", &files.demo(2), PLATE]));
+    assert_eq!(answer.stdout, "BX62 BFY\n", "{}", answer.stderr);
+}
+
+#[test]
 fn what_arrives_damaged_is_not_kept() {
     let (files, hub) = hub();
     hub.damage("vit.safetensors");

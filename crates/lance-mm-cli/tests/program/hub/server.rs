@@ -11,6 +11,9 @@ use sha2::{Digest, Sha256};
 /// The commit of every repository.
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
+/// The branch that is at [`COMMIT`], and the commit itself.
+const REVISIONS: [&str; 2] = ["main", COMMIT];
+
 /// A server on the loopback interface for as long as it lives.
 pub(crate) struct Hub {
     address: SocketAddr,
@@ -115,16 +118,18 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     if path.contains("secret/") {
         return status(&mut stream, "401 Unauthorized");
     }
-    if let Some(repo) = path.strip_prefix("/api/models/").and_then(|path| path.strip_suffix("/revision/main"))
-    {
+    let listed = path.strip_prefix("/api/models/").and_then(|path| path.split_once("/revision/"));
+    if let Some((repo, _)) = listed.filter(|(_, revision)| REVISIONS.contains(revision)) {
         let Some(files) = state.files.get(repo) else { return status(&mut stream, "404 Not Found") };
         let siblings: Vec<_> = files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
         let body = serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string();
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
         return stream.write_all((head + &body).as_bytes());
     }
-    let found = path.trim_start_matches('/').split_once("/resolve/main/");
-    let found = found.and_then(|(repo, file)| Some((file, *state.files.get(repo)?.get(file)?)));
+    let found = path.trim_start_matches('/').split_once("/resolve/").and_then(|(repo, rest)| {
+        let (_, file) = rest.split_once('/').filter(|(revision, _)| REVISIONS.contains(revision))?;
+        Some((file, *state.files.get(repo)?.get(file)?))
+    });
     let Some((file, bytes)) = found else { return status(&mut stream, "404 Not Found") };
 
     let range = range.unwrap_or_else(|| "0-".to_owned());
