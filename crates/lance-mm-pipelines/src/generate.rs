@@ -109,20 +109,15 @@ impl Generation {
     ///
     /// # Errors
     /// All tensors that are missing, misshapen or unknown; no VAE; a checkpoint of the UND expert alone.
-    pub fn new(checkpoint: Checkpoint) -> Result<Self> {
-        let lacks =
-            |message: &str| Error::Checkpoint { name: checkpoint.name.clone(), message: message.to_owned() };
+    pub fn new(mut checkpoint: Checkpoint) -> Result<Self> {
         if checkpoint.config.und_only
             || !checkpoint.model.tensors().iter().any(|t| t.name.contains("_moe_gen"))
         {
-            return Err(lacks(
-                "expected both experts, found the UND expert alone, which answers but cannot draw",
-            ));
+            let message = "expected both experts, found the UND expert alone, which answers but cannot draw";
+            return Err(Error::Checkpoint { name: checkpoint.name, message: message.into() });
         }
-        let Some(vae) = &checkpoint.vae else {
-            return Err(lacks("expected vae.safetensors, which drawing needs, found none"));
-        };
-        let vae = Vae::load(&VaeConfig::of(vae)?, vae)?;
+        let vae = checkpoint.require_vae()?;
+        let vae = Vae::load(&VaeConfig::of(&vae)?, &vae)?;
         let latents = LatentLayers::load(&checkpoint.config, &checkpoint.model)?;
         let llm = Llm::load(&checkpoint.config, &checkpoint.model, Experts::Both)?;
         let vit = match &checkpoint.vit {

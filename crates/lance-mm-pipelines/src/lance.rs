@@ -18,7 +18,8 @@ pub struct Checkpoint {
     pub(crate) config: Config,
     pub(crate) model: Weights,
     pub(crate) vit: Option<Weights>,
-    pub(crate) vae: Option<Weights>,
+    /// Or what is wrong with its files, which concerns those who draw.
+    vae: Option<Result<Weights>>,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) stop_ids: Vec<u32>,
     pub(crate) name: String,
@@ -57,7 +58,7 @@ impl Checkpoint {
         require_loadable(&dir.display().to_string(), &config, &model)?;
         let generation = files.generation_config.as_deref().map(read).transpose()?;
         let vit = files.vit.as_ref().map(layout::Part::open).transpose()?;
-        let vae = files.vae.as_ref().map(layout::Part::open).transpose()?;
+        let vae = files.vae.as_ref().map(layout::Part::open);
         let tokenizer = Tokenizer::from_dir(dir)?;
         let name = dir.display().to_string();
         let checkpoint = Self::assemble(&name, &config, generation.as_deref(), tokenizer, model, vit)?;
@@ -120,21 +121,36 @@ impl Checkpoint {
     /// ([`Weights::with_f32_activations`]): to measure what rounding activations costs.
     pub fn with_f32_activations(self) -> Self {
         let with = Weights::with_f32_activations;
-        Self { model: with(self.model), vit: self.vit.map(with), vae: self.vae.map(with), ..self }
+        Self {
+            model: with(self.model),
+            vit: self.vit.map(with),
+            vae: self.vae.map(|vae| vae.map(with)),
+            ..self
+        }
     }
 
     /// The same checkpoint, inputs of products with bf16 matrices taken as `activations`. The VAE's count as f32 or,
     /// with [`Activations::Bf16`], as the sum of two bf16 terms; on a device as f32.
     pub fn with_activations(self, activations: Activations) -> Self {
         let with = |weights: Weights| weights.with_activations(activations);
-        Self { model: with(self.model), vit: self.vit.map(with), vae: self.vae.map(with), ..self }
+        Self {
+            model: with(self.model),
+            vit: self.vit.map(with),
+            vae: self.vae.map(|vae| vae.map(with)),
+            ..self
+        }
     }
 
     /// The same checkpoint, its networks loaded onto `device` (see
     /// [`DeviceChoice::open`](lance_mm_tensor::DeviceChoice::open)).
     pub fn with_device(self, device: &Device) -> Self {
         let onto = |weights: Weights| weights.with_device(device.clone());
-        Self { model: onto(self.model), vit: self.vit.map(onto), vae: self.vae.map(onto), ..self }
+        Self {
+            model: onto(self.model),
+            vit: self.vit.map(onto),
+            vae: self.vae.map(|vae| vae.map(onto)),
+            ..self
+        }
     }
 
     /// The configuration.
@@ -152,14 +168,26 @@ impl Checkpoint {
         self.vit.as_ref()
     }
 
-    /// The tensors of `vae.safetensors`, if it is there.
+    /// The tensors of `vae.safetensors`, if it is there and can be read.
     pub fn vae(&self) -> Option<&Weights> {
-        self.vae.as_ref()
+        self.vae.as_ref()?.as_ref().ok()
+    }
+
+    /// The VAE of those who draw.
+    pub(crate) fn require_vae(&mut self) -> Result<Weights> {
+        let found = self.vae.take().unwrap_or_else(|| {
+            Err(Error::Checkpoint {
+                name: self.name.clone(),
+                message: "expected vae.safetensors, which drawing needs, found none".into(),
+            })
+        })?;
+        self.vae = Some(Ok(found.clone()));
+        Ok(found)
     }
 
     /// The same checkpoint with the VAE of another file: `Weights::open_in(folder, "vae")`.
     pub fn with_vae(self, vae: Weights) -> Self {
-        Self { vae: Some(vae), ..self }
+        Self { vae: Some(Ok(vae)), ..self }
     }
 
     /// Whether `config.json` says that matrices are quantized, or any of a layer is.
@@ -233,7 +261,7 @@ fn check_ids(config: &Config, tokenizer: &Tokenizer) -> Result<()> {
 
 /// Tokens that end an answer: `eos_token_id` of `generation_config.json` together with `<|im_end|>`, else
 /// that and `<|endoftext|>`.
-fn stop_ids(name: &str, generation: Option<&[u8]>, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+pub(crate) fn stop_ids(name: &str, generation: Option<&[u8]>, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let bad = |message: String| Error::Checkpoint {
         name: name.into(),
         message: format!("generation_config.json: {message}"),
@@ -265,7 +293,7 @@ fn stop_ids(name: &str, generation: Option<&[u8]>, tokenizer: &Tokenizer) -> Res
 
 /// `lance_nano.vit_resolution`: the base size of checkpoints that were trained at another than the
 /// published ones.
-fn base_size(name: &str, config: &Value) -> Result<Option<u32>> {
+pub(crate) fn base_size(name: &str, config: &Value) -> Result<Option<u32>> {
     let Some(value) = config.pointer("/lance_nano/vit_resolution") else { return Ok(None) };
     let base = value.as_u64().and_then(|v| u32::try_from(v).ok()).filter(|v| (28..=4096).contains(v));
     match base {
@@ -277,6 +305,6 @@ fn base_size(name: &str, config: &Value) -> Result<Option<u32>> {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })
 }

@@ -34,7 +34,7 @@ pub(crate) fn up(
     }
     within_step(|| run(llm, vit, drawing))?;
     checkpoint.model.release()?;
-    let others = checkpoint.vit.iter().chain(&checkpoint.vae);
+    let others = checkpoint.vit.iter().chain(checkpoint.vae());
     Ok(others.into_iter().try_for_each(|weights| weights.release())?)
 }
 

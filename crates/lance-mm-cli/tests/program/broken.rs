@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::draw::model;
 use crate::support::{Files, lance_mm};
 
 #[test]
@@ -99,6 +100,29 @@ fn models_that_are_not_there() {
             .contains("expected model.safetensors or its index in this folder")
     );
     assert!(ask(&plate).contains("demo_plate.png"));
+}
+
+#[test]
+fn a_vae_that_cannot_be_read_concerns_those_who_draw() {
+    let files = Files::nano();
+    let vae = files.write("nano/vae.safetensors", b"version https://git-lfs.github.com/spec/v1\n");
+    let answer = lance_mm([
+        "ask",
+        "-m",
+        &files.arg("nano"),
+        &files.demo(2),
+        "What is the license plate number of the car?",
+    ]);
+    assert_eq!((answer.code, answer.stdout.as_str()), (0, "BX62 BFY\n"), "{}", answer.stderr);
+    let files = model();
+    let vae = files.write("model/vae.safetensors", &fs::read(vae).unwrap());
+    let (model, out) = (files.arg("model"), files.arg("a.png"));
+    let drawn = lance_mm(["generate", "A fox", "-m", &model, "-o", &out, "--size", "32x32"]);
+    assert!(
+        drawn.error().starts_with(&format!("{vae}: expected weights, found a Git LFS pointer")),
+        "{}",
+        drawn.stderr
+    );
 }
 
 #[test]
