@@ -79,10 +79,10 @@ pub fn inspect(path: &Path, options: InspectOptions) -> Result<Report> {
         true => ExpertsFound::UndAndGen,
         false => ExpertsFound::Und,
     });
-    check_parts(&parts, config, layout, experts, &mut findings);
+    check_parts(&parts, &items, config, layout, experts, &mut findings);
     let quantization = model.and_then(|m| quantized::summary(&m.tensors, &m.modules, &settings.quantization));
     check_settings(config, experts, quantization.as_ref(), &items, &mut findings);
-    let tokenizer = if single { None } else { check::tokenizer(&files.dir, config, &mut findings) };
+    let tokenizer = if single { None } else { check::tokenizer(&files, config, &mut findings) };
     if !single {
         check_presence(&files, &items, experts, &mut findings);
     }
@@ -147,15 +147,24 @@ fn listing(path: &Path, files: &Files, single: bool, findings: &mut Findings) ->
 /// Loads what can be loaded.
 fn check_parts(
     parts: &Parts,
+    items: &[Item<'_>],
     config: Option<&Config>,
     layout: Option<Layout>,
     experts: Option<ExpertsFound>,
     findings: &mut Findings,
 ) {
+    if let Some(vae) = parts.of(Source::Vae) {
+        check::vae(&vae.weights, findings);
+    }
     let Some(config) = config else { return };
     if let Some(model) = parts.of(Source::Model).filter(|_| layout.is_some_and(Layout::loadable)) {
         let experts = if experts == Some(ExpertsFound::UndAndGen) { Experts::Both } else { Experts::Und };
-        check::llm(config, &model.weights, experts, findings);
+        let both = experts == Experts::Both;
+        let latents = both && items.iter().any(|item| item.component == Component::Latent);
+        if both && !latents {
+            findings.note("no layers for latents: images cannot be generated");
+        }
+        check::llm(config, &model.weights, experts, latents, findings);
     }
     if let Some(vit) = parts.of(Source::Vit) {
         check::vit(config, &vit.weights, findings);

@@ -1,7 +1,10 @@
 //! `lance-mm inspect`.
 
+use std::fs;
+
 use serde_json::Value;
 
+use crate::draw::model;
 use crate::support::{Files, lance_mm};
 
 #[test]
@@ -57,5 +60,40 @@ fn problems_are_listed_and_told_by_the_code() {
     for (path, expected) in [("gone", "gone"), ("foo/bar", "run: lance-mm pull foo/bar")] {
         let run = lance_mm(["inspect", path]);
         assert!(run.stdout.is_empty() && run.error().contains(expected), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn what_ask_and_generate_refuse_is_a_problem() {
+    let rename = |files: &Files, file: &str, name: &str| {
+        let bytes = fs::read(files.path(file)).unwrap();
+        let at = bytes.windows(name.len()).position(|bytes| bytes == name.as_bytes()).unwrap();
+        let mut renamed = bytes;
+        renamed[at] = b'X';
+        files.write(file, &renamed);
+    };
+    type Case<'a> = (&'a str, &'a dyn Fn(&Files));
+    let cases: [Case<'_>; 5] = [
+        ("", &|_| {}),
+        ("generation_config.json: eos_token_id: expected ids below", &|files| {
+            files.write("model/generation_config.json", b"{\"eos_token_id\": 9999999}");
+        }),
+        ("generation_config.json: expected ident", &|files| {
+            files.write("model/generation_config.json", b"no json");
+        }),
+        ("llm2vae.weight", &|files| rename(files, "model/model.safetensors", "llm2vae.weight")),
+        ("decoder.head.layer_0.gamma", &|files| {
+            rename(files, "model/vae.safetensors", "decoder.head.layer_0.gamma");
+        }),
+    ];
+    for (expected, damage) in cases {
+        let files = model();
+        damage(&files);
+        let run = lance_mm(["inspect", "--json", &files.arg("model")]);
+        let report: Value = serde_json::from_str(&run.stdout).unwrap();
+        let problems = report["problems"].as_array().unwrap();
+        let told = problems.iter().any(|problem| problem.as_str().unwrap().contains(expected));
+        let wrong = !expected.is_empty();
+        assert_eq!((told, run.code), (wrong, i32::from(wrong)), "{expected}: {report:#}");
     }
 }

@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lance_mm_models::{Config, Experts, Llm, Vit};
+use lance_mm_models::{Config, Experts, LatentLayers, Llm, Vae, VaeConfig, Vit};
 use lance_mm_tensor::{Error as TensorError, Weights};
 
 use super::report::{FileEntry, SpecialId, TokenizerSummary};
 use crate::error::{Error, Result};
-use crate::layout::{Part, visible};
+use crate::lance::{read, stop_ids};
+use crate::layout::{Files, Part, visible};
 use crate::tokenizer::Tokenizer;
 
 /// Problems and notes, each once.
@@ -97,14 +98,32 @@ pub(super) fn shards(part: &Part) -> Vec<PathBuf> {
     names.iter().map(|name| part.path.with_file_name(name)).filter(|path| path.is_file()).collect()
 }
 
-/// Loads the language model and keeps what is wrong with it.
-pub(super) fn llm(config: &Config, weights: &Weights, experts: Experts, findings: &mut Findings) {
-    report(Llm::load(config, weights, experts).map(drop), weights, findings);
+/// Loads the language model and keeps what is wrong with it, or else with what takes in and gives out latents, where
+/// there is any of that.
+pub(super) fn llm(
+    config: &Config,
+    weights: &Weights,
+    experts: Experts,
+    latents: bool,
+    findings: &mut Findings,
+) {
+    let loaded = Llm::load(config, weights, experts).map(drop);
+    let loaded = loaded.and_then(|()| match latents {
+        true => LatentLayers::load(config, weights).map(drop),
+        false => Ok(()),
+    });
+    report(loaded, weights, findings);
 }
 
 /// Loads the vision transformer and keeps what is wrong with it.
 pub(super) fn vit(config: &Config, weights: &Weights, findings: &mut Findings) {
     report(Vit::load(&config.vision, weights).map(drop), weights, findings);
+}
+
+/// Loads the VAE and keeps what is wrong with it.
+pub(super) fn vae(weights: &Weights, findings: &mut Findings) {
+    let loaded = VaeConfig::of(weights).and_then(|config| Vae::load(&config, weights)).map(drop);
+    report(loaded, weights, findings);
 }
 
 fn report(result: lance_mm_tensor::Result<()>, weights: &Weights, findings: &mut Findings) {
@@ -118,13 +137,13 @@ fn report(result: lance_mm_tensor::Result<()>, weights: &Weights, findings: &mut
     }
 }
 
-/// Reads the tokenizer and compares its ids with the configuration's.
+/// Reads the tokenizer and compares its ids with those of the configuration and of `generation_config.json`.
 pub(super) fn tokenizer(
-    dir: &Path,
+    files: &Files,
     config: Option<&Config>,
     findings: &mut Findings,
 ) -> Option<TokenizerSummary> {
-    let tokenizer = match Tokenizer::from_dir(dir) {
+    let tokenizer = match Tokenizer::from_dir(&files.dir) {
         Ok(tokenizer) => tokenizer,
         Err(error) => {
             findings.problem(error);
@@ -136,6 +155,11 @@ pub(super) fn tokenizer(
         if id(token).is_none() {
             findings.problem(format!("{}: expected the token {token}, found none", tokenizer.name()));
         }
+    }
+    let generation = files.generation_config.as_deref().map(read).transpose();
+    let name = files.dir.display().to_string();
+    if let Err(error) = generation.and_then(|json| stop_ids(&name, json.as_deref(), &tokenizer)) {
+        findings.problem(error);
     }
     let vocabulary = tokenizer.vocab_limit();
     if let Some(config) = config.filter(|config| config.vocab_size < vocabulary as usize) {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::check::{self, Findings};
 use super::component::{Component, Source, classify};
 use super::quantized;
+use crate::lance::base_size;
 use crate::layout::{Files, Layout, recognise};
 
 /// The configuration in its three readings, each as far as it can be read.
@@ -38,6 +39,9 @@ impl Settings {
             Err(error) => findings.problem(error),
         }
         if let Some(json) = &settings.json {
+            if let Err(error) = base_size(&files.dir.display().to_string(), json) {
+                findings.problem(error);
+            }
             match Quantization::from_config(json) {
                 Ok(quantization) => settings.quantization = quantization,
                 Err(error) => findings.problem(error),

@@ -36,9 +36,10 @@ pub struct Report {
     pub memory: Option<Memory>,
     /// The tokenizer, if there is one.
     pub tokenizer: Option<TokenizerSummary>,
-    /// Everything that is wrong; empty for a checkpoint that answers questions about images.
+    /// Everything that is wrong; empty for a checkpoint that answers questions about images and, with the GEN expert and a
+    /// VAE, draws.
     pub problems: Vec<String>,
-    /// What is unusual or missing, but harms no question.
+    /// What is unusual, or missing for drawing only.
     pub notes: Vec<String>,
 }
 

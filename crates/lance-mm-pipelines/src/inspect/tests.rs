@@ -34,7 +34,8 @@ fn config(size: &Size) -> Value {
         "num_key_value_heads": size.kv_heads, "intermediate_size": size.mlp, "vocab_size": size.vocab,
         "rms_norm_eps": 1e-6, "rope_theta": 1e6,
         "rope_scaling": {"type": "mrope", "mrope_section": [half - 2, 1, 1]},
-        "max_position_embeddings": 128_000, "tie_word_embeddings": false, "vision_start_token_id": 37,
+        "max_position_embeddings": 128_000, "max_latent_size": size.positions.isqrt(),
+        "tie_word_embeddings": false, "vision_start_token_id": 37,
         "vision_end_token_id": 38, "video_token_id": 39,
         "vision_config": {
             "depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 20,
