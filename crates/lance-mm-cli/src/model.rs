@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use candle_core::Device;
 use lance_mm::{Checkpoint, Files, Understanding};
 
@@ -99,43 +99,6 @@ pub(crate) fn checkpoint(model: &str) -> Result<Checkpoint> {
 /// Whether this is the name of the bundled model.
 pub(crate) fn is_bundled(model: &str) -> bool {
     model == NANO && !Path::new(model).exists()
-}
-
-/// A file of a checkpoint's folder besides the language model.
-pub(crate) struct Extra {
-    pub(crate) name: String,
-    path: PathBuf,
-}
-
-impl Extra {
-    pub(crate) fn read(&self) -> Result<Vec<u8>> {
-        std::fs::read(&self.path).with_context(|| self.path.display().to_string())
-    }
-
-    pub(crate) fn write(&self, to: &Path) -> Result<()> {
-        std::fs::copy(&self.path, to).map(drop).with_context(|| to.display().to_string())
-    }
-}
-
-/// Files that a checkpoint made from this one takes over.
-const EXTRAS: [&str; 8] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "vit.safetensors",
-    "vae.safetensors",
-];
-
-pub(crate) fn extras(model: &str) -> Result<Vec<Extra>> {
-    let folder = folder(model)?;
-    let extra = |name: &&str| {
-        let path = folder.join(name);
-        path.is_file().then(|| Extra { name: (*name).to_owned(), path })
-    };
-    Ok(EXTRAS.iter().filter_map(extra).collect())
 }
 
 fn nano() -> Files {

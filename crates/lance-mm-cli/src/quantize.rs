@@ -22,6 +22,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use lance_mm::eval::Dataset;
+use lance_mm::layout;
 use lance_mm::models::Experts;
 use lance_mm::quant::Expert;
 use lance_mm::{Checkpoint, Generation, Understanding};
@@ -49,6 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let open = || model::checkpoint(&args.model);
     let source = open()?;
     refuse_quantized(&source, &args.model)?;
+    let files = layout::find(&model::folder(&args.model)?)?;
     let has_gen = source.model().tensors().iter().any(|t| t.name.contains("_moe_gen"));
     let layers = source.config().num_hidden_layers;
     let mut schemes = Schemes::new(args.recipe, args.bits, args.group_size, args.size_like_seed, args.vit)?;
@@ -106,11 +108,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let quantizing = Quantizing { open: &open, schemes, recipe, work: &work, experts, quantized };
     quantizing.parts(&mut capture, layers, hints)?;
     let report = Report::gather(&work, args.recipe, &plan, samples.as_ref(), layers)?;
-    let extras = model::extras(&args.model)?;
     let table = output::Output {
         source: &args.model,
         open: &open,
-        extras: &extras,
+        files: &files,
         work: &work,
         schemes,
         gen_,
@@ -180,6 +181,11 @@ fn dataset(args: &Args) -> Result<Dataset> {
              model is fitted to those in this program by --calib bundled)"
         ),
     }
+}
+
+/// Copies a file with the new one's name in the error.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to).map(drop).with_context(|| to.display().to_string())
 }
 
 /// Reads a file with its name in the error.

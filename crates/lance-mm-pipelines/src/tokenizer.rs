@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tokenizers::models::bpe::BPE;
 
@@ -52,17 +52,11 @@ impl Tokenizer {
     /// [`Error::Io`] for a folder or file that cannot be read, [`Error::Tokenizer`] for files
     /// that are missing or are not a byte-level BPE.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let dir = fs::canonicalize(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
-        let folders: Vec<&Path> = dir.ancestors().take(2).collect();
-        let json = folders.iter().map(|folder| folder.join(TOKENIZER_JSON)).find(|p| p.is_file());
-        if let Some(path) = json {
-            return Self::from_json(&read(&path)?, &path.display().to_string());
+        let folder = folder(dir)?;
+        let json = folder.join(TOKENIZER_JSON);
+        if json.is_file() {
+            return Self::from_json(&read(&json)?, &json.display().to_string());
         }
-        let has = |folder: &Path, file| folder.join(file).is_file();
-        let pair = folders.iter().find(|folder| has(folder, VOCAB_JSON) && has(folder, MERGES_TXT));
-        let Some(folder) = pair else {
-            return Err(not_found(&folders));
-        };
         let config = folder.join(CONFIG_JSON);
         let config = if config.is_file() { Some(read(&config)?) } else { None };
         let vocab = read(&folder.join(VOCAB_JSON))?;
@@ -216,6 +210,18 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// Names the files that make a tokenizer, the folders searched, and what of them was there.
+/// The folder with the files of which [`Tokenizer::from_dir`] makes the tokenizer of `dir`.
+pub(crate) fn folder(dir: &Path) -> Result<PathBuf> {
+    let dir = fs::canonicalize(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
+    let folders: Vec<&Path> = dir.ancestors().take(2).collect();
+    let with =
+        |names: &[&str]| folders.iter().find(|folder| names.iter().all(|name| folder.join(name).is_file()));
+    match with(&[TOKENIZER_JSON]).or_else(|| with(&[VOCAB_JSON, MERGES_TXT])) {
+        Some(folder) => Ok(folder.to_path_buf()),
+        None => Err(not_found(&folders)),
+    }
+}
+
 fn not_found(folders: &[&Path]) -> Error {
     let searched: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
     let found: Vec<_> = folders

@@ -36,6 +36,10 @@ pub(super) fn quantized(
     }
     config["quantization"] = Value::Object(quantization.clone());
     config["quantization_config"] = Value::Object(quantization);
+    // The original release says true, and stores a head that differs from the embedding.
+    if config["tie_word_embeddings"] == true && tensors.iter().any(|t| t.name == "lm_head.weight") {
+        config["tie_word_embeddings"] = false.into();
+    }
     if let Some(width) = vit_mlp {
         config["vision_config"]["intermediate_size"] = width.into();
     }

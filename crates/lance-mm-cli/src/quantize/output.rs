@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use lance_mm::Checkpoint;
+use lance_mm::layout::Files;
 use lance_mm::models::is_generation;
 use lance_mm::tensor::{TensorInfo, Weights};
 use safetensors::{Dtype, View};
@@ -16,8 +17,7 @@ use super::page::Page;
 use super::report::Report;
 use super::scheme::Schemes;
 use super::workdir::WorkDir;
-use super::{Gen, config, vit};
-use crate::model::Extra;
+use super::{Gen, config, copy, vit};
 
 /// Bytes from which a tensor is read through a map of its own, whose pages are given back.
 const LARGE: usize = 1 << 20;
@@ -27,7 +27,8 @@ pub(super) struct Output<'a> {
     /// Name of the checkpoint that it is made from.
     pub(super) source: &'a str,
     pub(super) open: &'a dyn Fn() -> Result<Checkpoint>,
-    pub(super) extras: &'a [Extra],
+    /// Its files.
+    pub(super) files: &'a Files,
     pub(super) work: &'a WorkDir,
     pub(super) schemes: &'a Schemes,
     pub(super) gen_: Gen,
@@ -86,27 +87,41 @@ impl Output<'_> {
             .with_context(|| path.display().to_string())?;
         // A source that changed meanwhile would have left a file that does not fit its header.
         Weights::open(&[&path])?;
-        vit::write(dir, &source, self.extras, self.schemes)?;
-        for extra in self.extras {
-            let made = ["config.json", "vit.safetensors"].contains(&extra.name.as_str());
-            if !made && (self.gen_ != Gen::Drop || extra.name != "vae.safetensors") {
-                extra.write(&dir.join(&extra.name))?;
-            }
+        vit::write(dir, &source, self.files.vit.as_ref(), self.schemes)?;
+        self.write_vae(dir, &source)?;
+        for path in self.files.generation_config.iter().chain(&self.files.tokenizer) {
+            copy(path, &dir.join(path.file_name().context("a file has a name")?))?;
         }
-        let json =
-            self.extras.iter().find(|extra| extra.name == "config.json").context("expected config.json")?;
         let wide = vit::mlp_width(&source, self.schemes);
-        let config = config::quantized(&json.read()?, &names, wide, self.gen_, self.report)?;
+        let config = config::quantized(&self.files.read_config()?, &names, wide, self.gen_, self.report)?;
         write(&dir.join("config.json"), &config)?;
         // The writer of tensors makes files that only their owner reads; they are to be as the others.
         let permissions = fs::metadata(dir.join("config.json"))?.permissions();
-        for path in ["model.safetensors", "vit.safetensors"].map(|name| dir.join(name)) {
+        for path in ["model.safetensors", "vit.safetensors", "vae.safetensors"].map(|name| dir.join(name)) {
             if path.is_file() {
                 fs::set_permissions(&path, permissions.clone())
                     .with_context(|| path.display().to_string())?;
             }
         }
         write(&dir.join("quantization_report.json"), self.report.json()?.as_bytes())
+    }
+
+    /// Writes `vae.safetensors`, if the source has a VAE and the new folder the expert that needs it.
+    fn write_vae(&self, dir: &Path, source: &Checkpoint) -> Result<()> {
+        let path = dir.join("vae.safetensors");
+        let (Some(part), Some(vae)) = (&self.files.vae, source.vae()) else { return Ok(()) };
+        if self.gen_ == Gen::Drop {
+            return Ok(());
+        }
+        if !part.sharded {
+            return copy(&part.path, &path);
+        }
+        let anew = || (self.open)()?.vae().cloned().context("a VAE");
+        let entry = |info: TensorInfo| (info.name.clone(), Entry { open: &anew, info });
+        safetensors::serialize_to_file(vae.tensors().into_iter().map(entry), None, &path)
+            .with_context(|| path.display().to_string())?;
+        Weights::open(&[&path])?;
+        Ok(())
     }
 }
 

@@ -5,15 +5,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use lance_mm::Checkpoint;
+use lance_mm::layout::Part;
 use lance_mm::quant::{Recipe, Source, quantize_linear};
 use lance_mm::tensor::{TensorInfo, Weight};
 use safetensors::Dtype;
 
+use super::copy;
 use super::scheme::Schemes;
 use super::stored::{Shared, Stored, packed};
-use crate::model::Extra;
-
-const FILE: &str = "vit.safetensors";
 
 /// Width of the MLP in the new file: whole groups, where its matrices are packed. What is added is zero and
 /// computes zero, since `silu(0) · 0 = 0`.
@@ -23,13 +22,13 @@ pub(super) fn mlp_width(source: &Checkpoint, schemes: &Schemes) -> Option<usize>
     (padded != width && schemes.vit(padded).is_some()).then_some(padded)
 }
 
-/// Writes `vit.safetensors`, if the source has one.
-pub(super) fn write(dir: &Path, source: &Checkpoint, extras: &[Extra], schemes: &Schemes) -> Result<()> {
-    let path = dir.join(FILE);
+/// Writes `vit.safetensors`, if the source has one: `part`.
+pub(super) fn write(dir: &Path, source: &Checkpoint, part: Option<&Part>, schemes: &Schemes) -> Result<()> {
+    let path = dir.join("vit.safetensors");
     let Some(vit) = source.vit() else { return Ok(()) };
-    let file = extras.iter().find(|extra| extra.name == FILE);
+    let file = part.filter(|part| !part.sharded).map(|part| &part.path);
     if let Some(file) = file.filter(|_| !schemes.packs_vit()) {
-        return file.write(&path);
+        return copy(file, &path);
     }
     let wide = mlp_width(source, schemes);
     let mut tensors: HashMap<String, Stored> = HashMap::new();
@@ -53,7 +52,7 @@ pub(super) fn write(dir: &Path, source: &Checkpoint, extras: &[Extra], schemes: 
     }
     vit.check()?;
     match file {
-        Some(file) if tensors.values().all(|t| t.dtype != Dtype::U32) => file.write(&path),
+        Some(file) if tensors.values().all(|t| t.dtype != Dtype::U32) => copy(file, &path),
         _ => safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, Shared(t))), None, &path)
             .with_context(|| path.display().to_string()),
     }

@@ -313,6 +313,86 @@ fn an_mlp_of_the_vision_transformer_is_padded_to_whole_groups() {
     assert_eq!(answers(&files, &out), answers(&files, &cut));
 }
 
+/// Names of the files in a folder.
+fn names(dir: &Path) -> Vec<String> {
+    bytes(dir).into_iter().map(|(name, _)| name).collect()
+}
+
+#[test]
+fn a_source_with_the_original_releases_configuration_is_quantized() {
+    let files = Files::nano_bf16();
+    let path = files.path("nano/config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["tie_word_embeddings"] = true.into();
+    fs::remove_file(path).unwrap();
+    files.write("nano/llm_config.json", config.to_string().as_bytes());
+    let (model, out) = (files.arg("nano"), files.path("out"));
+    let run = lance_mm(["quantize", "-q", &model, &files.arg("out"), "--recipe", "rtn", "--bits", "8"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
+    assert_eq!((&config["quantization"]["bits"], &config["tie_word_embeddings"]), (&8.into(), &false.into()));
+    assert!(!out.join("llm_config.json").exists());
+    assert_eq!(answers(&files, &out), answers(&files, &files.path("nano")));
+}
+
+#[test]
+fn a_tokenizer_one_level_above_the_source_is_taken_along() {
+    let files = Files::nano_bf16();
+    fs::rename(files.path("nano/tokenizer.json"), files.path("tokenizer.json")).unwrap();
+    // Elsewhere: beside the source the new folder would find that tokenizer above itself too.
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let run = lance_mm(["quantize", "-q", &files.arg("nano"), &out.display().to_string(), "--recipe", "rtn"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert_eq!(
+        fs::read(out.join("tokenizer.json")).unwrap(),
+        fs::read(files.path("tokenizer.json")).unwrap()
+    );
+    answers(&files, &out);
+}
+
+/// Puts a part of a checkpoint into two files and the index that lists them.
+fn shard(dir: &Path, stem: &str) {
+    let path = dir.join(format!("{stem}.safetensors"));
+    let whole = fs::read(&path).unwrap();
+    fs::remove_file(path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&whole).unwrap().tensors();
+    let mut map = serde_json::Map::new();
+    for (i, half) in tensors.chunks(tensors.len().div_ceil(2)).enumerate() {
+        let name = format!("{stem}-0000{}-of-00002.safetensors", i + 1);
+        map.extend(half.iter().map(|(tensor, _)| (tensor.clone(), name.clone().into())));
+        let views = half.iter().map(|(tensor, view)| (tensor, view));
+        safetensors::serialize_to_file(views, None, &dir.join(name)).unwrap();
+    }
+    let index = serde_json::json!({ "weight_map": map });
+    fs::write(dir.join(format!("{stem}.safetensors.index.json")), index.to_string()).unwrap();
+}
+
+#[test]
+fn shards_of_every_part_become_one_file() {
+    let files = super::draw::model();
+    let quantize = |out: &str| {
+        let plain = ["--recipe", "rtn", "--group-size", "32"];
+        let run = lance_mm([&["quantize", "-q", &files.arg("model"), &files.arg(out)], &plain[..]].concat());
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let parts = ["model", "vit", "vae"].map(|stem| {
+            let bytes = fs::read(files.path(&format!("{out}/{stem}.safetensors"))).unwrap();
+            let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let tensor = |(name, view): (String, safetensors::tensor::TensorView<'_>)| {
+                (name, view.dtype(), view.shape().to_vec(), view.data().to_vec())
+            };
+            let mut tensors: Vec<_> = file.tensors().into_iter().map(tensor).collect();
+            tensors.sort_by(|a, b| a.0.cmp(&b.0));
+            tensors
+        });
+        (names(&files.path(out)), parts)
+    };
+    let whole = quantize("whole");
+    ["model", "vit", "vae"].iter().for_each(|stem| shard(&files.path("model"), stem));
+    assert!(quantize("shards") == whole, "other files or tensors");
+}
+
 #[test]
 fn what_cannot_be_quantized_is_refused() {
     let files = Files::demos();

@@ -8,6 +8,7 @@ use lance_mm_tensor::Weights;
 
 use super::{Layout, listed};
 use crate::error::{Error, Result};
+use crate::tokenizer;
 
 /// Files that make a tokenizer.
 const TOKENIZER: [&str; 4] = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"];
@@ -36,7 +37,8 @@ pub struct Files {
     pub vit: Option<Part>,
     /// The VAE in MLX's layout.
     pub vae: Option<Part>,
-    /// Files of the tokenizer in this folder.
+    /// Files of the tokenizer, of this folder or of the one above it: all from where
+    /// [`Tokenizer::from_dir`](crate::Tokenizer::from_dir) finds a whole one; empty if it finds none.
     pub tokenizer: Vec<PathBuf>,
     /// The layout that the model file's own name tells, if it does.
     pub marked: Option<Layout>,
@@ -94,13 +96,14 @@ impl Files {
         // The original release keeps the one vision transformer of its variants beside their folders.
         let beside =
             || Part::in_dir(&dir.join("../Qwen2.5-VL-ViT"), "vit").filter(|_| upstream && model.is_some());
+        let tokenizer = tokenizer::folder(dir).map(|folder| TOKENIZER.map(|name| folder.join(name)));
         Self {
             dir: dir.to_owned(),
             config: config.or_else(|| file("llm_config.json")),
             generation_config: file("generation_config.json"),
             vit: Part::in_dir(dir, "vit").or_else(beside),
             vae: Part::in_dir(dir, "vae"),
-            tokenizer: TOKENIZER.iter().filter_map(|name| file(name)).collect(),
+            tokenizer: tokenizer.into_iter().flatten().filter(|path| path.is_file()).collect(),
             model,
             marked,
         }
@@ -270,17 +273,34 @@ mod tests {
 
     #[test]
     fn the_files_of_a_folder() {
-        let dir =
-            folder(&["config.json", "llm_config.json", "model.safetensors", "vit.safetensors", "vocab.json"]);
+        let dir = folder(&["config.json", "llm_config.json", "model.safetensors", "vit.safetensors"]);
         let files = find(dir.path()).unwrap();
         assert!(files.config.unwrap().ends_with("config.json"));
         assert_eq!(files.model.unwrap().path, dir.path().join("model.safetensors"));
-        assert_eq!(files.tokenizer, [dir.path().join("vocab.json")]);
+        assert!(files.tokenizer.is_empty());
         assert!(files.vit.is_some() && files.vae.is_none() && files.marked.is_none());
 
         let dir = folder(&["ema.safetensors", "vit.safetensors.index.json"]);
         let files = find(dir.path()).unwrap();
         assert!(files.model.unwrap().path.ends_with("ema.safetensors") && files.vit.unwrap().sharded);
+    }
+
+    #[test]
+    fn a_tokenizer_is_taken_whole_from_where_it_lies() {
+        let named = |files: &[&str]| -> Vec<String> {
+            let dir = folder(&[&["a/model.safetensors"], files].concat());
+            let root = fs::canonicalize(dir.path()).unwrap();
+            let found = find(&dir.path().join("a")).unwrap().tokenizer;
+            found.iter().map(|path| path.strip_prefix(&root).unwrap().display().to_string()).collect()
+        };
+        assert_eq!(named(&["a/vocab.json", "merges.txt"]), [""; 0]);
+        assert_eq!(named(&["a/vocab.json", "tokenizer.json"]), ["tokenizer.json"]);
+        assert_eq!(
+            named(&["a/tokenizer.json", "a/vocab.json", "vocab.json", "merges.txt"]),
+            ["a/tokenizer.json", "a/vocab.json"]
+        );
+        let pair = ["vocab.json", "merges.txt", "tokenizer_config.json"];
+        assert_eq!(named(&pair), pair);
     }
 
     #[test]
