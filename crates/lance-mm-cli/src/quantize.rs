@@ -22,7 +22,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use lance_mm::eval::Dataset;
-use lance_mm::layout;
+use lance_mm::inspect;
+use lance_mm::layout::{self, Files};
 use lance_mm::models::Experts;
 use lance_mm::quant::Expert;
 use lance_mm::{Checkpoint, Generation, Understanding};
@@ -61,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let hashes = dataset.as_ref().map(samples::hashes).transpose()?.unwrap_or_default();
     let drawings = args.gen_.drawings.as_deref().map(Drawings::read).transpose()?;
     let drawn = drawings.as_ref().map(Drawings::hashes).transpose()?.unwrap_or_default();
-    let plan = args.plan(&fingerprint(&source), &hashes, &drawn);
+    let plan = args.plan(&fingerprint(&source, &files, hints)?, &hashes, &drawn);
     let Some(work) = WorkDir::open(&args.out, &plan)? else {
         hints.note(&format!("{}: finished by an earlier run", args.out.display()));
         return Ok(());
@@ -143,15 +144,20 @@ fn lay_out(
     Ok((runs, inputs))
 }
 
-/// Names, types and shapes of all tensors in one number: another model is another plan.
-fn fingerprint(source: &Checkpoint) -> String {
+/// All bytes of the source in one number: another model is another plan.
+fn fingerprint(source: &Checkpoint, files: &Files, hints: Hints) -> Result<String> {
+    let _busy = hints.busy("reading the checkpoint");
     let mut hash = Sha256::new();
-    for weights in [Some(source.model()), source.vit()].into_iter().flatten() {
-        for tensor in weights.tensors() {
-            hash.update(format!("{} {:?} {:?}\n", tensor.name, tensor.dtype, tensor.shape));
-        }
+    for weights in [Some(source.model()), source.vit(), source.vae()].into_iter().flatten() {
+        hash.update(inspect::fingerprint_of(weights)?);
     }
-    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    for path in files.config.iter().chain(&files.generation_config).chain(&files.tokenizer) {
+        // The length says where the next file begins.
+        let bytes = read(path)?;
+        hash.update(format!("{:?} {}", path.file_name(), bytes.len()));
+        hash.update(bytes);
+    }
+    Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn refuse_quantized(checkpoint: &Checkpoint, name: &str) -> Result<()> {

@@ -128,6 +128,22 @@ pub fn components_of(checkpoint: &Checkpoint) -> Vec<ComponentSummary> {
     components(&all, &hashes)
 }
 
+/// Sixteen hexadecimal digits of the names, types, shapes and every byte of these tensors. What it takes in
+/// memory is one tensor of the files.
+///
+/// # Errors
+/// As [`Weights::release`].
+pub fn fingerprint_of(weights: &Weights) -> Result<String> {
+    let mut all = Hash::new();
+    for info in weights.tensors() {
+        let dtype = format!("{:?}", info.dtype);
+        let found = weights.with_bytes(&info.name, |bytes| scan(bytes, &dtype));
+        add(&mut all, &info.name, &info, found.map_or(0, |found| found.hash));
+        weights.release()?;
+    }
+    Ok(format!("{:016x}", all.finish()))
+}
+
 /// The files of the folder, and parts that lie beside it.
 fn listing(path: &Path, files: &Files, single: bool, findings: &mut Findings) -> Result<Vec<FileEntry>> {
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -274,11 +290,16 @@ fn components(items: &[Item<'_>], hashes: &[Option<u64>]) -> Vec<ComponentSummar
 fn fingerprint(items: &[(&Item<'_>, Option<u64>)]) -> Option<String> {
     let mut all = Hash::new();
     for (item, hash) in items {
-        all.bytes(item.name.as_bytes());
-        all.bytes(format!("{:?} {:?}", item.info.dtype, item.info.shape).as_bytes());
-        all.word((*hash)?);
+        add(&mut all, item.name, item.info, (*hash)?);
     }
     Some(format!("{:016x}", all.finish()))
+}
+
+/// Adds a tensor of this name whose bytes have this hash.
+fn add(all: &mut Hash, name: &str, info: &TensorInfo, hash: u64) {
+    all.bytes(name.as_bytes());
+    all.bytes(format!("{:?} {:?}", info.dtype, info.shape).as_bytes());
+    all.word(hash);
 }
 
 /// Bytes of what answering questions reads.

@@ -124,15 +124,11 @@ impl Clip {
     /// A folder or a file that cannot be read, a file that is no picture, pictures of different sizes, more
     /// than [`LoadOptions::max_pixels`] pixels in all, or what [`sample_indices`] refuses.
     pub fn from_dir(dir: &Path, fps: f64, options: &LoadOptions) -> Result<Self> {
-        let files = files_in_order(dir)?;
-        if files.is_empty() {
-            return Err(Error::Video(format!("no pictures in {}", dir.display())));
-        }
-        let indices = sample_indices_of(dir, files.len(), fps)?;
-        let mut frames = Vec::with_capacity(indices.len());
-        for i in &indices {
-            let frame = load(&files[*i], options)?;
-            check_total(dir, indices.len(), &frame, options)?;
+        let files = sampled_files(dir, fps)?;
+        let mut frames = Vec::with_capacity(files.len());
+        for file in &files {
+            let frame = load(file, options)?;
+            check_total(dir, files.len(), &frame, options)?;
             frames.push(frame);
         }
         Clip::from_frames(frames, SAMPLED_FPS)
@@ -166,6 +162,16 @@ fn check_total(dir: &Path, n: usize, frame: &RgbImage, options: &LoadOptions) ->
         options.max_pixels
     );
     Err(Error::Image { name: dir.display().to_string(), message })
+}
+
+/// The files of a folder that [`Clip::from_dir`] reads.
+pub(crate) fn sampled_files(dir: &Path, fps: f64) -> Result<Vec<PathBuf>> {
+    let files = files_in_order(dir)?;
+    if files.is_empty() {
+        return Err(Error::Video(format!("no pictures in {}", dir.display())));
+    }
+    let indices = sample_indices_of(dir, files.len(), fps)?;
+    Ok(indices.into_iter().map(|i| files[i].clone()).collect())
 }
 
 /// The visible files of a folder, sorted by name with numbers by value.

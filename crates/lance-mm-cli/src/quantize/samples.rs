@@ -31,7 +31,7 @@ pub(super) struct Samples {
 /// One number for each sample, which tells samples apart and not what is in them.
 pub(super) fn hashes(dataset: &Dataset) -> Result<Vec<String>> {
     let hash = |sample: &Sample| {
-        let question = format!("{}\n{}", sample.question, sample.answer.as_deref().unwrap_or_default());
+        let question = format!("{:?} {:?}", sample.question, sample.answer);
         Ok(sample.shown.hash(&question)?)
     };
     dataset.samples.iter().map(hash).collect()

@@ -23,8 +23,12 @@ impl WorkDir {
             let report = out.join("quantization_report.json");
             let report: Option<Value> =
                 fs::read(report).ok().and_then(|text| serde_json::from_slice(&text).ok());
-            if report.is_none_or(|report| report["plan"] != *plan) {
-                bail!("{}: expected a folder that does not exist yet", out.display());
+            if report.as_ref().is_none_or(|report| report["plan"] != *plan) {
+                bail!(
+                    "{}: expected a folder that does not exist yet, found {}",
+                    out.display(),
+                    if report.is_some() { "what other settings or inputs gave" } else { "one" }
+                );
             }
             // An earlier run got this far; it may have been stopped before its clean-up.
             if work.path.exists() {
@@ -35,7 +39,7 @@ impl WorkDir {
         match stored {
             Some(stored) if stored == *plan => {}
             Some(_) => bail!(
-                "{}: left by a run with other settings or another model; remove it, or run that command again",
+                "{}: left by a run with other settings or inputs; remove it, or run that command again",
                 work.path.display()
             ),
             None => {

@@ -313,6 +313,61 @@ fn an_mlp_of_the_vision_transformer_is_padded_to_whole_groups() {
     assert_eq!(answers(&files, &out), answers(&files, &cut));
 }
 
+/// Changes the last byte of a file: of its last tensor, if it holds some.
+fn touch(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_result_is_not_taken_for_that_of_another_model() {
+    let files = Files::nano_bf16();
+    let args = ["quantize", &files.arg("nano"), &files.arg("out"), "--recipe", "rtn"];
+    assert_eq!(lance_mm(args).code, 0);
+    let before = bytes(&files.path("out"));
+    for name in ["model.safetensors", "vit.safetensors", "config.json", "generation_config.json"] {
+        let path = files.path("nano").join(name);
+        let original = fs::read(&path).unwrap();
+        match name.ends_with(".json") {
+            true => fs::write(&path, [&original[..], b" "].concat()).unwrap(),
+            false => touch(&path),
+        }
+        let run = lance_mm(args);
+        assert!(run.error().ends_with("found what other settings or inputs gave"), "{name}: {}", run.stderr);
+        fs::write(&path, original).unwrap();
+    }
+    let run = lance_mm(args);
+    assert!(run.stderr.contains("out: finished by an earlier run"), "{}", run.stderr);
+    assert!(bytes(&files.path("out")) == before, "the bytes differ");
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_does_not_go_on_with_other_inputs() {
+    let files = Files::nano_bf16();
+    let calib = calibration(&files, files.root());
+    let (model, out) = (files.arg("nano"), files.arg("out"));
+    let args = ["quantize", "-q", &model, &out, "--calib", &calib, "--rows", "64", "--without", "descent"]
+        .map(str::to_owned);
+    assert!(with_little_space(200, &args).error().contains(".out.work"));
+    let weights = files.path("nano/model.safetensors");
+    let picture = files.path(lance_mm_nano::DEMOS[3].file);
+    let answer = |text: &str| text.replacen("\"answer\":\"", "\"answer\":\"Not ", 1).into_bytes();
+    for path in [&weights, &picture, Path::new(&calib)] {
+        let original = fs::read(path).unwrap();
+        match path.extension().is_some_and(|extension| extension == "jsonl") {
+            true => fs::write(path, answer(std::str::from_utf8(&original).unwrap())).unwrap(),
+            false => touch(path),
+        }
+        let run = lance_mm(&args);
+        assert!(run.error().contains("left by a run with other settings or inputs"), "{}", run.stderr);
+        fs::write(path, original).unwrap();
+    }
+    let run = lance_mm(&args);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+}
+
 /// Names of the files in a folder.
 fn names(dir: &Path) -> Vec<String> {
     bytes(dir).into_iter().map(|(name, _)| name).collect()

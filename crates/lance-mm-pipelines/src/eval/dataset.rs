@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::image::{self, LoadOptions};
 use crate::inspect::Hash;
 use crate::understand::{Look, Options, Understanding, Visual};
-use crate::video::{Clip, UNKNOWN_FPS};
+use crate::video::{self, Clip, UNKNOWN_FPS};
 
 /// Questions in the order of their file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -181,11 +181,11 @@ impl Shown {
         }
     }
 
-    /// Sixteen hexadecimal digits of the pictures' bytes and a question: tells samples apart without
-    /// telling what is in them. Of a video it is the path that counts.
+    /// Sixteen hexadecimal digits of the bytes of what the model sees and a question: tells samples apart
+    /// without telling what is in them.
     ///
     /// # Errors
-    /// Files that cannot be read.
+    /// Files that cannot be read, a folder that is no video.
     pub fn hash(&self, question: &str) -> Result<String> {
         let mut hash = Hash::new();
         match self {
@@ -194,7 +194,17 @@ impl Shown {
                     hash.bytes(&picture.read()?.0);
                 }
             }
-            Self::Video(path) => hash.bytes(path.as_os_str().as_encoded_bytes()),
+            Self::Video(path) => {
+                // A GIF may be shown as a picture too, and is another sample then.
+                hash.bytes(b"video");
+                let files = match path.is_dir() {
+                    true => video::sampled_files(path, UNKNOWN_FPS)?,
+                    false => vec![path.clone()],
+                };
+                for file in files {
+                    hash.bytes(&read(&file)?);
+                }
+            }
         }
         hash.bytes(question.as_bytes());
         Ok(format!("{:016x}", hash.finish()))
@@ -231,4 +241,31 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 fn bad(name: &str, message: impl ToString) -> Error {
     Error::Data { name: name.to_owned(), message: message.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_seen_makes_the_hash() {
+        let dir = tempfile::tempdir().unwrap();
+        let (gif, folder) = (dir.path().join("a.gif"), dir.path().join("frames"));
+        std::fs::create_dir(&folder).unwrap();
+        let write = |path: &Path, bytes: &str| std::fs::write(path, bytes).unwrap();
+        write(&gif, "one");
+        let frames = |bytes: &str| (0..12).for_each(|i| write(&folder.join(format!("{i}.png")), bytes));
+        frames("one");
+        let picture = Shown::Images(vec![Picture::File(gif.clone())]);
+        let shown = [picture, Shown::Video(gif.clone()), Shown::Video(folder.clone())];
+        let hashes = |question: &str| shown.each_ref().map(|shown| shown.hash(question).unwrap());
+        let before = hashes("What?");
+        assert_eq!(before, hashes("What?"));
+        assert!(before[0] != before[1] && before.iter().zip(hashes("Who?")).all(|(a, b)| *a != b));
+        write(&gif, "two");
+        frames("two");
+        assert!(before.iter().zip(hashes("What?")).all(|(a, b)| *a != b));
+        let gone = Shown::Video(dir.path().join("gone.gif")).hash("").unwrap_err().to_string();
+        assert!(gone.contains("gone.gif"), "{gone}");
+    }
 }

@@ -360,6 +360,23 @@ fn a_deep_look_names_tensor_and_row() {
     }
 }
 
+#[test]
+fn a_fingerprint_is_of_names_shapes_and_every_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.safetensors");
+    let fingerprint = || fingerprint_of(&Weights::open(&[&path]).unwrap()).unwrap();
+    let of = |name: &str, shape: &[usize]| {
+        write(&path, &[(name.to_owned(), Dtype::BF16, shape.to_vec())]);
+        fingerprint()
+    };
+    let first = of("a", &[6, 4]);
+    assert_eq!(first, of("a", &[6, 4]));
+    assert!(first != of("b", &[6, 4]) && first != of("a", &[4, 6]));
+    of("a", &[6, 4]);
+    overwrite(&path, "a", 47..48, &[0x55]);
+    assert_ne!(first, fingerprint());
+}
+
 /// Replaces bytes of a tensor in a file.
 fn overwrite(path: &Path, name: &str, range: Range<usize>, with: &[u8]) {
     let mut file = fs::read(path).unwrap();
