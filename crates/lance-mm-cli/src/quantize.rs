@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             Some(samples) => (samples, None),
             None => {
                 let (runs, inputs) = lay_out(dataset, drawings.as_ref(), &open, hints)?;
-                let samples = Samples::new(runs, source.config(), (args.rows, args.seed))?;
+                let samples = Samples::new(runs, source.config(), args.rows())?;
                 (samples, Some(inputs))
             }
         }),

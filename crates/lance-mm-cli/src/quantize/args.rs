@@ -60,21 +60,22 @@ pub(crate) struct Args {
     /// Bits of the vision transformer, in groups of 64. [default: kept in bf16]
     #[arg(long, value_name = "8|4")]
     pub(super) vit: Option<usize>,
-    /// Rounding with error feedback as a candidate.
-    #[arg(long, value_enum, value_name = "WHERE", default_value = "auto")]
-    gptq: Gptq,
-    /// Steps of the recipe to leave out, to see what each brings.
+    /// Rounding with error feedback as a candidate of vqa-int4 and vqa-mixed. [default: auto]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    gptq: Option<Gptq>,
+    /// Steps of vqa-int4 and vqa-mixed to leave out, to see what each brings.
     #[arg(long, value_enum, value_name = "STEP", value_delimiter = ',')]
     without: Vec<Step>,
-    /// Questions about pictures to fit to; `bundled`: the drawn ones that the nano model knows.
+    /// Questions about pictures to fit to, with every recipe but rtn; `bundled`: the drawn ones that the nano
+    /// model knows.
     #[arg(long, value_name = "FILE.jsonl|bundled")]
     pub(super) calib: Option<PathBuf>,
-    /// Recorded inputs of every linear layer; a quarter of them is held back.
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    pub(super) rows: usize,
-    /// Seed of the choice of inputs.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(super) seed: u64,
+    /// Recorded inputs of every linear layer; a quarter of them is held back. [default: 1024]
+    #[arg(long, value_name = "N")]
+    rows: Option<usize>,
+    /// Seed of the choice of inputs. [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// No progress on standard error.
     #[arg(short, long)]
     pub(super) quiet: bool,
@@ -91,6 +92,13 @@ pub(super) enum Preset {
     VqaInt4,
     /// The same, bits and groups of every matrix by what answers mind, within --bits-per-weight.
     VqaMixed,
+}
+
+impl Preset {
+    /// What it is called on the command line.
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -182,7 +190,7 @@ impl Args {
             Preset::Seed => return Recipe::seed(),
             Preset::VqaInt4 | Preset::VqaMixed => Recipe::default(),
         };
-        recipe.feedback = match self.gptq {
+        recipe.feedback = match self.gptq.unwrap_or(Gptq::Auto) {
             Gptq::Auto => 4096,
             Gptq::All => usize::MAX,
             Gptq::Off => 0,
@@ -208,8 +216,28 @@ impl Args {
         (self.recipe == Preset::VqaMixed).then(|| self.bits_per_weight.unwrap_or(4.75))
     }
 
+    /// Recorded inputs, and the seed of their choice.
+    pub(super) fn rows(&self) -> (usize, u64) {
+        (self.rows.unwrap_or(1024), self.seed.unwrap_or(0))
+    }
+
     /// Refuses options that say nothing to the recipe.
     pub(super) fn check(&self) -> Result<()> {
+        let is_ours = matches!(self.recipe, Preset::VqaInt4 | Preset::VqaMixed);
+        let is_fitted = self.recipe != Preset::Rtn;
+        let ours = "--recipe vqa-int4 or vqa-mixed";
+        let fitted = "a recipe that is fitted to inputs";
+        for (name, is_given, is_heard, expected) in [
+            ("--gptq", self.gptq.is_some(), is_ours, ours),
+            ("--without", !self.without.is_empty(), is_ours, ours),
+            ("--calib", self.calib.is_some(), is_fitted, fitted),
+            ("--rows", self.rows.is_some(), is_fitted, fitted),
+            ("--seed", self.seed.is_some(), is_fitted, fitted),
+        ] {
+            if is_given && !is_heard {
+                bail!("{name}: expected with {expected} only, found --recipe {}", self.recipe.name());
+            }
+        }
         if self.gen_.gen_ == Gen::Calibrate && self.recipe == Preset::Rtn {
             bail!("--gen calibrate: expected a recipe that is fitted to inputs, found rtn");
         }
@@ -230,11 +258,12 @@ impl Args {
 
     /// Everything that decides the result, for the work folder to compare.
     pub(super) fn plan(&self, source: &str, samples: &[String], drawings: &[String]) -> serde_json::Value {
+        let (rows, seed) = self.rows();
         serde_json::json!({
             "source": source, "recipe": self.recipe(), "preset": self.recipe, "bits": self.bits,
             "group_size": self.group_size, "uniform": self.size_like_seed, "gen": self.gen_.gen_, "vit": self.vit,
             "bits_per_weight": self.bits_per_weight().map(|bits| bits.to_string()),
-            "sensitivity": self.sensitivity, "rows": self.rows, "seed": self.seed, "samples": samples, "drawings": drawings, "version": env!("CARGO_PKG_VERSION"),
+            "sensitivity": self.sensitivity, "rows": rows, "seed": seed, "samples": samples, "drawings": drawings, "version": env!("CARGO_PKG_VERSION"),
         })
     }
 }

@@ -480,6 +480,20 @@ fn what_cannot_be_quantized_is_refused() {
     assert!(plain.error().contains("expected a recipe that is fitted to inputs"), "{}", plain.stderr);
     let budget = lance_mm(["quantize", "-q", NANO_BF16, &other, "--bits-per-weight", "4"]);
     assert!(budget.error().contains("--recipe vqa-mixed only"), "{}", budget.stderr);
+    let (ours, fitted) = ("--recipe vqa-int4 or vqa-mixed", "a recipe that is fitted to inputs");
+    for (recipe, option, value, expected) in [
+        ("rtn", "--gptq", "auto", ours),
+        ("seed", "--gptq", "off", ours),
+        ("rtn", "--without", "clip", ours),
+        ("seed", "--without", "scaling,v-o", ours),
+        ("rtn", "--calib", "bundled", fitted),
+        ("rtn", "--rows", "1024", fitted),
+        ("rtn", "--seed", "0", fitted),
+    ] {
+        let unheard = lance_mm(["quantize", "-q", NANO_BF16, &other, "--recipe", recipe, option, value]);
+        let expected = format!("{option}: expected with {expected} only, found --recipe {recipe}");
+        assert_eq!(unheard.error(), expected);
+    }
     let missing = lance_mm(["quantize", "-q", NANO_BF16, &other, "--calib", "nowhere.jsonl"]);
     assert!(missing.error().contains("nowhere.jsonl"), "{}", missing.stderr);
     let none = lance_mm(["quantize", "-q", NANO_BF16, &other]);
