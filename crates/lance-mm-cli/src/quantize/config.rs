@@ -10,8 +10,8 @@ use super::Gen;
 use super::report::Report;
 
 /// The source's configuration with what readers need: the setting of most modules at the top, an entry for
-/// each that deviates; in a file where any deviates, `false` for each that stays dense. A uniform file has no
-/// entries, so that lance-mlx reads it.
+/// each that deviates; in a file where any deviates, or stays dense that could have been packed, `false` for
+/// each that is dense. A uniform file has no entries, as the published one.
 pub(super) fn quantized(
     source: &[u8],
     tensors: &[TensorInfo],
@@ -26,12 +26,14 @@ pub(super) fn quantized(
     quantization.insert("group_size".into(), default.1.into());
     quantization.insert("bits".into(), default.0.into());
     quantization.insert("mode".into(), "affine".into());
-    if packed.values().any(|scheme| *scheme != default) {
+    let dense = dense(tensors);
+    let could_be_packed = |info: &&TensorInfo| is_packable(module(info)) && info.shape[1].is_multiple_of(32);
+    if packed.values().any(|scheme| *scheme != default) || dense.iter().any(could_be_packed) {
         for (module, (bits, group_size)) in packed.iter().filter(|(_, scheme)| **scheme != default) {
             quantization.insert(module.clone(), json!({ "bits": bits, "group_size": group_size }));
         }
-        for module in dense(tensors) {
-            quantization.insert(module, false.into());
+        for info in dense {
+            quantization.insert(module(info).to_owned(), false.into());
         }
     }
     config["quantization"] = Value::Object(quantization.clone());
@@ -57,11 +59,70 @@ fn most_common<'a>(schemes: impl Iterator<Item = &'a (u64, u64)>) -> Option<(u64
     counts.into_iter().rev().max_by_key(|(_, n)| *n).map(|(scheme, _)| scheme)
 }
 
-/// Linear layers and embeddings that are not packed.
-fn dense(tensors: &[TensorInfo]) -> Vec<String> {
+/// Weights of linear layers and embeddings that are not packed.
+fn dense(tensors: &[TensorInfo]) -> Vec<&TensorInfo> {
     let matrix = |info: &&TensorInfo| {
         let is_weight = info.name.ends_with(".weight") && info.shape.len() == 2;
         is_weight && info.dtype != safetensors::Dtype::U32
     };
-    tensors.iter().filter(matrix).filter_map(|t| t.name.strip_suffix(".weight").map(str::to_owned)).collect()
+    tensors.iter().filter(matrix).collect()
+}
+
+fn module(weight: &TensorInfo) -> &str {
+    weight.name.strip_suffix(".weight").unwrap_or(&weight.name)
+}
+
+/// Whether a module is one of those that are packed wherever their columns are whole groups.
+fn is_packable(module: &str) -> bool {
+    module.starts_with("layers.") || ["embed_tokens", "lm_head"].contains(&module)
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::Dtype;
+
+    use super::super::Preset;
+    use super::super::workdir::WorkDir;
+    use super::*;
+
+    /// The settings for a layer of these matrices: name, columns, and bits if it is packed.
+    fn settings(matrices: &[(&str, usize, Option<u64>)]) -> Value {
+        let dir = tempfile::tempdir().unwrap();
+        let work = WorkDir::open(&dir.path().join("out"), &json!({})).unwrap().unwrap();
+        let linear = |(name, _, bits): &(&str, usize, Option<u64>)| {
+            bits.map(|bits| json!({ "name": name, "bits": bits, "group_size": 32 }))
+        };
+        let linears: Vec<Value> = matrices.iter().filter_map(linear).collect();
+        for (part, linears) in [("embed", vec![]), ("head", vec![]), ("layer_000", linears)] {
+            work.write(&format!("{part}.json"), json!({ "linears": linears }).to_string().as_bytes())
+                .unwrap();
+        }
+        let report = Report::gather(&work, Preset::VqaMixed, &json!({}), None, 1).unwrap();
+        let tensor = |(name, cols, bits): &(&str, usize, Option<u64>)| TensorInfo {
+            name: format!("{name}.weight"),
+            dtype: if bits.is_some() { Dtype::U32 } else { Dtype::BF16 },
+            shape: vec![8, *cols],
+            bytes: 0,
+        };
+        let tensors: Vec<TensorInfo> = matrices.iter().map(tensor).collect();
+        let config = quantized(b"{}", &tensors, None, Gen::Fit, &report).unwrap();
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!(config["quantization"], config["quantization_config"]);
+        config["quantization"].clone()
+    }
+
+    #[test]
+    fn entries_only_where_modules_differ() {
+        let (q, o, time) =
+            ("layers.0.self_attn.q_proj", "layers.0.self_attn.o_proj", "time_embedder.proj_in");
+        let uniform = json!({ "bits": 4, "group_size": 32, "mode": "affine" });
+        // Never packed, or of a width that cannot be.
+        assert_eq!(settings(&[(q, 64, Some(4)), (time, 64, None), (o, 48, None)]), uniform);
+        let dense = json!({ "bits": 4, "group_size": 32, "mode": "affine", o: false, time: false });
+        assert_eq!(settings(&[(q, 64, Some(4)), (time, 64, None), (o, 64, None)]), dense);
+        let mixed = json!({
+            "bits": 4, "group_size": 32, "mode": "affine", q: { "bits": 8, "group_size": 32 }, time: false
+        });
+        assert_eq!(settings(&[(q, 64, Some(8)), (o, 64, Some(4)), (time, 64, None)]), mixed);
+    }
 }

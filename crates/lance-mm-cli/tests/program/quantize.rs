@@ -374,6 +374,25 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
+fn an_expert_that_is_kept_is_named_in_the_configuration() {
+    let files = super::draw::model();
+    let config = |out: &str, gen_: &str| {
+        let plain = ["--recipe", "rtn", "--group-size", "32", "--gen", gen_];
+        let run = lance_mm([&["quantize", "-q", &files.arg("model"), &files.arg(out)], &plain[..]].concat());
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let config = fs::read(files.path(out).join("config.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&config).unwrap()["quantization"].clone()
+    };
+    let uniform = serde_json::json!({ "bits": 4, "group_size": 32, "mode": "affine" });
+    assert_eq!(config("fit", "fit"), uniform);
+    let kept = config("keep", "keep");
+    assert_eq!(kept["layers.0.mlp_moe_gen.down_proj"], false, "{kept}");
+    assert_eq!((&kept["bits"], &kept["layers.0.mlp.down_proj"]), (&4.into(), &serde_json::Value::Null));
+    let inspect = lance_mm(["inspect", &files.arg("keep")]);
+    assert_eq!(inspect.code, 0, "{}", inspect.stdout);
+}
+
+#[test]
 fn a_source_with_the_original_releases_configuration_is_quantized() {
     let files = Files::nano_bf16();
     let path = files.path("nano/config.json");
