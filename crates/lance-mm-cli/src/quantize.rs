@@ -23,9 +23,10 @@ use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use lance_mm::eval::Dataset;
 use lance_mm::inspect;
-use lance_mm::layout::{self, Files};
+use lance_mm::layout::{self, Files, Part};
 use lance_mm::models::Experts;
 use lance_mm::quant::Expert;
+use lance_mm::tensor::Weights;
 use lance_mm::{Checkpoint, Generation, Understanding};
 use sha2::{Digest, Sha256};
 
@@ -62,7 +63,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let hashes = dataset.as_ref().map(samples::hashes).transpose()?.unwrap_or_default();
     let drawings = args.gen_.drawings.as_deref().map(Drawings::read).transpose()?;
     let drawn = drawings.as_ref().map(Drawings::hashes).transpose()?.unwrap_or_default();
-    let plan = args.plan(&fingerprint(&source, &files, hints)?, &hashes, &drawn);
+    let vae = files.vae.as_ref().filter(|_| args.gen_.gen_ != Gen::Drop).map(Part::open).transpose()?;
+    let plan = args.plan(&fingerprint(&source, vae.as_ref(), &files, hints)?, &hashes, &drawn);
     let Some(work) = WorkDir::open(&args.out, &plan)? else {
         hints.note(&format!("{}: finished by an earlier run", args.out.display()));
         return Ok(());
@@ -145,10 +147,10 @@ fn lay_out(
 }
 
 /// All bytes of the source in one number: another model is another plan.
-fn fingerprint(source: &Checkpoint, files: &Files, hints: Hints) -> Result<String> {
+fn fingerprint(source: &Checkpoint, vae: Option<&Weights>, files: &Files, hints: Hints) -> Result<String> {
     let _busy = hints.busy("reading the checkpoint");
     let mut hash = Sha256::new();
-    for weights in [Some(source.model()), source.vit(), source.vae()].into_iter().flatten() {
+    for weights in [Some(source.model()), source.vit(), vae].into_iter().flatten() {
         hash.update(inspect::fingerprint_of(weights)?);
     }
     for path in files.config.iter().chain(&files.generation_config).chain(&files.tokenizer) {

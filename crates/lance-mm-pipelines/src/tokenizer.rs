@@ -209,7 +209,6 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|source| Error::Io { path: path.into(), source })
 }
 
-/// Names the files that make a tokenizer, the folders searched, and what of them was there.
 /// The folder with the files of which [`Tokenizer::from_dir`] makes the tokenizer of `dir`.
 pub(crate) fn folder(dir: &Path) -> Result<PathBuf> {
     let dir = fs::canonicalize(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
@@ -222,6 +221,7 @@ pub(crate) fn folder(dir: &Path) -> Result<PathBuf> {
     }
 }
 
+/// Names the files that make a tokenizer, the folders searched, and what of them was there.
 fn not_found(folders: &[&Path]) -> Error {
     let searched: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
     let found: Vec<_> = folders

@@ -249,8 +249,8 @@ impl Args {
             bail!("--size-like-seed: expected without --recipe vqa-mixed, whose matrices differ in bits");
         }
         match self.bits_per_weight {
-            Some(bits) if !bits.is_finite() || bits <= 0.0 => {
-                bail!("--bits-per-weight: expected a number above 0, found {bits}")
+            Some(bits) if !(bits > 0.0 && bits < 16.0) => {
+                bail!("--bits-per-weight: expected a number above 0 and below the 16 of bf16, found {bits}")
             }
             _ => Ok(()),
         }

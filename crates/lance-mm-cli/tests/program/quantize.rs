@@ -468,6 +468,23 @@ fn shards_of_every_part_become_one_file() {
 }
 
 #[test]
+fn a_vae_that_cannot_be_read_is_left_out_with_its_expert_only() {
+    let files = super::draw::model();
+    files.write("model/vae.safetensors", b"version https://git-lfs.github.com/spec/v1\n");
+    let plain =
+        ["quantize", "-q", &files.arg("model"), &files.arg("out"), "--recipe", "rtn", "--group-size", "32"];
+    let run = lance_mm(plain);
+    assert!(
+        run.error().contains("vae.safetensors: expected weights, found a Git LFS pointer"),
+        "{}",
+        run.stderr
+    );
+    let run = lance_mm([&plain[..], &["--gen", "drop"]].concat());
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(!files.path("out/vae.safetensors").exists());
+}
+
+#[test]
 fn what_cannot_be_quantized_is_refused() {
     let files = Files::demos();
     let dir = tempfile::tempdir().unwrap();
@@ -499,6 +516,9 @@ fn what_cannot_be_quantized_is_refused() {
     assert!(plain.error().contains("expected a recipe that is fitted to inputs"), "{}", plain.stderr);
     let budget = lance_mm(["quantize", "-q", NANO_BF16, &other, "--bits-per-weight", "4"]);
     assert!(budget.error().contains("--recipe vqa-mixed only"), "{}", budget.stderr);
+    let mixed = ["--recipe", "vqa-mixed", "--bits-per-weight", "16"];
+    let budget = lance_mm([&["quantize", "-q", NANO_BF16, &other], &mixed[..]].concat());
+    assert!(budget.error().contains("below the 16 of bf16, found 16"), "{}", budget.stderr);
     let (ours, fitted) = ("--recipe vqa-int4 or vqa-mixed", "a recipe that is fitted to inputs");
     for (recipe, option, value, expected) in [
         ("rtn", "--gptq", "auto", ours),
