@@ -35,7 +35,10 @@ fn write(src: &Path, dst: &Path) -> Result<usize> {
     let mut tensors = open(model)?;
     tensors.retain(|tensor| !is_generation(&tensor.name));
     let kept = write_located(dst.join("model.safetensors"), "mlx", tensors, |tensor| tensor.dtype)?;
-    for file in COPIED.iter().chain(&["vit.safetensors"]).filter(|file| src.join(file).exists()) {
+    if let Some(vit) = &files.vit {
+        write_located(dst.join("vit.safetensors"), "mlx", open(vit)?, |tensor| tensor.dtype)?;
+    }
+    for file in COPIED.iter().filter(|file| src.join(file).exists()) {
         fs::copy(src.join(file), dst.join(file)).with_context(|| (*file).to_owned())?;
     }
     fs::write(dst.join("config.json"), serde_json::to_string_pretty(&config)? + "\n")?;

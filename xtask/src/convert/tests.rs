@@ -61,6 +61,18 @@ fn change(path: &Path, change: impl FnOnce(&mut Vec<Located>)) {
     fs::rename(copy, path).unwrap();
 }
 
+/// Writes the tensors of a file as shards with an index beside it.
+fn shard(path: &Path, stem: &str) {
+    let mut map = serde_json::Map::new();
+    for (i, some) in tensors(path).chunks(50).enumerate() {
+        let shard = format!("{stem}-0000{i}.safetensors");
+        map.extend(some.iter().map(|t| (t.name.clone(), json!(shard))));
+        write_located(path.with_file_name(shard), "pt", some.to_vec(), |t| t.dtype).unwrap();
+    }
+    let index = path.with_file_name(format!("{stem}.safetensors.index.json"));
+    fs::write(index, json!({"weight_map": map}).to_string()).unwrap();
+}
+
 #[test]
 fn a_checkpoint_goes_to_upstream_and_back_unchanged() {
     let dir = upstream();
@@ -149,15 +161,7 @@ fn shards_and_the_smoothed_weights_are_read() {
     convert(&lance, &mlx, Target::MlxBf16).unwrap();
     assert!(contents(&mlx.join("model.safetensors")) == expected);
 
-    let mut map = serde_json::Map::new();
-    let all = tensors(&ema);
-    for (i, half) in all.chunks(50).enumerate() {
-        let shard = format!("model-0000{i}.safetensors");
-        map.extend(half.iter().map(|t| (t.name.clone(), json!(shard))));
-        write_located(lance.join(shard), "pt", half.to_vec(), |t| t.dtype).unwrap();
-    }
-    let index = lance.join("model.safetensors.index.json");
-    fs::write(&index, json!({"weight_map": map}).to_string()).unwrap();
+    shard(&ema, "model");
     fs::remove_file(&ema).unwrap();
     fs::remove_dir_all(&mlx).unwrap();
     convert(&lance, &mlx, Target::MlxBf16).unwrap();
@@ -187,6 +191,25 @@ fn the_und_expert_alone() {
     assert!(contents(&dst.join("model.safetensors")) == contents(&split.join("model.safetensors")));
     assert_eq!(read(&dst.join("config.json")), read(&split.join("config.json")));
     assert_eq!(tensors(&dst.join("model.safetensors")).len(), 45);
+}
+
+#[test]
+fn shards_are_split_off_as_one_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (src, dst) = (dir.path().join("src"), dir.path().join("dst"));
+    fs::create_dir(&src).unwrap();
+    for file in ["config.json", "model.safetensors", "vit.safetensors", "tokenizer.json"] {
+        fs::copy(fixture().join(file), src.join(file)).unwrap();
+    }
+    for stem in ["model", "vit"] {
+        let path = src.join(format!("{stem}.safetensors"));
+        shard(&path, stem);
+        fs::remove_file(path).unwrap();
+    }
+    crate::split::run(&src, &dst).unwrap();
+    assert!(contents(&dst.join("vit.safetensors")) == contents(&fixture().join("vit.safetensors")));
+    assert_eq!(tensors(&dst.join("model.safetensors")).len(), 45);
+    assert!(dst.join("tokenizer.json").exists());
 }
 
 #[test]
