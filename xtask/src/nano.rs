@@ -30,18 +30,21 @@ impl Nano {
         crate::folder::temporary(&root.join("target/nano"), "made", |folder| {
             let out = folder.join("nano");
             quantize(&root, &out)?;
-            let mut same = true;
+            let mut changed = Vec::new();
             for name in MADE {
                 let (made, bundled) = (out.join(name), assets.join(name));
                 let bytes = fs::read(&made).with_context(|| made.display().to_string())?;
                 let equal = fs::read(&bundled).is_ok_and(|old| old == bytes);
                 println!("{name}: {}", if equal { "the bundled bytes" } else { "other bytes" });
-                same &= equal;
-                if !self.verify && !equal {
-                    fs::write(&bundled, bytes).with_context(|| bundled.display().to_string())?;
+                if !equal {
+                    changed.push((name, bytes));
                 }
             }
-            Ok(if same || !self.verify { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            if self.verify {
+                return Ok(if changed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            }
+            crate::folder::replace(&assets, &changed)?;
+            Ok(ExitCode::SUCCESS)
         })
     }
 }

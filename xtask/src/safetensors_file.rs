@@ -88,7 +88,7 @@ pub(crate) fn write(
             file.written - data
         );
     }
-    file.inner.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all()).with_context(name)
+    file.flush().with_context(name)
 }
 
 /// Writes tensors in the order of their names, each in the type that `dtype` says.

@@ -33,8 +33,7 @@ pub(crate) fn write(path: &Path, root: &str, mut tensors: Vec<Located>) -> Resul
             .with_context(|| format!("{}: {}", path.display(), tensor.name))?;
     }
     file("version", &|out| plain(b"3\n", out)).with_context(named)?;
-    let file = zip.finish().with_context(named)?;
-    file.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all()).with_context(named)?;
+    zip.finish().with_context(named)?.flush().with_context(named)?;
     Ok(tensors.len())
 }
 
