@@ -77,7 +77,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // No picture comes after these: the vision transformer's memory is of use to the language model.
     model.lance = model.lance.with_low_memory(true);
     picture::warn(&inputs, &model.lance, hints);
-    let visuals = encode(&model, &inputs, &options, hints)?;
+    let names: Vec<String> = inputs.iter().map(|input| input.name.clone()).collect();
+    let visuals = encode(&model, inputs, &options, hints)?;
 
     let answer = if args.json {
         ask(&model, &visuals, &question, &options, hints, &mut |_| ControlFlow::Continue(()))?
@@ -87,7 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         stream.finish()?;
         answer
     };
-    let shown = inputs.iter().zip(&visuals).map(|(input, visual)| Shown::new(&input.name, visual)).collect();
+    let shown = names.iter().zip(&visuals).map(|(name, visual)| Shown::new(name, visual)).collect();
     let report = Report::new(&model, &question, shown, &answer, start.elapsed());
     if args.json {
         output::print(&(serde_json::to_string(&report)? + "\n"))?;
@@ -130,15 +131,16 @@ impl Args {
     }
 }
 
-fn encode(model: &Model, inputs: &[Input], options: &Options, hints: Hints) -> Result<Vec<Visual>> {
-    let encode = |(i, input): (usize, &Input)| {
-        let _busy = hints.busy(&match inputs.len() {
+fn encode(model: &Model, inputs: Vec<Input>, options: &Options, hints: Hints) -> Result<Vec<Visual>> {
+    let count = inputs.len();
+    let encode = |(i, input): (usize, Input)| {
+        let _busy = hints.busy(&match count {
             1 => format!("looking at {}", input.name),
             n => format!("looking at {} ({} of {n})", input.name, i + 1),
         });
         input.encode(&model.lance, options)
     };
-    inputs.iter().enumerate().map(encode).collect()
+    inputs.into_iter().enumerate().map(encode).collect()
 }
 
 /// Asks, with a sign of life until the first piece of the answer.

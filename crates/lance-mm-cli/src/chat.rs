@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     picture::warn(&inputs, &model.lance, hints);
     let session = {
         let _busy = hints.busy("looking at the image");
-        Session::new(&model.lance, &inputs, &options, args.history)?
+        Session::new(&model.lance, inputs, &options, args.history)?
     };
     let interactive = io::stdin().is_terminal();
     if interactive {
@@ -160,7 +160,7 @@ impl Loop<'_> {
         };
         let input = picture::read(Path::new(path).as_os_str(), &self.args.pictures, self.hints)?;
         let busy = self.hints.busy("looking at the image");
-        self.session = Session::new(&self.model.lance, &[input], &self.options, self.args.history)?;
+        self.session = Session::new(&self.model.lance, vec![input], &self.options, self.args.history)?;
         drop(busy);
         self.hints.note(&format!("now looking at {path}"));
         Ok(())

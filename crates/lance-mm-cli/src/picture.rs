@@ -24,11 +24,11 @@ enum Pixels {
 }
 
 impl Input {
-    /// Runs the vision transformer.
-    pub(crate) fn encode(&self, lance: &Understanding, options: &Options) -> Result<Visual> {
-        let visual = match &self.pixels {
-            Pixels::Image(image) => lance.encode_image(image, options.resize),
-            Pixels::Video(clip) => lance.encode_video(clip, options.resize),
+    /// Runs the vision transformer, and gives the pixels' memory back.
+    pub(crate) fn encode(self, lance: &Understanding, options: &Options) -> Result<Visual> {
+        let visual = match self.pixels {
+            Pixels::Image(image) => lance.encode_image(&image, options.resize),
+            Pixels::Video(clip) => lance.encode_video(&clip, options.resize),
         };
         Ok(visual?)
     }

@@ -104,7 +104,7 @@ impl Clip {
     ///
     /// # Errors
     ///
-    /// Anything but a whole GIF, or more than [`LoadOptions::max_pixels`] pixels in all frames together.
+    /// Anything but a whole GIF, or more than [`LoadOptions::max_clip_pixels`] pixels in all frames together.
     pub fn from_gif(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<Self> {
         let frames = gif::frames(bytes, name, options)?;
         let duration: Duration = frames.iter().map(|frame| frame.delay).sum();
@@ -122,7 +122,7 @@ impl Clip {
     /// # Errors
     ///
     /// A folder or a file that cannot be read, a file that is no picture, pictures of different sizes, more
-    /// than [`LoadOptions::max_pixels`] pixels in all, or what [`sample_indices`] refuses.
+    /// than [`LoadOptions::max_clip_pixels`] pixels in all, or what [`sample_indices`] refuses.
     pub fn from_dir(dir: &Path, fps: f64, options: &LoadOptions) -> Result<Self> {
         let files = sampled_files(dir, fps)?;
         let mut frames = Vec::with_capacity(files.len());
@@ -154,12 +154,12 @@ pub fn is_animated(bytes: &[u8]) -> bool {
 fn check_total(dir: &Path, n: usize, frame: &RgbImage, options: &LoadOptions) -> Result<()> {
     let (width, height) = frame.dimensions();
     let total = u64::from(width) * u64::from(height) * n as u64;
-    if total <= options.max_pixels {
+    if total <= options.max_clip_pixels {
         return Ok(());
     }
     let message = format!(
         "{n} sampled frames of {width}x{height} are {total} pixels, expected at most {}",
-        options.max_pixels
+        options.max_clip_pixels
     );
     Err(Error::Image { name: dir.display().to_string(), message })
 }
@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(levels, [0, 2, 4, 7, 9, 11, 14, 16, 19]);
         assert_eq!(clip.frames.len(), 9);
 
-        let options = LoadOptions { max_pixels: 53, ..LoadOptions::default() };
+        let options = LoadOptions { max_clip_pixels: 53, ..LoadOptions::default() };
         let error = Clip::from_dir(dir, 24.0, &options).unwrap_err().to_string();
         assert!(error.ends_with("9 sampled frames of 3x2 are 54 pixels, expected at most 53"), "{error}");
 

@@ -22,12 +22,12 @@ enum Mode<'a> {
 impl<'a> Session<'a> {
     pub(crate) fn new(
         lance: &'a Understanding,
-        inputs: &[Input],
+        inputs: Vec<Input>,
         options: &Options,
         history: bool,
     ) -> Result<Self> {
         let visuals: Vec<Visual> =
-            inputs.iter().map(|input| input.encode(lance, options)).collect::<Result<_>>()?;
+            inputs.into_iter().map(|input| input.encode(lance, options)).collect::<Result<_>>()?;
         let mode = match history {
             true => Mode::History(lance.chat(options)?),
             false => Mode::Alone(lance.look(&visuals, options)?),

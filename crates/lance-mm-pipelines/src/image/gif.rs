@@ -67,7 +67,7 @@ fn after_sub_blocks(bytes: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
-/// Decodes all frames; together they may have [`LoadOptions::max_pixels`] pixels.
+/// Decodes all frames; together they may have [`LoadOptions::max_clip_pixels`] pixels.
 pub(crate) fn frames(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<Vec<Frame>> {
     let file = Encoded::detect(bytes, name, options)?;
     if file.format != ImageFormat::Gif {
@@ -78,7 +78,7 @@ pub(crate) fn frames(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<
     let (width, height) = decoder.dimensions();
     file.check_size(width, height)?;
 
-    let max_frames = (options.max_pixels / (u64::from(width) * u64::from(height))) as usize;
+    let max_frames = (options.max_clip_pixels / (u64::from(width) * u64::from(height))) as usize;
     let mut frames = Vec::new();
     let mut decoded = decoder.into_frames();
     // The limit comes first: asking for a frame decodes it.
@@ -92,7 +92,7 @@ pub(crate) fn frames(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<
         None => Ok(frames),
         Some(_) => Err(file.error(format!(
             "GIF of more than {max_frames} frames of {width}x{height}, expected at most {} pixels in all",
-            options.max_pixels
+            options.max_clip_pixels
         ))),
     }
 }
@@ -212,13 +212,15 @@ mod tests {
     #[test]
     fn pixels_of_all_frames_are_limited() {
         let bytes = gif(&[part((0, 0, 1, 1), 0, 0, 10), part((0, 0, 1, 1), 1, 0, 10)]);
-        let limited = |max_pixels| frames(&bytes, "x", &LoadOptions { max_pixels, ..LoadOptions::default() });
-        assert_eq!(limited(16).unwrap().len(), 2);
-        for (max_pixels, message) in [
-            (15, "x: GIF of more than 1 frames of 4x2, expected at most 15 pixels in all"),
-            (7, "x: GIF of 4x2 is 8 pixels, expected at most 7"),
+        let limited = |max_pixels, max_clip_pixels| {
+            frames(&bytes, "x", &LoadOptions { max_pixels, max_clip_pixels, ..LoadOptions::default() })
+        };
+        assert_eq!(limited(8, 16).unwrap().len(), 2);
+        for (of_frame, of_clip, message) in [
+            (8, 15, "x: GIF of more than 1 frames of 4x2, expected at most 15 pixels in all"),
+            (7, 16, "x: GIF of 4x2 is 8 pixels, expected at most 7"),
         ] {
-            assert_eq!(limited(max_pixels).map(|_| ()).unwrap_err().to_string(), message);
+            assert_eq!(limited(of_frame, of_clip).map(|_| ()).unwrap_err().to_string(), message);
         }
     }
 

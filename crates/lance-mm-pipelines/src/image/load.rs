@@ -15,15 +15,17 @@ pub struct LoadOptions {
     /// Turn the picture as its EXIF data says. Upstream does not: the model sees a phone photo that was taken
     /// upright as it lies in the file, often on its side.
     pub auto_orient: bool,
-    /// Most pixels that are decoded: of one picture, or of all frames of a clip together. The header is
-    /// checked before any memory is taken.
+    /// Most pixels of a picture, or of a frame. The header is checked before any memory is taken.
     pub max_pixels: u64,
+    /// Most pixels of all frames of a clip that are held at once, three bytes each.
+    pub max_clip_pixels: u64,
 }
 
 impl Default for LoadOptions {
-    /// No turning, as upstream; 179 million pixels, the limit of Pillow.
+    /// No turning, as upstream; 179 million pixels, the limit of Pillow; of a clip the 69 frames that the model sees,
+    /// of 4096 x 2160 pixels.
     fn default() -> Self {
-        LoadOptions { auto_orient: false, max_pixels: 179_000_000 }
+        LoadOptions { auto_orient: false, max_pixels: 179_000_000, max_clip_pixels: 69 * 4096 * 2160 }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::iter::repeat_n;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
@@ -37,7 +38,7 @@ impl Ffmpeg {
     /// result holds those, at [`SAMPLED_FPS`]. `fps` replaces the file's own average rate.
     ///
     /// # Errors
-    /// A file that ffmpeg cannot read or that has no video, more than [`LoadOptions::max_pixels`] pixels in all
+    /// A file that ffmpeg cannot read or that has no video, more than [`LoadOptions::max_clip_pixels`] pixels in all
     /// sampled frames, or what [`sample_indices`](super::sample_indices) refuses.
     pub fn read(&self, path: &Path, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
         std::fs::File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
@@ -50,9 +51,12 @@ impl Ffmpeg {
             return Err(Error::Video(format!("{}: expected frames, ffmpeg found none", path.display())));
         };
         // Counting packets may find more frames than decoding does.
-        let place = |index: &usize| wanted.binary_search(index).unwrap_or(last).min(last);
-        let picked = indices.iter().map(|index| frames[place(index)].clone()).collect();
-        Clip::from_frames(picked, SAMPLED_FPS)
+        let mut times = vec![0; frames.len()];
+        for index in &indices {
+            times[wanted.binary_search(index).unwrap_or(last).min(last)] += 1;
+        }
+        let picked = frames.into_iter().zip(times).flat_map(|(frame, times)| repeat_n(frame, times));
+        Clip::from_frames(picked.collect(), SAMPLED_FPS)
     }
 
     /// Writes frames of one size as the video file `path`, whose name tells ffmpeg the format.
@@ -130,7 +134,7 @@ fn sampled(path: &Path, wanted: &[usize], options: &LoadOptions) -> Result<Vec<R
         let mut out = BufReader::new(out);
         let mut pixels = 0;
         loop {
-            match ppm(&mut out, &mut pixels, options.max_pixels) {
+            match ppm(&mut out, &mut pixels, options.max_clip_pixels) {
                 Ok(Some(frame)) => frames.push(frame),
                 Ok(None) => break,
                 Err(message) => {
