@@ -22,8 +22,9 @@ Examples:
   lance-mm chat --model mlx-community/Lance-3B-AWQ-INT4 --resize native invoice.png
   printf 'What is the total?\\nWho sent it?\\n' | lance-mm chat invoice.png
 
-Commands: /image PATH shows another image, /reset forgets the questions so far (with --history),
-/help, /quit. When standard input is no terminal, each line is a question, each answer a line.";
+Commands: /image PATH shows another image and forgets the questions so far, /reset forgets them (with
+--history), /help, /quit. When standard input is no terminal, each line is a question, each answer a line,
+an empty one where there is none; after an /image that failed, questions have no answer until another succeeds.";
 
 const HELP: &str = "\
 /image PATH  show another image
@@ -72,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if interactive {
         hints.note("ask about the image; /help lists commands");
     }
-    Loop { args, hints, options, model: &model, session, interactive, failed: 0 }.run()
+    Loop { args, hints, options, model: &model, session, interactive, blind: false, failed: 0 }.run()
 }
 
 /// The conversation between the prompt and the model.
@@ -83,6 +84,8 @@ struct Loop<'a> {
     model: &'a Model,
     session: Session<'a>,
     interactive: bool,
+    /// The image that was asked for last is not shown.
+    blind: bool,
     /// Lines that led to an error.
     failed: usize,
 }
@@ -156,8 +159,18 @@ impl Loop<'_> {
 
     fn command(&mut self, command: &str) -> Result<()> {
         let Some(path) = command.strip_prefix("/image ").map(str::trim) else {
+            self.no_answer()?;
             bail!("unknown command {command}: expected /image PATH, /reset, /help or /quit");
         };
+        // A person sees that the image before is still there; a script would take answers about it for others.
+        self.blind = !self.interactive;
+        self.show(path)?;
+        self.blind = false;
+        Ok(())
+    }
+
+    /// Shows another image.
+    fn show(&mut self, path: &str) -> Result<()> {
         let input = picture::read(Path::new(path).as_os_str(), &self.args.pictures, self.hints)?;
         let busy = self.hints.busy("looking at the image");
         self.session = Session::new(&self.model.lance, vec![input], &self.options, self.args.history)?;
@@ -167,6 +180,10 @@ impl Loop<'_> {
     }
 
     fn ask(&mut self, question: &str) -> Result<()> {
+        if self.blind {
+            self.no_answer()?;
+            bail!("expected an image to ask about, found none after the last /image");
+        }
         let mut stream = Stream::stdout(!self.interactive);
         let mut busy = Some(self.hints.busy("thinking"));
         let answer = self.session.ask(question, &self.options, &mut |piece| {

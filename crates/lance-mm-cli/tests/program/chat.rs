@@ -42,13 +42,24 @@ fn history_starts_over_after_reset() {
 #[test]
 fn a_bad_line_costs_only_itself() {
     let files = Files::demos();
-    let input = [b"a<|im_end|>\n\xff\n/foo\n/image gone.png\n", PLATE.as_bytes()].concat();
+    let input = [b"a<|im_end|>\n\xff\n/foo\n", PLATE.as_bytes()].concat();
     let run = with_input(["chat", "-q", &files.demo(2)], &input);
-    assert_eq!((run.code, run.stdout.as_str()), (1, "\n\nBX62 BFY\n"));
+    assert_eq!((run.code, run.stdout.as_str()), (1, "\n\n\nBX62 BFY\n"));
     let expected = "error: prompt: expected plain text in the question, found the special token <|im_end|>\n\
                     error: the question is not UTF-8\n\
                     error: unknown command /foo: expected /image PATH, /reset, /help or /quit\n\
-                    error: gone.png: No such file or directory (os error 2)\n\
-                    error: 4 lines could not be answered\n";
+                    error: 3 lines could not be answered\n";
+    assert_eq!(run.stderr, expected);
+}
+
+#[test]
+fn nothing_is_answered_about_an_image_that_is_not_the_one_asked_for() {
+    let files = Files::demos();
+    let input = format!("{PLATE}\n/image gone.png\n{PLATE}\n/image {}\n{PLATE}\n", files.demo(2));
+    let run = with_input(["chat", "-q", &files.demo(2)], input.as_bytes());
+    assert_eq!((run.code, run.stdout.as_str()), (1, "BX62 BFY\n\nBX62 BFY\n"));
+    let expected = "error: gone.png: No such file or directory (os error 2)\n\
+                    error: expected an image to ask about, found none after the last /image\n\
+                    error: 2 lines could not be answered\n";
     assert_eq!(run.stderr, expected);
 }
