@@ -142,7 +142,7 @@ impl<'a> Session<'a> {
         };
         let hints = args.hints();
         let mut watch = Watch::new(hints);
-        let folder = model::folder(name)?;
+        let folder = model::drawing_folder(name)?;
         let lance = watch.part("load", || -> Result<Generation> {
             let _busy = hints.busy("loading the model");
             let device = args.compute.open_device()?;

@@ -70,6 +70,16 @@ pub(crate) fn load_as(
 
 /// The folder of a checkpoint that is not the bundled one.
 pub(crate) fn folder(model: &str) -> Result<PathBuf> {
+    find(model, &["model"], "pull")
+}
+
+/// The folder of a checkpoint that draws.
+pub(crate) fn drawing_folder(model: &str) -> Result<PathBuf> {
+    find(model, &["model", "vae"], "pull --all")
+}
+
+/// The folder of a checkpoint; from the hub's cache with these parts, which `lance-mm` and `pull` brings there.
+fn find(model: &str, parts: &[&str], pull: &str) -> Result<PathBuf> {
     let path = Path::new(model);
     if path.exists() {
         return Ok(path.to_owned());
@@ -78,12 +88,14 @@ pub(crate) fn folder(model: &str) -> Result<PathBuf> {
         bail!("model {model:?}: expected a checkpoint folder or org/name, found nothing at this path");
     };
     let Some(folder) = repo.cached()? else {
-        bail!("model {model}: no such folder, and not in the hub's cache; run: lance-mm pull {repo}");
+        bail!("model {model}: no such folder, and not in the hub's cache; run: lance-mm {pull} {repo}");
     };
-    let has_weights =
-        ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| folder.join(name).exists());
-    if !has_weights {
-        bail!("model {model}: only a part of it is in the hub's cache; run: lance-mm pull {repo}");
+    let has = |part: &&str| {
+        let names = [format!("{part}.safetensors"), format!("{part}.safetensors.index.json")];
+        names.iter().any(|name| folder.join(name).exists())
+    };
+    if !parts.iter().all(has) {
+        bail!("model {model}: only a part of it is in the hub's cache; run: lance-mm {pull} {repo}");
     }
     Ok(folder)
 }

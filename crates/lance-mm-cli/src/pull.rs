@@ -30,7 +30,7 @@ names a mirror.";
 
 /// Download a model from the Hugging Face hub, into the cache that other programs use too.
 ///
-/// Fetches what questions about images need. An interrupted download goes on where it stopped; the folder is
+/// Fetches what questions about images need; drawing takes --all. An interrupted download goes on where it stopped; the folder is
 /// printed at the end.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     /// A branch, tag or commit. [default: main]
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
-    /// Fetch every safetensors file of the repository, the VAE's too.
+    /// Fetch every safetensors file of the repository: the VAE's too, which drawing needs.
     #[arg(long)]
     all: bool,
     /// Use no network: check and print the folder in the cache.
@@ -63,7 +63,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         };
         name = at;
     }
-    let folder = if args.offline { offline(&name, args.all)? } else { online(&name, args.all, hints)? };
+    let folder =
+        if args.offline { offline(&name, args.all, hints)? } else { online(&name, args.all, hints)? };
     check(&folder)?;
     output::print(&format!("{}\n", folder.display()))?;
     match Checkpoint::open(&folder) {
@@ -74,7 +75,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// The folder in the cache, if it is complete.
-fn offline(name: &RepoName, all: bool) -> Result<PathBuf> {
+fn offline(name: &RepoName, all: bool, hints: Hints) -> Result<PathBuf> {
     let Some(folder) = name.cached()? else {
         bail!("{name}: not in the cache {}; run: lance-mm pull {name}", hub::cache()?.path().display());
     };
@@ -82,7 +83,12 @@ fn offline(name: &RepoName, all: bool) -> Result<PathBuf> {
     let names: Vec<String> =
         files.flatten().map(|file| file.file_name().to_string_lossy().into_owned()).collect();
     match Plan::new(&names, all) {
-        Ok(plan) if plan.has_tokenizer => Ok(folder),
+        Ok(plan) if plan.has_tokenizer => {
+            if all && !names.iter().any(|name| name.starts_with("vae.safetensors")) {
+                hints.note(&format!("note: no VAE of {name} is in the cache: pictures cannot be drawn"));
+            }
+            Ok(folder)
+        }
         _ => bail!("{name}: only a part of it is in the cache; run: lance-mm pull {name}"),
     }
 }

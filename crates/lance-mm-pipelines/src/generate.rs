@@ -7,6 +7,7 @@ mod plan;
 mod request;
 mod trace;
 
+use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -93,6 +94,12 @@ pub struct Encoded {
     pub features: Option<(Tensor, Grid)>,
     /// Latents f32 `(48, t, h, w)`: of the source for edits, of the first frame for a video from a picture.
     pub latents: Option<Tensor>,
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generation").field("checkpoint", &self.checkpoint).finish_non_exhaustive()
+    }
 }
 
 impl Generation {

@@ -1,5 +1,6 @@
 //! A checkpoint: its configuration, weights and tokenizer, from a folder or from memory.
 
+use std::fmt;
 use std::path::Path;
 
 use candle_core::Device;
@@ -42,6 +43,12 @@ pub struct Files {
     pub model: &'static [u8],
     /// `vit.safetensors`.
     pub vit: &'static [u8],
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl Checkpoint {

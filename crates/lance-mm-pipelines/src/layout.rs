@@ -57,9 +57,10 @@ impl Layout {
     pub fn advice(self) -> Option<&'static str> {
         match self {
             Self::Mlx | Self::MlxQuantized => None,
-            Self::Upstream | Self::MlxF32 => {
-                Some("convert it to the MLX layout, or take one that is (mlx-community/Lance-3B-bf16)")
-            }
+            Self::Upstream | Self::MlxF32 => Some(
+                "convert it to the MLX layout (in the repository of lance-mm: cargo xtask convert SRC DST), or \
+                     take one that is (mlx-community/Lance-3B-bf16)",
+            ),
             Self::PerChannelInt4 | Self::NvFp4 => {
                 Some("not read here: take mlx-community/Lance-3B-AWQ-INT4, or convert the original release")
             }

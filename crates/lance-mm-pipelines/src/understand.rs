@@ -3,6 +3,7 @@
 mod chat;
 mod look;
 
+use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -130,6 +131,12 @@ pub struct Answer {
     pub prefill_time: Duration,
     /// Time of the generated tokens.
     pub decode_time: Duration,
+}
+
+impl fmt::Debug for Understanding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Understanding").field("checkpoint", &self.checkpoint).finish_non_exhaustive()
+    }
 }
 
 impl Understanding {

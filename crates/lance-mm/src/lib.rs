@@ -26,8 +26,32 @@
 //! assert_eq!(answer.text, "BX62 BFY");
 //! # Ok::<(), lance_mm::Error>(())
 //! ```
+//!
+//! A name in `from_pretrained` is a folder. Models of the Hugging Face hub are fetched by the program: the last line of
+//! `lance-mm pull ORG/NAME` is the folder, `lance-mm pull --offline ORG/NAME` prints it later.
+//!
+//! By default networks run on the CPU, and inputs of products with bf16 matrices count as two bf16 terms
+//! ([`Activations::Split`](tensor::Activations::Split)): nearly exact. The program takes a Mac's GPU where there is one,
+//! and bf16, which is faster:
+//!
+//! ```no_run
+//! use lance_mm::tensor::{Activations, DeviceChoice};
+//! use lance_mm::{Checkpoint, Understanding};
+//!
+//! let checkpoint = Checkpoint::open("Lance-3B-AWQ-INT4")?;
+//! let device = DeviceChoice::Auto.open()?;
+//! let lance = Understanding::new(checkpoint.with_device(&device).with_activations(Activations::Bf16))?;
+//! # Ok::<(), lance_mm::Error>(())
+//! ```
 
+/// Tensors, devices and types in what this crate takes and gives.
+pub use candle_core as candle;
 pub use lance_mm_models as models;
 pub use lance_mm_pipelines::*;
 pub use lance_mm_quant as quant;
 pub use lance_mm_tensor as tensor;
+
+/// The examples of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

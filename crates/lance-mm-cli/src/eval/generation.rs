@@ -83,7 +83,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let device = args.device.open()?;
     let load = |name: &str| -> Result<Generation> {
         let _busy = hints.busy("loading the model");
-        Ok(Generation::new(Checkpoint::open(model::folder(name)?)?.with_device(&device))?)
+        Ok(Generation::new(Checkpoint::open(model::drawing_folder(name)?)?.with_device(&device))?)
     };
     let (reference, candidate) = (load(&args.reference)?, load(&args.candidate)?);
     let mut progress = Progress::new("prompts", hints);

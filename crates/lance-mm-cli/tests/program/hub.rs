@@ -48,6 +48,13 @@ fn pulled_once_it_answers_without_the_hub() {
     }
     assert!(!folder.join("vae.safetensors").exists() && !folder.join("README.md").exists());
 
+    assert_eq!(run(at(&files, &hub).args(["inspect", "tiny/nano"])).code, 0);
+    let fox = files.arg("fox.png");
+    let draw = || run(at(&files, &hub).args(["generate", "A fox", "-o", &fox, "-m", "tiny/nano"]));
+    assert!(draw().error().ends_with("run: lance-mm pull --all tiny/nano"), "{}", draw().stderr);
+    let some = pull(&files, &hub, &["--offline", "--all", "tiny/nano"]);
+    assert!(some.stderr.starts_with("note: no VAE of tiny/nano is in the cache"), "{}", some.stderr);
+
     hub.forget();
     let second = pull(&files, &hub, &["tiny/nano"]);
     assert!(second.stderr.starts_with("tiny/nano: everything is in the cache\n"), "{}", second.stderr);
@@ -65,7 +72,6 @@ fn pulled_once_it_answers_without_the_hub() {
     assert_eq!((offline.code, offline.stdout), (0, first.stdout));
     let answer = alone(&["ask", "--model", "tiny/nano", &files.demo(2), PLATE]);
     assert_eq!((answer.stdout.as_str(), answer.stderr.as_str()), ("BX62 BFY\n", ""));
-    assert_eq!(alone(&["inspect", "tiny/nano"]).code, 0);
     let online = alone(&["pull", "tiny/nano"]);
     assert!(online.error().ends_with("(it is in the cache: --offline)"), "{}", online.stderr);
     let other = alone(&["pull", "--offline", "tiny/other"]);
