@@ -6,6 +6,7 @@ use lance_mm::image::{LoadOptions, Resize};
 use lance_mm::tensor::{Activations, DeviceChoice};
 use lance_mm::{Decoding, Options, Sampling};
 
+use crate::model;
 use crate::output::Hints;
 
 /// Which model answers.
@@ -21,6 +22,13 @@ pub(crate) struct ModelArgs {
     pub(crate) low_memory: bool,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
+}
+
+impl ModelArgs {
+    /// Whether the bundled model answers.
+    pub(crate) fn is_bundled(&self) -> bool {
+        self.model.as_deref().is_none_or(model::is_bundled)
+    }
 }
 
 /// Where networks run, and how they multiply.

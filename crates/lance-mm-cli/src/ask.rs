@@ -77,6 +77,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // No picture comes after these: the vision transformer's memory is of use to the language model.
     model.lance = model.lance.with_low_memory(true);
     picture::warn(&inputs, &model.lance, hints);
+    if args.caption && args.model.is_bundled() {
+        hints.note("note: nano learned answers to questions only: ask it to \"Describe this picture.\"");
+    }
     let names: Vec<String> = inputs.iter().map(|input| input.name.clone()).collect();
     let visuals = encode(&model, inputs, &options, hints)?;
 

@@ -112,6 +112,8 @@ fn a_description_a_text_and_several_images() {
         let json: Value = serde_json::from_str(&run.stdout).unwrap();
         assert!(json.get("question").is_none() && json["answer"].as_str().unwrap().contains("solar eclipse"));
     }
+    let bundled = lance_mm(["ask", "--caption", &files.demo(5), "-n", "2"]);
+    assert!(bundled.stderr.contains("note: nano learned answers to questions only"), "{}", bundled.stderr);
     let text = lance_mm(["ask", "--text", "--json", "Hello", "-n", "2"]);
     let json: Value = serde_json::from_str(&text.stdout).unwrap();
     assert_eq!((text.code, json["images"].as_array().unwrap().len()), (0, 0));
