@@ -1,5 +1,6 @@
 //! `lance-mm ask`: one question, one answer.
 
+mod each;
 mod report;
 
 use std::ffi::OsString;
@@ -28,6 +29,7 @@ Examples:
   lance-mm ask before.png after.png \"What has changed?\"
   lance-mm ask --video clip.gif \"What happens?\"
   lance-mm ask --caption photo.jpg
+  lance-mm ask --caption --each *.jpg > captions.jsonl
   lance-mm ask --text \"What is the capital of France?\"
   curl -s https://example.org/cat.jpg | lance-mm ask - \"What animal is this?\"
   lance-mm ask --json plate.png \"What is the license plate number?\" | jq -r .answer
@@ -44,6 +46,10 @@ pub(crate) struct Args {
     /// Describe what is shown instead of answering a question.
     #[arg(short, long, visible_alias = "describe", conflicts_with = "text")]
     caption: bool,
+    /// One answer for each image, in place of one about all: a line of JSON for each, as --json prints it, or with
+    /// `error` where there is none.
+    #[arg(long, conflicts_with = "text")]
+    each: bool,
     /// The question is about no image.
     #[arg(long)]
     text: bool,
@@ -72,6 +78,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         hints.note(&format!("note: {question:?} is taken as the question, though a file has that name"));
     }
     let options = args.answer.options(&args.pictures, hints)?;
+    if args.each {
+        return each::run(args, paths, &question, &options, hints);
+    }
     let inputs = picture::read_all(paths, &args.pictures, hints)?;
     let mut model = model::load_with(&args.model, hints)?;
     // No picture comes after these: the vision transformer's memory is of use to the language model.

@@ -124,6 +124,26 @@ fn a_description_a_text_and_several_images() {
 }
 
 #[test]
+fn each_image_has_a_line_of_its_own() {
+    let files = Files::demos();
+    let question = "What is the license plate number of the car?";
+    let images = [files.demo(2), files.arg("gone.png"), files.demo(5)];
+    let mut args = vec!["ask", "-q", "--each", "-m", NANO_BF16];
+    args.extend(images.iter().map(String::as_str));
+    let run = lance_mm(args.into_iter().chain([question]));
+    let lines: Vec<Value> = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((run.code, lines.len()), (1, 3), "{}", run.stderr);
+    for (line, image) in lines.iter().zip(&images) {
+        assert_eq!(line["images"][0]["source"], image.as_str());
+    }
+    assert_eq!((&lines[0]["answer"], &lines[0]["error"]), (&"BX62 BFY".into(), &Value::Null));
+    assert_eq!(lines[1]["error"], format!("{}: No such file or directory (os error 2)", images[1]));
+    let alone = lance_mm(["ask", "-q", "-m", NANO_BF16, &images[2], question]);
+    assert_eq!(lines[2]["answer"], alone.stdout.trim_end());
+    assert!(run.stderr.ends_with("error: 1 image could not be answered about\n"), "{}", run.stderr);
+}
+
+#[test]
 fn options_reach_the_model() {
     let files = Files::demos();
     let (landmark, question) = (files.demo(4), lance_mm_nano::DEMOS[4].question);

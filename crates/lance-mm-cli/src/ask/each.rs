@@ -1,0 +1,69 @@
+//! `ask --each`: the same about every image, a line of JSON for each.
+
+use std::ffi::{OsStr, OsString};
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use lance_mm::Options;
+use serde_json::json;
+
+use super::report::{Report, Shown};
+use super::{Args, ask};
+use crate::model::{self, Model};
+use crate::output::{self, Hints, StdoutClosed, plural};
+use crate::picture;
+
+/// Asks about one image after the other; one that fails costs only itself.
+pub(super) fn run(
+    args: &Args,
+    paths: &[OsString],
+    question: &str,
+    options: &Options,
+    hints: Hints,
+) -> Result<()> {
+    let model = model::load_with(&args.model, hints)?;
+    let mut failed = 0;
+    for (i, path) in paths.iter().enumerate() {
+        let busy = hints.busy(&format!("{} ({} of {})", path.display(), i + 1, paths.len()));
+        let answered = answer(args, &model, path, question, options, hints);
+        drop(busy);
+        match answered {
+            Ok(line) => output::print(&line)?,
+            Err(error) if error.is::<StdoutClosed>() => return Err(error),
+            Err(error) => {
+                failed += 1;
+                let source = path.to_string_lossy();
+                let line = json!({ "error": output::message(&error), "images": [{ "source": source }] });
+                output::print(&format!("{line}\n"))?;
+                output::complain(&error);
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        n => bail!("{} could not be answered about", plural(n, "image")),
+    }
+}
+
+/// The line of one image.
+fn answer(
+    args: &Args,
+    model: &Model,
+    path: &OsStr,
+    question: &str,
+    options: &Options,
+    hints: Hints,
+) -> Result<String> {
+    let start = Instant::now();
+    let input = picture::read(path, &args.pictures, hints)?;
+    let name = input.name.clone();
+    picture::warn(std::slice::from_ref(&input), &model.lance, hints);
+    let visuals = [input.encode(&model.lance, options)?];
+    let answer = ask(model, &visuals, question, options, hints, &mut |_| ControlFlow::Continue(()))?;
+    let report = Report::new(model, question, vec![Shown::new(&name, &visuals[0])], &answer, start.elapsed());
+    if args.stats {
+        output::say(&output::paint("2", &report.stats()));
+    }
+    Ok(serde_json::to_string(&report)? + "\n")
+}
