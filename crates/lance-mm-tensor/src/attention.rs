@@ -68,10 +68,10 @@ pub fn attention(
 fn check_heads(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
     let (h, _, d) = q.dims3()?;
     let (g, _, key_width) = k.dims3()?;
-    if g == 0 || !h.is_multiple_of(g) || k.dims() != v.dims() || key_width != d {
+    if h == 0 || d == 0 || g == 0 || !h.is_multiple_of(g) || k.dims() != v.dims() || key_width != d {
         return Err(Error::input(
             "heads",
-            format!("q {:?} over k and v of fewer heads", q.dims()),
+            format!("heads of some width, q {:?} over k and v of fewer", q.dims()),
             format!("{:?}", k.dims()),
         ));
     }
@@ -367,6 +367,30 @@ mod tests {
         let short = x.to_dtype(DType::BF16).unwrap();
         for (q, k, v) in [(&short, &x, &x), (&x, &short, &x), (&x, &x, &short), (&short, &short, &short)] {
             assert!(attention(q, k, v, &[Block::full(0..2, 0..2)], Activations::F32).is_err());
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let (h, g, s, d) = (8, 2, 1700, 16);
+        let tensor =
+            |n, rows, seed| Tensor::from_vec(seeded(n * rows * d, seed), (n, rows, d), &Device::Cpu).unwrap();
+        let (q, k, v) = (tensor(h, 1, 1), tensor(g, s, 2), tensor(g, s, 3));
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let attend = || attention(&q, &k, &v, &[Block::full(0..1, 0..s)], Activations::F32).unwrap();
+            pool.install(attend).to_vec2::<f32>().unwrap()
+        };
+        assert!(on(1) == on(2) && on(1) == on(7));
+    }
+
+    #[test]
+    fn heads_without_values_are_refused() {
+        for (heads, width) in [(2, 0), (0, 4)] {
+            let x = Tensor::zeros((heads, 3, width), DType::F32, &Device::Cpu).unwrap();
+            let kept = Tensor::zeros((1, 3, width), DType::F32, &Device::Cpu).unwrap();
+            assert!(attention(&x, &kept, &kept, &[Block::full(0..3, 0..3)], Activations::F32).is_err());
+            assert!(attention_each(&x, &vec![(kept.clone(), kept.clone()); 3], Activations::F32).is_err());
         }
     }
 

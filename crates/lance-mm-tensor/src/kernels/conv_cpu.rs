@@ -214,8 +214,13 @@ impl Product<'_> {
                 SCRATCH.with_borrow_mut(|[panel, sums]| {
                     panel.resize(lines * filter_row * PANEL, 0.0);
                     pack(first / PANEL, panel);
-                    sums.clear();
+                    let cols = first..(first + PANEL).min(range.end);
                     sums.resize(rows * columns * PANEL, 0.0);
+                    for (position, sums) in sums.chunks_exact_mut(PANEL).enumerate() {
+                        let (sums, rest) = sums.split_at_mut(cols.len());
+                        sums.copy_from_slice(part.row(position, cols.clone()));
+                        rest.fill(0.0);
+                    }
                     for (line, piece) in
                         (0..lines).flat_map(|line| self.pieces.iter().map(move |piece| (line, piece)))
                     {
@@ -232,10 +237,8 @@ impl Product<'_> {
                             }
                         }
                     }
-                    let cols = first..(first + PANEL).min(range.end);
                     for (position, sums) in sums.chunks_exact(PANEL).enumerate() {
-                        let out = part.row(position, cols.clone());
-                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                        part.row(position, cols.clone()).copy_from_slice(&sums[..cols.len()]);
                     }
                 });
             }
@@ -361,6 +364,25 @@ mod tests {
 
     fn rounded(values: &[f32]) -> Vec<f32> {
         values.iter().map(|v| bf16::from_f32(*v).to_f32()).collect()
+    }
+
+    /// They decide whether a thread takes panels of filters or tiles of positions.
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let (size, n_in, n_out) = ([9, 14], 5, 100);
+        let window = Window { stride: 1, before: 1, after: 1, zoom: 1 };
+        let geometry = Geometry { kernel: [3, 3], window };
+        let frame = seeded(size[0] * size[1] * n_in, 1);
+        let weight = DenseWeight::from_f32(&seeded(n_out * 9 * n_in, 2), 9 * n_in);
+        let on = |threads| {
+            let mut out = seeded(size[0] * size[1] * n_out, 3);
+            let frames = [Some(frame.as_slice())];
+            let x = Frames { frames: &frames, height: size[0], width: size[1], channels: n_in };
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| add_conv(x, &geometry, &weight, &mut out));
+            out
+        };
+        assert!(on(1) == on(4) && on(1) == on(5));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use super::softmax::{AddKeys, Row, State};
 use super::{Heads, Kept};
 use crate::kernels::vector::Isa;
 
-/// Least keys that are worth a task of their own.
-const SPLIT: usize = 256;
+/// Most keys of one task. Where keys are parted depends on their number alone: so do the bits of the result.
+const PART: usize = 512;
 
 /// A row of q, and the keys it sees: at least one.
 pub(crate) struct Single<'a> {
@@ -27,9 +27,7 @@ pub(crate) fn attend_singly(q: Heads<'_>, singles: &[Single<'_>], out: Vec<&mut 
     let mut tasks = Vec::new();
     for (single, out) in singles.iter().zip(out) {
         let groups = single.k.dims()[0];
-        // As many parts of the keys as give two tasks to each thread.
-        let parts = (2 * rayon::current_num_threads()).div_ceil(groups * singles.len());
-        let length = single.keys.len().div_ceil(parts.min(single.keys.len().div_ceil(SPLIT)));
+        let length = single.keys.len().div_ceil(single.keys.len().div_ceil(PART));
         for (group, out) in out.chunks_exact_mut(n_heads / groups * d).enumerate() {
             tasks.push((single, group, length, out));
         }
