@@ -139,8 +139,8 @@ impl Cache {
                 }
                 Ok(new)
             };
-            let old = self.layers[layer].take();
-            let (k, v) = (grow(old.as_ref().map(|l| &l.k))?, grow(old.as_ref().map(|l| &l.v))?);
+            let old = self.layers[layer].as_ref();
+            let (k, v) = (grow(old.map(|l| &l.k))?, grow(old.map(|l| &l.v))?);
             self.layers[layer] = Some(LayerCache { k, v });
         }
         if let Some(l) = &self.layers[layer] {
