@@ -10,13 +10,16 @@ use crate::kernels::{metal, swiglu as kernel};
 /// The result takes the place of `gate` on the CPU: other tensors that share its values see it too.
 ///
 /// # Errors
-/// Shapes or types that differ; on the CPU values of either that are not neighbours.
+/// Shapes or types that differ; on the CPU values of either that are not neighbours, or two parts of one tensor.
 pub fn swiglu(gate: Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.dims() != up.dims() || gate.dtype() != up.dtype() {
         let say = |x: &Tensor| format!("{:?} {:?}", x.dtype(), x.dims());
         return Err(Error::input("gate", say(up), say(&gate)));
     }
-    if metal::runs_on(gate.device()) && gate.elem_count() > 0 {
+    if gate.elem_count() == 0 {
+        return Ok(gate);
+    }
+    if metal::runs_on(gate.device()) {
         let (gate, up) = (gate.contiguous()?, up.contiguous()?);
         let plan = metal::swiglu(gate.elem_count(), FloatType::try_from(gate.dtype())?);
         return metal::apply(&plan, &[&gate, &up], gate.dims());

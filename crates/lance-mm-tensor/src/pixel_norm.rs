@@ -52,7 +52,10 @@ impl PixelNorm {
             let expected = format!("f32 (.., {})", self.gamma.len());
             return Err(Error::input("pixels", expected, format!("{:?} {:?}", x.dtype(), x.dims())));
         }
-        if metal::runs_on(x.device()) && x.elem_count() > 0 {
+        if x.elem_count() == 0 {
+            return Ok(x.clone());
+        }
+        if metal::runs_on(x.device()) {
             let gamma =
                 self.tensor.clone().map_or_else(|| Tensor::new(self.gamma.as_slice(), x.device()), Ok)?;
             let plan = metal::pixel_norm(x.elem_count() / self.gamma.len(), self.gamma.len(), silu);

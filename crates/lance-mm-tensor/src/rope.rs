@@ -146,7 +146,7 @@ impl RotaryTable {
     /// The kernel lays heads out for attention, `(H, T, D)`; the result is a view of that.
     fn apply_on_device(&self, x: &Tensor, norm: Option<(metal::HeadNorm, [&RmsNorm; 2])>) -> Result<Tensor> {
         let (rows, heads, dim) = x.dims3()?;
-        if self.cos.dims() != [rows, dim / 2] || rows == 0 {
+        if self.cos.dims() != [rows, dim / 2] || !dim.is_multiple_of(2) || rows == 0 {
             let expected = format!("{:?} rows and half the width of a head", self.cos.dims());
             return Err(Error::input("heads to turn", expected, format!("{:?}", x.dims())));
         }

@@ -198,7 +198,7 @@ impl Tiles {
 
     /// `sums[a][b][i][j] = Σ w · x` over steps of 32 values of K and over the `T` terms of x, of row `i` of left
     /// operand `a`, `w[step][a]`, with column `j` of right operand `b`, in f32. With `add` the products are added to
-    /// what is there. With one right operand, sums of a second are left alone. Meanwhile [`AHEAD`] bytes a step
+    /// what is there. With one right operand, sums of a second mean nothing. Meanwhile [`AHEAD`] bytes a step
     /// from `ahead` on are asked for from memory, wherever that is.
     ///
     /// # Panics
