@@ -6,7 +6,7 @@
 use std::ops::Add as _;
 
 use candle_core::{DType, Device, Tensor};
-use lance_mm_tensor::{Error, Linear, Result, Weight, Weights};
+use lance_mm_tensor::{Error, Linear, Result, Weight, Weights, download};
 
 use crate::config::Config;
 use crate::finish;
@@ -144,7 +144,7 @@ impl LatentLayers {
         let normed = llm.norm(&hidden?, sequence)?;
         let rows = &sequence.visual()[0];
         let velocity = self.velocity_of(&normed.narrow(0, rows.start, rows.len())?)?;
-        Ok(velocity.to_device(latents.device())?)
+        Ok(download(&velocity, latents.device())?)
     }
 
     /// Velocities f32 `(N, 48)` of rows of latents `(N, D)` after the final norm.

@@ -24,7 +24,7 @@ mod shortcut;
 mod tails;
 
 use candle_core::{DType, Device, Tensor};
-use lance_mm_tensor::{Error, Result, Weights, Window, upload, within_step};
+use lance_mm_tensor::{Error, Result, Weights, Window, download, upload, within_step};
 
 pub use attention::FrameAttention;
 pub use config::VaeConfig;
@@ -203,7 +203,7 @@ impl Vae {
                 for x in &patches {
                     let x = unpatchify(x)?;
                     probe(format_args!("pixels"), &x)?;
-                    frames.push(x.clamp(-1f32, 1f32)?.to_device(latents.device())?);
+                    frames.push(download(&x.clamp(-1f32, 1f32)?, latents.device())?);
                 }
                 Ok(())
             })?;

@@ -57,6 +57,17 @@ pub fn device_name(device: &Device) -> &'static str {
     }
 }
 
+/// `x` on another device, once all that it was computed from has ended well: of a GPU's work candle's `to_device` looks at
+/// the last part only.
+///
+/// # Errors
+/// What failed on the device of `x`, or copying it.
+pub fn download(x: &Tensor, to: &Device) -> candle_core::Result<Tensor> {
+    let copy = x.to_device(to)?;
+    x.device().synchronize()?;
+    Ok(copy)
+}
+
 /// `x` on `device`. candle's `to_device` takes all of the memory that a part of a tensor lies in along: of a clip, for each of
 /// its frames. This takes the part.
 ///

@@ -52,7 +52,7 @@ pub use affine::{AffineWeight, pack_codes, quantize_group};
 pub use attention::{Block, attention, attention_each};
 pub use conv::{Conv, Window};
 pub use dense::{Activations, DenseWeight, FloatType, kept_dtype, row_dtype};
-pub use device::{DeviceChoice, device_name, upload, within_step};
+pub use device::{DeviceChoice, device_name, download, upload, within_step};
 pub use error::{Error, Problem, Problems, Result};
 pub use float_mode::FloatModeWeight;
 pub use gate::swiglu;

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use lance_mm_models::Llm;
-use lance_mm_tensor::within_step;
+use lance_mm_tensor::{read_values, within_step};
 use serde::Serialize;
 
 use super::distribution::{Distribution, mean};
@@ -140,12 +140,12 @@ pub(super) fn each_row(
 ) -> Result<()> {
     let n = normed.dim(0)?;
     for first in (0..n).step_by(ROWS) {
-        let rows = within_step(|| -> Result<Vec<Vec<f32>>> {
-            Ok(llm.logits(&normed.narrow(0, first, ROWS.min(n - first))?)?.to_vec2()?)
-        })?;
-        for (i, logits) in rows.iter().enumerate() {
-            show(first + i, &logits[..vocabulary.min(logits.len())])?;
-        }
+        let logits = within_step(|| llm.logits(&normed.narrow(0, first, ROWS.min(n - first))?))?;
+        let width = logits.dim(1)?;
+        read_values(&logits, |rows| {
+            let mut rows = rows.chunks_exact(width).enumerate();
+            rows.try_for_each(|(i, logits)| show(first + i, &logits[..vocabulary.min(width)]))
+        })??;
     }
     Ok(())
 }
