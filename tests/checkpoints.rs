@@ -45,7 +45,7 @@ fn edit(dir: &Path, pointer: &str, value: serde_json::Value) {
 }
 
 fn error(dir: &Path) -> String {
-    let text = Understanding::from_pretrained(dir).err().expect("a folder that cannot be loaded").to_string();
+    let text = Understanding::from_pretrained(dir).expect_err("a folder that cannot be loaded").to_string();
     assert!(!text.contains('\n'), "one line: {text}");
     text
 }

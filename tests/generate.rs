@@ -158,6 +158,6 @@ fn what_does_not_fit_is_refused() {
     assert!(check(&short()).is_none());
     // The answering side of the same folder is no model that draws.
     let und = Checkpoint::open(fixtures("understanding/ckpt/mlx")).unwrap();
-    let error = Generation::new(und).err().unwrap().to_string();
+    let error = Generation::new(und).unwrap_err().to_string();
     assert!(error.contains("expected both experts") || error.contains("expected vae.safetensors"), "{error}");
 }
