@@ -141,7 +141,7 @@ impl<'a> Session<'a> {
             );
         };
         let hints = args.hints();
-        let mut watch = Watch::new(hints);
+        let mut watch = Watch::new(args.steps, hints);
         let folder = model::drawing_folder(name)?;
         let lance = watch.part("load", || -> Result<Generation> {
             let _busy = hints.busy("loading the model");

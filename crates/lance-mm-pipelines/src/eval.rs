@@ -46,7 +46,7 @@ pub use parity::{Continuation, ParityOptions, ParityReport, parity};
 pub use perplexity::{PerplexityReport, perplexity};
 pub use relative::{Decibels, Relative};
 
-/// Told after each sample: samples done, samples in all.
+/// Told before the first sample and after each: samples done, samples in all.
 pub type Progress<'a> = dyn FnMut(usize, usize) + 'a;
 
 /// Fewer samples than this are called a small sample.

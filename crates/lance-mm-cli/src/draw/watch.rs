@@ -12,6 +12,8 @@ use crate::output::{self, Busy, Hints};
 /// Watches drawing.
 pub(super) struct Watch {
     hints: Hints,
+    /// Of each drawing.
+    steps: usize,
     parts: Vec<Part>,
     open: Option<Open>,
 }
@@ -47,8 +49,8 @@ fn name(stage: Stage) -> &'static str {
 }
 
 impl Watch {
-    pub(super) fn new(hints: Hints) -> Self {
-        Self { hints, parts: Vec::new(), open: None }
+    pub(super) fn new(steps: usize, hints: Hints) -> Self {
+        Self { hints, steps, parts: Vec::new(), open: None }
     }
 
     /// Does a part of the work that the library does not see.
@@ -71,7 +73,11 @@ impl Watch {
                     stage: *stage,
                     start: Instant::now(),
                     _busy: (!steps).then(|| self.hints.busy(name(*stage))),
-                    progress: steps.then(|| Progress::new("steps", self.hints)),
+                    progress: steps.then(|| {
+                        let mut progress = Progress::new("steps", self.hints);
+                        progress.show(0, self.steps);
+                        progress
+                    }),
                 });
             }
             Event::Step(step) => {

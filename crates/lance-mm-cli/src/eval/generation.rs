@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Ok(Generation::new(Checkpoint::open(model::drawing_folder(name)?)?.with_device(&device))?)
     };
     let (reference, candidate) = (load(&args.reference)?, load(&args.candidate)?);
-    let mut progress = Progress::new("prompts", hints);
+    let mut progress = Progress::new("steps", hints);
     let report =
         drawing(&reference, &candidate, &prompts, &options, &mut |done, all| progress.show(done, all))?;
     drop(progress);

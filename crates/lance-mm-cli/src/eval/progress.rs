@@ -1,8 +1,10 @@
 //! How far a long measurement is, on standard error.
 
+use std::fmt::Write;
 use std::io::IsTerminal;
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
 use crate::output::{self, Hints};
 
@@ -17,23 +19,36 @@ pub(crate) struct Progress {
 impl Progress {
     pub(crate) fn new(what: &str, hints: Hints) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let bar = if hints.is_quiet() || !terminal { ProgressBar::hidden() } else { ProgressBar::new(0) };
-        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos} of {len}, {eta} left") {
-            bar.set_style(style);
+        let hidden = hints.is_quiet() || !terminal;
+        let bar = if hidden { ProgressBar::hidden() } else { ProgressBar::no_length() };
+        let bar = bar.with_message(what.to_owned());
+        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos} of {len}, {elapsed}{left}") {
+            bar.set_style(style.with_key("left", left));
         }
-        bar.set_message(what.to_owned());
         Self { bar, what: what.to_owned(), lines: !hints.is_quiet() && !terminal, tenth: 0 }
     }
 
-    /// `done` of `all` samples are done.
+    /// `done` of `all` samples are done. Said before the first, it tells how many there are.
     pub(crate) fn show(&mut self, done: usize, all: usize) {
         self.bar.set_length(all as u64);
         self.bar.set_position(done as u64);
+        if done == 0 {
+            // The time goes on while a step takes long.
+            self.bar.enable_steady_tick(Duration::from_millis(200));
+        }
         let tenth = 10 * done / all.max(1);
         if self.lines && tenth > self.tenth {
             output::say(&format!("{}: {done} of {all}", self.what));
         }
         self.tenth = tenth;
+    }
+}
+
+/// The time left, once the first step tells how long one takes.
+fn left(state: &ProgressState, out: &mut dyn Write) {
+    if state.pos() > 0 {
+        // A line that cannot be formatted is drawn without.
+        let _ = write!(out, ", {:#} left", HumanDuration(state.eta()));
     }
 }
 

@@ -324,10 +324,13 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
     // What was published as the loss of quantizing is that of the noise: the candidate keeps it.
     let json = files.arg("report.json");
     let args =
-        ["eval", "generation", &model, &packed, "--prompt", "A fox", "--size", "96x96", "--steps", "8", "-q"];
+        ["eval", "generation", &model, &packed, "--prompt", "A fox", "--size", "96x96", "--steps", "8"];
     let report = lance_mm([&args[..], &["--guidance", "1", "--each-step", "--json", &json]].concat());
     assert_eq!(report.code, 0, "{}", report.stderr);
     assert!(report.stdout.contains("| REF, noise cast to u32 |"), "{}", report.stdout);
+    // Of five passes.
+    let steps: Vec<String> = (1..=10).map(|tenth| format!("steps: {} of 40", 4 * tenth)).collect();
+    assert_eq!(report.stderr.lines().collect::<Vec<_>>(), steps);
     let json: serde_json::Value =
         serde_json::from_slice(&fs::read(files.path("report.json")).unwrap()).unwrap();
     let drawing = &json["report"]["drawings"][0];

@@ -20,6 +20,10 @@ use crate::noise::noise;
 use crate::prompt::Task;
 use crate::schedule::Step;
 
+/// Passes over the steps for each prompt: the reference, the candidate, its velocities at the reference's latents,
+/// the two controls.
+const PASSES: usize = 5;
+
 /// What is drawn, and how closely it is looked at.
 #[derive(Clone, Debug)]
 pub struct DrawingOptions {
@@ -108,7 +112,7 @@ pub struct PictureError {
     pub hf_seed_change: f64,
 }
 
-/// Draws every prompt with both models and the two controls.
+/// Draws every prompt with both models and the two controls. Progress counts steps of all drawings.
 ///
 /// # Errors
 /// No prompts, and what [`Generation::check`] refuses; quantized weights are allowed.
@@ -129,10 +133,16 @@ pub fn drawing(
         }
     }
     let mut drawings = Vec::with_capacity(prompts.len());
+    let (mut done, all) = (0, prompts.len() * PASSES * options.generation.steps);
+    progress(done, all);
+    let mut stepped = || {
+        done += 1;
+        progress(done, all);
+    };
     for (i, prompt) in prompts.iter().enumerate() {
         let seed = options.generation.seed.wrapping_add(i as u64);
-        drawings.push(Pair { reference, prompt, seed, options }.draw(candidate, prompts.len())?);
-        progress(i + 1, prompts.len());
+        let pair = Pair { reference, prompt, seed, options };
+        drawings.push(pair.draw(candidate, prompts.len(), &mut stepped)?);
     }
     Ok(DrawingReport { drawings })
 }
@@ -159,14 +169,17 @@ struct Taken {
 }
 
 impl Pair<'_> {
-    fn draw(&self, candidate: &Generation, prompts: usize) -> Result<Drawing> {
+    /// Draws with both models and the controls, each step told to `stepped`.
+    fn draw(&self, candidate: &Generation, prompts: usize, stepped: &mut dyn FnMut()) -> Result<Drawing> {
         let n = self.request().grid()?.count();
         let start = noise(self.seed, n)?;
         // Beyond the seeds of all prompts, so that no other begins from the same noise.
         let other = noise(self.seed.wrapping_add(prompts as u64), n)?;
-        let (truth, run) = (self.run(self.reference, &start)?, self.run(candidate, &start)?);
-        let local = self.local(candidate, &truth)?;
-        let control = |start: &Tensor| self.compare(&truth, &self.run(self.reference, start)?, None);
+        let truth = self.run(self.reference, &start, stepped)?;
+        let run = self.run(candidate, &start, stepped)?;
+        let local = self.local(candidate, &truth, stepped)?;
+        let mut control =
+            |start: &Tensor| self.compare(&truth, &self.run(self.reference, start, stepped)?, None);
         Ok(Drawing {
             prompt: self.prompt.to_owned(),
             seed: self.seed,
@@ -186,11 +199,12 @@ impl Pair<'_> {
         GenerationOptions { noise, allow_quantized: true, ..self.options.generation.clone() }
     }
 
-    fn run(&self, model: &Generation, start: &Tensor) -> Result<Run> {
+    fn run(&self, model: &Generation, start: &Tensor, stepped: &mut dyn FnMut()) -> Result<Run> {
         let mut steps = Vec::new();
         let mut fault = None;
         let drawn = model.generate(self.prompt, &self.request(), &self.settings(start), &mut |event| {
             let Event::Step(step) = event else { return ControlFlow::Continue(()) };
+            stepped();
             match step.estimate() {
                 Ok(estimate) => steps.push(Taken {
                     step: step.step,
@@ -207,12 +221,17 @@ impl Pair<'_> {
     }
 
     /// The candidate's velocities at the reference's latents.
-    fn local(&self, candidate: &Generation, truth: &Run) -> Result<Vec<Tensor>> {
+    fn local(&self, candidate: &Generation, truth: &Run, stepped: &mut dyn FnMut()) -> Result<Vec<Tensor>> {
         let settings = self.settings(&truth.steps[0].x);
         let (encoded, grid) = (Encoded::default(), truth.drawn.grid);
         let plan = candidate.plan(self.prompt, Task::TextToImage, &encoded, grid, settings.unconditional)?;
         let mut denoiser = candidate.denoiser(&plan, &encoded, &settings, 0)?;
-        truth.steps.iter().map(|taken| Ok(denoiser.velocities(&taken.x, taken.step)?.v)).collect()
+        let velocity = |taken: &Taken| {
+            let v = denoiser.velocities(&taken.x, taken.step)?.v;
+            stepped();
+            Ok(v)
+        };
+        truth.steps.iter().map(velocity).collect()
     }
 
     fn compare(&self, truth: &Run, run: &Run, local: Option<Vec<Tensor>>) -> Result<Compared> {

@@ -111,6 +111,7 @@ pub fn layers(
         return Err(Error::option("rows", "at least 1", 0));
     }
     let mut sums = Sums::new(reference.llm(), candidate.llm())?;
+    progress(0, data.samples.len());
     for (i, sample) in data.samples.iter().enumerate() {
         let run = Run::new(reference, candidate, sample, &options.asking)?;
         sums.add(&run, reference.llm(), candidate.llm(), options.rows)?;

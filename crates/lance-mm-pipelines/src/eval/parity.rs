@@ -65,6 +65,7 @@ pub fn parity(
     let models = [reference, candidate];
     let mut measured: Vec<Option<Measured>> = data.samples.iter().map(|_| None).collect();
     let mut done = 0;
+    progress(done, data.samples.len());
     for group in data.by_shown() {
         let sample = &data.samples[group[0]];
         let open = |lance: &Understanding| sample.shown.encode(lance, &options.asking);

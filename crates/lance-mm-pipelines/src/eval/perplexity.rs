@@ -46,6 +46,7 @@ pub fn perplexity(
     // A window of one token, at the end, predicts nothing.
     let windows: Vec<&[u32]> = ids.chunks(window).filter(|ids| ids.len() > 1).collect();
     let (mut sum, mut predicted) = (0.0, 0);
+    progress(0, windows.len());
     for (i, ids) in windows.iter().enumerate() {
         sum += window_nll(lance, ids)?;
         predicted += ids.len() - 1;
