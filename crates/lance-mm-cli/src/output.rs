@@ -137,6 +137,14 @@ impl Hints {
         }
     }
 
+    /// As [`busy`](Self::busy), for a part of work that takes long: a line where there is no terminal.
+    pub(crate) fn part(self, what: &str) -> Busy {
+        if !self.quiet && !io::stderr().is_terminal() {
+            say(what);
+        }
+        self.busy(what)
+    }
+
     /// A moving sign on a terminal for as long as it lives.
     pub(crate) fn busy(self, what: &str) -> Busy {
         if self.quiet {

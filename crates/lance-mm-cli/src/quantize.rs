@@ -111,6 +111,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let quantizing = Quantizing { open: &open, schemes, recipe, work: &work, experts, quantized };
     quantizing.parts(&mut capture, layers, hints)?;
     let report = Report::gather(&work, args.recipe, &plan, samples.as_ref(), layers)?;
+    let busy = hints.part("writing the checkpoint");
     let table = output::Output {
         source: &args.model,
         open: &open,
@@ -122,7 +123,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     .write(&args.out)?;
     work.remove()?;
-    out::print(&table)
+    drop(busy);
+    out::print(&table)?;
+    hints.note(&format!("{}: written", args.out.display()));
+    Ok(())
 }
 
 /// Everything that is run to record inputs, and the first layer's.
@@ -148,7 +152,7 @@ fn lay_out(
 
 /// All bytes of the source in one number: another model is another plan.
 fn fingerprint(source: &Checkpoint, vae: Option<&Weights>, files: &Files, hints: Hints) -> Result<String> {
-    let _busy = hints.busy("reading the checkpoint");
+    let _busy = hints.part("reading the checkpoint");
     let mut hash = Sha256::new();
     for weights in [Some(source.model()), source.vit(), vae].into_iter().flatten() {
         hash.update(inspect::fingerprint_of(weights)?);

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::run::Run;
 use crate::draw::{self, SourceArgs};
+use crate::eval::progress::Progress;
 use crate::output::Hints;
 
 /// Steps of a drawing that are recorded: one from each half of the schedule, others for each request.
@@ -82,14 +83,16 @@ impl Drawings {
     /// Draws everything with the unquantized model: the passes to record, and what they read.
     pub(super) fn run(&self, lance: &Generation, hints: Hints) -> Result<(Vec<Run>, Vec<Tensor>)> {
         let (mut runs, mut inputs) = (Vec::new(), Vec::new());
+        let mut progress = Progress::new("drawings", hints);
+        progress.show(0, self.list.len());
         for (i, drawing) in self.list.iter().enumerate() {
-            let _busy = hints.busy(&format!("drawing {} of {}", i + 1, self.list.len()));
             let place = || format!("{}: request {}", self.name, i + 1);
             let trace = self.trace(lance, drawing, i).with_context(place)?;
             for pass in trace.passes {
                 runs.push(Run::drawing(trace.pieces.clone(), pass.captioned, i % 4 == 3));
                 inputs.push(pass.x);
             }
+            progress.show(i + 1, self.list.len());
         }
         Ok((runs, inputs))
     }

@@ -67,15 +67,17 @@ impl Quantizing<'_> {
     /// Quantizes every part that no earlier run has finished, in the order of the model.
     pub(super) fn parts(&self, capture: &mut Capture<'_>, layers: usize, hints: Hints) -> Result<()> {
         if !is_done(self.work, EMBED) {
-            let _busy = hints.busy("embedding");
+            let _busy = hints.part("embedding");
             self.embedding()?;
         }
         if self.recipe.compensate && capture.awaits(0) {
             capture.follow(&self.with_part(EMBED)?)?;
         }
-        let start = Instant::now();
+        // What an earlier run has finished takes no time.
+        let is_left = |index: &usize| capture.awaits(*index) || !is_done(self.work, &layer_name(*index));
+        let (first, start) = ((0..layers).find(is_left).unwrap_or(layers), Instant::now());
         for index in 0..layers {
-            let _busy = hints.busy(&progress(index, layers, start));
+            let _busy = (index >= first).then(|| hints.part(&progress(index, first, layers, start)));
             let sites = match capture.awaits(index) {
                 false => [None, None],
                 true => capture.layer(&self.original()?, index)?,
@@ -88,7 +90,7 @@ impl Quantizing<'_> {
             let quantized = is_next.then(|| self.with_part(&name)).transpose()?;
             capture.advance(index, quantized.as_ref())?;
         }
-        let _busy = hints.busy("head");
+        let _busy = hints.part("head");
         if !is_done(self.work, HEAD) {
             let rows = match capture.awaits(layers) {
                 false => None,
@@ -256,11 +258,12 @@ pub(super) fn open(work: &WorkDir, name: &str) -> Result<Weights> {
     Ok(Weights::open(&[work.file(&format!("{name}.safetensors"))])?)
 }
 
-fn progress(index: usize, layers: usize, start: Instant) -> String {
-    let left = match index {
+/// Which layer it is, and the time left by what the layers since `first` took.
+fn progress(index: usize, first: usize, layers: usize, start: Instant) -> String {
+    let left = match index - first {
         0 => String::new(),
-        _ => {
-            let each = start.elapsed().as_secs_f64() / index as f64;
+        done => {
+            let each = start.elapsed().as_secs_f64() / done as f64;
             format!(", about {:.0} s left", each * (layers - index) as f64)
         }
     };

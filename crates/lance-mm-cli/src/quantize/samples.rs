@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::run::Run;
 use super::workdir::WorkDir;
+use crate::eval::progress::Progress;
 use crate::output::Hints;
 
 /// Tokens of an answer that the model is asked for.
@@ -150,11 +151,13 @@ pub(super) fn questions(
         hints.note(&format!("note: {n} samples are few; 32 or more are advised"));
     }
     let (mut runs, mut inputs) = (Vec::new(), Vec::new());
+    let mut progress = Progress::new("samples", hints);
+    progress.show(0, n);
     for (i, sample) in dataset.samples.iter().enumerate() {
-        let _busy = hints.busy(&format!("sample {} of {n}", i + 1));
         let (run, x) = lay_out(lance, sample, i % 4 == 3)?;
         runs.push(run);
         inputs.push(x);
+        progress.show(i + 1, n);
     }
     Ok((runs, inputs))
 }

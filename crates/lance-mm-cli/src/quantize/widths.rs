@@ -84,15 +84,17 @@ impl Measuring<'_> {
         let judge = match self.sensitivity {
             Sensitivity::None => None,
             _ => {
-                let _busy = self.hints.busy("answers of the unchanged model");
+                let _busy = self.hints.part("answers of the unchanged model");
                 let inputs = capture.inputs()?;
                 Some(Judge::new(&Understanding::new((self.open)()?)?, self.samples, &inputs)?)
             }
         };
         let judge = judge.as_ref();
+        let busy = self.hints.part("measuring the embedding");
         self.part("embed", || self.embedding(judge, capture))?;
+        drop(busy);
         for index in 0..layers {
-            let _busy = self.hints.busy(&format!("measuring layer {} of {layers}", index + 1));
+            let _busy = self.hints.part(&format!("measuring layer {} of {layers}", index + 1));
             let before = capture.hidden().to_vec();
             let [und, _] = capture.layer(&self.changed(&HashMap::new())?, index)?;
             if let Some(sites) = und {
@@ -100,7 +102,7 @@ impl Measuring<'_> {
             }
             capture.advance_keeping_first(index)?;
         }
-        let _busy = self.hints.busy("measuring the head");
+        let _busy = self.hints.part("measuring the head");
         self.part("head", || self.head(judge, capture, layers))
     }
 

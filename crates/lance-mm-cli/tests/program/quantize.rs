@@ -76,6 +76,40 @@ fn a_quantized_checkpoint_answers_as_the_original() {
     assert_eq!(leftover, 2, "only the calibration file and the output are left");
 }
 
+/// Lines of a run without a terminal.
+#[test]
+fn a_run_says_how_far_it_is() {
+    let files = Files::demos();
+    let calib = calibration(&files, files.root());
+    let quantize = |out: &str, more: &[&str]| {
+        let out = files.arg(out);
+        let args = ["quantize", NANO_BF16, &out, "--calib", &calib, "--rows", "128", "--gptq", "off"];
+        let run = lance_mm(args.iter().chain(more));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        assert!(run.stdout.starts_with('#') && !run.stdout.contains("layer 1 of 4"), "{}", run.stdout);
+        run.stderr
+    };
+    let parts = ["embedding", "layer 1 of 4", "layer 2 of 4, about", "layer 4 of 4, about", "head"];
+    let whole = [
+        &["reading the checkpoint", "samples: 6 of 6"],
+        &parts[..],
+        &["writing the checkpoint", "out: written"],
+    ];
+    in_order(&quantize("out", &["--bits", "3"]), &whole.concat());
+    let measured = ["answers of the unchanged model", "measuring the embedding", "measuring layer 1 of 4"];
+    let mixed = quantize("mixed", &["--recipe", "vqa-mixed", "--without", "clip,refit"]);
+    in_order(&mixed, &[&measured[..], &["measuring layer 4 of 4", "measuring the head"], &parts].concat());
+    assert_eq!(quantize("quiet", &["-q"]), "");
+}
+
+/// Lines with these texts come one after the other.
+fn in_order(lines: &str, expected: &[&str]) {
+    let mut rest = lines.lines();
+    for text in expected {
+        assert!(rest.any(|line| line.contains(text)), "no {text} in its place in {lines}");
+    }
+}
+
 #[test]
 fn a_budget_is_divided_among_the_matrices() {
     let files = Files::demos();
@@ -333,7 +367,7 @@ fn a_result_is_not_taken_for_that_of_another_model() {
             true => fs::write(&path, [&original[..], b" "].concat()).unwrap(),
             false => touch(&path),
         }
-        let run = lance_mm(args);
+        let run = lance_mm(args.into_iter().chain(["-q"]));
         assert!(run.error().ends_with("found what other settings or inputs gave"), "{name}: {}", run.stderr);
         fs::write(&path, original).unwrap();
     }
