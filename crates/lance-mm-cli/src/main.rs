@@ -91,3 +91,47 @@ fn main() -> ExitCode {
     };
     output::exit_code(result)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_help_has_examples_and_all_of_them_parse() {
+        let mut commands = vec![Cli::command()];
+        while let Some(command) = commands.pop() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let calls: Vec<Vec<String>> = help.lines().filter_map(call).collect();
+            assert!(!calls.is_empty(), "{}: {help}", command.get_name());
+            for call in calls {
+                let parsed = Cli::try_parse_from(quantize::joined(call.iter().map(Into::into)));
+                assert!(parsed.is_ok(), "{call:?}: {}", parsed.err().unwrap());
+            }
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
+
+    /// The words of the program's call in an indented line of shell, if there is one.
+    fn call(line: &str) -> Option<Vec<String>> {
+        let words = words(line.strip_prefix("  ")?);
+        let start = words.iter().position(|word| word == "lance-mm")?;
+        let is_part = |word: &String| word != "|" && word != ">";
+        Some(words.into_iter().skip(start).take_while(is_part).collect())
+    }
+
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
+        for c in line.chars() {
+            match quote {
+                None if c == ' ' => words.push(std::mem::take(&mut word)),
+                None if c == '"' || c == '\'' => quote = Some(c),
+                Some(open) if c == open => quote = None,
+                _ => word.push(c),
+            }
+        }
+        words.push(word);
+        words
+    }
+}

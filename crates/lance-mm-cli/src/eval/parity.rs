@@ -17,7 +17,7 @@ Examples:
   lance-mm eval parity ./Lance-3B-bf16 ./Lance-3B-AWQ-INT4 --data questions.jsonl
   lance-mm eval parity tests/fixtures/nano-bf16 nano --data held-out.jsonl --given --leave-out compare,lookup
   lance-mm eval parity A B --data questions.jsonl --no-answers --json parity.json --html parity.html
-  lance-mm eval parity nano nano --f32-reference";
+  lance-mm eval parity nano nano --data questions.jsonl --f32-reference";
 
 /// Compare a checkpoint with its reference on the same questions.
 ///
