@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use lance_mm::inspect::{InspectOptions, inspect};
 
 use crate::hub::RepoName;
+use crate::model;
 use crate::output::{self, plural};
 
 const EXAMPLES: &str = "\
@@ -37,6 +38,13 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let path = Path::new(&args.path);
+    if model::is_bundled(&args.path) {
+        bail!(
+            "{}: expected a folder or a file, found the model in this program; its files are \
+             crates/lance-mm-nano/assets in the repository",
+            args.path
+        );
+    }
     let cached = match RepoName::parse(&args.path).filter(|_| !path.exists()) {
         Some(repo) => match repo.cached()? {
             Some(folder) => Some(folder),

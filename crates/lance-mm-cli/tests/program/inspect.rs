@@ -57,7 +57,9 @@ fn problems_are_listed_and_told_by_the_code() {
         "{}",
         run.stdout
     );
-    for (path, expected) in [("gone", "gone"), ("foo/bar", "run: lance-mm pull foo/bar")] {
+    let bundled = "nano: expected a folder or a file, found the model in this program; its files are \
+                   crates/lance-mm-nano/assets";
+    for (path, expected) in [("gone", "gone"), ("foo/bar", "run: lance-mm pull foo/bar"), ("nano", bundled)] {
         let run = lance_mm(["inspect", path]);
         assert!(run.stdout.is_empty() && run.error().contains(expected), "{}", run.stderr);
     }
