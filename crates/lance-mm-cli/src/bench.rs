@@ -35,7 +35,7 @@ mean; they are the CPU's, so that a device has no shares. Let nothing else run m
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// Checkpoint folder, org/name of one that was pulled, or nano. Several are set side by side.
-    #[arg(value_name = "MODEL", default_value = "nano")]
+    #[arg(value_name = "MODEL", default_value = "nano", env = "LANCE_MM_MODEL", hide_env_values = true)]
     models: Vec<String>,
     /// Measure this part only; may be given several times.
     #[arg(long, value_name = "PART")]
@@ -44,7 +44,13 @@ pub(crate) struct Args {
     #[arg(long)]
     quick: bool,
     /// Time the answers to six questions too, the bundled ones or those of FILE (as for eval oracle).
-    #[arg(long, value_name = "FILE", num_args = 0..=1, value_hint = clap::ValueHint::FilePath)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        num_args = 0..=1,
+        require_equals = true,
+        value_hint = clap::ValueHint::FilePath
+    )]
     cases: Option<Option<PathBuf>>,
     /// Give the memory of the vision transformer back after every picture.
     #[arg(long)]

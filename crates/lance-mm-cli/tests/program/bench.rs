@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Files, lance_mm};
+use crate::support::{Files, NANO_BF16, command, lance_mm, run};
 
 #[test]
 fn every_part_is_measured_against_a_limit() {
@@ -66,10 +66,25 @@ fn several_models_stand_side_by_side() {
 }
 
 #[test]
+fn what_follows_cases_is_a_model_and_none_is_that_of_the_environment() {
+    let measured = |args: &[&str]| {
+        let quick = ["bench", "--quick", "--json", "--only", "prefill"];
+        let found = run(command().args(quick).args(args).env("LANCE_MM_MODEL", NANO_BF16));
+        let json: Value = serde_json::from_str(&found.stdout).unwrap();
+        let models = json["models"].as_array().unwrap();
+        assert_eq!((found.code, models.len()), (0, 1), "{}", found.stderr);
+        let cases = models[0]["cases"].as_array().map_or(0, Vec::len);
+        (models[0]["name"].as_str().unwrap().to_owned(), cases)
+    };
+    assert_eq!(measured(&["--cases", "nano"]), ("bundled nano".to_owned(), lance_mm_nano::DEMOS.len()));
+    assert_eq!(measured(&[]), (NANO_BF16.to_owned(), 0));
+}
+
+#[test]
 fn what_cannot_be_measured_is_told() {
     let files = Files::demos();
     assert!(lance_mm(["bench", "/nowhere"]).error().contains("/nowhere"));
-    let cases = lance_mm(["bench", "--cases", "/nowhere.jsonl"]);
+    let cases = lance_mm(["bench", "--cases=/nowhere.jsonl"]);
     assert!(cases.error().contains("/nowhere.jsonl"));
     assert!(lance_mm(["bench", &files.demo(0)]).error().contains("demo_chart.png"));
     assert_eq!(lance_mm(["bench", "--only", "speed"]).code, 2);
