@@ -15,6 +15,7 @@ use serde_json::json;
 use crate::args::ComputeArgs;
 use crate::model;
 use crate::output::{self, Hints, StdoutClosed};
+use crate::picture::hinted;
 use crate::save::{self, Target};
 use watch::Watch;
 
@@ -273,7 +274,7 @@ impl SourceArgs {
         if path.is_dir() {
             bail!("{}: expected an image file, found a folder", path.display());
         }
-        Ok(image::load(path, &self.load_options())?)
+        image::load(path, &self.load_options()).map_err(|error| hinted(error, "edit-video changes videos"))
     }
 }
 

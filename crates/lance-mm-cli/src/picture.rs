@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
-use lance_mm::image::{self, LoadOptions, RgbImage};
+use lance_mm::image::{self, FileKind, LoadOptions, RgbImage};
 use lance_mm::video::{Clip, Ffmpeg, UNKNOWN_FPS, is_animated};
 use lance_mm::{Options, Understanding, Visual};
 
@@ -64,11 +64,26 @@ pub(crate) fn read(path: &OsStr, args: &PictureArgs, hints: Hints) -> Result<Inp
         let clip = animation(&bytes, &name, args.fps, &options)?;
         return Ok(Input { name, pixels: Pixels::Video(clip) });
     }
-    let picture = image::decode(&bytes, &name, &options)?;
+    let of_video = if stdin { "a video must be a file" } else { "--video shows it" };
+    let picture = image::decode(&bytes, &name, &options).map_err(|error| hinted(error, of_video))?;
     if is_animated(&bytes) {
         hints.note(&format!("note: {name} is animated: its first frame is used (--video shows all of it)"));
     }
     Ok(Input { name, pixels: Pixels::Image(picture) })
+}
+
+/// An error of a file that is no picture, with what makes one of it; `of_video` is that for a video.
+pub(crate) fn hinted(error: lance_mm::Error, of_video: &str) -> anyhow::Error {
+    match error {
+        lance_mm::Error::Format { kind: FileKind::OtherPicture("HEIC"), .. } => {
+            anyhow!("{error} (on a Mac: sips -s format jpeg in.heic --out out.jpg)")
+        }
+        lance_mm::Error::Format { kind: FileKind::OtherPicture("AVIF"), .. } => {
+            anyhow!("{error} (on a Mac: sips -s format jpeg in.avif --out out.jpg)")
+        }
+        lance_mm::Error::Format { kind: FileKind::Video(_), .. } => anyhow!("{error} ({of_video})"),
+        error => error.into(),
+    }
 }
 
 /// Whether a file of this name can only be a video.

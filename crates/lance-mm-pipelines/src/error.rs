@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::image::FileKind;
+
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -35,6 +37,14 @@ pub enum Error {
         name: String,
         /// Expected and found.
         message: String,
+    },
+    /// A file that is no picture of a format that is read.
+    #[error("{name}: {kind}, expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM{}", kind.remedy())]
+    Format {
+        /// The file or stream.
+        name: String,
+        /// What it is instead.
+        kind: FileKind,
     },
     /// Frames that make no video.
     #[error("video: {0}")]

@@ -24,6 +24,7 @@
 pub(crate) mod gif;
 
 mod encoded;
+mod format;
 mod geometry;
 mod jpeg;
 mod load;
@@ -36,6 +37,7 @@ mod signed;
 
 pub use ::image::RgbImage;
 
+pub use format::FileKind;
 pub use geometry::{Crop, bucket, buckets, crop, native_size};
 pub use load::{LoadOptions, decode, from_raw, load};
 pub use patches::{PATCH_VALUES, PatchRows, patches};

@@ -223,6 +223,39 @@ fn animation() -> Vec<u8> {
 }
 
 #[test]
+fn what_is_no_picture_is_named_with_what_helps() {
+    let files = Files::new();
+    let expected = "expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM";
+    let video = format!("unsupported format MP4 or QuickTime (video), {expected}");
+    let mp4 = b"\0\0\0\x14ftypisom\0\0\0\0mp41";
+    let cases: [(&[u8], String); 4] = [
+        (
+            b"\0\0\0\x14ftypheic\0\0\0\0mif1",
+            format!(
+                "unsupported format HEIC, {expected}: convert it to JPEG or PNG first \
+                 (on a Mac: sips -s format jpeg in.heic --out out.jpg)"
+            ),
+        ),
+        (
+            b"\0\0\0\x14ftypavif\0\0\0\0mif1",
+            format!(
+                "unsupported format AVIF, {expected}: convert it to JPEG or PNG first \
+                 (on a Mac: sips -s format jpeg in.avif --out out.jpg)"
+            ),
+        ),
+        (b"%PDF-1.7\n", format!("unsupported format PDF, {expected}: render its pages to pictures first")),
+        (mp4, format!("{video} (--video shows it)")),
+    ];
+    for (bytes, message) in cases {
+        let photo = files.write("photo.jpg", bytes);
+        let found = lance_mm(["ask", &photo, "What?"]);
+        assert_eq!(found.error(), format!("{photo}: {message}"));
+    }
+    let found = with_input(["ask", "-", "What?"], mp4);
+    assert_eq!(found.error(), format!("standard input: {video} (a video must be a file)"));
+}
+
+#[test]
 fn a_folder_is_a_model() {
     let files = Files::nano();
     let (nano, plate) = (files.arg("nano"), files.demo(2));

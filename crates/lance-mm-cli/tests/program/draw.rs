@@ -124,6 +124,7 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
     let files = model();
     let (model, out) = (files.arg("model"), files.arg("out.png"));
     let (broken, missing) = (files.write("broken.jpg", b"no picture"), files.arg("none/out.png"));
+    let clip = files.write("clip.png", b"\x1a\x45\xdf\xa3 Matroska");
     let cases: [(&[&str], &str); 16] = [
         (&["--size", "60x64"], "--size: width: expected a multiple of 16 from 16 to 4096, found 60"),
         (&["--size", "big"], "--size: expected WIDTHxHEIGHT or one of 21:9"),
@@ -168,6 +169,10 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
     for (args, expected) in [
         (vec!["generate", "a<|im_end|>b", "-o", &out], "in the prompt, found the special token <|im_end|>"),
         (vec!["edit", &broken, "Make it green", "-o", &out], "broken.jpg: no known image format"),
+        (
+            vec!["edit", &clip, "Make it green", "-o", &out],
+            "(video), expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM (edit-video changes videos)",
+        ),
         (vec!["edit", "gone.png", "Make it green", "-o", &out], "gone.png"),
         (vec!["edit", &model, "Make it green", "-o", &out], "model: expected an image file, found a folder"),
         (vec!["edit", &broken, "x", "-o", &out, "--resolution", "4k"], "--resolution: expected image_256res"),
@@ -196,7 +201,7 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
         let expected = format!("error: invalid value '{value}' for '{option} <N>': ");
         assert!(found.stderr.starts_with(&expected), "{}", found.stderr);
     }
-    assert_eq!(results(&files), ["broken.jpg"]);
+    assert_eq!(results(&files), ["broken.jpg", "clip.png"]);
 }
 
 #[test]

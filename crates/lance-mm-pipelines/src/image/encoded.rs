@@ -5,7 +5,7 @@ use std::io::Cursor;
 
 use ::image::{ColorType, ImageError, ImageFormat, ImageReader, Limits};
 
-use super::{LoadOptions, jpeg, rgb};
+use super::{LoadOptions, format, jpeg, rgb};
 use crate::error::{Error, Result};
 
 /// Bytes of a known format, and what to call them in errors.
@@ -19,18 +19,8 @@ pub(super) struct Encoded<'a> {
 impl<'a> Encoded<'a> {
     /// Recognises the format by content.
     pub(super) fn detect(bytes: &'a [u8], name: &'a str, options: &'a LoadOptions) -> Result<Self> {
-        const EXPECTED: &str = "expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM";
-        let error = |message: String| Error::Image { name: name.to_owned(), message };
-        if bytes.is_empty() {
-            return Err(error(format!("no data, {EXPECTED}")));
-        }
-        let format =
-            ::image::guess_format(bytes).map_err(|_| error(format!("no known image format, {EXPECTED}")))?;
-        let file = Encoded { bytes, name, format, options };
-        if !format.reading_enabled() {
-            return Err(error(format!("unsupported format {}, {EXPECTED}", file.format_name())));
-        }
-        Ok(file)
+        let format = format::check(bytes, name)?;
+        Ok(Encoded { bytes, name, format, options })
     }
 
     /// A reader under the limits of the options.
@@ -93,11 +83,8 @@ impl<'a> Encoded<'a> {
     }
 
     /// The format as people write it.
-    pub(super) fn format_name(&self) -> String {
-        match self.format {
-            ImageFormat::WebP => "WebP".to_owned(),
-            other => format!("{other:?}").to_uppercase(),
-        }
+    pub(super) fn format_name(&self) -> &'static str {
+        format::name(self.format)
     }
 
     /// An error of this picture.

@@ -230,7 +230,10 @@ mod tests {
         let expected = "expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM";
         assert_eq!(message(b""), format!("x: no data, {expected}"));
         assert_eq!(message(b"just some text"), format!("x: no known image format, {expected}"));
-        assert_eq!(message(b"\0\0\x01\0icon"), format!("x: unsupported format ICO, {expected}"));
+        assert_eq!(
+            message(b"\0\0\x01\0icon"),
+            format!("x: unsupported format ICO, {expected}: convert it to JPEG or PNG first")
+        );
         assert!(message(&png_of_size(0, 5)).contains("PNG"), "{}", message(&png_of_size(0, 5)));
         assert!(message(b"P6 0 5 255\n").contains("PNM"), "{}", message(b"P6 0 5 255\n"));
         assert!(message(&png_of_size(3, 3)).starts_with("x: damaged or truncated PNG"));
