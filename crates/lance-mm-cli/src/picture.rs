@@ -1,6 +1,7 @@
 //! Pictures and videos from files, folders and standard input.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -50,7 +51,7 @@ pub(crate) fn read_all(paths: &[OsString], args: &PictureArgs, hints: Hints) -> 
 pub(crate) fn read(path: &OsStr, args: &PictureArgs, hints: Hints) -> Result<Input> {
     let path = Path::new(path);
     let stdin = path == Path::new("-");
-    let name = if stdin { "standard input".to_owned() } else { path.display().to_string() };
+    let name = name_of(path);
     let options = args.load_options();
     if !stdin && path.is_dir() && !args.video {
         bail!("{name}: expected an image file, found a folder (--video takes its pictures as frames)");
@@ -58,18 +59,32 @@ pub(crate) fn read(path: &OsStr, args: &PictureArgs, hints: Hints) -> Result<Inp
     if !stdin && (args.video || is_video_name(path)) {
         return Ok(Input { name, pixels: Pixels::Video(clip(path, args.fps, &options)?) });
     }
-    let bytes = if stdin { read_stdin() } else { std::fs::read(path) };
-    let bytes = bytes.map_err(|error| anyhow!("{name}: {error}"))?;
+    let of_video = if stdin { "a video must be a file" } else { "--video shows it" };
+    let bytes = bytes(path).map_err(|error| hinted(error, of_video))?;
     if args.video {
         let clip = animation(&bytes, &name, args.fps, &options)?;
         return Ok(Input { name, pixels: Pixels::Video(clip) });
     }
-    let of_video = if stdin { "a video must be a file" } else { "--video shows it" };
-    let picture = image::decode(&bytes, &name, &options).map_err(|error| hinted(error, of_video))?;
+    let picture = image::decode(&bytes, &name, &options)?;
     if is_animated(&bytes) {
         hints.note(&format!("note: {name} is animated: its first frame is used (--video shows all of it)"));
     }
     Ok(Input { name, pixels: Pixels::Image(picture) })
+}
+
+/// What a file is called; `-` is standard input.
+fn name_of(path: &Path) -> String {
+    if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
+}
+
+/// The bytes of a picture; `-` is standard input.
+fn bytes(path: &Path) -> lance_mm::Result<Vec<u8>> {
+    let name = name_of(path);
+    if path == Path::new("-") {
+        return image::read(io::stdin().lock(), &name);
+    }
+    let file = File::open(path).map_err(|source| lance_mm::Error::Io { path: path.to_owned(), source })?;
+    image::read(file, &name)
 }
 
 /// An error of a file that is no picture, with what makes one of it; `of_video` is that for a video.
@@ -99,7 +114,7 @@ pub(crate) fn clip(path: &Path, fps: Option<f64>, options: &LoadOptions) -> Resu
         return Ok(Clip::from_dir(path, fps.unwrap_or(UNKNOWN_FPS), options)?);
     }
     let mut start = [0; 6];
-    let file = std::fs::File::open(path).and_then(|mut file| file.read(&mut start));
+    let file = File::open(path).and_then(|mut file| file.read(&mut start));
     file.map_err(|error| anyhow!("{name}: {error}"))?;
     if !start.starts_with(b"GIF8") {
         return Ok(Ffmpeg::find().map_err(|error| anyhow!("{name}: {error}"))?.read(path, fps, options)?);
@@ -117,10 +132,4 @@ fn animation(bytes: &[u8], name: &str, fps: Option<f64>, options: &LoadOptions) 
         sampled => sampled.map(drop)?,
     }
     Ok(clip)
-}
-
-fn read_stdin() -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    io::stdin().lock().read_to_end(&mut bytes)?;
-    Ok(bytes)
 }

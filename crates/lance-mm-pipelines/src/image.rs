@@ -39,7 +39,7 @@ pub use ::image::RgbImage;
 
 pub use format::FileKind;
 pub use geometry::{Crop, bucket, buckets, crop, native_size};
-pub use load::{LoadOptions, decode, from_raw, load};
+pub use load::{LoadOptions, decode, from_raw, load, read};
 pub use patches::{PATCH_VALUES, PatchRows, patches};
 pub use png::{encode_png, encode_png_animation};
 pub use resample::resample;

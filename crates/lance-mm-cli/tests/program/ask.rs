@@ -256,6 +256,21 @@ fn what_is_no_picture_is_named_with_what_helps() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn what_is_no_picture_is_not_read_to_its_end() {
+    let files = Files::new();
+    let clip = files.write("clip", b"\0\0\0\x14ftypisom\0\0\0\0mp41");
+    // Far more than the memory, of which the file system holds the beginning only.
+    fs::OpenOptions::new().write(true).open(&clip).unwrap().set_len(1 << 40).unwrap();
+    let found = lance_mm(["ask", &clip, "What?"]);
+    assert!(found.error().starts_with(&format!("{clip}: unsupported format MP4")), "{}", found.stderr);
+    // Of standard input no end comes.
+    let zeros = fs::File::open("/dev/zero").unwrap();
+    let found = run(command().args(["ask", "-", "What?"]).stdin(zeros));
+    assert!(found.error().starts_with("standard input: no known image format"), "{}", found.stderr);
+}
+
+#[test]
 fn a_folder_is_a_model() {
     let files = Files::nano();
     let (nano, plate) = (files.arg("nano"), files.demo(2));

@@ -6,6 +6,9 @@ use ::image::{ImageFormat, guess_format};
 
 use crate::error::{Error, Result};
 
+/// Bytes of a file that say what it is.
+pub(super) const START: u64 = 256;
+
 /// What the first bytes of a file say it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -1,12 +1,14 @@
 //! Files and bytes to RGB.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, RgbImage};
 
 use super::encoded::Encoded;
-use super::rgb;
+use super::{format, rgb};
 use crate::error::{Error, Result};
 
 /// What a loader does beyond decoding, and what it refuses.
@@ -35,8 +37,25 @@ impl Default for LoadOptions {
 ///
 /// A file that cannot be read, or what [`decode`] refuses.
 pub fn load(path: &Path, options: &LoadOptions) -> Result<RgbImage> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-    decode(&bytes, &path.display().to_string(), options)
+    let name = path.display().to_string();
+    let file = File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    decode(&read(file, &name)?, &name, options)
+}
+
+/// Reads the bytes of a picture, for [`decode`]; `name` is what an error calls it.
+///
+/// The first bytes are looked at before the rest is read: a large file of another kind takes no memory.
+///
+/// # Errors
+///
+/// Input that cannot be read, no data, or a format that is not read.
+pub fn read(mut input: impl Read, name: &str) -> Result<Vec<u8>> {
+    let failed = |source| Error::Io { path: name.into(), source };
+    let mut bytes = Vec::new();
+    input.by_ref().take(format::START).read_to_end(&mut bytes).map_err(failed)?;
+    format::check(&bytes, name)?;
+    input.read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
 }
 
 /// Decodes a picture to RGB of 8 bits; `name` is what an error calls it ("standard input", a path).
@@ -112,6 +131,7 @@ mod tests {
     use ::image::{ImageFormat, Rgba, RgbaImage};
 
     use super::*;
+    use crate::image::FileKind;
 
     fn small() -> RgbImage {
         RgbImage::from_fn(13, 9, |x, y| ::image::Rgb([(x * 19) as u8, (y * 28) as u8, ((x ^ y) * 16) as u8]))
@@ -240,6 +260,19 @@ mod tests {
 
         let dir = std::env::temp_dir();
         assert!(matches!(load(&dir, &LoadOptions::default()), Err(Error::Io { path, .. }) if path == dir));
+    }
+
+    #[test]
+    fn the_rest_is_read_only_of_a_picture() {
+        let png = encode(small(), ImageFormat::Png);
+        assert_eq!(read(&png[..], "x").unwrap(), png);
+        let long = encode(RgbImage::from_pixel(80, 70, ::image::Rgb([9; 3])), ImageFormat::Bmp);
+        assert_eq!(read(&long[..], "x").unwrap(), long);
+
+        let mut endless = std::io::repeat(b'x');
+        let error = read(b"%PDF-1.7".chain(&mut endless), "x").unwrap_err().to_string();
+        assert!(error.starts_with("x: unsupported format PDF"), "{error}");
+        assert!(matches!(read(std::io::empty(), "x"), Err(Error::Format { kind: FileKind::Empty, .. })));
     }
 
     #[test]
