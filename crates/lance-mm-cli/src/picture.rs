@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
-use lance_mm::image::{self, FileKind, LoadOptions, RgbImage};
+use lance_mm::image::{self, FileKind, LoadOptions, RgbImage, Several};
 use lance_mm::video::{Clip, Ffmpeg, UNKNOWN_FPS, is_animated};
 use lance_mm::{Options, Understanding, Visual};
 
@@ -66,10 +66,19 @@ pub(crate) fn read(path: &OsStr, args: &PictureArgs, hints: Hints) -> Result<Inp
         return Ok(Input { name, pixels: Pixels::Video(clip) });
     }
     let picture = image::decode(&bytes, &name, &options)?;
-    if is_animated(&bytes) {
-        hints.note(&format!("note: {name} is animated: its first frame is used (--video shows all of it)"));
+    if let Some(several) = image::several(&bytes) {
+        hints.note(&first_only(&name, several, is_animated(&bytes)));
     }
     Ok(Input { name, pixels: Pixels::Image(picture) })
+}
+
+/// What to say of a file of which only the first picture is seen.
+fn first_only(name: &str, several: Several, gif: bool) -> String {
+    match several {
+        Several::Pages => format!("note: {name} has more than one page: the first is used"),
+        _ if gif => format!("note: {name} is animated: its first frame is used (--video shows all of it)"),
+        _ => format!("note: {name} is animated: its first frame is used"),
+    }
 }
 
 /// What a file is called; `-` is standard input.

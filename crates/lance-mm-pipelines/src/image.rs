@@ -33,6 +33,7 @@ mod png;
 mod resample;
 mod resize;
 mod rgb;
+mod several;
 mod signed;
 
 pub use ::image::RgbImage;
@@ -45,6 +46,7 @@ pub use png::{encode_png, encode_png_animation};
 pub use resample::resample;
 pub(crate) use resize::check_frames;
 pub use resize::{Resize, resize, resize_frames};
+pub use several::{Several, several};
 pub use signed::{from_signed, resize_to_bucket, to_signed};
 
 /// Sides of a prepared picture are multiples of this: a 2 x 2 group of patches of 14 pixels, one token.

@@ -215,6 +215,51 @@ fn videos_are_folders_and_animations() {
     assert!(fast.error().ends_with(expected), "{}", fast.stderr);
 }
 
+#[test]
+fn that_only_the_first_picture_is_seen_is_said() {
+    let files = Files::new();
+    let tiff = files.write("pages.tif", &pages());
+    let apng = files.write("two.png", &animated_png());
+    for (file, note) in [
+        (&tiff, "has more than one page: the first is used"),
+        (&apng, "is animated: its first frame is used"),
+    ] {
+        let found = lance_mm(["ask", "-n", "1", file, "What?"]);
+        let note = format!("note: {file} {note}\n");
+        assert!(found.code == 0 && found.stderr.contains(&note), "{}", found.stderr);
+        let quiet = lance_mm(["ask", "-q", "-n", "1", file, "What?"]);
+        assert_eq!((quiet.code, quiet.stderr.as_str()), (0, ""));
+    }
+}
+
+/// A TIFF of two pages, both of one gray pixel.
+fn pages() -> Vec<u8> {
+    let entry = |tag: u16, value: u32| {
+        [&tag.to_le_bytes()[..], &3u16.to_le_bytes(), &1u32.to_le_bytes(), &value.to_le_bytes()].concat()
+    };
+    // Width, height, bits, compression, black is zero, where the pixel is, rows and bytes of it.
+    let fields = [(256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 4), (278, 1), (279, 1)];
+    let page = |next: u32| {
+        let entries = fields.map(|(tag, value)| entry(tag, value)).concat();
+        [&(fields.len() as u16).to_le_bytes()[..], &entries, &next.to_le_bytes()].concat()
+    };
+    let first = page(8 + page(0).len() as u32);
+    [&b"II*\0\x08\0\0\0"[..], &first, &page(0)].concat()
+}
+
+/// A PNG of two frames of four pixels.
+fn animated_png() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, 2, 2);
+    encoder.set_animated(2, 0).unwrap();
+    let mut writer = encoder.write_header().unwrap();
+    for level in [10, 200] {
+        writer.write_image_data(&[level; 4]).unwrap();
+    }
+    writer.finish().unwrap();
+    bytes
+}
+
 /// A GIF of two frames of one black pixel, for half a second each.
 fn animation() -> Vec<u8> {
     let frame: &[u8] = b"\x21\xf9\x04\0\x32\0\0\0\x2c\0\0\0\0\x01\0\x01\0\0\x02\x02\x44\x01\0";

@@ -61,8 +61,8 @@ pub fn read(mut input: impl Read, name: &str) -> Result<Vec<u8>> {
 /// Decodes a picture to RGB of 8 bits; `name` is what an error calls it ("standard input", a path).
 ///
 /// The format is recognised by content. Transparency becomes white, except that the alpha of gray pictures
-/// and a PNG colour key are ignored; of 16 bits the high byte is kept; of an animation the first frame.
-/// Colour profiles are ignored.
+/// and a PNG colour key are ignored; of 16 bits the high byte is kept; of an animation the first frame, of
+/// several pages the first, see [`several`](super::several()). Colour profiles are ignored.
 ///
 /// # Errors
 ///

@@ -1,0 +1,125 @@
+//! Whether a file holds more pictures than the first. Lengths and offsets are read, nothing is decoded.
+
+use super::gif;
+
+/// What a file holds beside the picture that [`decode`](super::decode) gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Several {
+    /// More frames, of an animated GIF, WebP or PNG.
+    Frames,
+    /// More pages, of a TIFF.
+    Pages,
+}
+
+/// Whether a file holds more pictures than the one that [`decode`](super::decode) gives. Nothing is decoded; of
+/// damaged data it is `None`.
+pub fn several(bytes: &[u8]) -> Option<Several> {
+    let animated = gif::is_animated(bytes)
+        || is_animated_webp(bytes).unwrap_or(false)
+        || is_animated_png(bytes).unwrap_or(false);
+    if animated {
+        return Some(Several::Frames);
+    }
+    next_page(bytes).filter(|offset| *offset != 0).map(|_| Several::Pages)
+}
+
+/// The flag for animation of the extended header, which comes first (WebP Container Specification).
+fn is_animated_webp(bytes: &[u8]) -> Option<bool> {
+    const ANIMATED: u8 = 0x02;
+    let chunk = bytes.strip_prefix(b"RIFF")?.get(4..)?.strip_prefix(b"WEBP")?;
+    let data = chunk.strip_prefix(b"VP8X")?.get(4..)?;
+    Some(data.first()? & ANIMATED != 0)
+}
+
+/// Whether animation control stands before the image data, and counts more than one frame.
+fn is_animated_png(bytes: &[u8]) -> Option<bool> {
+    let mut rest = bytes.strip_prefix(b"\x89PNG\r\n\x1a\n")?;
+    loop {
+        let (length, after) = rest.split_first_chunk()?;
+        let (kind, data) = after.split_first_chunk::<4>()?;
+        match kind {
+            b"acTL" => return Some(u32::from_be_bytes(*data.first_chunk()?) > 1),
+            b"IDAT" => return Some(false),
+            // The data, and four bytes of checksum.
+            _ => rest = data.get(u32::from_be_bytes(*length) as usize..)?.get(4..)?,
+        }
+    }
+}
+
+/// Where the directory of a TIFF's second page is; 0 if there is none.
+fn next_page(bytes: &[u8]) -> Option<u32> {
+    const ENTRY: usize = 12;
+    let little_endian = match bytes.first_chunk()? {
+        b"II*\0" => true,
+        b"MM\0*" => false,
+        _ => return None,
+    };
+    let u16 = |b| if little_endian { u16::from_le_bytes(b) } else { u16::from_be_bytes(b) };
+    let u32 = |b| if little_endian { u32::from_le_bytes(b) } else { u32::from_be_bytes(b) };
+    let first = u32(*bytes.get(4..)?.first_chunk()?) as usize;
+    let (entries, directory) = bytes.get(first..)?.split_first_chunk()?;
+    let next = directory.get(usize::from(u16(*entries)) * ENTRY..)?;
+    Some(u32(*next.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use ::image::{ImageFormat, RgbImage};
+
+    use super::*;
+    use crate::video::Animation;
+
+    fn still(format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        RgbImage::new(5, 3).write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    /// No beginning of a file may panic.
+    fn of_all(bytes: &[u8]) -> Option<Several> {
+        for n in 0..bytes.len() {
+            several(&bytes[..n]);
+        }
+        several(bytes)
+    }
+
+    #[test]
+    fn animations_have_frames() {
+        let frames = [RgbImage::new(5, 3), RgbImage::from_pixel(5, 3, ::image::Rgb([9; 3]))];
+        for animation in [Animation::Gif, Animation::Png, Animation::WebP] {
+            let bytes = animation.encode(&frames, 12, &[("prompt", "A fox")]).unwrap();
+            assert_eq!(of_all(&bytes), Some(Several::Frames), "{animation:?}");
+        }
+        let one = Animation::Png.encode(&frames[..1], 12, &[]).unwrap();
+        assert_eq!(of_all(&one), None);
+    }
+
+    #[test]
+    fn stills_are_alone() {
+        use ImageFormat::{Bmp, Gif, Jpeg, Png, Pnm, Tiff, WebP};
+        for format in [Bmp, Gif, Jpeg, Png, Pnm, Tiff, WebP] {
+            assert_eq!(of_all(&still(format)), None, "{format:?}");
+        }
+        // Extended, for what a profile needs.
+        assert_eq!(of_all(b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\x20\0\0\0\x04\0\0\x02\0\0"), None);
+        assert_eq!(of_all(b"no picture"), None);
+    }
+
+    #[test]
+    fn a_tiff_may_have_pages() {
+        for (start, next) in [
+            (&b"II*\0\x08\0\0\0\x01\0\0\x01\x03\0\x01\0\0\0\x05\0\0\0"[..], &b"\x1a\0\0\0"[..]),
+            (b"MM\0*\0\0\0\x08\0\x01\x01\0\0\x03\0\0\0\x01\0\x05\0\0", b"\0\0\0\x1a"),
+        ] {
+            assert_eq!(of_all(&[start, next].concat()), Some(Several::Pages));
+            assert_eq!(of_all(&[start, &[0; 4]].concat()), None);
+        }
+        // Offsets that lie.
+        assert_eq!(several(b"II*\0\xff\xff\xff\xff\x01\0"), None);
+        assert_eq!(several(b"II*\0\x08\0\0\0\xff\xff\x01\0"), None);
+        assert_eq!(several(b"\x89PNG\r\n\x1a\n\xff\xff\xff\xffIHDR\0\0"), None);
+    }
+}
