@@ -122,14 +122,23 @@ pub(crate) fn clip(path: &Path, fps: Option<f64>, options: &LoadOptions) -> Resu
     if path.is_dir() {
         return Ok(Clip::from_dir(path, fps.unwrap_or(UNKNOWN_FPS), options)?);
     }
-    let mut start = [0; 6];
-    let file = File::open(path).and_then(|mut file| file.read(&mut start));
+    let mut start = Vec::new();
+    let file = File::open(path).and_then(|file| file.take(256).read_to_end(&mut start));
     file.map_err(|error| anyhow!("{name}: {error}"))?;
-    if !start.starts_with(b"GIF8") {
-        return Ok(Ffmpeg::find().map_err(|error| anyhow!("{name}: {error}"))?.read(path, fps, options)?);
+    match FileKind::of(&start) {
+        FileKind::Picture("GIF") => return animation(&bytes(path)?, &name, fps, options),
+        FileKind::Picture(format) => match image::several(&bytes(path)?) {
+            // ffmpeg reads its frames.
+            Some(Several::Frames) if format == "PNG" => {}
+            Some(Several::Frames) => bail!(
+                "{name}: expected a video, found an animated {format}, which is read as a picture \
+                 (GIF files, folders of pictures and video files are videos)"
+            ),
+            _ => bail!("{name}: expected a video, found a {format} picture"),
+        },
+        _ => {}
     }
-    let bytes = std::fs::read(path).map_err(|error| anyhow!("{name}: {error}"))?;
-    animation(&bytes, &name, fps, options)
+    Ok(Ffmpeg::find().map_err(|error| anyhow!("{name}: {error}"))?.read(path, fps, options)?)
 }
 
 /// Reads an animated GIF, unless it is too short for the model to see any of it.

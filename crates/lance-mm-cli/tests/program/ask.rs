@@ -232,6 +232,26 @@ fn that_only_the_first_picture_is_seen_is_said() {
     }
 }
 
+#[test]
+fn a_still_is_no_video() {
+    let files = Files::demos();
+    let still = files.demo(2);
+    let named = files.write("clip.mp4", lance_mm_nano::DEMOS[2].png);
+    let webp = files.write("two.webp", b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\x04\0\0\x02\0\0");
+    let apng = files.write("two.png", &animated_png());
+    let ask = |file: &str| run(command().args(["ask", "--video", file, "What?"]).env("PATH", "/nonexistent"));
+    for file in [&still, &named] {
+        assert_eq!(ask(file).error(), format!("{file}: expected a video, found a PNG picture"));
+    }
+    let found = ask(&webp);
+    let expected = "expected a video, found an animated WebP, which is read as a picture \
+                    (GIF files, folders of pictures and video files are videos)";
+    assert_eq!(found.error(), format!("{webp}: {expected}"));
+    // Its frames are ffmpeg's to read.
+    let found = ask(&apng);
+    assert!(found.error().contains("expected the program ffmpeg"), "{}", found.stderr);
+}
+
 /// A TIFF of two pages, both of one gray pixel.
 fn pages() -> Vec<u8> {
     let entry = |tag: u16, value: u32| {
