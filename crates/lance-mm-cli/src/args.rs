@@ -90,11 +90,11 @@ pub(crate) struct PictureArgs {
     #[arg(long)]
     no_auto_orient: bool,
     /// Show every IMAGE as a video: an animated GIF, a file that ffmpeg reads, or a folder of pictures as its
-    /// frames. Files that end in .mp4, .mov, .mkv, .webm or .avi are shown as videos in any case.
+    /// frames. Files that end in .mp4, .mov, .mkv, .webm, .avi, .m4v, .mpg or .mpeg are shown as videos in any case.
     #[arg(long)]
     pub(crate) video: bool,
     /// Frames per second of the video. [default: the file's own, 24 for a folder]
-    #[arg(long, value_name = "N", requires = "video", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) fps: Option<f64>,
 }
 

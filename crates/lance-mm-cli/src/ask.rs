@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.each {
         return each::run(args, paths, &question, &options, hints);
     }
-    let inputs = picture::read_all(paths, &args.pictures, hints)?;
+    let inputs = picture::read_all("ask", paths, &args.pictures, hints)?;
     let mut model = model::load_with(&args.model, hints)?;
     // No picture comes after these: the vision transformer's memory is of use to the language model.
     model.lance = model.lance.with_low_memory(true);

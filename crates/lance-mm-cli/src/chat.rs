@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(output::usage("chat", "standard input is for questions here, an image file is required"));
     }
     let options = args.answer.options(&args.pictures, hints)?;
-    let inputs = picture::read_all(&args.images, &args.pictures, hints)?;
+    let inputs = picture::read_all("chat", &args.images, &args.pictures, hints)?;
     let model = model::load_with(&args.model, hints)?;
     picture::warn(&inputs, &model.lance, hints);
     let session = {

@@ -11,7 +11,7 @@ use lance_mm::video::{Clip, Ffmpeg, UNKNOWN_FPS, is_animated};
 use lance_mm::{Options, Understanding, Visual};
 
 use crate::args::PictureArgs;
-use crate::output::Hints;
+use crate::output::{self, Hints};
 
 /// What an argument led to.
 pub(crate) struct Input {
@@ -25,6 +25,10 @@ enum Pixels {
 }
 
 impl Input {
+    fn is_video(&self) -> bool {
+        matches!(self.pixels, Pixels::Video(_))
+    }
+
     /// Runs the vision transformer, and gives the pixels' memory back.
     pub(crate) fn encode(self, lance: &Understanding, options: &Options) -> Result<Visual> {
         let visual = match self.pixels {
@@ -37,14 +41,24 @@ impl Input {
 
 /// Says what nobody has tried: the published quantized model was made for pictures.
 pub(crate) fn warn(inputs: &[Input], lance: &Understanding, hints: Hints) {
-    if lance.is_quantized() && inputs.iter().any(|input| matches!(input.pixels, Pixels::Video(_))) {
+    if lance.is_quantized() && inputs.iter().any(Input::is_video) {
         hints.note("note: this model was quantized for pictures; its answers about videos are untested");
     }
 }
 
-/// Reads every argument; `-` is standard input.
-pub(crate) fn read_all(paths: &[OsString], args: &PictureArgs, hints: Hints) -> Result<Vec<Input>> {
-    paths.iter().map(|path| read(path, args, hints)).collect()
+/// Reads every argument of a command; `-` is standard input.
+pub(crate) fn read_all(
+    command: &str,
+    paths: &[OsString],
+    args: &PictureArgs,
+    hints: Hints,
+) -> Result<Vec<Input>> {
+    let inputs = paths.iter().map(|path| read(path, args, hints)).collect::<Result<Vec<_>>>()?;
+    if args.fps.is_some() && !inputs.iter().any(Input::is_video) {
+        let message = "--fps expects a video, found none (--video shows animated GIFs and folders as videos)";
+        return Err(output::usage(command, message));
+    }
+    Ok(inputs)
 }
 
 /// Reads one argument.

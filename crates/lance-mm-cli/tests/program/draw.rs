@@ -477,6 +477,17 @@ fn video_files_go_through_ffmpeg() {
         json.stdout
     );
 
+    // It is a video by its name, whose rate may be told without --video.
+    let upper = files.write("IMG_1.MOV", b"a video");
+    for (fps, frames) in [("24", 9), ("12", 17)] {
+        let args = ["ask", "-q", &upper, "What?", "-n", "1", "-m", &model, "--fps", fps];
+        let asked = run(command().args(args).env("PATH", &path));
+        assert_eq!(asked.code, 0, "{}", asked.stderr);
+        let calls = fs::read_to_string(files.path("calls")).unwrap();
+        let last = calls.lines().rfind(|line| line.contains("IMG_1.MOV")).unwrap();
+        assert!(last.contains(&format!("-frames:v {frames} ")), "{last}");
+    }
+
     // An error names the file, not only the program.
     fs::write(bin.join("ffmpeg"), "#!/bin/sh\n[ \"$1\" = -version ] || { echo no room >&2; exit 1; }\n")
         .unwrap();

@@ -45,7 +45,7 @@ fn help_and_version_are_results() {
 fn arguments_that_make_no_sense_are_told_with_code_2() {
     let files = Files::demos();
     let plate = files.demo(2);
-    let cases: [&[&str]; 18] = [
+    let cases: [&[&str]; 20] = [
         &["foo"],
         &["ask"],
         &["ask", &plate],
@@ -54,6 +54,8 @@ fn arguments_that_make_no_sense_are_told_with_code_2() {
         &["ask", "--text", "--caption", "What?"],
         &["ask", "-", "-", "What?"],
         &["ask", &plate, "What?", "--fps", "3"],
+        &["ask", "--text", "What?", "--fps", "3"],
+        &["chat", &plate, "--fps", "3"],
         &["ask", &plate, "What?", "--max-new-tokens", "many"],
         &["ask", &plate, "What?", "--foo"],
         &["chat"],
