@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use lance_mm::generate::{Generated, Resolution, Size};
-use lance_mm::image::{self, LoadOptions, RgbImage};
+use lance_mm::image::{LoadOptions, RgbImage};
 use lance_mm::tensor::device_name;
 use lance_mm::{Checkpoint, Generation, GenerationOptions, Guidance, Method, Renorm, Request};
 use serde_json::json;
@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::args::ComputeArgs;
 use crate::model;
 use crate::output::{self, Hints, StdoutClosed};
-use crate::picture::hinted;
+use crate::picture;
 use crate::save::{self, Target};
 use watch::Watch;
 
@@ -269,12 +269,12 @@ impl SourceArgs {
         LoadOptions { auto_orient: !self.no_auto_orient, ..LoadOptions::default() }
     }
 
-    /// Reads a picture.
-    pub(crate) fn picture(&self, path: &Path) -> Result<RgbImage> {
+    /// Reads a picture; `-` is standard input.
+    pub(crate) fn picture(&self, path: &Path, hints: Hints) -> Result<RgbImage> {
         if path.is_dir() {
             bail!("{}: expected an image file, found a folder", path.display());
         }
-        image::load(path, &self.load_options()).map_err(|error| hinted(error, "edit-video changes videos"))
+        picture::still(path, &self.load_options(), hints, "edit-video changes all of it")
     }
 }
 

@@ -11,7 +11,8 @@ use crate::save::Target;
 const EXAMPLES: &str = "\
 Examples:
   lance-mm edit photo.jpg \"Remove the hat\" -o without.png --model ./Lance-3B-bf16
-  lance-mm edit photo.jpg \"Make it winter\" -o winter.png --resolution image_512res --seed 7";
+  lance-mm edit photo.jpg \"Make it winter\" -o winter.png --resolution image_512res --seed 7
+  curl -s https://example.org/cat.jpg | lance-mm edit - \"Make it green\" -o green.png";
 
 /// Change a picture as an instruction says.
 ///
@@ -19,7 +20,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The picture to change.
+    /// The picture to change (`-` is standard input).
     #[arg(value_hint = clap::ValueHint::FilePath)]
     image: PathBuf,
     /// How to change it.
@@ -39,7 +40,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.draw.options()?;
     let resolution = draw::resolution(&args.resolution)?;
-    let image = args.source.picture(&args.image)?;
+    let image = args.source.picture(&args.image, args.draw.hints())?;
     let request = Request::EditImage { image: &image, resolution };
     draw::prepare()?;
     let target = Target::picture(&args.output)?;

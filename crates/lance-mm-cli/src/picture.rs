@@ -64,46 +64,57 @@ pub(crate) fn read_all(
 /// Reads one argument.
 pub(crate) fn read(path: &OsStr, args: &PictureArgs, hints: Hints) -> Result<Input> {
     let path = Path::new(path);
-    let stdin = path == Path::new("-");
     let name = name_of(path);
     let options = args.load_options();
-    if !stdin && path.is_dir() && !args.video {
+    if !is_stdin(path) && path.is_dir() && !args.video {
         bail!("{name}: expected an image file, found a folder (--video takes its pictures as frames)");
     }
-    if !stdin && (args.video || is_video_name(path)) {
-        return Ok(Input { name, pixels: Pixels::Video(clip(path, args.fps, &options)?) });
-    }
-    let of_video = if stdin { "a video must be a file" } else { "--video shows it" };
-    let bytes = bytes(path).map_err(|error| hinted(error, of_video))?;
-    if args.video {
-        let clip = animation(&bytes, &name, args.fps, &options)?;
-        return Ok(Input { name, pixels: Pixels::Video(clip) });
-    }
-    let picture = image::decode(&bytes, &name, &options)?;
-    if let Some(several) = image::several(&bytes) {
-        hints.note(&first_only(&name, several, is_animated(&bytes)));
-    }
-    Ok(Input { name, pixels: Pixels::Image(picture) })
+    let pixels = if !is_stdin(path) && (args.video || is_video_name(path)) {
+        Pixels::Video(clip(path, args.fps, &options)?)
+    } else if args.video {
+        let bytes = bytes(path).map_err(|error| hinted(error, VIDEO_ON_STDIN))?;
+        Pixels::Video(animation(&bytes, &name, args.fps, &options)?)
+    } else {
+        Pixels::Image(still(path, &options, hints, "--video shows all of it")?)
+    };
+    Ok(Input { name, pixels })
 }
 
-/// What to say of a file of which only the first picture is seen.
-fn first_only(name: &str, several: Several, gif: bool) -> String {
-    match several {
-        Several::Pages => format!("note: {name} has more than one page: the first is used"),
-        _ if gif => format!("note: {name} is animated: its first frame is used (--video shows all of it)"),
-        _ => format!("note: {name} is animated: its first frame is used"),
+/// What to do with a video on standard input.
+const VIDEO_ON_STDIN: &str = "a video must be a file";
+
+/// Reads a picture; `-` is standard input. `of_video` says what to do with a video, or with an animated GIF.
+pub(crate) fn still(path: &Path, options: &LoadOptions, hints: Hints, of_video: &str) -> Result<RgbImage> {
+    let name = name_of(path);
+    let of_file = if is_stdin(path) { VIDEO_ON_STDIN } else { of_video };
+    let bytes = bytes(path).map_err(|error| hinted(error, of_file))?;
+    let picture = image::decode(&bytes, &name, options)?;
+    match image::several(&bytes) {
+        Some(Several::Pages) => {
+            hints.note(&format!("note: {name} has more than one page: the first is used"));
+        }
+        Some(_) if is_animated(&bytes) => {
+            hints.note(&format!("note: {name} is animated: its first frame is used ({of_video})"));
+        }
+        Some(_) => hints.note(&format!("note: {name} is animated: its first frame is used")),
+        None => {}
     }
+    Ok(picture)
+}
+
+fn is_stdin(path: &Path) -> bool {
+    path == Path::new("-")
 }
 
 /// What a file is called; `-` is standard input.
 fn name_of(path: &Path) -> String {
-    if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() }
+    if is_stdin(path) { "standard input".to_owned() } else { path.display().to_string() }
 }
 
 /// The bytes of a picture; `-` is standard input.
 fn bytes(path: &Path) -> lance_mm::Result<Vec<u8>> {
     let name = name_of(path);
-    if path == Path::new("-") {
+    if is_stdin(path) {
         return image::read(io::stdin().lock(), &name);
     }
     let file = File::open(path).map_err(|source| lance_mm::Error::Io { path: path.to_owned(), source })?;
@@ -111,7 +122,7 @@ fn bytes(path: &Path) -> lance_mm::Result<Vec<u8>> {
 }
 
 /// An error of a file that is no picture, with what makes one of it; `of_video` is that for a video.
-pub(crate) fn hinted(error: lance_mm::Error, of_video: &str) -> anyhow::Error {
+fn hinted(error: lance_mm::Error, of_video: &str) -> anyhow::Error {
     match error {
         lance_mm::Error::Format { kind: FileKind::OtherPicture("HEIC"), .. } => {
             anyhow!("{error} (on a Mac: sips -s format jpeg in.heic --out out.jpg)")

@@ -41,7 +41,7 @@ pub(crate) struct Args {
     /// The video to write: .mp4 and others through ffmpeg, .gif, .png, .webp, or a folder of frames.
     #[arg(short, long, value_name = "FILE|FOLDER", value_hint = clap::ValueHint::AnyPath)]
     output: PathBuf,
-    /// The first frame; the video then has its shape.
+    /// The first frame (`-` is standard input); the video then has its shape.
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with = "size")]
     image: Option<PathBuf>,
     /// With --image: video_192p, video_360p or video_480p.
@@ -61,7 +61,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.draw.options()?;
-    let image = args.image.as_ref().map(|path| args.source.picture(path)).transpose()?;
+    let hints = args.draw.hints();
+    let image = args.image.as_ref().map(|path| args.source.picture(path, hints)).transpose()?;
     let request = match &image {
         None => Request::TextToVideo {
             size: draw::size(&args.size, &PRESETS)?,

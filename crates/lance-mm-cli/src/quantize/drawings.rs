@@ -106,7 +106,7 @@ impl Drawings {
         let mut options = GenerationOptions::default();
         options.steps = drawing.steps.unwrap_or(options.steps);
         options.seed = drawing.seed.unwrap_or(options.seed + index as u64);
-        let read = |path| SourceArgs::default().picture(&self.dir.join(path));
+        let read = |path| SourceArgs::default().picture(&self.dir.join(path), Hints::new(true));
         let picture = drawing.image.as_ref().map(read).transpose()?;
         let request = match &picture {
             Some(image) => {

@@ -309,7 +309,7 @@ fn what_is_no_picture_is_named_with_what_helps() {
             ),
         ),
         (b"%PDF-1.7\n", format!("unsupported format PDF, {expected}: render its pages to pictures first")),
-        (mp4, format!("{video} (--video shows it)")),
+        (mp4, format!("{video} (--video shows all of it)")),
     ];
     for (bytes, message) in cases {
         let photo = files.write("photo.jpg", bytes);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::{Files, Run, command, lance_mm, run};
+use crate::support::{Files, Run, command, lance_mm, run, with_input};
 
 /// A checkpoint of both experts with a VAE, in `model`.
 pub(crate) fn model() -> Files {
@@ -171,7 +171,7 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
         (vec!["edit", &broken, "Make it green", "-o", &out], "broken.jpg: no known image format"),
         (
             vec!["edit", &clip, "Make it green", "-o", &out],
-            "(video), expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM (edit-video changes videos)",
+            "(video), expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM (edit-video changes all of it)",
         ),
         (vec!["edit", "gone.png", "Make it green", "-o", &out], "gone.png"),
         (vec!["edit", &model, "Make it green", "-o", &out], "model: expected an image file, found a folder"),
@@ -250,6 +250,31 @@ fn every_task_draws_in_every_form() {
         lance_mm(["video", "x", "-o", &files.arg("d"), "--size", "32x32", "--steps", "1", "-m", &model]);
     assert!(again.error().contains("expected an empty folder, found files in it"), "{}", again.stderr);
     assert_eq!(results(&files), ["a.gif", "b.webp", "c.png", "d", "fox.png", "green.png"]);
+}
+
+#[test]
+fn standard_input_can_be_the_source() {
+    let files = model();
+    assert_eq!(generate(&files, "fox.png", &["--size", "64x48"]).code, 0);
+    let (fox, model) = (files.arg("fox.png"), files.arg("model"));
+    let bytes = fs::read(&fox).unwrap();
+    let (by_name, by_input) = (files.arg("a.png"), files.arg("b.png"));
+    let edit = |source: &str, out: &str, input: &[u8]| {
+        let args = ["edit", source, "Make it green", "-o", out, "-m", &model, "--steps", "1", "-q"];
+        with_input(args.iter().chain(&["--resolution", "image_256res"]), input)
+    };
+    for (source, out) in [(fox.as_str(), &by_name), ("-", &by_input)] {
+        let found = edit(source, out, &bytes);
+        assert_eq!((found.code, found.stderr.as_str()), (0, ""), "{source}");
+    }
+    assert!(fs::read(by_name).unwrap() == fs::read(by_input).unwrap());
+    let found = edit("-", &files.arg("c.png"), b"");
+    assert!(found.error().starts_with("standard input: no data, expected PNG"), "{}", found.stderr);
+
+    let out = files.arg("d.png");
+    let args = ["video", "It turns", "--image", "-", "-o", &out, "-m", &model, "--frames", "1", "-q"];
+    let found = with_input(args.iter().chain(&["--steps", "1", "--resolution", "video_192p"]), &bytes);
+    assert_eq!((found.code, found.stderr.as_str()), (0, ""));
 }
 
 #[test]
