@@ -25,10 +25,8 @@ pub(super) fn run(
     let model = model::load_with(&args.model, hints)?;
     let mut failed = 0;
     for (i, path) in paths.iter().enumerate() {
-        let busy = hints.busy(&format!("{} ({} of {})", path.display(), i + 1, paths.len()));
-        let answered = answer(args, &model, path, question, options, hints);
-        drop(busy);
-        match answered {
+        let place = format!("{} of {}", i + 1, paths.len());
+        match answer(args, &model, (path, &place), question, options, hints) {
             Ok(line) => output::print(&line)?,
             Err(error) if error.is::<StdoutClosed>() => return Err(error),
             Err(error) => {
@@ -50,7 +48,7 @@ pub(super) fn run(
 fn answer(
     args: &Args,
     model: &Model,
-    path: &OsStr,
+    (path, place): (&OsStr, &str),
     question: &str,
     options: &Options,
     hints: Hints,
@@ -59,7 +57,10 @@ fn answer(
     let input = picture::read(path, &args.pictures, hints)?;
     let name = input.name.clone();
     picture::warn(std::slice::from_ref(&input), &model.lance, hints);
-    let visuals = [input.encode(&model.lance, options)?];
+    let visuals = {
+        let _busy = hints.busy(&format!("looking at {name} ({place})"));
+        [input.encode(&model.lance, options)?]
+    };
     let answer = ask(model, &visuals, question, options, hints, &mut |_| ControlFlow::Continue(()))?;
     let report = Report::new(model, question, vec![Shown::new(&name, &visuals[0])], &answer, start.elapsed());
     if args.stats {
