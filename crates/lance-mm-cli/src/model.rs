@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use candle_core::Device;
+use lance_mm::layout::Part;
 use lance_mm::{Checkpoint, Files, Understanding};
 
 use crate::args::ModelArgs;
@@ -90,11 +91,7 @@ fn find(model: &str, parts: &[&str], pull: &str) -> Result<PathBuf> {
     let Some(folder) = repo.cached()? else {
         bail!("model {model}: no such folder, and not in the hub's cache; run: lance-mm {pull} {repo}");
     };
-    let has = |part: &&str| {
-        let names = [format!("{part}.safetensors"), format!("{part}.safetensors.index.json")];
-        names.iter().any(|name| folder.join(name).exists())
-    };
-    if !parts.iter().all(has) {
+    if !parts.iter().all(|part| Part::in_dir(&folder, part).is_some()) {
         bail!("model {model}: only a part of it is in the hub's cache; run: lance-mm {pull} {repo}");
     }
     Ok(folder)

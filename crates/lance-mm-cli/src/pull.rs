@@ -84,7 +84,7 @@ fn offline(name: &RepoName, all: bool, hints: Hints) -> Result<PathBuf> {
         files.flatten().map(|file| file.file_name().to_string_lossy().into_owned()).collect();
     match Plan::new(&names, all) {
         Ok(plan) if plan.has_tokenizer => {
-            if all && !names.iter().any(|name| name.starts_with("vae.safetensors")) {
+            if all && !plan.has_vae {
                 hints.note(&format!("note: no VAE of {name} is in the cache: pictures cannot be drawn"));
             }
             Ok(folder)

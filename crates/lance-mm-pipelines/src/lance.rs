@@ -127,35 +127,27 @@ impl Checkpoint {
     /// The same checkpoint, all matrices multiplied with activations in f32
     /// ([`Weights::with_f32_activations`]): to measure what rounding activations costs.
     pub fn with_f32_activations(self) -> Self {
-        let with = Weights::with_f32_activations;
-        Self {
-            model: with(self.model),
-            vit: self.vit.map(with),
-            vae: self.vae.map(|vae| vae.map(with)),
-            ..self
-        }
+        self.with(Weights::with_f32_activations)
     }
 
     /// The same checkpoint, inputs of products with bf16 matrices taken as `activations`. The VAE's count as f32 or,
     /// with [`Activations::Bf16`], as the sum of two bf16 terms; on a device as f32.
     pub fn with_activations(self, activations: Activations) -> Self {
-        let with = |weights: Weights| weights.with_activations(activations);
-        Self {
-            model: with(self.model),
-            vit: self.vit.map(with),
-            vae: self.vae.map(|vae| vae.map(with)),
-            ..self
-        }
+        self.with(|weights| weights.with_activations(activations))
     }
 
     /// The same checkpoint, its networks loaded onto `device` (see
     /// [`DeviceChoice::open`](lance_mm_tensor::DeviceChoice::open)).
     pub fn with_device(self, device: &Device) -> Self {
-        let onto = |weights: Weights| weights.with_device(device.clone());
+        self.with(|weights| weights.with_device(device.clone()))
+    }
+
+    /// The weights of every part read in another way.
+    fn with(self, change: impl Fn(Weights) -> Weights) -> Self {
         Self {
-            model: onto(self.model),
-            vit: self.vit.map(onto),
-            vae: self.vae.map(|vae| vae.map(onto)),
+            model: change(self.model),
+            vit: self.vit.map(&change),
+            vae: self.vae.map(|vae| vae.map(&change)),
             ..self
         }
     }

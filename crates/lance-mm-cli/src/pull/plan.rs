@@ -11,6 +11,8 @@ pub(super) struct Plan {
     pub(super) files: Vec<String>,
     pub(super) has_tokenizer: bool,
     pub(super) has_vit: bool,
+    /// Whether the repository has a VAE; it is fetched with everything only.
+    pub(super) has_vae: bool,
 }
 
 impl Plan {
@@ -52,7 +54,7 @@ impl Plan {
             files.extend(others);
         }
         files.extend(model);
-        Ok(Self { files, has_tokenizer, has_vit })
+        Ok(Self { files, has_tokenizer, has_vit, has_vae: !weights(names, "vae").is_empty() })
     }
 }
 

@@ -172,7 +172,8 @@ impl Files {
 }
 
 impl Part {
-    fn in_dir(dir: &Path, stem: &str) -> Option<Self> {
+    /// `model` (`vit`, `vae`) in a folder: the single file, else the index of its shards.
+    pub fn in_dir(dir: &Path, stem: &str) -> Option<Self> {
         let single = dir.join(format!("{stem}.safetensors"));
         let index = dir.join(format!("{stem}.safetensors.index.json"));
         match (single.is_file(), index.is_file()) {
