@@ -53,6 +53,9 @@ pub enum Error {
         /// What was given.
         found: String,
     },
+    /// A computation that ended because its [`StopFlag`](crate::StopFlag) was set.
+    #[error("stopped")]
+    Stopped,
 }
 
 impl Error {

@@ -43,6 +43,7 @@ mod pool;
 mod quantization;
 mod repeat;
 mod rope;
+mod stop_flag;
 #[doc(hidden)]
 pub mod testing;
 mod values;
@@ -64,5 +65,6 @@ pub use pool::on_pool;
 pub use quantization::{Mode, Quantization, Scheme};
 pub use repeat::repeat_pixels;
 pub use rope::{Rotary, RotaryTable};
+pub use stop_flag::StopFlag;
 pub use values::read_values;
 pub use weights::{TensorInfo, Weights};
