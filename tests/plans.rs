@@ -10,7 +10,9 @@ use lance_mm::image::{Resize, RgbImage};
 use lance_mm::models::{Cursor, Segment, Sequence, Vae, VaeConfig};
 use lance_mm::tensor::testing::{assert_close, seeded};
 use lance_mm::tensor::{Activations, Weights};
-use lance_mm::{Answer, Checkpoint, Decoding, Files, Generation, GenerationOptions, Options, Part, Request};
+use lance_mm::{
+    Answer, Checkpoint, CheckpointBytes, Decoding, Generation, GenerationOptions, Options, Part, Request,
+};
 use lance_mm::{Understanding, image};
 #[cfg(target_os = "linux")]
 use lance_mm::{models::Grid, tensor::testing::with_executor};
@@ -79,8 +81,8 @@ fn flat(x: &Tensor) -> Vec<f32> {
     x.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn nano() -> Files {
-    Files {
+fn nano() -> CheckpointBytes {
+    CheckpointBytes {
         name: "nano",
         config: lance_mm_nano::CONFIG,
         generation_config: lance_mm_nano::GENERATION_CONFIG,

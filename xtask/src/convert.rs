@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use lance_mm::layout::Layout;
+use lance_mm::checkpoint::Layout;
 
 use checkpoint::Checkpoint;
 use write::Target;

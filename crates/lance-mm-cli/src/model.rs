@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use candle_core::Device;
-use lance_mm::layout::Part;
-use lance_mm::{Checkpoint, Files, Understanding};
+use lance_mm::checkpoint::Part;
+use lance_mm::{Checkpoint, CheckpointBytes, Understanding};
 
 use crate::args::ModelArgs;
 use crate::hub::RepoName;
@@ -110,8 +110,8 @@ pub(crate) fn is_bundled(model: &str) -> bool {
     model == NANO && !Path::new(model).exists()
 }
 
-fn nano() -> Files {
-    Files {
+fn nano() -> CheckpointBytes {
+    CheckpointBytes {
         name: NANO,
         config: lance_mm_nano::CONFIG,
         generation_config: lance_mm_nano::GENERATION_CONFIG,

@@ -21,9 +21,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
+use lance_mm::checkpoint::{Files, Part, find};
 use lance_mm::eval::Dataset;
 use lance_mm::inspect;
-use lance_mm::layout::{self, Files, Part};
 use lance_mm::models::Experts;
 use lance_mm::quant::Expert;
 use lance_mm::tensor::Weights;
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let open = || model::checkpoint(&args.model);
     let source = open()?;
     refuse_quantized(&source, &args.model)?;
-    let files = layout::find(&model::folder(&args.model)?)?;
+    let files = find(&model::folder(&args.model)?)?;
     let has_gen = source.model().tensors().iter().any(|t| t.name.contains("_moe_gen"));
     let layers = source.config().num_hidden_layers;
     let mut schemes = Schemes::new(args.recipe, args.bits, args.group_size, args.size_like_seed, args.vit)?;

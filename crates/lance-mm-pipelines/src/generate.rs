@@ -16,10 +16,10 @@ use lance_mm_models::latent::CHANNELS;
 use lance_mm_models::{Cache, Config, Experts, Grid, LatentLayers, Llm, Sequence, Vae, VaeConfig, Vit};
 use lance_mm_tensor::within_step;
 
+use crate::checkpoint::Checkpoint;
 use crate::denoise::{Denoised, Denoiser, Prefix};
 use crate::error::{Error, Result};
 use crate::image::{self, Resize, RgbImage};
-use crate::lance::Checkpoint;
 use crate::noise::noise;
 use crate::prompt::{GenerationPrompt, Task};
 use crate::tokenizer::Tokenizer;

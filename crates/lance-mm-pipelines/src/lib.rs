@@ -7,6 +7,7 @@
 //! [`eval`] measures what quantization costs, [`bench`](mod@bench) and [`memory`] what answering does.
 
 pub mod bench;
+pub mod checkpoint;
 mod decode;
 mod denoise;
 mod error;
@@ -14,9 +15,6 @@ pub mod eval;
 pub mod generate;
 mod guidance;
 pub mod image;
-pub mod inspect;
-mod lance;
-pub mod layout;
 pub mod memory;
 mod noise;
 pub mod prompt;
@@ -30,12 +28,12 @@ mod understand;
 pub mod video;
 mod warm;
 
+pub use checkpoint::{Checkpoint, CheckpointBytes, inspect};
 pub use decode::{Decoding, Finish, Sink, SinkOf};
 pub use denoise::{Denoised, Prefix};
 pub use error::{Error, Result};
 pub use generate::{Generation, GenerationOptions, Request};
 pub use guidance::{Guidance, Renorm};
-pub use lance::{Checkpoint, Files};
 pub use noise::noise;
 pub use sampling::{Sampler, Sampling};
 pub use schedule::{Schedule, Step};

@@ -2,9 +2,9 @@
 
 use crate::eval::Dataset;
 use crate::eval::dataset::Sample;
-use crate::{Checkpoint, Files, Tokenizer};
+use crate::{Checkpoint, CheckpointBytes, Tokenizer};
 
-pub(crate) const NANO: Files = Files {
+pub(crate) const NANO: CheckpointBytes = CheckpointBytes {
     name: "nano",
     config: include_bytes!("../../../tests/fixtures/nano-bf16/config.json"),
     generation_config: lance_mm_nano::GENERATION_CONFIG,

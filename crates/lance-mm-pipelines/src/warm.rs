@@ -5,8 +5,8 @@ use lance_mm_models::latent::CHANNELS;
 use lance_mm_models::{Cursor, Grid, LatentLayers, Llm, Segment, Sequence, Vae, Vit};
 use lance_mm_tensor::within_step;
 
+use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::lance::Checkpoint;
 
 /// Rows of the prompt that is run: more than any kernel for few rows takes.
 const ROWS: usize = 40;
@@ -83,7 +83,7 @@ mod tests {
     use crate::image::RgbImage;
     use crate::testing::{NANO, checkpoint};
     use crate::video::Clip;
-    use crate::{Decoding, Files, Generation, GenerationOptions, Options, Understanding};
+    use crate::{CheckpointBytes, Decoding, Generation, GenerationOptions, Options, Understanding};
 
     #[test]
     fn the_networks_run() {
@@ -118,7 +118,8 @@ mod tests {
     #[test]
     fn answers_run_what_was_compiled_before() {
         with_notes(|seen| {
-            let files = Files { model: lance_mm_nano::MODEL, config: lance_mm_nano::CONFIG, ..NANO };
+            let files =
+                CheckpointBytes { model: lance_mm_nano::MODEL, config: lance_mm_nano::CONFIG, ..NANO };
             let checkpoint = Checkpoint::in_memory(&files).unwrap().with_activations(Activations::Bf16);
             let lance = Understanding::new(checkpoint).unwrap();
             run(lance.llm(), lance.vit().ok(), None).unwrap();

@@ -12,8 +12,8 @@
 //!
 //! ```
 //! use lance_mm::{Options, Understanding, image};
-//! # use lance_mm::{Checkpoint, Files};
-//! # let files = Files { name: "nano", config: lance_mm_nano::CONFIG, generation_config: lance_mm_nano::GENERATION_CONFIG,
+//! # use lance_mm::{Checkpoint, CheckpointBytes};
+//! # let files = CheckpointBytes { name: "nano", config: lance_mm_nano::CONFIG, generation_config: lance_mm_nano::GENERATION_CONFIG,
 //! #     tokenizer: lance_mm_nano::TOKENIZER, model: lance_mm_nano::MODEL, vit: lance_mm_nano::VIT };
 //! # let folder = Checkpoint::in_memory(&files)?;
 //! # let bytes = lance_mm_nano::DEMOS[2].png;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use lance_mm::layout::{self, Files, Layout, Part};
+use lance_mm::checkpoint::{Files, Layout, Part, find, recognise};
 use lance_mm::models::{Config, is_generation};
 use lance_mm::tensor::{Problem, Problems};
 use serde_json::{Value, json};
@@ -42,7 +42,7 @@ impl Checkpoint {
         if let Some(pth) = lone_vae(src)? {
             return Self::vae_alone(&pth, &pth::open(&pth)?);
         }
-        let files = layout::find(src)?;
+        let files = find(src)?;
         match (&files.model, &files.vit, &files.vae) {
             (None, None, Some(part)) => Self::vae_alone(&part.path, &safetensors_file::open(part)?),
             _ => Self::whole(&files, und_only),
@@ -149,7 +149,7 @@ fn config_name(files: &Files) -> String {
 /// The layout of a model file, if it is one that is converted.
 fn convertible(model: &Part, config: &Value) -> Result<Layout> {
     let name = model.path.display().to_string();
-    let layout = layout::recognise(Some(config), &model.open()?.tensors())
+    let layout = recognise(Some(config), &model.open()?.tensors())
         .map_err(|found| anyhow::anyhow!("{name}: {found}"))?;
     match layout {
         Layout::Mlx | Layout::Upstream | Layout::MlxF32 => {}
@@ -181,7 +181,7 @@ fn lone_vae(src: &Path) -> Result<Option<PathBuf>> {
         return Ok(Some(src.to_owned()));
     }
     let pth = src.join(VAE_PTH);
-    let has_model = |dir: &Path| layout::find(dir).is_ok_and(|files| files.model.is_some());
+    let has_model = |dir: &Path| find(dir).is_ok_and(|files| files.model.is_some());
     if !pth.is_file() || has_model(src) {
         return Ok(None);
     }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lance_mm::layout::Part;
+use lance_mm::checkpoint::Part;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use lance_mm::Checkpoint;
-use lance_mm::layout::Files;
+use lance_mm::checkpoint::Files;
 use lance_mm::models::is_generation;
 use lance_mm::tensor::{TensorInfo, Weights};
 use safetensors::{Dtype, View};

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use lance_mm::Checkpoint;
-use lance_mm::layout::Part;
+use lance_mm::checkpoint::Part;
 use lance_mm::quant::{Recipe, Source, quantize_linear};
 use lance_mm::tensor::{TensorInfo, Weight};
 use safetensors::Dtype;

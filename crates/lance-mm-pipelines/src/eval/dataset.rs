@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::text::{contains_expected, says};
+use crate::checkpoint::inspect::Hash;
 use crate::error::{Error, Result};
 use crate::image::{self, LoadOptions};
-use crate::inspect::Hash;
 use crate::understand::{Look, Options, Understanding, Visual};
 use crate::video::{self, Clip, UNKNOWN_FPS};
 

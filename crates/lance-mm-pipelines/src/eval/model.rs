@@ -3,9 +3,9 @@
 use lance_mm_tensor::device_name;
 use serde::Serialize;
 
+use crate::checkpoint::Checkpoint;
+use crate::checkpoint::inspect::{ComponentSummary, Count, components_of};
 use crate::generate::Generation;
-use crate::inspect::{ComponentSummary, Count, components_of};
-use crate::lance::Checkpoint;
 use crate::understand::Understanding;
 
 /// A model as it was measured.

@@ -60,7 +60,7 @@ fn changed(change: impl Fn(&str, &mut [f32], &[usize])) -> Understanding {
         (name.clone(), view.unwrap())
     });
     let model = safetensors::serialize(views, None).unwrap().leak();
-    let files = crate::Files { model, ..crate::testing::NANO };
+    let files = crate::CheckpointBytes { model, ..crate::testing::NANO };
     Understanding::new(crate::Checkpoint::in_memory(&files).unwrap()).unwrap()
 }
 

@@ -30,9 +30,8 @@ use std::path::Path;
 use lance_mm_models::{Config, Experts};
 use lance_mm_tensor::{Activations, TensorInfo, Weights, kept_dtype};
 
+use crate::checkpoint::{Checkpoint, Files, Layout, find, listed};
 use crate::error::Result;
-use crate::lance::Checkpoint;
-use crate::layout::{Files, Layout, find, listed};
 use check::Findings;
 pub use component::Component;
 use component::{Source, is_gen, is_inv_freq};

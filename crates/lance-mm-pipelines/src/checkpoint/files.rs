@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lance_mm_tensor::Weights;
 
-use super::{Layout, listed};
+use super::layout::{Layout, listed};
 use crate::error::{Error, Result};
 use crate::tokenizer;
 

@@ -9,8 +9,7 @@ use serde_json::Value;
 use super::check::{self, Findings};
 use super::component::{Component, Source, classify};
 use super::quantized;
-use crate::lance::base_size;
-use crate::layout::{Files, Layout, recognise};
+use crate::checkpoint::{Files, Layout, base_size, recognise};
 
 /// The configuration in its three readings, each as far as it can be read.
 pub(super) struct Settings {

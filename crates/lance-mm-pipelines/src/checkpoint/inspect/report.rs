@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::component::Component;
 use super::count::Count;
 use super::quantized::QuantizationSummary;
-use crate::layout::Layout;
+use crate::checkpoint::Layout;
 
 /// What is in a checkpoint, and everything that is wrong with it.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -7,9 +7,8 @@ use lance_mm_models::{Config, Experts, LatentLayers, Llm, Vae, VaeConfig, Vit};
 use lance_mm_tensor::{Error as TensorError, Weights};
 
 use super::report::{FileEntry, SpecialId, TokenizerSummary};
+use crate::checkpoint::{Files, Part, read, stop_ids, visible};
 use crate::error::{Error, Result};
-use crate::lance::{read, stop_ids};
-use crate::layout::{Files, Part, visible};
 use crate::tokenizer::Tokenizer;
 
 /// Problems and notes, each once.

@@ -1,5 +1,9 @@
 //! A checkpoint: its configuration, weights and tokenizer, from a folder or from memory.
 
+mod files;
+pub mod inspect;
+mod layout;
+
 use std::fmt;
 use std::path::Path;
 
@@ -10,9 +14,12 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::image::Resize;
-use crate::layout;
 use crate::prompt::Medium;
 use crate::tokenizer::Tokenizer;
+pub(crate) use files::visible;
+pub use files::{Files, Part, find};
+pub(crate) use layout::listed;
+pub use layout::{Layout, recognise};
 
 /// The parts of a checkpoint, mapped but not yet built into networks.
 pub struct Checkpoint {
@@ -30,7 +37,7 @@ pub struct Checkpoint {
 
 /// The files of a checkpoint that lies in memory, as [`Checkpoint::in_memory`] takes them.
 #[derive(Clone, Copy)]
-pub struct Files {
+pub struct CheckpointBytes {
     /// What to call it in errors.
     pub name: &'static str,
     /// `config.json`.
@@ -59,13 +66,13 @@ impl Checkpoint {
     /// A folder without the files, of another layout, or whose files contradict each other.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let files = layout::find(dir)?;
+        let files = find(dir)?;
         let config = files.read_config()?;
         let model = files.require_model()?.open()?;
         require_loadable(&dir.display().to_string(), &config, &model)?;
         let generation = files.generation_config.as_deref().map(read).transpose()?;
-        let vit = files.vit.as_ref().map(layout::Part::open).transpose()?;
-        let vae = files.vae.as_ref().map(layout::Part::open);
+        let vit = files.vit.as_ref().map(Part::open).transpose()?;
+        let vae = files.vae.as_ref().map(Part::open);
         let tokenizer = Tokenizer::from_dir(dir)?;
         let name = dir.display().to_string();
         let checkpoint = Self::assemble(&name, &config, generation.as_deref(), tokenizer, model, vit)?;
@@ -76,7 +83,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn in_memory(files: &Files) -> Result<Self> {
+    pub fn in_memory(files: &CheckpointBytes) -> Result<Self> {
         let of = |file: &str| format!("{}/{file}", files.name);
         Self::assemble(
             files.name,
@@ -228,7 +235,7 @@ impl Checkpoint {
 /// Refuses every layout but the one that is read at run time, by name.
 fn require_loadable(name: &str, config: &[u8], model: &Weights) -> Result<()> {
     let config: Option<Value> = serde_json::from_slice(config).ok();
-    layout::recognise(config.as_ref(), &model.tensors())
+    recognise(config.as_ref(), &model.tensors())
         .map_err(|message| Error::Checkpoint { name: name.into(), message })?
         .require_loadable(name)
 }

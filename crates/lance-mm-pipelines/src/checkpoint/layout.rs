@@ -4,15 +4,11 @@
 //! One form is read at run time: MLX's, dense or quantized. The others are recognised so that the error can
 //! say what they are and what to do.
 
-mod files;
-
 use lance_mm_tensor::TensorInfo;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-pub(crate) use files::visible;
-pub use files::{Files, Part, find};
 
 /// Form of a checkpoint's model file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
