@@ -97,14 +97,6 @@ fn find(model: &str, parts: &[&str], pull: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// A checkpoint whose networks are not built.
-pub(crate) fn checkpoint(model: &str) -> Result<Checkpoint> {
-    match is_bundled(model) {
-        true => Ok(Checkpoint::in_memory(&nano())?),
-        false => Ok(Checkpoint::open(folder(model)?)?),
-    }
-}
-
 /// Whether this is the name of the bundled model.
 pub(crate) fn is_bundled(model: &str) -> bool {
     model == NANO && !Path::new(model).exists()

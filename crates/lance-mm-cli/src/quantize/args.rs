@@ -5,10 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use lance_mm::quant::Recipe;
-use serde::Serialize;
-
-use super::widths::Sensitivity;
+use lance_mm::quant::Scaling;
+use lance_mm_calibrate::{Drawings, GenExpert, QuantizeOptions, Recipe};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,28 +36,28 @@ pub(crate) struct Args {
     /// Bits of the linear layers: 2, 3, 4, 5, 6 or 8. With vqa-mixed those of the GEN expert, and those at
     /// which the others are tried out.
     #[arg(long, value_name = "N", default_value_t = 4)]
-    pub(super) bits: usize,
+    bits: usize,
     /// Neighbouring weights that share a scale: 32, 64 or 128.
     #[arg(long, value_name = "N", default_value_t = 128)]
-    pub(super) group_size: usize,
+    group_size: usize,
     /// The same bits for embedding and output head too, as the published checkpoint: lance-mlx loads it.
     #[arg(long)]
-    pub(super) size_like_seed: bool,
+    size_like_seed: bool,
     /// Size that vqa-mixed divides among the matrices: bits for each weight of the model file, scales and
     /// norms included. [default: 4.75]
     #[arg(long, value_name = "F")]
     bits_per_weight: Option<f64>,
     /// How vqa-mixed measures what answers mind. [default: layer]
     #[arg(long, value_enum, value_name = "WHAT")]
-    pub(super) sensitivity: Option<Sensitivity>,
+    sensitivity: Option<Sensitivity>,
     /// The GEN expert: quantized without inputs (fit), kept in bf16 (keep), left out (drop), or fitted to what it
     /// reads while it draws the requests of a file (calibrate FILE).
     #[arg(long = "gen", value_name = "fit|keep|drop|calibrate FILE", default_value = "fit")]
     #[arg(value_parser = gen_setting)]
-    pub(super) gen_: GenSetting,
+    gen_: GenSetting,
     /// Bits of the vision transformer, in groups of 64. [default: kept in bf16]
     #[arg(long, value_name = "8|4")]
-    pub(super) vit: Option<usize>,
+    vit: Option<usize>,
     /// Rounding with error feedback as a candidate of vqa-int4 and vqa-mixed. [default: auto]
     #[arg(long, value_enum, value_name = "WHERE")]
     gptq: Option<Gptq>,
@@ -81,8 +79,7 @@ pub(crate) struct Args {
     pub(super) quiet: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Preset {
     /// Plain rounding, no calibration.
     Rtn,
@@ -101,9 +98,8 @@ impl Preset {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Gen {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Gen {
     /// Quantized without inputs.
     Fit,
     /// Kept in bf16.
@@ -114,18 +110,12 @@ pub(super) enum Gen {
     Calibrate,
 }
 
-impl Gen {
-    pub(super) fn is_quantized(self) -> bool {
-        matches!(self, Self::Fit | Self::Calibrate)
-    }
-}
-
 /// The argument of `--gen`.
 #[derive(Clone, Debug)]
-pub(super) struct GenSetting {
-    pub(super) gen_: Gen,
+struct GenSetting {
+    gen_: Gen,
     /// Requests for pictures, to calibrate with.
-    pub(super) drawings: Option<PathBuf>,
+    drawings: Option<PathBuf>,
 }
 
 /// `fit`, `keep`, `drop` or `calibrate=FILE`, which is what `calibrate FILE` is [joined] to.
@@ -183,46 +173,80 @@ enum Step {
     Compensation,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Sensitivity {
+    /// Not at all: every weight counts the same.
+    None,
+    /// By rounding one layer at a time.
+    Layer,
+    /// By rounding one matrix at a time.
+    Linear,
+}
+
 impl Args {
-    pub(super) fn recipe(&self) -> Recipe {
-        let mut recipe = match self.recipe {
-            Preset::Rtn => return Recipe::rtn(),
-            Preset::Seed => return Recipe::seed(),
-            Preset::VqaInt4 | Preset::VqaMixed => Recipe::default(),
+    /// The library's options, checked as far as that needs neither model nor questions.
+    pub(super) fn options(&self) -> Result<QuantizeOptions> {
+        self.check()?;
+        let defaults = QuantizeOptions::default();
+        let gen_expert = match (self.gen_.gen_, &self.gen_.drawings) {
+            // Checked before the file is read.
+            (Gen::Calibrate, _) if self.recipe == Preset::Rtn => {
+                bail!("--gen calibrate: expected a recipe that is fitted to inputs, found rtn")
+            }
+            (Gen::Calibrate, Some(file)) => GenExpert::Calibrate(Drawings::read(file)?),
+            (Gen::Fit | Gen::Calibrate, _) => GenExpert::Fit,
+            (Gen::Keep, _) => GenExpert::Keep,
+            (Gen::Drop, _) => GenExpert::Drop,
         };
-        recipe.feedback = match self.gptq.unwrap_or(Gptq::Auto) {
-            Gptq::Auto => 4096,
-            Gptq::All => usize::MAX,
-            Gptq::Off => 0,
+        let options = QuantizeOptions {
+            recipe: match self.recipe {
+                Preset::Rtn => Recipe::Rtn,
+                Preset::Seed => Recipe::LanceMlx,
+                Preset::VqaInt4 => Recipe::Awq,
+                Preset::VqaMixed => Recipe::AwqMixed,
+            },
+            steps: self.steps(defaults.steps),
+            bits: self.bits,
+            group_size: self.group_size,
+            uniform_bits: self.size_like_seed,
+            bits_per_weight: self.bits_per_weight.unwrap_or(defaults.bits_per_weight),
+            sensitivity: match self.sensitivity.unwrap_or(Sensitivity::Layer) {
+                Sensitivity::None => lance_mm_calibrate::Sensitivity::None,
+                Sensitivity::Layer => lance_mm_calibrate::Sensitivity::Layer,
+                Sensitivity::Linear => lance_mm_calibrate::Sensitivity::Linear,
+            },
+            gen_expert,
+            vit_bits: self.vit,
+            calib_tokens: self.rows.unwrap_or(defaults.calib_tokens),
+            seed: self.seed.unwrap_or(defaults.seed),
         };
-        // Values of one expert are read by queries of the other: the scale needs both in the same form.
-        recipe.v_o = self.gen_.gen_ != Gen::Keep;
+        options.validate()?;
+        Ok(options)
+    }
+
+    fn steps(&self, defaults: lance_mm::quant::Recipe) -> lance_mm::quant::Recipe {
+        let mut steps = defaults;
+        match self.gptq.unwrap_or(Gptq::Auto) {
+            Gptq::Auto => {}
+            Gptq::All => steps.feedback = usize::MAX,
+            Gptq::Off => steps.feedback = 0,
+        }
         for step in &self.without {
             match step {
-                Step::Scaling => recipe.scaling = lance_mm::quant::Scaling::Off,
-                Step::VO => recipe.v_o = false,
-                Step::UpDown => recipe.up_down = false,
-                Step::Clip => recipe.clip = false,
-                Step::Refit => recipe.refit = false,
-                Step::Descent => recipe.passes = 0,
-                Step::Compensation => recipe.compensate = false,
+                Step::Scaling => steps.scaling = Scaling::Off,
+                Step::VO => steps.v_o = false,
+                Step::UpDown => steps.up_down = false,
+                Step::Clip => steps.clip = false,
+                Step::Refit => steps.refit = false,
+                Step::Descent => steps.passes = 0,
+                Step::Compensation => steps.compensate = false,
             }
         }
-        recipe
-    }
-
-    /// The budget, of the recipe that has one.
-    pub(super) fn bits_per_weight(&self) -> Option<f64> {
-        (self.recipe == Preset::VqaMixed).then(|| self.bits_per_weight.unwrap_or(4.75))
-    }
-
-    /// Recorded inputs, and the seed of their choice.
-    pub(super) fn rows(&self) -> (usize, u64) {
-        (self.rows.unwrap_or(1024), self.seed.unwrap_or(0))
+        steps
     }
 
     /// Refuses options that say nothing to the recipe.
-    pub(super) fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let is_ours = matches!(self.recipe, Preset::VqaInt4 | Preset::VqaMixed);
         let is_fitted = self.recipe != Preset::Rtn;
         let ours = "--recipe vqa-int4 or vqa-mixed";
@@ -238,32 +262,10 @@ impl Args {
                 bail!("{name}: expected with {expected} only, found --recipe {}", self.recipe.name());
             }
         }
-        if self.gen_.gen_ == Gen::Calibrate && self.recipe == Preset::Rtn {
-            bail!("--gen calibrate: expected a recipe that is fitted to inputs, found rtn");
-        }
         let is_mixed = self.recipe == Preset::VqaMixed;
         if !is_mixed && (self.bits_per_weight.is_some() || self.sensitivity.is_some()) {
             bail!("--bits-per-weight and --sensitivity: expected with --recipe vqa-mixed only");
         }
-        if is_mixed && self.size_like_seed {
-            bail!("--size-like-seed: expected without --recipe vqa-mixed, whose matrices differ in bits");
-        }
-        match self.bits_per_weight {
-            Some(bits) if !(bits > 0.0 && bits < 16.0) => {
-                bail!("--bits-per-weight: expected a number above 0 and below the 16 of bf16, found {bits}")
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Everything that decides the result, for the work folder to compare.
-    pub(super) fn plan(&self, source: &str, samples: &[String], drawings: &[String]) -> serde_json::Value {
-        let (rows, seed) = self.rows();
-        serde_json::json!({
-            "source": source, "recipe": self.recipe(), "preset": self.recipe, "bits": self.bits,
-            "group_size": self.group_size, "uniform": self.size_like_seed, "gen": self.gen_.gen_, "vit": self.vit,
-            "bits_per_weight": self.bits_per_weight().map(|bits| bits.to_string()),
-            "sensitivity": self.sensitivity, "rows": rows, "seed": seed, "samples": samples, "drawings": drawings, "version": env!("CARGO_PKG_VERSION"),
-        })
+        Ok(())
     }
 }

@@ -12,8 +12,8 @@ use lance_mm::tensor::Weights;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::report::Report;
 use crate::document::Document;
+use lance_mm_calibrate::Report;
 
 /// What the report says of a packed matrix. A number that was not finite is none.
 #[derive(Deserialize)]

@@ -1,23 +1,22 @@
 //! Quantizing one layer, the embedding and the head; each result is a file of the work folder.
 
 use std::collections::HashMap;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
-use lance_mm::Checkpoint;
-use lance_mm::models::{Config, Experts, Llm};
-use lance_mm::quant::{
+use lance_mm_models::{Config, Experts, Llm};
+use lance_mm_pipelines::Checkpoint;
+use lance_mm_quant::{
     Expert, ExpertResult, ExpertWeights, HeadRows, Heads, LayerQuantizer, LayerWeights, LinearReport, Matrix,
     PairReport, Proj, Recipe, SiteRows, quantize_head, quantize_linear,
 };
-use lance_mm::tensor::{Weight, Weights};
+use lance_mm_tensor::{Weight, Weights};
 use serde::Serialize;
 
-use super::capture::Capture;
-use super::scheme::Schemes;
-use super::stored::{Shared, Stored, bf16s, f32s, in_memory, overlaid, packed, store, values, vectors};
-use super::workdir::WorkDir;
-use crate::output::Hints;
+use crate::capture::Capture;
+use crate::progress::{Observer, Progress};
+use crate::scheme::Schemes;
+use crate::stored::{Shared, Stored, bf16s, f32s, in_memory, overlaid, packed, store, values, vectors};
+use crate::workdir::WorkDir;
 
 /// What is said of a part in the report.
 #[derive(Default, Serialize)]
@@ -26,48 +25,53 @@ struct Part {
     linears: Vec<LinearReport>,
 }
 
-pub(super) fn layer_name(index: usize) -> String {
+pub(crate) fn layer_name(index: usize) -> String {
     format!("layer_{index:03}")
 }
 
 /// The parts before and after the layers.
-pub(super) const EMBED: &str = "embed";
-pub(super) const HEAD: &str = "head";
+pub(crate) const EMBED: &str = "embed";
+pub(crate) const HEAD: &str = "head";
 
 /// All parts of a model.
-pub(super) fn parts(layers: usize) -> Vec<String> {
+pub(crate) fn parts(layers: usize) -> Vec<String> {
     let ends = [EMBED, HEAD].map(str::to_owned).into_iter();
     ends.chain((0..layers).map(layer_name)).collect()
 }
 
 /// What every part is made from and with.
 #[derive(Clone, Copy)]
-pub(super) struct Quantizing<'a> {
-    pub(super) open: &'a dyn Fn() -> Result<Checkpoint>,
-    pub(super) schemes: &'a Schemes,
-    pub(super) recipe: &'a Recipe,
-    pub(super) work: &'a WorkDir,
+pub(crate) struct Quantizing<'a> {
+    pub(crate) open: &'a dyn Fn() -> Result<Checkpoint>,
+    pub(crate) schemes: &'a Schemes,
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) work: &'a WorkDir,
     /// The experts that samples run on.
-    pub(super) experts: Experts,
+    pub(crate) experts: Experts,
     /// The experts that are quantized.
-    pub(super) quantized: &'a [Expert],
+    pub(crate) quantized: &'a [Expert],
 }
 
 impl Quantizing<'_> {
     /// The language model as it is.
-    pub(super) fn original(&self) -> Result<Llm> {
+    pub(crate) fn original(&self) -> Result<Llm> {
         overlaid(&(self.open)()?, &in_memory(&HashMap::new())?, self.experts)
     }
 
     /// The language model with a finished part in place.
-    pub(super) fn with_part(&self, name: &str) -> Result<Llm> {
+    pub(crate) fn with_part(&self, name: &str) -> Result<Llm> {
         overlaid(&(self.open)()?, &open(self.work, name)?, self.experts)
     }
 
     /// Quantizes every part that no earlier run has finished, in the order of the model.
-    pub(super) fn parts(&self, capture: &mut Capture<'_>, layers: usize, hints: Hints) -> Result<()> {
+    pub(crate) fn parts(
+        &self,
+        capture: &mut Capture<'_>,
+        layers: usize,
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
         if !is_done(self.work, EMBED) {
-            let _busy = hints.part("embedding");
+            observer(Progress::Embedding);
             self.embedding()?;
         }
         if self.recipe.compensate && capture.awaits(0) {
@@ -75,9 +79,11 @@ impl Quantizing<'_> {
         }
         // What an earlier run has finished takes no time.
         let is_left = |index: &usize| capture.awaits(*index) || !is_done(self.work, &layer_name(*index));
-        let (first, start) = ((0..layers).find(is_left).unwrap_or(layers), Instant::now());
+        let first = (0..layers).find(is_left).unwrap_or(layers);
         for index in 0..layers {
-            let _busy = (index >= first).then(|| hints.part(&progress(index, first, layers, start)));
+            if index >= first {
+                observer(Progress::Layer { index, total: layers });
+            }
             let sites = match capture.awaits(index) {
                 false => [None, None],
                 true => capture.layer(&self.original()?, index)?,
@@ -90,7 +96,7 @@ impl Quantizing<'_> {
             let quantized = is_next.then(|| self.with_part(&name)).transpose()?;
             capture.advance(index, quantized.as_ref())?;
         }
-        let _busy = hints.part("head");
+        observer(Progress::Head);
         if !is_done(self.work, HEAD) {
             let rows = match capture.awaits(layers) {
                 false => None,
@@ -103,7 +109,7 @@ impl Quantizing<'_> {
 
     /// Quantizes layer `index`, with `sites` the inputs that were recorded of each expert in the original model;
     /// what the quantized model reads is recorded by `capture`.
-    pub(super) fn layer(
+    pub(crate) fn layer(
         &self,
         index: usize,
         sites: [Option<SiteRows>; 2],
@@ -158,7 +164,7 @@ impl Quantizing<'_> {
     }
 
     /// Quantizes the embedding, which has no inputs and is fitted to its weights.
-    pub(super) fn embedding(&self) -> Result<()> {
+    pub(crate) fn embedding(&self) -> Result<()> {
         let source = (self.open)()?;
         let (d, name) = (source.config().hidden_size, "embed_tokens");
         let (mut tensors, mut part) = (HashMap::new(), Part::default());
@@ -173,7 +179,7 @@ impl Quantizing<'_> {
     }
 
     /// Quantizes the output head, if the model has one of its own.
-    pub(super) fn head(&self, rows: Option<HeadRows>) -> Result<()> {
+    pub(crate) fn head(&self, rows: Option<HeadRows>) -> Result<()> {
         let source = (self.open)()?;
         let (d, name) = (source.config().hidden_size, "lm_head");
         let (mut tensors, mut part) = (HashMap::new(), Part::default());
@@ -201,7 +207,7 @@ impl Quantizing<'_> {
 }
 
 /// The heads of a layer.
-pub(super) fn heads(config: &Config) -> Heads {
+pub(crate) fn heads(config: &Config) -> Heads {
     Heads {
         n_heads: config.num_attention_heads,
         n_kv_heads: config.num_key_value_heads,
@@ -210,7 +216,7 @@ pub(super) fn heads(config: &Config) -> Heads {
 }
 
 /// Reads one expert's layer in f32.
-pub(super) fn read(source: &Checkpoint, index: usize, expert: Expert) -> Result<ExpertWeights> {
+pub(crate) fn read(source: &Checkpoint, index: usize, expert: Expert) -> Result<ExpertWeights> {
     let (config, weights) = (source.config(), source.model());
     let (d, f) = (config.hidden_size, config.intermediate_size);
     let kv = config.num_key_value_heads * config.head_dim();
@@ -241,7 +247,7 @@ pub(super) fn read(source: &Checkpoint, index: usize, expert: Expert) -> Result<
 }
 
 /// Whether an earlier run has quantized a part.
-pub(super) fn is_done(work: &WorkDir, name: &str) -> bool {
+pub(crate) fn is_done(work: &WorkDir, name: &str) -> bool {
     work.has(&format!("{name}.safetensors"))
 }
 
@@ -254,18 +260,6 @@ fn finish(work: &WorkDir, name: &str, tensors: &HashMap<String, Stored>, part: &
 }
 
 /// The tensors of a finished part.
-pub(super) fn open(work: &WorkDir, name: &str) -> Result<Weights> {
+pub(crate) fn open(work: &WorkDir, name: &str) -> Result<Weights> {
     Ok(Weights::open(&[work.file(&format!("{name}.safetensors"))])?)
-}
-
-/// Which layer it is, and the time left by what the layers since `first` took.
-fn progress(index: usize, first: usize, layers: usize, start: Instant) -> String {
-    let left = match index - first {
-        0 => String::new(),
-        done => {
-            let each = start.elapsed().as_secs_f64() / done as f64;
-            format!(", about {:.0} s left", each * (layers - index) as f64)
-        }
-    };
-    format!("layer {} of {layers}{left}", index + 1)
 }

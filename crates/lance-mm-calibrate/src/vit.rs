@@ -4,26 +4,26 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use lance_mm::Checkpoint;
-use lance_mm::checkpoint::Part;
-use lance_mm::quant::{Recipe, Source, quantize_linear};
-use lance_mm::tensor::{TensorInfo, Weight};
+use lance_mm_pipelines::Checkpoint;
+use lance_mm_pipelines::checkpoint::Part;
+use lance_mm_quant::{Recipe, Source, quantize_linear};
+use lance_mm_tensor::{TensorInfo, Weight};
 use safetensors::Dtype;
 
-use super::copy;
-use super::scheme::Schemes;
-use super::stored::{Shared, Stored, packed};
+use crate::quantize::copy;
+use crate::scheme::Schemes;
+use crate::stored::{Shared, Stored, packed};
 
 /// Width of the MLP in the new file: whole groups, where its matrices are packed. What is added is zero and
 /// computes zero, since `silu(0) · 0 = 0`.
-pub(super) fn mlp_width(source: &Checkpoint, schemes: &Schemes) -> Option<usize> {
+pub(crate) fn mlp_width(source: &Checkpoint, schemes: &Schemes) -> Option<usize> {
     let width = source.vit()?.info("blocks.0.mlp.down_proj.weight")?.shape.get(1).copied()?;
     let padded = width.next_multiple_of(64);
     (padded != width && schemes.vit(padded).is_some()).then_some(padded)
 }
 
 /// Writes `vit.safetensors`, if the source has one: `part`.
-pub(super) fn write(dir: &Path, source: &Checkpoint, part: Option<&Part>, schemes: &Schemes) -> Result<()> {
+pub(crate) fn write(dir: &Path, source: &Checkpoint, part: Option<&Part>, schemes: &Schemes) -> Result<()> {
     let path = dir.join("vit.safetensors");
     let Some(vit) = source.vit() else { return Ok(()) };
     let file = part.filter(|part| !part.sharded).map(|part| &part.path);

@@ -2,13 +2,13 @@
 
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
-use lance_mm::Understanding;
-use lance_mm::eval::Position;
-use lance_mm::models::{Llm, Sequence};
-use lance_mm::quant::Expert;
+use lance_mm_models::{Llm, Sequence};
+use lance_mm_pipelines::Understanding;
+use lance_mm_pipelines::eval::Position;
+use lance_mm_quant::Expert;
 
-use super::run::Run;
-use super::samples::Samples;
+use crate::run::Run;
+use crate::samples::Samples;
 
 /// Rows of the sequences that are judged by, all together: at least eight sequences of a thousand.
 const ROWS: usize = 8192;
@@ -16,7 +16,7 @@ const ROWS: usize = 8192;
 const TOKENS: usize = 16;
 
 /// Held-back samples and what the unchanged model makes of their answers.
-pub(super) struct Judge {
+pub(crate) struct Judge {
     cases: Vec<Case>,
     vocabulary: usize,
 }
@@ -34,7 +34,7 @@ struct Case {
 impl Judge {
     /// Runs the samples held back, as many as there is room for, through the unchanged model; `inputs` are
     /// the first layer's.
-    pub(super) fn new(lance: &Understanding, samples: &Samples, inputs: &[Tensor]) -> Result<Self> {
+    pub(crate) fn new(lance: &Understanding, samples: &Samples, inputs: &[Tensor]) -> Result<Self> {
         let judged = |run: &Run| run.held_back && run.expert() == Expert::Und;
         let held_back: Vec<(usize, &Run)> =
             samples.runs.iter().enumerate().filter(|(_, run)| judged(run)).collect();
@@ -59,7 +59,7 @@ impl Judge {
 
     /// Mean divergence in nats, over answer tokens, of `llm` from the unchanged model. `input` makes what a
     /// sample's layer `first` reads.
-    pub(super) fn divergence(
+    pub(crate) fn divergence(
         &self,
         llm: &Llm,
         first: usize,

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
-use lance_mm::tensor::Scheme;
+use lance_mm_tensor::Scheme;
 
-use super::Preset;
+use crate::options::Recipe;
 
 /// Bits and groups by module.
-pub(super) struct Schemes {
+pub(crate) struct Schemes {
     linear: Scheme,
     embed: Scheme,
     head: Scheme,
@@ -18,8 +18,8 @@ pub(super) struct Schemes {
 }
 
 impl Schemes {
-    pub(super) fn new(
-        preset: Preset,
+    pub(crate) fn new(
+        preset: Recipe,
         bits: usize,
         group: usize,
         uniform: bool,
@@ -29,7 +29,7 @@ impl Schemes {
         // Head and embedding decide tokens and are a tenth of the weights: two bits and half a group more.
         let wider = |more: usize| Scheme::affine(wider_bits(bits, more), group.min(64));
         let (embed, head) = match preset {
-            Preset::VqaInt4 if !uniform => (wider(0)?, wider(2)?),
+            Recipe::Awq if !uniform => (wider(0)?, wider(2)?),
             _ => (linear, linear),
         };
         let vit = match vit {
@@ -41,21 +41,21 @@ impl Schemes {
     }
 
     /// The same, with these modules as they are allotted; `None` is bf16.
-    pub(super) fn with(self, allotted: BTreeMap<String, Option<Scheme>>) -> Self {
+    pub(crate) fn with(self, allotted: BTreeMap<String, Option<Scheme>>) -> Self {
         Self { allotted, ..self }
     }
 
     /// Of a linear layer of this path; `None` leaves it in bf16: a budget says so, or its columns are not
     /// whole groups of any size.
-    pub(super) fn linear(&self, path: &str, cols: usize) -> Option<Scheme> {
+    pub(crate) fn linear(&self, path: &str, cols: usize) -> Option<Scheme> {
         self.of(path, self.linear, cols)
     }
 
-    pub(super) fn embed(&self, cols: usize) -> Option<Scheme> {
+    pub(crate) fn embed(&self, cols: usize) -> Option<Scheme> {
         self.of("embed_tokens", self.embed, cols)
     }
 
-    pub(super) fn head(&self, cols: usize) -> Option<Scheme> {
+    pub(crate) fn head(&self, cols: usize) -> Option<Scheme> {
         self.of("lm_head", self.head, cols)
     }
 
@@ -64,12 +64,12 @@ impl Schemes {
     }
 
     /// Whether the vision transformer is quantized at all.
-    pub(super) fn packs_vit(&self) -> bool {
+    pub(crate) fn packs_vit(&self) -> bool {
         self.vit.is_some()
     }
 
     /// Of a matrix of the vision transformer.
-    pub(super) fn vit(&self, cols: usize) -> Option<Scheme> {
+    pub(crate) fn vit(&self, cols: usize) -> Option<Scheme> {
         self.vit.filter(|s| cols.is_multiple_of(s.group_size()))
     }
 }

@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
-use lance_mm::generate::{Resolution, Size};
-use lance_mm::{Generation, GenerationOptions, Request};
+use lance_mm_pipelines::generate::{Resolution, Size, Trace};
+use lance_mm_pipelines::image::{self, LoadOptions};
+use lance_mm_pipelines::{Generation, GenerationOptions, Request};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::run::Run;
-use crate::draw::{self, SourceArgs};
-use crate::eval::progress::Progress;
-use crate::output::Hints;
+use crate::progress::{Observer, Progress};
+use crate::quantize::read;
+use crate::run::Run;
 
 /// Steps of a drawing that are recorded: one from each half of the schedule, others for each request.
 const MOMENTS: usize = 2;
@@ -20,7 +20,7 @@ const MOMENTS: usize = 2;
 const TURNS: usize = 4;
 
 /// A picture that is asked for.
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Drawing {
     /// The caption, or with a picture the instruction.
@@ -36,17 +36,22 @@ struct Drawing {
 }
 
 /// The requests of a file.
-pub(super) struct Drawings {
+#[derive(Clone, Debug)]
+pub struct Drawings {
     name: String,
     dir: PathBuf,
     list: Vec<Drawing>,
 }
 
 impl Drawings {
-    /// Reads a file of one JSON object a line: `{"prompt": "A red fox"}`, for edits with `image`.
-    pub(super) fn read(path: &Path) -> Result<Self> {
+    /// Reads a file of one JSON object a line: `{"prompt": "A red fox"}`, for edits with `image`; optional are `size`,
+    /// `resolution`, `steps` and `seed`.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is none of this, naming the line; fewer than 4 requests.
+    pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let text = String::from_utf8(super::read(path)?).with_context(|| name.clone())?;
+        let text = String::from_utf8(read(path)?).with_context(|| name.clone())?;
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let list: Vec<Drawing> = lines
             .map(|(i, line)| serde_json::from_str(line).with_context(|| format!("{name}: line {}", i + 1)))
@@ -67,13 +72,13 @@ impl Drawings {
     }
 
     /// One number for each request, which tells requests apart.
-    pub(super) fn hashes(&self) -> Result<Vec<String>> {
+    pub(crate) fn hashes(&self) -> Result<Vec<String>> {
         let hash = |drawing: &Drawing| {
             let Drawing { prompt, image, size, resolution, steps, seed } = drawing;
             let mut hash = Sha256::new();
             hash.update(format!("{prompt:?} {size:?} {resolution:?} {steps:?} {seed:?}"));
             if let Some(image) = image {
-                hash.update(super::read(&self.dir.join(image))?);
+                hash.update(read(&self.dir.join(image))?);
             }
             Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
         };
@@ -81,10 +86,14 @@ impl Drawings {
     }
 
     /// Draws everything with the unquantized model: the passes to record, and what they read.
-    pub(super) fn run(&self, lance: &Generation, hints: Hints) -> Result<(Vec<Run>, Vec<Tensor>)> {
+    pub(crate) fn run(
+        &self,
+        lance: &Generation,
+        observer: &mut Observer<'_>,
+    ) -> Result<(Vec<Run>, Vec<Tensor>)> {
         let (mut runs, mut inputs) = (Vec::new(), Vec::new());
-        let mut progress = Progress::new("drawings", hints);
-        progress.show(0, self.list.len());
+        let total = self.list.len();
+        observer(Progress::Requests { done: 0, total });
         for (i, drawing) in self.list.iter().enumerate() {
             let place = || format!("{}: request {}", self.name, i + 1);
             let trace = self.trace(lance, drawing, i).with_context(place)?;
@@ -92,22 +101,17 @@ impl Drawings {
                 runs.push(Run::drawing(trace.pieces.clone(), pass.captioned, i % 4 == 3));
                 inputs.push(pass.x);
             }
-            progress.show(i + 1, self.list.len());
+            observer(Progress::Requests { done: i + 1, total });
         }
         Ok((runs, inputs))
     }
 
-    fn trace(
-        &self,
-        lance: &Generation,
-        drawing: &Drawing,
-        index: usize,
-    ) -> Result<lance_mm::generate::Trace> {
+    fn trace(&self, lance: &Generation, drawing: &Drawing, index: usize) -> Result<Trace> {
         let mut options = GenerationOptions::default();
         options.steps = drawing.steps.unwrap_or(options.steps);
         options.seed = drawing.seed.unwrap_or(options.seed + index as u64);
-        let read = |path| SourceArgs::default().picture(&self.dir.join(path), Hints::new(true));
-        let picture = drawing.image.as_ref().map(read).transpose()?;
+        let load = |path| image::load(&self.dir.join(path), &LoadOptions::default());
+        let picture = drawing.image.as_ref().map(load).transpose()?;
         let request = match &picture {
             Some(image) => {
                 let name = drawing.resolution.as_deref().unwrap_or("image_512res");
@@ -122,7 +126,12 @@ impl Drawings {
 /// 384 x 384 unless the request says otherwise, as the published checkpoint was calibrated.
 fn size(drawing: &Drawing) -> Result<Size> {
     match &drawing.size {
-        Some(size) => draw::size(size, &[]),
+        Some(size) => {
+            let sides = size.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+            let (width, height) =
+                sides.with_context(|| format!("size: expected WIDTHxHEIGHT, found {size}"))?;
+            Ok(Size::new(height, width)?)
+        }
         None => Ok(Size::new(384, 384)?),
     }
 }

@@ -4,43 +4,30 @@
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
-use lance_mm::models::{Experts, Llm, is_generation};
-use lance_mm::quant::{
+use lance_mm_models::{Experts, Llm, is_generation};
+use lance_mm_pipelines::{Checkpoint, Understanding};
+use lance_mm_quant::{
     Choice, Expert, HeadRows, Item, LayerWeights, Proj, Recipe, SiteRows, allocate, measure_head,
     measure_layer, quantize_linear, stored_bytes, width_errors, widths,
 };
-use lance_mm::tensor::{Scheme, TensorInfo, Weight};
-use lance_mm::{Checkpoint, Understanding};
+use lance_mm_tensor::{Scheme, TensorInfo, Weight};
 use serde::{Deserialize, Serialize};
 
-use super::Gen;
-use super::capture::Capture;
-use super::judge::Judge;
-use super::layer;
-use super::samples::Samples;
-use super::scheme::Schemes;
-use super::stored::{Stored, f32_matrix, f32s, in_memory, overlaid, packed, store, values};
-use super::workdir::WorkDir;
-use crate::output::Hints;
+use crate::capture::Capture;
+use crate::judge::Judge;
+use crate::layer;
+use crate::options::{GenExpert, Sensitivity};
+use crate::progress::{Observer, Progress};
+use crate::samples::Samples;
+use crate::scheme::Schemes;
+use crate::stored::{Stored, f32_matrix, f32s, in_memory, overlaid, packed, store, values};
+use crate::workdir::WorkDir;
 
 /// What the widths are, for resumed runs and the report.
-pub(super) const FILE: &str = "widths.json";
+pub(crate) const FILE: &str = "widths.json";
 
 /// Rows that are measured with: fewer than those that weights are fitted to.
 const ROWS: usize = 2048;
-
-/// How much answers mind an error is measured..
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Sensitivity {
-    /// .. not at all: every weight counts the same.
-    None,
-    /// .. by rounding one layer at a time.
-    Layer,
-    /// .. by rounding one matrix at a time.
-    Linear,
-}
 
 /// What is known of a matrix.
 #[derive(Serialize, Deserialize)]
@@ -66,35 +53,38 @@ struct Width {
 }
 
 /// What measuring needs.
-pub(super) struct Measuring<'a> {
-    pub(super) open: &'a dyn Fn() -> Result<Checkpoint>,
-    pub(super) schemes: &'a Schemes,
-    pub(super) recipe: &'a Recipe,
-    pub(super) sensitivity: Sensitivity,
-    pub(super) samples: &'a Samples,
-    pub(super) work: &'a WorkDir,
-    pub(super) hints: Hints,
+pub(crate) struct Measuring<'a> {
+    pub(crate) open: &'a dyn Fn() -> Result<Checkpoint>,
+    pub(crate) schemes: &'a Schemes,
+    pub(crate) recipe: &'a Recipe,
+    pub(crate) sensitivity: Sensitivity,
+    pub(crate) samples: &'a Samples,
+    pub(crate) work: &'a WorkDir,
     /// The experts that samples run on.
-    pub(super) experts: Experts,
+    pub(crate) experts: Experts,
 }
 
 impl Measuring<'_> {
     /// Measures every matrix of the UND expert, layer by layer; what an earlier run measured is left as it is.
-    pub(super) fn run(&self, capture: &mut Capture<'_>, layers: usize) -> Result<()> {
+    pub(crate) fn run(
+        &self,
+        capture: &mut Capture<'_>,
+        layers: usize,
+        observer: &mut Observer<'_>,
+    ) -> Result<()> {
         let judge = match self.sensitivity {
             Sensitivity::None => None,
             _ => {
-                let _busy = self.hints.part("answers of the unchanged model");
+                observer(Progress::Reference);
                 let inputs = capture.inputs()?;
                 Some(Judge::new(&Understanding::new((self.open)()?)?, self.samples, &inputs)?)
             }
         };
         let judge = judge.as_ref();
-        let busy = self.hints.part("measuring the embedding");
+        observer(Progress::MeasureEmbedding);
         self.part("embed", || self.embedding(judge, capture))?;
-        drop(busy);
         for index in 0..layers {
-            let _busy = self.hints.part(&format!("measuring layer {} of {layers}", index + 1));
+            observer(Progress::MeasureLayer { index, total: layers });
             let before = capture.hidden().to_vec();
             let [und, _] = capture.layer(&self.changed(&HashMap::new())?, index)?;
             if let Some(sites) = und {
@@ -102,7 +92,7 @@ impl Measuring<'_> {
             }
             capture.advance_keeping_first(index)?;
         }
-        let _busy = self.hints.part("measuring the head");
+        observer(Progress::MeasureHead);
         self.part("head", || self.head(judge, capture, layers))
     }
 
@@ -154,7 +144,7 @@ impl Measuring<'_> {
             let mut result = measure_layer(weights, vec![Some(sites.clone())], &scheme, self.recipe, others)?;
             result.experts.pop().context("one expert")
         };
-        let judged = |expert: lance_mm::quant::ExpertResult| -> Result<(f64, f64)> {
+        let judged = |expert: lance_mm_quant::ExpertResult| -> Result<(f64, f64)> {
             let mut tensors = HashMap::new();
             let reports = store(index, &expert, f32_matrix, &mut tensors);
             let error: f64 = reports.iter().map(|report| report.final_error).sum();
@@ -249,10 +239,10 @@ fn ratio(moved: f64, error: f64) -> f64 {
 }
 
 /// Divides `bits` per weight of the file among what was measured, and keeps the result.
-pub(super) fn allot(
+pub(crate) fn allot(
     source: &Checkpoint,
     schemes: &Schemes,
-    gen_: Gen,
+    gen_: &GenExpert,
     bits: f64,
     layers: usize,
     work: &WorkDir,
@@ -286,7 +276,7 @@ pub(super) fn allot(
 }
 
 /// The widths that an earlier call of [`allot`] kept.
-pub(super) fn read(work: &WorkDir) -> Result<Option<BTreeMap<String, Option<Scheme>>>> {
+pub(crate) fn read(work: &WorkDir) -> Result<Option<BTreeMap<String, Option<Scheme>>>> {
     let Some(stored) = work.read_json(FILE)? else { return Ok(None) };
     let widths: Vec<Width> = serde_json::from_value(stored).context(FILE)?;
     let scheme = |width: Width| {
@@ -327,10 +317,10 @@ struct Room {
 }
 
 impl Room {
-    fn new(source: &Checkpoint, measured: &[Measured], schemes: &Schemes, gen_: Gen) -> Self {
+    fn new(source: &Checkpoint, measured: &[Measured], schemes: &Schemes, gen_: &GenExpert) -> Self {
         let mut room = Self { parameters: 0, others: 0 };
         let shared: Vec<String> = measured.iter().map(|m| format!("{}.weight", m.name)).collect();
-        let kept = |t: &TensorInfo| gen_ != Gen::Drop || !is_generation(&t.name);
+        let kept = |t: &TensorInfo| !gen_.is_dropped() || !is_generation(&t.name);
         for tensor in source.model().tensors().into_iter().filter(kept) {
             room.parameters += tensor.shape.iter().product::<usize>() as u64;
             if !shared.contains(&tensor.name) {
@@ -342,7 +332,7 @@ impl Room {
 }
 
 /// Bytes, at most, of a tensor that has no share in the budget.
-fn stored(tensor: &TensorInfo, schemes: &Schemes, gen_: Gen) -> u64 {
+fn stored(tensor: &TensorInfo, schemes: &Schemes, gen_: &GenExpert) -> u64 {
     let is_in_layer = tensor.name.starts_with("layers.");
     match tensor.shape[..] {
         // What takes scales is written in f32.

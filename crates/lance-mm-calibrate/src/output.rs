@@ -6,58 +6,50 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use lance_mm::Checkpoint;
-use lance_mm::checkpoint::Files;
-use lance_mm::models::is_generation;
-use lance_mm::tensor::{TensorInfo, Weights};
+use lance_mm_models::is_generation;
+use lance_mm_pipelines::Checkpoint;
+use lance_mm_pipelines::checkpoint::Files;
+use lance_mm_tensor::{TensorInfo, Weights};
 use safetensors::{Dtype, View};
 
-use super::layer;
-use super::page::Page;
-use super::report::Report;
-use super::scheme::Schemes;
-use super::workdir::WorkDir;
-use super::{Gen, config, copy, vit};
+use crate::layer;
+use crate::options::GenExpert;
+use crate::quantize::copy;
+use crate::report::{self, Report};
+use crate::scheme::Schemes;
+use crate::workdir::WorkDir;
+use crate::{config, vit};
 
 /// Bytes from which a tensor is read through a map of its own, whose pages are given back.
 const LARGE: usize = 1 << 20;
 
 /// What the new folder is made of.
-pub(super) struct Output<'a> {
-    /// Name of the checkpoint that it is made from.
-    pub(super) source: &'a str,
-    pub(super) open: &'a dyn Fn() -> Result<Checkpoint>,
+pub(crate) struct Output<'a> {
+    pub(crate) open: &'a dyn Fn() -> Result<Checkpoint>,
     /// Its files.
-    pub(super) files: &'a Files,
-    pub(super) work: &'a WorkDir,
-    pub(super) schemes: &'a Schemes,
-    pub(super) gen_: Gen,
-    pub(super) report: &'a Report,
+    pub(crate) files: &'a Files,
+    pub(crate) work: &'a WorkDir,
+    pub(crate) schemes: &'a Schemes,
+    pub(crate) gen_: &'a GenExpert,
+    pub(crate) report: &'a Report,
 }
 
 impl Output<'_> {
-    /// Writes everything into a temporary sibling of `out` and renames it; returns the table to print.
-    pub(super) fn write(&self, out: &Path) -> Result<String> {
+    /// Writes everything into a temporary sibling of `out` and renames it.
+    pub(crate) fn write(&self, out: &Path) -> Result<()> {
         let name = out.file_name().with_context(|| format!("{}: no name to write to", out.display()))?;
         let partial = out.with_file_name(format!(".{}.partial", name.to_string_lossy()));
         if partial.exists() {
             fs::remove_dir_all(&partial).with_context(|| partial.display().to_string())?;
         }
         fs::create_dir_all(&partial).with_context(|| partial.display().to_string())?;
-        let result = self.fill(&partial).and_then(|()| self.write_page(&partial));
+        let result = self.fill(&partial);
         if result.is_err() {
             // The error that stopped the writing says more than one about the clean-up.
             let _ = fs::remove_dir_all(&partial);
         }
-        let table = result?;
-        fs::rename(&partial, out).with_context(|| out.display().to_string())?;
-        Ok(table)
-    }
-
-    fn write_page(&self, dir: &Path) -> Result<String> {
-        let page = Page::new(self.source, dir, self.report)?;
-        write(&dir.join("quantization_report.html"), page.whole().html().as_bytes())?;
-        Ok(page.summary().markdown())
+        result?;
+        fs::rename(&partial, out).with_context(|| out.display().to_string())
     }
 
     fn fill(&self, dir: &Path) -> Result<()> {
@@ -71,7 +63,7 @@ impl Output<'_> {
             .collect();
         let mut entries: BTreeMap<String, Entry<'_>> = BTreeMap::new();
         for info in source.model().tensors() {
-            if self.gen_ != Gen::Drop || !is_generation(&info.name) {
+            if !self.gen_.is_dropped() || !is_generation(&info.name) {
                 let open: &dyn Fn() -> Result<Weights> = if info.bytes < LARGE { &shared } else { &anew };
                 entries.insert(info.name.clone(), Entry { open, info });
             }
@@ -103,14 +95,14 @@ impl Output<'_> {
                     .with_context(|| path.display().to_string())?;
             }
         }
-        write(&dir.join("quantization_report.json"), self.report.json()?.as_bytes())
+        write(&dir.join(report::FILE), self.report.json()?.as_bytes())
     }
 
     /// Writes `vae.safetensors`, if the source has a VAE and the new folder the expert that needs it.
     fn write_vae(&self, dir: &Path, source: &Checkpoint) -> Result<()> {
         let path = dir.join("vae.safetensors");
         let (Some(part), Some(vae)) = (&self.files.vae, source.vae()) else { return Ok(()) };
-        if self.gen_ == Gen::Drop {
+        if self.gen_.is_dropped() {
             return Ok(());
         }
         if !part.sharded {

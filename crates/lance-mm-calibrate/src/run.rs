@@ -2,20 +2,20 @@
 
 use anyhow::Result;
 use candle_core::Tensor;
-use lance_mm::generate::{Piece, Plan, Unconditional};
-use lance_mm::models::{self, Config, Cursor, Grid, Llm, Segment, Sequence};
-use lance_mm::quant::Expert;
+use lance_mm_models::{Config, Cursor, Grid, Llm, Segment, Sequence};
+use lance_mm_pipelines::generate::{Piece, Plan, Unconditional};
+use lance_mm_quant::Expert;
 use serde_json::{Value, json};
 
 /// A sample, or a pass of one, laid out.
-pub(super) struct Run {
+pub(crate) struct Run {
     rows: Rows,
     /// Rows that are recorded, rising: of the run's expert.
-    pub(super) picks: Vec<usize>,
+    pub(crate) picks: Vec<usize>,
     /// Rows after which a token of the answer is chosen, recorded for the output head.
-    pub(super) head_picks: Vec<usize>,
+    pub(crate) head_picks: Vec<usize>,
     /// Whether the sample is only judged by.
-    pub(super) held_back: bool,
+    pub(crate) held_back: bool,
 }
 
 /// What the rows are.
@@ -27,11 +27,11 @@ enum Rows {
 }
 
 impl Run {
-    pub(super) fn question(segments: Vec<Segment>, n_answer: usize, held_back: bool) -> Self {
+    pub(crate) fn question(segments: Vec<Segment>, n_answer: usize, held_back: bool) -> Self {
         Self::new(Rows::Question { segments, n_answer }, held_back)
     }
 
-    pub(super) fn drawing(pieces: Vec<Piece>, captioned: bool, held_back: bool) -> Self {
+    pub(crate) fn drawing(pieces: Vec<Piece>, captioned: bool, held_back: bool) -> Self {
         Self::new(Rows::Drawing { pieces, captioned }, held_back)
     }
 
@@ -40,7 +40,7 @@ impl Run {
     }
 
     /// Whose inputs are recorded.
-    pub(super) fn expert(&self) -> Expert {
+    pub(crate) fn expert(&self) -> Expert {
         match self.rows {
             Rows::Question { .. } => Expert::Und,
             Rows::Drawing { .. } => Expert::Gen,
@@ -48,14 +48,14 @@ impl Run {
     }
 
     /// Tokens of the answer, at the end.
-    pub(super) fn n_answer(&self) -> usize {
+    pub(crate) fn n_answer(&self) -> usize {
         match self.rows {
             Rows::Question { n_answer, .. } => n_answer,
             Rows::Drawing { .. } => 0,
         }
     }
 
-    pub(super) fn sequence(&self, config: &Config) -> Sequence {
+    pub(crate) fn sequence(&self, config: &Config) -> Sequence {
         match &self.rows {
             Rows::Question { segments, .. } => Sequence::new(segments, &config.layout(), Cursor::default()),
             Rows::Drawing { pieces, captioned } => {
@@ -65,20 +65,20 @@ impl Run {
     }
 
     /// Rows of the GEN expert.
-    pub(super) fn latent_rows(&self, config: &Config) -> Vec<usize> {
+    pub(crate) fn latent_rows(&self, config: &Config) -> Vec<usize> {
         let sequence = self.sequence(config);
-        let spans = sequence.spans().iter().filter(|span| span.expert == models::Expert::Gen);
+        let spans = sequence.spans().iter().filter(|span| span.expert == lance_mm_models::Expert::Gen);
         spans.flat_map(|span| span.rows.clone()).collect()
     }
 
     /// The first layer's input `x` with text as `llm` embeds it; visual rows stay.
-    pub(super) fn embedded_by(&self, llm: &Llm, x: &Tensor) -> Result<Tensor> {
+    pub(crate) fn embedded_by(&self, llm: &Llm, x: &Tensor) -> Result<Tensor> {
         let sequence = self.sequence(llm.config());
         let features = sequence.visual().iter().map(|rows| x.narrow(0, rows.start, rows.len()));
         Ok(llm.embed(&sequence, &features.collect::<candle_core::Result<Vec<_>>>()?)?)
     }
 
-    pub(super) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let grid = |g: &Grid| vec![g.t, g.h, g.w];
         let rows = match &self.rows {
             Rows::Question { segments, n_answer } => {
@@ -104,7 +104,7 @@ impl Run {
         })
     }
 
-    pub(super) fn from_json(value: &Value) -> Option<Self> {
+    pub(crate) fn from_json(value: &Value) -> Option<Self> {
         let rows = &value["rows"];
         let rows = match rows.get("pieces") {
             Some(pieces) => Rows::Drawing {

@@ -5,17 +5,17 @@ use std::collections::HashMap;
 
 use anyhow::Result;
 use candle_core::Tensor;
-use lance_mm::Checkpoint;
-use lance_mm::models::{Experts, Llm};
-use lance_mm::quant::{Expert, ExpertResult, Form, LinearReport, Matrix, Proj};
-use lance_mm::tensor::{AffineWeight, Weights};
+use lance_mm_models::{Experts, Llm};
+use lance_mm_pipelines::Checkpoint;
+use lance_mm_quant::{Expert, ExpertResult, Form, LinearReport, Matrix, Proj};
+use lance_mm_tensor::{AffineWeight, Weights};
 use safetensors::{Dtype, View};
 
 /// A tensor that is ready to be written.
-pub(super) struct Stored {
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
-    pub(super) bytes: Vec<u8>,
+pub(crate) struct Stored {
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl View for Stored {
@@ -37,7 +37,7 @@ impl View for Stored {
 }
 
 /// A tensor that is written without a copy.
-pub(super) struct Shared<'a>(pub(super) &'a Stored);
+pub(crate) struct Shared<'a>(pub(crate) &'a Stored);
 
 impl View for Shared<'_> {
     fn dtype(&self) -> Dtype {
@@ -58,7 +58,7 @@ impl View for Shared<'_> {
 }
 
 /// Adds all tensors of one expert's layer; `dense` stores what is not packed.
-pub(super) fn store(
+pub(crate) fn store(
     index: usize,
     expert: &ExpertResult,
     dense: fn(&Matrix) -> Stored,
@@ -78,7 +78,7 @@ pub(super) fn store(
 }
 
 /// The tensors of a layer that scales are moved into.
-pub(super) fn vectors(
+pub(crate) fn vectors(
     index: usize,
     expert: Expert,
     input_layernorm: &[f32],
@@ -96,12 +96,12 @@ pub(super) fn vectors(
     vectors
 }
 
-pub(super) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
+pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(tensor.flatten_all()?.to_vec1()?)
 }
 
 /// A packed module under its three names.
-pub(super) fn packed(name: &str, weight: &AffineWeight, tensors: &mut HashMap<String, Stored>) {
+pub(crate) fn packed(name: &str, weight: &AffineWeight, tensors: &mut HashMap<String, Stored>) {
     let (rows, scheme) = (weight.n_rows(), weight.scheme());
     let groups = weight.n_cols() / scheme.group_size();
     let words = weight.word_bytes().to_vec();
@@ -113,28 +113,28 @@ pub(super) fn packed(name: &str, weight: &AffineWeight, tensors: &mut HashMap<St
     }
 }
 
-pub(super) fn f32s(values: &[f32]) -> Stored {
+pub(crate) fn f32s(values: &[f32]) -> Stored {
     let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     Stored { dtype: Dtype::F32, shape: vec![values.len()], bytes }
 }
 
 /// Values as they are, to try them out.
-pub(super) fn f32_matrix(matrix: &Matrix) -> Stored {
+pub(crate) fn f32_matrix(matrix: &Matrix) -> Stored {
     Stored { shape: vec![matrix.n_rows(), matrix.n_cols()], ..f32s(matrix.values()) }
 }
 
-pub(super) fn bf16s(matrix: &Matrix) -> Stored {
+pub(crate) fn bf16s(matrix: &Matrix) -> Stored {
     let bytes = matrix.values().iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
     Stored { dtype: Dtype::BF16, shape: vec![matrix.n_rows(), matrix.n_cols()], bytes }
 }
 
 /// Tensors as if they had been read from a file.
-pub(super) fn in_memory(tensors: &HashMap<String, Stored>) -> Result<Weights> {
+pub(crate) fn in_memory(tensors: &HashMap<String, Stored>) -> Result<Weights> {
     let views = tensors.iter().map(|(name, tensor)| (name, Shared(tensor)));
     Ok(Weights::from_vec("changed weights", safetensors::serialize(views, None)?)?)
 }
 
 /// The language model of a checkpoint with some tensors in place of its own.
-pub(super) fn overlaid(source: &Checkpoint, over: &Weights, experts: Experts) -> Result<Llm> {
+pub(crate) fn overlaid(source: &Checkpoint, over: &Weights, experts: Experts) -> Result<Llm> {
     Ok(Llm::load(source.config(), &source.model().overlaid(over), experts)?)
 }

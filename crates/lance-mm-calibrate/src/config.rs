@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use lance_mm::tensor::TensorInfo;
+use lance_mm_tensor::TensorInfo;
 use serde_json::{Map, Value, json};
 
-use super::Gen;
-use super::report::Report;
+use crate::options::GenExpert;
+use crate::report::Report;
 
 /// The source's configuration with what readers need: the setting of most modules at the top, an entry for
 /// each that deviates; in a file where any deviates, or stays dense that could have been packed, `false` for
 /// each that is dense. A uniform file has no entries, as the published one.
-pub(super) fn quantized(
+pub(crate) fn quantized(
     source: &[u8],
     tensors: &[TensorInfo],
     vit_mlp: Option<usize>,
-    gen_: Gen,
+    gen_: &GenExpert,
     report: &Report,
 ) -> Result<Vec<u8>> {
     let mut config: Value = serde_json::from_slice(source).context("config.json")?;
@@ -45,7 +45,7 @@ pub(super) fn quantized(
     if let Some(width) = vit_mlp {
         config["vision_config"]["intermediate_size"] = width.into();
     }
-    if gen_ == Gen::Drop {
+    if gen_.is_dropped() {
         config["lance_mm"]["experts"] = json!(["und"]);
     }
     config["lance_mm"]["quantized_by"] = report.summary();
@@ -81,9 +81,9 @@ fn is_packable(module: &str) -> bool {
 mod tests {
     use safetensors::Dtype;
 
-    use super::super::Preset;
-    use super::super::workdir::WorkDir;
     use super::*;
+    use crate::options::Recipe;
+    use crate::workdir::WorkDir;
 
     /// The settings for a layer of these matrices: name, columns, and bits if it is packed.
     fn settings(matrices: &[(&str, usize, Option<u64>)]) -> Value {
@@ -97,7 +97,7 @@ mod tests {
             work.write(&format!("{part}.json"), json!({ "linears": linears }).to_string().as_bytes())
                 .unwrap();
         }
-        let report = Report::gather(&work, Preset::VqaMixed, &json!({}), None, 1).unwrap();
+        let report = Report::gather(&work, Recipe::AwqMixed, &json!({}), None, 1).unwrap();
         let tensor = |(name, cols, bits): &(&str, usize, Option<u64>)| TensorInfo {
             name: format!("{name}.weight"),
             dtype: if bits.is_some() { Dtype::U32 } else { Dtype::BF16 },
@@ -105,7 +105,7 @@ mod tests {
             bytes: 0,
         };
         let tensors: Vec<TensorInfo> = matrices.iter().map(tensor).collect();
-        let config = quantized(b"{}", &tensors, None, Gen::Fit, &report).unwrap();
+        let config = quantized(b"{}", &tensors, None, &GenExpert::Fit, &report).unwrap();
         let config: Value = serde_json::from_slice(&config).unwrap();
         assert_eq!(config["quantization"], config["quantization_config"]);
         config["quantization"].clone()

@@ -4,16 +4,16 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
-use lance_mm::models::{self, Config, LinearInput, Llm};
-use lance_mm::quant::{Expert, HeadRows, Rows, Site, SiteRows};
+use lance_mm_models::{Config, LinearInput, Llm};
+use lance_mm_quant::{Expert, HeadRows, Rows, Site, SiteRows};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use super::samples::Samples;
-use super::workdir::WorkDir;
+use crate::samples::Samples;
+use crate::workdir::WorkDir;
 
 /// The residual streams of all samples before some layer.
-pub(super) struct Capture<'a> {
+pub(crate) struct Capture<'a> {
     samples: Option<&'a Samples>,
     work: &'a WorkDir,
     hidden: Vec<Tensor>,
@@ -79,7 +79,7 @@ fn input_of(site: Site) -> LinearInput {
 
 impl<'a> Capture<'a> {
     /// Begins with `inputs`, or where an earlier run stopped.
-    pub(super) fn new(
+    pub(crate) fn new(
         layers: usize,
         samples: Option<(&'a Samples, Option<Vec<Tensor>>)>,
         work: &'a WorkDir,
@@ -104,13 +104,13 @@ impl<'a> Capture<'a> {
     }
 
     /// Whether the samples are still to be run through a layer: there are any, and no earlier run did.
-    pub(super) fn awaits(&self, index: usize) -> bool {
+    pub(crate) fn awaits(&self, index: usize) -> bool {
         self.samples.is_some() && self.at == index
     }
 
     /// Follows, from the first layer on, what the samples are in the quantized model too; `llm` has its
     /// embedding.
-    pub(super) fn follow(&mut self, llm: &Llm) -> Result<()> {
+    pub(crate) fn follow(&mut self, llm: &Llm) -> Result<()> {
         let Some(samples) = self.samples.filter(|_| self.at == 0) else { return Ok(()) };
         let inputs = samples.runs.iter().zip(&self.hidden).map(|(run, x)| run.embedded_by(llm, x));
         self.quantized = Some(inputs.collect::<Result<_>>()?);
@@ -118,13 +118,13 @@ impl<'a> Capture<'a> {
     }
 
     /// Whether the quantized model is followed.
-    pub(super) fn follows(&self) -> bool {
+    pub(crate) fn follows(&self) -> bool {
         self.quantized.is_some()
     }
 
     /// Runs the samples through a layer and returns what the linear layers of each expert read; none without
     /// samples, or where an earlier run was further.
-    pub(super) fn layer(&mut self, llm: &Llm, index: usize) -> Result<[Option<SiteRows>; 2]> {
+    pub(crate) fn layer(&mut self, llm: &Llm, index: usize) -> Result<[Option<SiteRows>; 2]> {
         if !self.awaits(index) {
             return Ok([None, None]);
         }
@@ -135,7 +135,7 @@ impl<'a> Capture<'a> {
 
     /// What the linear layers of a site read in the quantized model, of which `llm` has the part before them;
     /// none where it is not followed.
-    pub(super) fn site(&self, llm: &Llm, index: usize, site: Site) -> Result<Vec<Option<Rows>>> {
+    pub(crate) fn site(&self, llm: &Llm, index: usize, site: Site) -> Result<Vec<Option<Rows>>> {
         let Some(quantized) = self.quantized.as_ref().filter(|_| self.at == index) else {
             return Ok(Vec::new());
         };
@@ -144,8 +144,8 @@ impl<'a> Capture<'a> {
         for (run, x) in samples.runs.iter().zip(quantized).filter(|(run, _)| !run.picks.is_empty()) {
             let picks: Vec<u32> = run.picks.iter().map(|row| *row as u32).collect();
             let expert = match run.expert() {
-                Expert::Und => models::Expert::Und,
-                Expert::Gen => models::Expert::Gen,
+                Expert::Und => lance_mm_models::Expert::Und,
+                Expert::Gen => lance_mm_models::Expert::Gen,
             };
             let rows = llm.layer_input(index, x, &run.sequence(config), (&picks, expert), input_of(site))?;
             recorded[run.expert() as usize].extend(&rows, run.held_back)?;
@@ -191,7 +191,7 @@ impl<'a> Capture<'a> {
 
     /// Stores the next layer's inputs once layer `index` is finished; `llm` has the layer as it has become,
     /// where the quantized model is followed.
-    pub(super) fn advance(&mut self, index: usize, llm: Option<&Llm>) -> Result<()> {
+    pub(crate) fn advance(&mut self, index: usize, llm: Option<&Llm>) -> Result<()> {
         if let (true, Some(llm), Some(quantized)) = (self.awaits(index), llm, &self.quantized) {
             let samples = self.samples.into_iter().flat_map(|samples| &samples.runs).zip(quantized);
             let next = samples.map(|(run, x)| {
@@ -204,7 +204,7 @@ impl<'a> Capture<'a> {
     }
 
     /// As [`advance`](Self::advance), the first layer's inputs left for another pass.
-    pub(super) fn advance_keeping_first(&mut self, index: usize) -> Result<()> {
+    pub(crate) fn advance_keeping_first(&mut self, index: usize) -> Result<()> {
         if !self.awaits(index) {
             return Ok(());
         }
@@ -217,7 +217,7 @@ impl<'a> Capture<'a> {
     }
 
     /// Goes back to the first layer's inputs.
-    pub(super) fn rewind(&mut self) -> Result<()> {
+    pub(crate) fn rewind(&mut self) -> Result<()> {
         self.hidden = self.inputs()?;
         for layer in 1..=self.at {
             self.work.forget(&hidden_file(layer))?;
@@ -227,12 +227,12 @@ impl<'a> Capture<'a> {
     }
 
     /// The inputs of the layer that was reached.
-    pub(super) fn hidden(&self) -> &[Tensor] {
+    pub(crate) fn hidden(&self) -> &[Tensor] {
         &self.hidden
     }
 
     /// The first layer's inputs.
-    pub(super) fn inputs(&self) -> Result<Vec<Tensor>> {
+    pub(crate) fn inputs(&self) -> Result<Vec<Tensor>> {
         match self.at {
             0 => Ok(self.hidden.clone()),
             _ => Ok(self.load(0)?.0),
@@ -240,7 +240,7 @@ impl<'a> Capture<'a> {
     }
 
     /// What the output head reads, after the original final norm.
-    pub(super) fn head_rows(&self, llm: &Llm) -> Result<Option<HeadRows>> {
+    pub(crate) fn head_rows(&self, llm: &Llm) -> Result<Option<HeadRows>> {
         let Some(samples) = self.samples else { return Ok(None) };
         let rows = |hidden: &[Tensor]| -> Result<Rows> {
             let mut recorded = Recorded::default();
@@ -275,7 +275,7 @@ impl<'a> Capture<'a> {
     /// Both streams before a layer, as they were stored.
     fn load(&self, layer: usize) -> Result<(Vec<Tensor>, Option<Vec<Tensor>>)> {
         let path = self.work.file(&hidden_file(layer));
-        let bytes = super::read(&path)?;
+        let bytes = crate::quantize::read(&path)?;
         let tensors = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
         let tensor = |name: String| {
             let view = tensors.tensor(&name)?;

@@ -4,19 +4,18 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
-use lance_mm::eval::{Dataset, Sample};
-use lance_mm::models::{Config, Segment};
-use lance_mm::prompt::{self, Content, Medium, Turn};
-use lance_mm::quant::Expert;
-use lance_mm::{Decoding, Options, Part, Understanding};
+use lance_mm_models::{Config, Segment};
+use lance_mm_pipelines::eval::{Dataset, Sample};
+use lance_mm_pipelines::prompt::{self, Content, Medium, Turn};
+use lance_mm_pipelines::{Decoding, Options, Part, Understanding};
+use lance_mm_quant::Expert;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::Value;
 
-use super::run::Run;
-use super::workdir::WorkDir;
-use crate::eval::progress::Progress;
-use crate::output::Hints;
+use crate::progress::{Observer, Progress};
+use crate::run::Run;
+use crate::workdir::WorkDir;
 
 /// Tokens of an answer that the model is asked for.
 const MAX_ANSWER: usize = 64;
@@ -25,12 +24,12 @@ const SHARES: [usize; 3] = [40, 30, 30];
 const FILE: &str = "samples.json";
 
 /// The samples of a run.
-pub(super) struct Samples {
-    pub(super) runs: Vec<Run>,
+pub(crate) struct Samples {
+    pub(crate) runs: Vec<Run>,
 }
 
 /// One number for each sample, which tells samples apart and not what is in them.
-pub(super) fn hashes(dataset: &Dataset) -> Result<Vec<String>> {
+pub(crate) fn hashes(dataset: &Dataset) -> Result<Vec<String>> {
     let hash = |sample: &Sample| {
         let question = format!("{:?} {:?}", sample.question, sample.answer);
         Ok(sample.shown.hash(&question)?)
@@ -40,12 +39,12 @@ pub(super) fn hashes(dataset: &Dataset) -> Result<Vec<String>> {
 
 impl Samples {
     /// What an earlier run chose.
-    pub(super) fn stored(work: &WorkDir) -> Result<Option<Self>> {
+    pub(crate) fn stored(work: &WorkDir) -> Result<Option<Self>> {
         work.read_json(FILE)?.as_ref().map(Self::from_json).transpose()
     }
 
     /// Chooses rows of what was laid out.
-    pub(super) fn new(runs: Vec<Run>, config: &Config, (rows, seed): (usize, u64)) -> Result<Self> {
+    pub(crate) fn new(runs: Vec<Run>, config: &Config, (rows, seed): (usize, u64)) -> Result<Self> {
         let mut samples = Self { runs };
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         samples.choose(config, rows, &mut rng)?;
@@ -56,12 +55,12 @@ impl Samples {
     }
 
     /// Whether inputs of an expert are recorded.
-    pub(super) fn records(&self, expert: Expert) -> bool {
+    pub(crate) fn records(&self, expert: Expert) -> bool {
         self.runs.iter().any(|run| run.expert() == expert)
     }
 
     /// Keeps what was chosen, once the first layer's input is stored.
-    pub(super) fn store(&self, work: &WorkDir) -> Result<()> {
+    pub(crate) fn store(&self, work: &WorkDir) -> Result<()> {
         let runs: Vec<Value> = self.runs.iter().map(Run::to_json).collect();
         work.write(FILE, Value::from(runs).to_string().as_bytes())
     }
@@ -138,26 +137,25 @@ impl Samples {
 }
 
 /// Lays questions out. The second value is the input of the first layer.
-pub(super) fn questions(
+pub(crate) fn questions(
     lance: &Understanding,
     dataset: &Dataset,
-    hints: Hints,
+    observer: &mut Observer<'_>,
 ) -> Result<(Vec<Run>, Vec<Tensor>)> {
     let n = dataset.samples.len();
     if n < 4 {
         bail!("{}: expected 4 samples or more, of which a quarter is held back, found {n}", dataset.name);
     }
     if n < 32 {
-        hints.note(&format!("note: {n} samples are few; 32 or more are advised"));
+        observer(Progress::FewSamples(n));
     }
     let (mut runs, mut inputs) = (Vec::new(), Vec::new());
-    let mut progress = Progress::new("samples", hints);
-    progress.show(0, n);
+    observer(Progress::Samples { done: 0, total: n });
     for (i, sample) in dataset.samples.iter().enumerate() {
         let (run, x) = lay_out(lance, sample, i % 4 == 3)?;
         runs.push(run);
         inputs.push(x);
-        progress.show(i + 1, n);
+        observer(Progress::Samples { done: i + 1, total: n });
     }
     Ok((runs, inputs))
 }

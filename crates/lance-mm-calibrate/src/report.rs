@@ -1,26 +1,33 @@
 //! `quantization_report.json`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::Preset;
-use super::layer;
-use super::samples::Samples;
-use super::widths;
-use super::workdir::WorkDir;
+use crate::layer;
+use crate::options::Recipe;
+use crate::quantize::read;
+use crate::samples::Samples;
+use crate::widths;
+use crate::workdir::WorkDir;
 
-/// What was done, gathered from the work folder.
-pub(super) struct Report {
+/// The name of the report in a checkpoint's folder.
+pub(crate) const FILE: &str = "quantization_report.json";
+
+/// What a quantization did: the contents of `quantization_report.json`.
+#[derive(Clone, Debug)]
+pub struct Report {
     value: Value,
+    existed: bool,
 }
 
 impl Report {
-    pub(super) fn gather(
+    pub(crate) fn gather(
         work: &WorkDir,
-        preset: Preset,
+        preset: Recipe,
         plan: &Value,
         samples: Option<&Samples>,
         layers: usize,
@@ -40,15 +47,34 @@ impl Report {
             "made_by": concat!("lance-mm ", env!("CARGO_PKG_VERSION")), "preset": preset, "plan": plan,
             "calibration": rows, "parts": parts, "widths": work.read_json(widths::FILE)?,
         });
-        Ok(Self { value })
+        Ok(Self { value, existed: false })
     }
 
-    pub(super) fn json(&self) -> Result<String> {
+    /// Reads the report of a checkpoint that was quantized.
+    ///
+    /// # Errors
+    /// A folder without one, or one that is no JSON.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(FILE);
+        let value = serde_json::from_slice(&read(&path)?).with_context(|| path.display().to_string())?;
+        Ok(Self { value, existed: true })
+    }
+
+    /// Whether an earlier call wrote the checkpoint.
+    pub fn existed(&self) -> bool {
+        self.existed
+    }
+
+    /// The report as JSON.
+    ///
+    /// # Errors
+    /// None that a report gives cause for.
+    pub fn json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(&self.value)? + "\n")
     }
 
     /// Bits and group size of every packed module.
-    pub(super) fn schemes(&self) -> BTreeMap<String, (u64, u64)> {
+    pub(crate) fn schemes(&self) -> BTreeMap<String, (u64, u64)> {
         let scheme = |linear: &Value| {
             let name = linear["name"].as_str()?.to_owned();
             Some((name, (linear["bits"].as_u64()?, linear["group_size"].as_u64()?)))
@@ -57,7 +83,10 @@ impl Report {
     }
 
     /// What all parts have under `key`.
-    pub(super) fn listed<T: DeserializeOwned>(&self, key: &str) -> Result<Vec<T>> {
+    ///
+    /// # Errors
+    /// A report that was changed by hand.
+    pub fn listed<T: DeserializeOwned>(&self, key: &str) -> Result<Vec<T>> {
         let parts = self.value["parts"].as_object().into_iter().flat_map(|parts| parts.values());
         let values = parts.flat_map(|part| part[key].as_array().into_iter().flatten());
         values.map(|value| T::deserialize(value).context("quantization_report.json")).collect()
@@ -69,7 +98,7 @@ impl Report {
     }
 
     /// How it was made, in a sentence.
-    pub(super) fn about(&self) -> String {
+    pub fn about(&self) -> String {
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let made = format!("{}, recipe {}", text(&self.value["made_by"]), text(&self.value["preset"]));
         match &self.value["calibration"] {
@@ -82,7 +111,7 @@ impl Report {
     }
 
     /// What `config.json` keeps of it.
-    pub(super) fn summary(&self) -> Value {
+    pub(crate) fn summary(&self) -> Value {
         json!({ "program": self.value["made_by"], "preset": self.value["preset"], "recipe": self.value["plan"]["recipe"],
                 "seed": self.value["plan"]["seed"] })
     }

@@ -1,0 +1,192 @@
+//! Settings of a quantization.
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::drawings::Drawings;
+use crate::scheme::Schemes;
+
+/// How weights are rounded. The serialized names are those of the reports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum Recipe {
+    /// Plain rounding to nearest; no calibration.
+    #[serde(rename = "rtn")]
+    Rtn,
+    /// The recipe of the published checkpoint (xocialize/lance-mlx), with the input activations of the dataset.
+    #[serde(rename = "seed")]
+    LanceMlx,
+    /// Scale search, clipping, refit and error feedback on recorded input activations; embedding and head in more
+    /// bits.
+    #[default]
+    #[serde(rename = "vqa-int4")]
+    Awq,
+    /// [`Awq`](Self::Awq) with bits and group size of every matrix by its sensitivity, within
+    /// [`bits_per_weight`](QuantizeOptions::bits_per_weight).
+    #[serde(rename = "vqa-mixed")]
+    AwqMixed,
+}
+
+impl Recipe {
+    /// Whether weights are fitted to recorded input activations, which takes a dataset.
+    pub fn is_calibrated(self) -> bool {
+        self != Self::Rtn
+    }
+}
+
+/// Treatment of the GEN expert, which generates images.
+#[derive(Clone, Debug, Default)]
+pub enum GenExpert {
+    /// Quantized by its weights alone, without input activations.
+    #[default]
+    Fit,
+    /// Kept in bf16.
+    Keep,
+    /// Left out, with the VAE: the checkpoint answers and does not generate.
+    Drop,
+    /// Fitted to its input activations while it generates these images.
+    Calibrate(Drawings),
+}
+
+impl GenExpert {
+    pub(crate) fn is_quantized(&self) -> bool {
+        matches!(self, Self::Fit | Self::Calibrate(_))
+    }
+
+    pub(crate) fn is_dropped(&self) -> bool {
+        matches!(self, Self::Drop)
+    }
+
+    pub(crate) fn drawings(&self) -> Option<&Drawings> {
+        match self {
+            Self::Calibrate(drawings) => Some(drawings),
+            _ => None,
+        }
+    }
+
+    /// Its name in reports.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Fit => "fit",
+            Self::Keep => "keep",
+            Self::Drop => "drop",
+            Self::Calibrate(_) => "calibrate",
+        }
+    }
+}
+
+/// Resolution at which the sensitivity of answers to rounding errors is measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sensitivity {
+    /// Not measured: every weight counts the same.
+    None,
+    /// One layer rounded at a time.
+    #[default]
+    Layer,
+    /// One matrix rounded at a time: seven times as long.
+    Linear,
+}
+
+/// Settings of [`quantize`](crate::quantize).
+#[derive(Clone, Debug)]
+pub struct QuantizeOptions {
+    /// How weights are rounded.
+    pub recipe: Recipe,
+    /// Steps of [`Recipe::Awq`] and [`Recipe::AwqMixed`]; the other recipes have their own.
+    pub steps: lance_mm_quant::Recipe,
+    /// Bits of the linear layers: 2, 3, 4, 5, 6 or 8. With [`Recipe::AwqMixed`] those of the GEN expert, and those at
+    /// which sensitivities are measured.
+    pub bits: usize,
+    /// Neighbouring weights of a row that share a scale: 32, 64 or 128.
+    pub group_size: usize,
+    /// Embedding and output head in the same bits as the linear layers, so that lance-mlx loads the checkpoint.
+    pub uniform_bits: bool,
+    /// Size that [`Recipe::AwqMixed`] divides among the matrices: bits for each weight of the model file, scales
+    /// and norms included; above 0 and below 16.
+    pub bits_per_weight: f64,
+    /// How [`Recipe::AwqMixed`] measures sensitivities.
+    pub sensitivity: Sensitivity,
+    /// Treatment of the GEN expert.
+    pub gen_expert: GenExpert,
+    /// Bits of the vision encoder, 8 or 4 in groups of 64; `None` keeps it as it is.
+    pub vit_bits: Option<usize>,
+    /// Tokens whose input activations are recorded for every linear layer; a quarter of them is held back.
+    pub calib_tokens: usize,
+    /// Seed of the choice of these tokens.
+    pub seed: u64,
+}
+
+impl Default for QuantizeOptions {
+    fn default() -> Self {
+        Self {
+            recipe: Recipe::default(),
+            steps: lance_mm_quant::Recipe { feedback: 4096, ..lance_mm_quant::Recipe::default() },
+            bits: 4,
+            group_size: 128,
+            uniform_bits: false,
+            bits_per_weight: 4.75,
+            sensitivity: Sensitivity::default(),
+            gen_expert: GenExpert::default(),
+            vit_bits: None,
+            calib_tokens: 1024,
+            seed: 0,
+        }
+    }
+}
+
+impl QuantizeOptions {
+    /// Checks what needs neither model nor dataset.
+    ///
+    /// # Errors
+    /// A value out of range, or options that contradict each other.
+    pub fn validate(&self) -> Result<()> {
+        self.schemes()?;
+        if self.gen_expert.drawings().is_some() && !self.recipe.is_calibrated() {
+            bail!("--gen calibrate: expected a recipe that is fitted to inputs, found rtn");
+        }
+        if self.recipe == Recipe::AwqMixed && self.uniform_bits {
+            bail!("--size-like-seed: expected without --recipe vqa-mixed, whose matrices differ in bits");
+        }
+        let bits = self.bits_per_weight;
+        if !(bits > 0.0 && bits < 16.0) {
+            bail!("--bits-per-weight: expected a number above 0 and below the 16 of bf16, found {bits}");
+        }
+        Ok(())
+    }
+
+    /// Bits and group size by module, before a budget is divided.
+    pub(crate) fn schemes(&self) -> Result<Schemes> {
+        Schemes::new(self.recipe, self.bits, self.group_size, self.uniform_bits, self.vit_bits)
+    }
+
+    /// The steps of the recipe.
+    pub(crate) fn steps(&self) -> lance_mm_quant::Recipe {
+        match self.recipe {
+            Recipe::Rtn => lance_mm_quant::Recipe::rtn(),
+            Recipe::LanceMlx => lance_mm_quant::Recipe::seed(),
+            // Values of one expert are read by queries of the other: the scale needs both in the same form.
+            Recipe::Awq | Recipe::AwqMixed => {
+                let v_o = self.steps.v_o && !matches!(self.gen_expert, GenExpert::Keep);
+                lance_mm_quant::Recipe { v_o, ..self.steps.clone() }
+            }
+        }
+    }
+
+    /// The budget, of the recipe that has one.
+    pub(crate) fn budget(&self) -> Option<f64> {
+        (self.recipe == Recipe::AwqMixed).then_some(self.bits_per_weight)
+    }
+
+    /// Everything that decides the result, for a resumed run to compare.
+    pub(crate) fn plan(&self, source: &str, samples: &[String], drawings: &[String]) -> Value {
+        let sensitivity = (self.recipe == Recipe::AwqMixed).then_some(self.sensitivity);
+        json!({
+            "source": source, "recipe": self.steps(), "preset": self.recipe, "bits": self.bits,
+            "group_size": self.group_size, "uniform": self.uniform_bits, "gen": self.gen_expert.name(),
+            "vit": self.vit_bits, "bits_per_weight": self.budget().map(|bits| bits.to_string()),
+            "sensitivity": sensitivity, "rows": self.calib_tokens, "seed": self.seed, "samples": samples,
+            "drawings": drawings, "version": env!("CARGO_PKG_VERSION"),
+        })
+    }
+}

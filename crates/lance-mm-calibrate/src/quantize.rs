@@ -1,0 +1,176 @@
+//! The stages of a quantization, from a checkpoint to a smaller one.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use candle_core::Tensor;
+use lance_mm_models::Experts;
+use lance_mm_pipelines::checkpoint::{self, Files, Part};
+use lance_mm_pipelines::eval::Dataset;
+use lance_mm_pipelines::{Checkpoint, Generation, Understanding, inspect};
+use lance_mm_quant::Expert;
+use lance_mm_tensor::Weights;
+use sha2::{Digest, Sha256};
+
+use crate::capture::Capture;
+use crate::drawings::Drawings;
+use crate::layer::Quantizing;
+use crate::options::QuantizeOptions;
+use crate::output::Output;
+use crate::progress::{Observer, Progress};
+use crate::report::Report;
+use crate::run::Run;
+use crate::samples::{self, Samples};
+use crate::widths::{self, Measuring};
+use crate::workdir::WorkDir;
+
+/// Quantizes the checkpoint in the folder `source`, in the MLX layout and not quantized yet, into the new folder `out`.
+///
+/// `dataset` has the questions whose input activations weights are fitted to; [`Recipe::Rtn`](crate::Recipe::Rtn)
+/// takes none.
+///
+/// What is finished is kept in a hidden folder beside `out`: call again with the same arguments to resume a run that
+/// was stopped. A folder `out` that an earlier call with the same arguments finished is left as it is, and its report
+/// is returned.
+///
+/// # Errors
+/// Options that contradict each other; a source that cannot be read or is quantized; `out` exists and is of other
+/// arguments; a dataset too small or with files that cannot be read; a disk that is full.
+pub fn quantize(
+    source: impl AsRef<Path>,
+    dataset: Option<&Dataset>,
+    out: impl AsRef<Path>,
+    options: &QuantizeOptions,
+    observer: &mut Observer<'_>,
+) -> Result<Report> {
+    let (source, out) = (source.as_ref(), out.as_ref());
+    options.validate()?;
+    let dataset = dataset.filter(|_| options.recipe.is_calibrated());
+    if options.recipe.is_calibrated() && dataset.is_none() {
+        bail!("calibration: expected a dataset, found none");
+    }
+    // Mapped pages count as memory until the map is gone, so each stage opens the files anew.
+    let open = || Ok(Checkpoint::open(source)?);
+    let checkpoint = open()?;
+    refuse_quantized(&checkpoint, source)?;
+    let files = checkpoint::find(source)?;
+    let layers = checkpoint.config().num_hidden_layers;
+    let mut schemes = options.schemes()?;
+    let hashes = dataset.map(samples::hashes).transpose()?.unwrap_or_default();
+    let drawings = options.gen_expert.drawings();
+    let drawn = drawings.map(Drawings::hashes).transpose()?.unwrap_or_default();
+    let gen_ = &options.gen_expert;
+    let vae = files.vae.as_ref().filter(|_| !gen_.is_dropped()).map(Part::open).transpose()?;
+    let plan = options.plan(&fingerprint(&checkpoint, vae.as_ref(), &files, observer)?, &hashes, &drawn);
+    let Some(work) = WorkDir::open(out, &plan)? else { return Report::read(out) };
+    let prepared = match dataset {
+        None => None,
+        Some(dataset) => Some(match Samples::stored(&work)? {
+            Some(samples) => (samples, None),
+            None => {
+                let (runs, inputs) = lay_out(dataset, drawings, &open, observer)?;
+                let rows = (options.calib_tokens, options.seed);
+                (Samples::new(runs, checkpoint.config(), rows)?, Some(inputs))
+            }
+        }),
+    };
+    let (samples, inputs) = match prepared {
+        None => (None, None),
+        Some((samples, inputs)) => (Some(samples), inputs),
+    };
+    let recipe = options.steps();
+    let experts = if drawings.is_some() { Experts::Both } else { Experts::Und };
+    let has_gen = checkpoint.model().tensors().iter().any(|t| t.name.contains("_moe_gen"));
+    let quantized: &[Expert] =
+        if has_gen && gen_.is_quantized() { &[Expert::Und, Expert::Gen] } else { &[Expert::Und] };
+    let mut capture = Capture::new(layers, samples.as_ref().map(|samples| (samples, inputs)), &work)?;
+    if let (Some(bits), Some(samples)) = (options.budget(), &samples) {
+        if !work.has(widths::FILE) {
+            let measuring = Measuring {
+                open: &open,
+                schemes: &schemes,
+                recipe: &recipe,
+                sensitivity: options.sensitivity,
+                samples,
+                work: &work,
+                experts,
+            };
+            measuring.run(&mut capture, layers, observer)?;
+            capture.rewind()?;
+            widths::allot(&open()?, &schemes, gen_, bits, layers, &work)?;
+        }
+        schemes = schemes.with(widths::read(&work)?.unwrap_or_default());
+    }
+    let (schemes, recipe) = (&schemes, &recipe);
+    let quantizing = Quantizing { open: &open, schemes, recipe, work: &work, experts, quantized };
+    quantizing.parts(&mut capture, layers, observer)?;
+    observer(Progress::Write);
+    let report = Report::gather(&work, options.recipe, &plan, samples.as_ref(), layers)?;
+    Output { open: &open, files: &files, work: &work, schemes, gen_, report: &report }.write(out)?;
+    work.remove()?;
+    Ok(report)
+}
+
+/// Everything that is run to record inputs, and the first layer's.
+fn lay_out(
+    dataset: &Dataset,
+    drawings: Option<&Drawings>,
+    open: &dyn Fn() -> Result<Checkpoint>,
+    observer: &mut Observer<'_>,
+) -> Result<(Vec<Run>, Vec<Tensor>)> {
+    // A model that cannot draw is refused before the questions are run.
+    let draws = match drawings {
+        Some(drawings) => Some((drawings, Generation::new(open()?)?)),
+        None => None,
+    };
+    let (mut runs, mut inputs) = samples::questions(&Understanding::new(open()?)?, dataset, observer)?;
+    if let Some((drawings, lance)) = draws {
+        let (more, rows) = drawings.run(&lance, observer)?;
+        runs.extend(more);
+        inputs.extend(rows);
+    }
+    Ok((runs, inputs))
+}
+
+/// All bytes of the source in one number: another model is another plan.
+fn fingerprint(
+    source: &Checkpoint,
+    vae: Option<&Weights>,
+    files: &Files,
+    observer: &mut Observer<'_>,
+) -> Result<String> {
+    observer(Progress::Fingerprint);
+    let mut hash = Sha256::new();
+    for weights in [Some(source.model()), source.vit(), vae].into_iter().flatten() {
+        hash.update(inspect::fingerprint_of(weights)?);
+    }
+    for path in files.config.iter().chain(&files.generation_config).chain(&files.tokenizer) {
+        // The length says where the next file begins.
+        let bytes = read(path)?;
+        hash.update(format!("{:?} {}", path.file_name(), bytes.len()));
+        hash.update(bytes);
+    }
+    Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn refuse_quantized(checkpoint: &Checkpoint, source: &Path) -> Result<()> {
+    let packed = checkpoint.model().tensors().into_iter().find(|t| t.name.ends_with(".scales"));
+    match packed {
+        None => Ok(()),
+        Some(tensor) => bail!(
+            "{}: expected a checkpoint that is not quantized, found {}; quantizing twice is not offered",
+            source.display(),
+            tensor.name
+        ),
+    }
+}
+
+/// Copies a file with the new one's name in the error.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to).map(drop).with_context(|| to.display().to_string())
+}
+
+/// Reads a file with its name in the error.
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| path.display().to_string())
+}
