@@ -170,7 +170,6 @@ impl Quantizing<'_> {
         let (mut tensors, mut part) = (HashMap::new(), Part::default());
         if let Some(scheme) = self.schemes.embed(d) {
             let weight = Weight::load(&source.model().pp(name), source.config().vocab_size, d)?;
-            source.model().check()?;
             let result = quantize_linear(name, &weight, None, scheme, self.recipe)?;
             part.linears.push(LinearReport::new(name.to_owned(), &result, None));
             packed(name, &result.weight, &mut tensors);
@@ -186,7 +185,6 @@ impl Quantizing<'_> {
         if let Some(scheme) = self.schemes.head(d).filter(|_| source.model().pp(name).has("weight")) {
             let weight = Weight::load(&source.model().pp(name), source.config().vocab_size, d)?;
             let mut norm = values(&source.model().tensor("norm.weight", &[d])?)?;
-            source.model().check()?;
             match rows {
                 Some(rows) => {
                     let result = quantize_head(name, &mut norm, &weight, rows, scheme, self.recipe)?;
@@ -232,7 +230,6 @@ pub(crate) fn read(source: &Checkpoint, index: usize, expert: Expert) -> Result<
         };
         let path = proj.path(index, expert);
         let weight = Weight::load(&weights.pp(&path), rows, cols)?;
-        weights.check()?;
         Ok(Matrix::read(&path, &weight)?)
     };
     let linears: Vec<Matrix> = Proj::ALL.into_iter().map(linear).collect::<Result<_>>()?;

@@ -184,7 +184,6 @@ impl Measuring<'_> {
         let source = (self.open)()?;
         let (rows, cols) = (source.config().vocab_size, source.config().hidden_size);
         let weight = Weight::load(&source.model().pp(name), rows, cols)?;
-        source.model().check()?;
         let errors = width_errors(name, &weight, None, &widths(), self.recipe)?;
         let sensitivity = match (judge, self.schemes.embed(cols)) {
             (Some(judge), Some(scheme)) => {
@@ -214,7 +213,6 @@ impl Measuring<'_> {
         let inputs = HeadRows { original: inputs, actual: None };
         let weight = Weight::load(&source.model().pp(name), rows, cols)?;
         let mut norm = values(&source.model().tensor("norm.weight", &[cols])?)?;
-        source.model().check()?;
         let result = measure_head(name, &mut norm, &weight, inputs, scheme, self.recipe, &widths())?;
         let sensitivity = match judge {
             None => (rows * cols) as f64,

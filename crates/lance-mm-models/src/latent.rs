@@ -9,7 +9,6 @@ use candle_core::{DType, Device, Tensor};
 use lance_mm_tensor::{Error, Linear, Result, Weight, Weights, download};
 
 use crate::config::Config;
-use crate::finish;
 use crate::llm::{Cache, Llm};
 use crate::sequence::{Grid, Sequence};
 
@@ -42,6 +41,11 @@ impl LatentLayers {
     /// # Errors
     /// All missing or misshapen tensors at once; a position table that is not a whole number of frames.
     pub fn load(config: &Config, weights: &Weights) -> Result<Self> {
+        let prefixes = ["vae_in_proj.", "time_embedder.", "llm2vae.", "latent_pos_embed."];
+        weights.load_all(&prefixes, |weights| Self::read(config, weights))
+    }
+
+    fn read(config: &Config, weights: &Weights) -> Result<Self> {
         let (d, side) = (config.hidden_size, config.max_latent_size);
         let time = weights.pp("time_embedder");
         let positions = weights.pp("latent_pos_embed");
@@ -50,19 +54,18 @@ impl LatentLayers {
         // Without a table, what is asked for is one of a single frame.
         let rows = rows.filter(|rows| *rows > 0).unwrap_or(frame);
         if !rows.is_multiple_of(frame) {
-            positions.note("pos_embed", format!("expected a multiple of {side}x{side} rows, found {rows}"));
+            let what = format!("expected a multiple of {side}x{side} rows, found {rows}");
+            positions.report("pos_embed", what)?;
         }
-        let layers = Self {
+        Ok(Self {
             vae2llm: Linear::load_biased(&weights.pp("vae_in_proj").pp("vae2llm"), CHANNELS, d)?,
             proj_in: Linear::load_biased(&time.pp("proj_in"), SINUSOID, d)?,
             proj_out: Linear::load_biased(&time.pp("proj_out"), d, d)?,
             llm2vae: Linear::load_biased(&weights.pp("llm2vae"), d, CHANNELS)?,
-            pos_embed: Weight::Dense(positions.matrix("pos_embed", &[rows, d])),
+            pos_embed: Weight::Dense(positions.matrix("pos_embed", &[rows, d])?),
             side,
             device: weights.device().clone(),
-        };
-        finish(weights, &["vae_in_proj.", "time_embedder.", "llm2vae.", "latent_pos_embed."])?;
-        Ok(layers)
+        })
     }
 
     /// Rows of the position table that the latents of a block take, in order of time, row, column. A column

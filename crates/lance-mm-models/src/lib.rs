@@ -38,7 +38,7 @@ mod vit;
 use std::fmt;
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Error, Problem, Problems, Result, Weights};
+use lance_mm_tensor::{Error, Result, Weights};
 
 pub use config::{Config, SpecialIds, VitConfig};
 pub use latent::LatentLayers;
@@ -69,7 +69,7 @@ mod testing;
 /// ```
 pub fn required(load: impl Fn(&Weights) -> Result<()>) -> Result<Vec<(String, Vec<usize>)>> {
     let empty = Weights::open::<std::path::PathBuf>(&[])?;
-    match load(&empty) {
+    match empty.load_all(&[], load) {
         Ok(()) => Ok(Vec::new()),
         Err(Error::Weights(problems)) => {
             Ok(problems.list.into_iter().filter_map(|p| Some((p.tensor, p.missing?))).collect())
@@ -81,25 +81,4 @@ pub fn required(load: impl Fn(&Weights) -> Result<()>) -> Result<Vec<(String, Ve
 /// A probe that looks at nothing.
 pub(crate) fn no_probe(_: fmt::Arguments<'_>, _: &Tensor) -> Result<()> {
     Ok(())
-}
-
-/// Ends the loading of a part: reports what is missing or misshapen, then tensors under the part's own
-/// prefixes that nothing has read: a forgotten tensor is a wrong model.
-fn finish(weights: &Weights, prefixes: &[&str]) -> Result<()> {
-    weights.check()?;
-    let list: Vec<Problem> = weights
-        .unused()
-        .into_iter()
-        .filter(|name| !name.ends_with("rotary_emb.inv_freq"))
-        .filter(|name| prefixes.iter().any(|prefix| name.starts_with(prefix)))
-        .map(|tensor| Problem {
-            tensor,
-            what: "no part of the model that config.json describes".into(),
-            missing: None,
-        })
-        .collect();
-    match list.is_empty() {
-        true => Ok(()),
-        false => Err(Error::Weights(Problems { files: weights.files(), list })),
-    }
 }

@@ -16,7 +16,7 @@ use lance_mm_tensor::{Embedding, Error, Linear, Result, RmsNorm, Rotary, Weights
 
 use crate::config::Config;
 use crate::sequence::{Cursor, Expert, Layout, Segment, Sequence, Span};
-use crate::{Probe, finish, no_probe};
+use crate::{Probe, no_probe};
 pub use cache::Cache;
 use layer::Layer;
 pub use layer::LinearInput;
@@ -149,12 +149,22 @@ impl Llm {
     /// # Errors
     /// All missing, misshapen or unknown tensors at once.
     pub fn load(config: &Config, weights: &Weights, experts: Experts) -> Result<Self> {
+        weights.leave(|name| {
+            let other = if experts == Experts::Both { is_latent(name) } else { is_generation(name) };
+            // A table that older exports carry; it follows from the configuration.
+            other || name.ends_with("rotary_emb.inv_freq")
+        });
+        let prefixes = ["layers.", "embed_tokens.", "norm", "lm_head."];
+        weights.load_all(&prefixes, |weights| Self::read(config, weights, experts))
+    }
+
+    fn read(config: &Config, weights: &Weights, experts: Experts) -> Result<Self> {
         let (d, vocab) = (config.hidden_size, config.vocab_size);
         let layers = weights.pp("layers");
         let embed_tokens = Embedding::load(&weights.pp("embed_tokens"), vocab, d)?;
         let lm_head = weights.pp("lm_head");
         let tied = config.tie_word_embeddings && !lm_head.has("weight");
-        let llm = Self {
+        Ok(Self {
             layers: (0..config.num_hidden_layers)
                 .map(|i| Layer::load(config, &layers.pp(i), experts))
                 .collect::<Result<_>>()?,
@@ -170,13 +180,7 @@ impl Llm {
             kept: kept_dtype(weights.activations()),
             embed_tokens,
             config: config.clone(),
-        };
-        weights.leave(|name| match experts {
-            Experts::Und => is_generation(name),
-            Experts::Both => is_latent(name),
-        });
-        finish(weights, &["layers.", "embed_tokens.", "norm", "lm_head."])?;
-        Ok(llm)
+        })
     }
 
     /// What the model was built from.

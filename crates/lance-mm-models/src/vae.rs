@@ -33,7 +33,7 @@ pub use resample::{Downsample, Upsample};
 pub use shortcut::{Average, Repeat};
 pub use tails::Tails;
 
-use crate::{Probe, finish, no_probe};
+use crate::{Probe, no_probe};
 use decoder::{Decoder, Memory};
 use encoder::Encoder;
 
@@ -88,15 +88,15 @@ impl Vae {
     /// # Errors
     /// All missing, misshapen or unknown tensors at once.
     pub fn load(config: &VaeConfig, weights: &Weights) -> Result<Self> {
-        let vae = Self {
-            config: *config,
-            encoder: Encoder::load(config, weights)?,
-            decoder: Decoder::load(config, weights)?,
-            budget: BUDGET,
-            device: weights.device().clone(),
-        };
-        finish(weights, &["encoder.", "decoder.", "conv1.", "conv2."])?;
-        Ok(vae)
+        weights.load_all(&["encoder.", "decoder.", "conv1.", "conv2."], |weights| {
+            Ok(Self {
+                config: *config,
+                encoder: Encoder::load(config, weights)?,
+                decoder: Decoder::load(config, weights)?,
+                budget: BUDGET,
+                device: weights.device().clone(),
+            })
+        })
     }
 
     /// What the network was built from.

@@ -8,9 +8,9 @@ mod window;
 use candle_core::{DType, Device, Tensor};
 use lance_mm_tensor::{DenseWeight, Error, Linear, Result, RmsNorm, Weights, on_pool, row_dtype, upload};
 
+use crate::Probe;
 use crate::config::VitConfig;
 use crate::sequence::Grid;
-use crate::{Probe, finish};
 use block::VitBlock;
 pub use window::VitLayout;
 
@@ -39,11 +39,15 @@ impl Vit {
     /// # Errors
     /// All missing, misshapen or unknown tensors at once.
     pub fn load(config: &VitConfig, weights: &Weights) -> Result<Self> {
+        weights.load_all(&["patch_embed.", "blocks.", "merger."], |weights| Self::read(config, weights))
+    }
+
+    fn read(config: &VitConfig, weights: &Weights) -> Result<Self> {
         let d = config.hidden_size;
         let merged = d * config.spatial_merge_size * config.spatial_merge_size;
         let blocks = weights.pp("blocks");
         let merger = weights.pp("merger");
-        let vit = Self {
+        Ok(Self {
             patch_embed: patch_embed(config, &weights.pp("patch_embed").pp("proj"))?,
             blocks: (0..config.depth)
                 .map(|i| VitBlock::load(config, &blocks.pp(i)))
@@ -54,9 +58,7 @@ impl Vit {
             device: weights.device().clone(),
             rows: row_dtype(weights.activations(), weights.device()),
             config: config.clone(),
-        };
-        finish(weights, &["patch_embed.", "blocks.", "merger."])?;
-        Ok(vit)
+        })
     }
 
     /// What the network was built from.
@@ -184,12 +186,12 @@ fn patch_embed(config: &VitConfig, weights: &Weights) -> Result<Linear> {
     let (rows, cols) = (config.hidden_size, config.patch_width());
     let channels_last = [rows, t, p, p, c];
     if weights.info("weight").is_none_or(|info| info.shape != channels_last) {
-        let weight = weights.matrix("weight", &[rows, c, t, p, p]);
+        let weight = weights.matrix("weight", &[rows, c, t, p, p])?;
         return Linear::from(weight).to_device(weights.device());
     }
-    let stored = weights.matrix("weight", &channels_last);
+    let stored = weights.matrix("weight", &channels_last)?;
     if stored.n_rows() != rows {
-        // A placeholder; what is wrong is noted.
+        // A placeholder of `load_all`.
         return Ok(Linear::from(stored));
     }
     let (mut row, mut values) = (vec![0.0; cols], Vec::with_capacity(rows * cols));

@@ -79,10 +79,8 @@ impl Conv {
     /// Loads `{stem}weight` `(n_out, ..kernel, n_in)` and `{stem}bias` `(n_out)`; `kernel` is rows and columns,
     /// or frames before them.
     ///
-    /// What is missing or misshapen is noted in `weights`; see [`Weights::check`].
-    ///
     /// # Errors
-    /// Only what candle refuses.
+    /// As [`Weights::matrix`] and [`Weights::tensor`].
     ///
     /// # Panics
     /// When `kernel` has neither two nor three axes.
@@ -99,7 +97,7 @@ impl Conv {
             _ => panic!("a filter has two or three axes"),
         };
         let shape: Vec<usize> = [n_out].iter().chain(kernel).chain(&[n_in]).copied().collect();
-        let weight = weights.matrix(&format!("{stem}weight"), &shape);
+        let weight = weights.matrix(&format!("{stem}weight"), &shape)?;
         Ok(Self {
             filters: filters_on(weights.device(), &weight)?,
             weight,

@@ -32,25 +32,25 @@ impl Weight {
     /// Loads the matrix of the module at `weights`, onto their device: dense when the file has no `scales` beside
     /// it.
     ///
-    /// What is missing or contradictory is noted in `weights`; see [`Weights::check`]. On the CPU no value is read:
-    /// scales or biases that are not finite are an error of the first product or lookup that reads them.
+    /// On the CPU no value is read: scales or biases that are not finite are an error of the first product or lookup
+    /// that reads them.
     ///
     /// # Errors
-    /// As [`to_device`](Self::to_device).
+    /// Tensors that are missing or misshapen, or contradict the configuration (inside [`Weights::load_all`] none of
+    /// these: a matrix without rows); as [`to_device`](Self::to_device).
     pub fn load(weights: &Weights, rows: usize, cols: usize) -> Result<Self> {
-        Self::find(weights, rows, cols).to_device(weights.device())
+        let placeholder = || Ok(Self::Dense(DenseWeight::from_f32(&[], 1)));
+        weights.or_placeholder(Self::find(weights, rows, cols), placeholder)?.to_device(weights.device())
     }
 
-    fn find(weights: &Weights, rows: usize, cols: usize) -> Self {
-        let weight = if weights.has("scales") {
-            Self::find_quantized(weights, rows, cols)
-        } else {
-            if let Err(what) = weights.quantization().check_dense(weights.path()) {
-                weights.note("weight", what);
-            }
-            weights.dense("weight", &[rows, cols], rows, cols).map(Self::Dense)
-        };
-        weight.unwrap_or_else(|| Self::Dense(DenseWeight::from_f32(&[], 1)))
+    fn find(weights: &Weights, rows: usize, cols: usize) -> Result<Self> {
+        if weights.has("scales") {
+            return Self::find_quantized(weights, rows, cols);
+        }
+        if let Err(what) = weights.quantization().check_dense(weights.path()) {
+            weights.report("weight", what)?;
+        }
+        weights.dense("weight", &[rows, cols], rows, cols).map(Self::Dense)
     }
 
     /// The same weight where products with tensors of `device` need it: left as it is for the CPU, else copied into
@@ -65,29 +65,23 @@ impl Weight {
         }
     }
 
-    fn find_quantized(weights: &Weights, rows: usize, cols: usize) -> Option<Self> {
+    fn find_quantized(weights: &Weights, rows: usize, cols: usize) -> Result<Self> {
         let last = |name: &str| weights.info(name).and_then(|t| t.shape.last().copied()).unwrap_or(0);
-        let has_biases = weights.has("biases");
-        let scheme = match weights.quantization().scheme(
-            weights.path(),
-            cols,
-            last("weight"),
-            last("scales"),
-            has_biases,
-        ) {
-            Ok(scheme) => scheme,
-            Err(what) => {
-                weights.note("weight", what);
-                return None;
-            }
-        };
+        let (words, groups, has_biases) = (last("weight"), last("scales"), weights.has("biases"));
+        let scheme = weights.quantization().scheme(weights.path(), cols, words, groups, has_biases);
+        let scheme = scheme.map_err(|what| weights.problem("weight", what))?;
         let words = weights.view("weight", &[rows, scheme.words(cols)]);
         let groups = [rows, cols / scheme.group_size()];
-        let scales = weights.view("scales", &groups);
-        let (Some(words), Some(scales)) = (words, scales) else { return None };
+        let (words, scales) = match (words, weights.view("scales", &groups)) {
+            (Err(Error::Weights(mut words)), Err(Error::Weights(scales))) => {
+                words.list.extend(scales.list);
+                return Err(Error::Weights(words));
+            }
+            (words, scales) => (words?, scales?),
+        };
         if words.dtype != Dtype::U32 {
-            weights.note("weight", format!("expected packed U32 words, found {:?}", words.dtype));
-            return None;
+            let what = format!("expected packed U32 words, found {:?}", words.dtype);
+            return Err(weights.problem("weight", what));
         }
         if scheme.mode() != Mode::Affine {
             return Self::float_mode(weights, words.bytes, scales, scheme, rows, cols);
@@ -96,13 +90,12 @@ impl Weight {
         let dtype = FloatType::of(scales.dtype).filter(|_| scales.dtype == biases.dtype);
         let Some(dtype) = dtype else {
             let found = format!("{:?} and {:?}", scales.dtype, biases.dtype);
-            weights
-                .note("scales", format!("expected scales and biases both F32, F16 or BF16, found {found}"));
-            return None;
+            let what = format!("expected scales and biases both F32, F16 or BF16, found {found}");
+            return Err(weights.problem("scales", what));
         };
         let parts = AffineParts { words: words.bytes, scales: scales.bytes, biases: biases.bytes, dtype };
         let weight = AffineWeight::new(&module(weights), parts, scheme, rows, cols);
-        Some(Self::Affine(weight.with_products(weights.products())))
+        Ok(Self::Affine(weight.with_products(weights.products())))
     }
 
     fn float_mode(
@@ -112,19 +105,17 @@ impl Weight {
         scheme: Scheme,
         rows: usize,
         cols: usize,
-    ) -> Option<Self> {
+    ) -> Result<Self> {
         for (part, what) in [("biases", "biases"), ("global_scale", "a global scale")] {
             if weights.has(part) {
-                weights.note(part, format!("expected no {what} in mode {}", scheme.mode()));
-                return None;
+                return Err(weights.problem(part, format!("expected no {what} in mode {}", scheme.mode())));
             }
         }
         if scales.dtype != Dtype::U8 {
-            weights.note("scales", format!("expected U8, found {:?}", scales.dtype));
-            return None;
+            return Err(weights.problem("scales", format!("expected U8, found {:?}", scales.dtype)));
         }
         let name = module(weights);
-        Some(Self::FloatMode(FloatModeWeight::new(&name, words, scales.bytes, scheme, rows, cols)))
+        Ok(Self::FloatMode(FloatModeWeight::new(&name, words, scales.bytes, scheme, rows, cols)))
     }
 
     fn rows(&self) -> &dyn Rows {
@@ -262,7 +253,7 @@ impl Linear {
     /// As [`Weight::load`].
     pub fn load(weights: &Weights, n_in: usize, n_out: usize) -> Result<Self> {
         if weights.has("bias") {
-            weights.note("bias", "expected none");
+            weights.report("bias", "expected none")?;
         }
         Ok(Self::new(Weight::load(weights, n_out, n_in)?, None))
     }

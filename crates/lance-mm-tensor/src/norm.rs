@@ -24,10 +24,10 @@ impl RmsNorm {
     /// Loads `weight` `(width)`, widened to f32.
     ///
     /// # Errors
-    /// As [`Weights::tensor`]; a quantized norm is noted as wrong.
+    /// As [`Weights::tensor`]; a quantized norm.
     pub fn load(weights: &Weights, width: usize, eps: f32) -> Result<Self> {
         if weights.has("scales") {
-            weights.note("scales", "expected a norm that is not quantized");
+            weights.report("scales", "expected a norm that is not quantized")?;
         }
         Ok(Self::new(weights.tensor("weight", &[width])?, eps))
     }
@@ -103,6 +103,13 @@ mod tests {
                 row.iter().zip(w).map(move |(v, w)| (f64::from(*v) * scale * f64::from(*w)) as f32)
             })
             .collect()
+    }
+
+    #[test]
+    fn a_norm_without_its_weight_does_not_load() {
+        let weights = Weights::from_vec("file", b"\x02\0\0\0\0\0\0\0{}".to_vec()).unwrap();
+        let error = RmsNorm::load(&weights.pp("norm"), 8, 1e-6).err().unwrap().to_string();
+        assert_eq!(error, "file: 1 problem: norm.weight: missing, expected [8]");
     }
 
     #[test]

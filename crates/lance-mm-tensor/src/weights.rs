@@ -21,13 +21,14 @@ pub use store::TensorInfo;
 /// The tensors of one or several safetensors files, with a prefix for names.
 ///
 /// Files are mapped, not read: opening a checkpoint costs its headers, and only the pages of tensors that
-/// are used become resident. A missing or misshapen tensor does not stop loading at once. It is noted, a
-/// placeholder stands in for it, and [`check`](Self::check), which every `load` of a whole network calls
-/// before it returns, reports all of them together.
+/// are read become resident. Reading a missing or misshapen tensor is an error; [`load_all`](Self::load_all), in which
+/// whole networks are loaded, returns all such errors together.
 #[derive(Clone)]
 pub struct Weights {
     inner: Arc<Inner>,
     prefix: String,
+    /// Problems found so far: inside [`load_all`](Self::load_all) only.
+    problems: Option<Arc<Mutex<Vec<Problem>>>>,
 }
 
 /// How the values of files are taken, and where to.
@@ -54,7 +55,6 @@ struct Inner {
     store: Store,
     reading: Reading,
     used: Mutex<HashSet<String>>,
-    problems: Mutex<Vec<Problem>>,
 }
 
 /// The bytes of one tensor where they lie in the file.
@@ -108,8 +108,8 @@ impl Weights {
     }
 
     fn read_as(store: Store, reading: Reading, prefix: String) -> Self {
-        let inner = Inner { store, reading, used: Mutex::default(), problems: Mutex::default() };
-        Self { inner: Arc::new(inner), prefix }
+        let inner = Inner { store, reading, used: Mutex::default() };
+        Self { inner: Arc::new(inner), prefix, problems: None }
     }
 
     /// The same files read under these quantization settings (`quantization` of `config.json`).
@@ -160,8 +160,7 @@ impl Weights {
 
     /// The weights below `part`: `weights.pp("layers").pp(3)`.
     pub fn pp(&self, part: impl Display) -> Self {
-        let prefix = format!("{}{part}.", self.prefix);
-        Self { inner: self.inner.clone(), prefix }
+        Self { prefix: format!("{}{part}.", self.prefix), ..self.clone() }
     }
 
     /// The path of this part, without the final dot; empty at the top.
@@ -224,83 +223,132 @@ impl Weights {
         store.get(&self.full(name)).map(|entry| read(&store.bytes(entry)))
     }
 
-    /// A tensor's bytes, checked for shape. `None` when it is missing or of another shape, which is noted.
-    pub(crate) fn view(&self, name: &str, shape: &[usize]) -> Option<View> {
+    /// A tensor's bytes, checked for shape.
+    pub(crate) fn view(&self, name: &str, shape: &[usize]) -> Result<View> {
         let full = self.full(name);
         let Some(entry) = self.inner.store.get(&full) else {
             let what = format!("missing, expected {shape:?}");
-            lock(&self.inner.problems).push(Problem { tensor: full, what, missing: Some(shape.to_vec()) });
-            return None;
+            let problem = Problem { tensor: full, what, missing: Some(shape.to_vec()) };
+            return Err(self.problems(vec![problem]));
         };
-        if entry.shape != shape {
-            self.note(name, format!("expected {shape:?}, found {:?}", entry.shape));
-            lock(&self.inner.used).insert(full);
-            return None;
-        }
         lock(&self.inner.used).insert(full);
-        Some(View { bytes: self.inner.store.bytes(entry), dtype: entry.dtype })
+        if entry.shape != shape {
+            return Err(self.problem(name, format!("expected {shape:?}, found {:?}", entry.shape)));
+        }
+        Ok(View { bytes: self.inner.store.bytes(entry), dtype: entry.dtype })
     }
 
-    /// A dense matrix `(rows, cols)`, left in the file. `None` after noting what is wrong.
-    pub(crate) fn dense(&self, name: &str, shape: &[usize], rows: usize, cols: usize) -> Option<DenseWeight> {
+    /// A dense matrix `(rows, cols)`, left in the file.
+    pub(crate) fn dense(&self, name: &str, shape: &[usize], rows: usize, cols: usize) -> Result<DenseWeight> {
         let view = self.view(name, shape)?;
-        match FloatType::of(view.dtype) {
-            Some(dtype) => {
-                let weight = DenseWeight::new(view.bytes, dtype, rows, cols);
-                Some(weight.with_activations(self.inner.reading.activations))
-            }
-            None => {
-                self.note(name, format!("expected F32, F16 or BF16, found {:?}", view.dtype));
-                None
-            }
-        }
+        let Some(dtype) = FloatType::of(view.dtype) else {
+            return Err(self.problem(name, format!("expected F32, F16 or BF16, found {:?}", view.dtype)));
+        };
+        let weight = DenseWeight::new(view.bytes, dtype, rows, cols);
+        Ok(weight.with_activations(self.inner.reading.activations))
     }
 
     /// A dense tensor of any rank left in the file, read as a matrix of `shape[0]` rows.
     ///
-    /// What is wrong with it is noted; see [`check`](Self::check).
+    /// # Errors
+    /// A tensor that is missing, of another shape or not of floats. Inside [`load_all`](Self::load_all) none of these: a
+    /// matrix without rows.
     ///
     /// # Panics
     /// When `shape` is empty.
-    pub fn matrix(&self, name: &str, shape: &[usize]) -> DenseWeight {
+    pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<DenseWeight> {
         let (rows, cols) = (shape[0], shape[1..].iter().product());
-        self.dense(name, shape, rows, cols).unwrap_or_else(|| DenseWeight::from_f32(&[], 1))
+        self.or_placeholder(self.dense(name, shape, rows, cols), || Ok(DenseWeight::from_f32(&[], 1)))
     }
 
-    /// A small tensor (norm weight, bias) widened to f32 on the device. A placeholder without memory of
-    /// its own after noting what is wrong.
+    /// A small tensor (norm weight, bias) widened to f32 on the device.
     ///
     /// # Errors
-    /// Only what candle refuses; see [`check`](Self::check) for the rest.
+    /// A tensor that is missing, of another shape or not of floats. Inside [`load_all`](Self::load_all) none of these:
+    /// zeros, which take no memory.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let n = shape.iter().product();
-        let Some(dense) = self.dense(name, shape, 1, n) else {
-            return Ok(Tensor::zeros((1,), candle_core::DType::F32, self.device())?.broadcast_as(shape)?);
+        let read = |dense: DenseWeight| {
+            let mut values = vec![0.0; n];
+            dense.read_row(0, &mut values);
+            Ok(Tensor::from_vec(values, shape, self.device())?)
         };
-        let mut values = vec![0.0; n];
-        dense.read_row(0, &mut values);
-        Ok(Tensor::from_vec(values, shape, self.device())?)
+        self.or_placeholder(self.dense(name, shape, 1, n).and_then(read), || {
+            Ok(Tensor::zeros((1,), candle_core::DType::F32, self.device())?.broadcast_as(shape)?)
+        })
     }
 
-    /// Notes something wrong with the tensor `name`, for [`check`](Self::check) to report.
-    pub fn note(&self, name: &str, what: impl Into<String>) {
-        lock(&self.inner.problems).push(Problem {
-            tensor: self.full(name),
-            what: what.into(),
-            missing: None,
-        });
-    }
-
-    /// Reports everything that was noted since the files were opened.
+    /// Loads a whole network, or another part of a checkpoint, with every problem of its tensors in one error.
+    ///
+    /// `load` gets a handle with which a missing or misshapen tensor does not end loading: a placeholder stands in for it.
+    /// What `load` returns is given out only if there was none, and every tensor below the `prefixes` was
+    /// [read](Self::unused) or [known](Self::leave): a forgotten tensor is a wrong model.
+    ///
+    /// ```
+    /// use lance_mm_tensor::{Linear, RmsNorm, Weights};
+    ///
+    /// let weights = Weights::open::<&str>(&[])?;
+    /// let load = |weights: &Weights| {
+    ///     Ok((RmsNorm::load(&weights.pp("norm"), 8, 1e-6)?, Linear::load(&weights.pp("proj"), 8, 4)?))
+    /// };
+    /// assert!(load(&weights).err().unwrap().to_string().ends_with("norm.weight: missing, expected [8]"));
+    /// let both = weights.load_all(&["norm.", "proj."], load).err().unwrap().to_string();
+    /// assert!(both.contains("2 problems: norm.weight: missing") && both.contains("proj.weight: missing"));
+    /// # Ok::<(), lance_mm_tensor::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// [`Error::Weights`] with all problems.
-    pub fn check(&self) -> Result<()> {
-        let problems = lock(&self.inner.problems);
-        if problems.is_empty() {
-            return Ok(());
+    /// [`Error::Weights`] with all problems, or else what `load` returns.
+    pub fn load_all<T>(&self, prefixes: &[&str], load: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
+        let problems = Arc::<Mutex<Vec<Problem>>>::default();
+        let loaded = load(&Self { problems: Some(problems.clone()), ..self.clone() });
+        let mut list = std::mem::take(&mut *lock(&problems));
+        match &loaded {
+            Err(Error::Weights(problems)) => list.extend_from_slice(&problems.list),
+            Ok(_) if list.is_empty() => list.extend(self.unread_below(prefixes)),
+            _ => {}
         }
-        Err(Error::Weights(Problems { files: self.files(), list: problems.clone() }))
+        // Another error comes last: a placeholder may be the cause of it.
+        if list.is_empty() { loaded } else { Err(self.problems(list)) }
+    }
+
+    fn unread_below(&self, prefixes: &[&str]) -> Vec<Problem> {
+        let below = |name: &String| prefixes.iter().any(|prefix| name.starts_with(&self.full(prefix)));
+        let what = "no part of the model that config.json describes";
+        let problem = |tensor| Problem { tensor, what: what.into(), missing: None };
+        self.unused().into_iter().filter(below).map(problem).collect()
+    }
+
+    /// Reports something wrong with the tensor `name`.
+    ///
+    /// # Errors
+    /// The problem; inside [`load_all`](Self::load_all) none, which keeps it.
+    pub fn report(&self, name: &str, what: impl Into<String>) -> Result<()> {
+        self.or_placeholder(Err(self.problem(name, what)), || Ok(()))
+    }
+
+    /// `found`; inside [`load_all`](Self::load_all) a placeholder instead of an error about tensors, which is kept.
+    pub(crate) fn or_placeholder<T>(
+        &self,
+        found: Result<T>,
+        placeholder: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        match (found, &self.problems) {
+            (Err(Error::Weights(problems)), Some(list)) => {
+                lock(list).extend(problems.list);
+                placeholder()
+            }
+            (found, _) => found,
+        }
+    }
+
+    /// The error of a tensor with which something is wrong.
+    pub(crate) fn problem(&self, name: &str, what: impl Into<String>) -> Error {
+        self.problems(vec![Problem { tensor: self.full(name), what: what.into(), missing: None }])
+    }
+
+    fn problems(&self, list: Vec<Problem>) -> Error {
+        Error::Weights(Problems { files: self.files(), list })
     }
 
     /// Counts tensors as used that a caller knows and does not read: `leave(|name| ...)`.

@@ -28,7 +28,6 @@ fn a_tensor_is_read_by_path_and_shape() {
     let weights = Weights::open(&[path]).unwrap();
     let t = weights.pp("a").pp("norm").tensor("weight", &[3]).unwrap();
     assert_eq!(t.to_vec1::<f32>().unwrap(), [1.0, 2.0, 3.0]);
-    weights.check().unwrap();
     assert!(weights.unused().is_empty());
 }
 
@@ -61,10 +60,15 @@ fn every_wrong_tensor_is_named_at_once() {
         ("extra", Dtype::F32, vec![1], f32s(&[0.0])),
     ];
     let weights = Weights::open(&[file(dir.path(), "m.safetensors", &tensors)]).unwrap();
-    for (name, shape) in [("a", vec![3]), ("b", vec![1]), ("c", vec![4, 5])] {
-        weights.tensor(name, &shape).unwrap();
+    let cases = [("a", vec![3]), ("b", vec![1]), ("c", vec![4, 5])];
+    for (name, shape) in &cases {
+        let text = weights.tensor(name, shape).unwrap_err().to_string();
+        assert!(text.contains(&format!("1 problem: {name}: ")), "{text}");
     }
-    let text = weights.check().unwrap_err().to_string();
+    let load = |weights: &Weights| {
+        cases.iter().map(|(name, shape)| weights.tensor(name, shape)).collect::<Result<Vec<_>>>()
+    };
+    let text = weights.load_all(&[""], load).unwrap_err().to_string();
     assert!(text.contains("3 problems"), "{text}");
     assert!(text.contains("a: expected [3], found [2]"), "{text}");
     assert!(text.contains("b: expected F32, F16 or BF16, found I32"), "{text}");
@@ -75,9 +79,40 @@ fn every_wrong_tensor_is_named_at_once() {
 #[test]
 fn a_placeholder_of_a_huge_shape_takes_no_memory() {
     let weights = Weights::open::<PathBuf>(&[]).unwrap();
-    let t = weights.tensor("huge", &[1 << 20, 1 << 20, 1 << 20]).unwrap();
-    assert_eq!(t.dims(), [1 << 20, 1 << 20, 1 << 20]);
-    assert!(weights.check().is_err());
+    let loaded = weights.load_all(&[], |weights| {
+        let t = weights.tensor("huge", &[1 << 20, 1 << 20, 1 << 20])?;
+        assert_eq!(t.dims(), [1 << 20, 1 << 20, 1 << 20]);
+        Ok(())
+    });
+    assert!(loaded.is_err());
+}
+
+#[test]
+fn a_load_ends_with_the_check_of_what_it_did_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors: Vec<_> =
+        ["m.a", "m.b", "n.c"].map(|name| (name, Dtype::F32, vec![1], f32s(&[1.0]))).into_iter().collect();
+    let open = || Weights::open(&[file(dir.path(), "m.safetensors", &tensors)]).unwrap();
+    let a = |weights: &Weights| weights.tensor("a", &[1]);
+    let weights = open();
+    let text = weights.pp("m").load_all(&[""], a).unwrap_err().to_string();
+    assert!(text.contains("1 problem: m.b: no part of the model"), "{text}");
+    weights.leave(|name| name == "m.b");
+    weights.pp("m").load_all(&[""], a).unwrap();
+    // Problems of a load within a load are not lost, and an error that they may have caused does not hide them.
+    let weights = open();
+    let text = weights.load_all(&["n."], |weights| {
+        weights.tensor("x", &[1])?;
+        weights.load_all(&[], |weights| weights.tensor("y", &[1]))
+    });
+    let text = text.unwrap_err().to_string();
+    assert!(text.contains("2 problems: x: missing, expected [1]; y: missing, expected [1]"), "{text}");
+    let text = weights.load_all(&[], |weights| {
+        weights.tensor("x", &[1])?;
+        Err::<(), _>(Error::Stopped)
+    });
+    assert!(text.unwrap_err().to_string().contains("x: missing"));
+    assert!(matches!(weights.load_all(&["n."], |_| Err::<(), _>(Error::Stopped)), Err(Error::Stopped)));
 }
 
 #[test]
@@ -141,12 +176,12 @@ fn released_weights_are_read_again() {
     let values: Vec<f32> = (0..100_000).map(|i| i as f32).collect();
     let path = file(dir.path(), "m.safetensors", &[("a", Dtype::F32, vec![100_000], f32s(&values))]);
     let weights = Weights::open(&[path]).unwrap();
-    let before = weights.matrix("a", &[100_000]);
+    let before = weights.matrix("a", &[100_000]).unwrap();
     let mut row = [0.0];
     before.read_row(99_999, &mut row);
     weights.release().unwrap();
     // A view from before as well as a new one.
-    for (matrix, at) in [(&before, 99_999), (&weights.matrix("a", &[100_000]), 1)] {
+    for (matrix, at) in [(&before, 99_999), (&weights.matrix("a", &[100_000]).unwrap(), 1)] {
         matrix.read_row(at, &mut row);
         assert_eq!(row[0], at as f32);
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lance_mm_models::{Config, Experts, LatentLayers, Llm, Vae, VaeConfig, Vit};
-use lance_mm_tensor::{Error as TensorError, Weights};
+use lance_mm_tensor::Weights;
 
 use super::report::{FileEntry, SpecialId, TokenizerSummary};
 use crate::checkpoint::{Files, Part, read, stop_ids, visible};
@@ -111,27 +111,22 @@ pub(super) fn llm(
         true => LatentLayers::load(config, weights).map(drop),
         false => Ok(()),
     });
-    report(loaded, weights, findings);
+    report(loaded, findings);
 }
 
 /// Loads the vision transformer and keeps what is wrong with it.
 pub(super) fn vit(config: &Config, weights: &Weights, findings: &mut Findings) {
-    report(Vit::load(&config.vision, weights).map(drop), weights, findings);
+    report(Vit::load(&config.vision, weights).map(drop), findings);
 }
 
 /// Loads the VAE and keeps what is wrong with it.
 pub(super) fn vae(weights: &Weights, findings: &mut Findings) {
     let loaded = VaeConfig::of(weights).and_then(|config| Vae::load(&config, weights)).map(drop);
-    report(loaded, weights, findings);
+    report(loaded, findings);
 }
 
-fn report(result: lance_mm_tensor::Result<()>, weights: &Weights, findings: &mut Findings) {
-    let Err(error) = result else { return };
-    findings.problem(&error);
-    // Loading ends at once at a value that is not finite; what was noted before then is still there.
-    if !matches!(error, TensorError::Weights(_))
-        && let Err(error) = weights.check()
-    {
+fn report(result: lance_mm_tensor::Result<()>, findings: &mut Findings) {
+    if let Err(error) = result {
         findings.problem(error);
     }
 }
