@@ -6,6 +6,7 @@ mod convert;
 mod fixtures;
 mod folder;
 mod located;
+mod measure;
 mod nano;
 mod random;
 mod safetensors_file;
@@ -40,6 +41,7 @@ enum Command {
         #[command(subcommand)]
         command: fixtures::Command,
     },
+    Measure(measure::Measure),
     Nano(nano::Nano),
     /// Write a checkpoint with random weights in the MLX layout.
     Random(random::Random),
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Command::Split { src, dst } => split::run(&src, &dst),
         Command::Check(check) => check.run(),
         Command::Fixtures { command } => command.run(),
+        Command::Measure(measure) => measure.run(),
         Command::Nano(nano) => nano.run(),
         Command::Random(random) => random.run(),
     };
