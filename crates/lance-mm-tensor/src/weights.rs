@@ -285,12 +285,13 @@ impl Weights {
     /// [read](Self::unused) or [known](Self::leave): a forgotten tensor is a wrong model.
     ///
     /// ```
-    /// use lance_mm_tensor::{Linear, RmsNorm, Weights};
+    /// use lance_mm_tensor::{Linear, Result, RmsNorm, Weights};
+    ///
+    /// fn load(weights: &Weights) -> Result<(RmsNorm, Linear)> {
+    ///     Ok((RmsNorm::load(&weights.pp("norm"), 8, 1e-6)?, Linear::load(&weights.pp("proj"), 8, 4)?))
+    /// }
     ///
     /// let weights = Weights::open::<&str>(&[])?;
-    /// let load = |weights: &Weights| {
-    ///     Ok((RmsNorm::load(&weights.pp("norm"), 8, 1e-6)?, Linear::load(&weights.pp("proj"), 8, 4)?))
-    /// };
     /// assert!(load(&weights).err().unwrap().to_string().ends_with("norm.weight: missing, expected [8]"));
     /// let both = weights.load_all(&["norm.", "proj."], load).err().unwrap().to_string();
     /// assert!(both.contains("2 problems: norm.weight: missing") && both.contains("proj.weight: missing"));
