@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
+use lance_mm_image::{self as image, LoadOptions};
 use lance_mm_pipelines::generate::{Resolution, Size, Trace};
-use lance_mm_pipelines::image::{self, LoadOptions};
 use lance_mm_pipelines::{Generation, GenerationOptions, Request};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use candle_core::Device;
-use lance_mm::image::{LoadOptions, Resize};
+use lance_mm::image::{self, LoadOptions, Resize};
 use lance_mm::tensor::{Activations, DeviceChoice};
 use lance_mm::{Decoding, Options, Sampling};
 
@@ -140,7 +140,7 @@ impl PictureArgs {
             Some("native") => Ok(Some(Resize::native())),
             Some(name) => match Resize::resolution(name) {
                 Ok(resize) => Ok(Some(resize)),
-                Err(lance_mm::Error::Option { expected, found, .. }) => {
+                Err(image::Error::Option { expected, found, .. }) => {
                     anyhow::bail!("--resize: expected native, {expected}, found {found}")
                 }
                 Err(error) => Err(error.into()),

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
+use lance_mm::image;
 
 /// Standard output was closed by its reader: the end, but no error.
 #[derive(Debug)]
@@ -60,13 +61,28 @@ pub(crate) fn complain(error: &anyhow::Error) {
 
 /// An error in one line, options under the names they have here.
 pub(crate) fn message(error: &anyhow::Error) -> String {
-    let text = match error.downcast_ref::<lance_mm::Error>() {
-        Some(lance_mm::Error::Option { name, expected, found }) => {
+    let text = match option(error) {
+        Some((name, expected, found)) => {
             format!("--{}: expected {expected}, found {found}", name.replace(['_', ' '], "-"))
         }
-        _ => with_causes(error),
+        None => with_causes(error),
     };
     text.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+/// Name, expected and found of an option that the library refuses.
+fn option(error: &anyhow::Error) -> Option<(&str, &str, &str)> {
+    if let Some(lance_mm::Error::Option { name, expected, found }) = error.downcast_ref() {
+        return Some((name, expected, found));
+    }
+    let of_image = match error.downcast_ref() {
+        Some(lance_mm::Error::Image(error)) => Some(error),
+        _ => error.downcast_ref::<image::Error>(),
+    };
+    match of_image? {
+        image::Error::Option { name, expected, found } => Some((name, expected, found)),
+        _ => None,
+    }
 }
 
 /// What went wrong and why: a file, then what the system said of it. Messages of the library, and others that
@@ -80,7 +96,7 @@ fn with_causes(error: &anyhow::Error) -> String {
         } else if !text.contains(&message) {
             text += &format!(": {message}");
         }
-        if cause.is::<lance_mm::Error>() {
+        if cause.is::<lance_mm::Error>() || cause.is::<image::Error>() {
             break;
         }
     }
@@ -213,6 +229,10 @@ mod tests {
     fn errors_are_one_line_and_name_options_as_they_are_typed() {
         let option = lance_mm::Error::Option { name: "top_p", expected: "x".into(), found: "y".into() };
         assert_eq!(message(&option.into()), "--top-p: expected x, found y");
+        let of_image = || image::Error::Option { name: "fps", expected: "x".into(), found: "y".into() };
+        for error in [of_image().into(), lance_mm::Error::from(of_image()).into()] {
+            assert_eq!(message(&error), "--fps: expected x, found y");
+        }
         assert_eq!(message(&anyhow::anyhow!("a\n  b\n\nc")), "a; b; c");
     }
 

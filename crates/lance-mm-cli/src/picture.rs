@@ -112,25 +112,25 @@ fn name_of(path: &Path) -> String {
 }
 
 /// The bytes of a picture; `-` is standard input.
-fn bytes(path: &Path) -> lance_mm::Result<Vec<u8>> {
+fn bytes(path: &Path) -> image::Result<Vec<u8>> {
     let name = name_of(path);
     if is_stdin(path) {
         return image::read(io::stdin().lock(), &name);
     }
-    let file = File::open(path).map_err(|source| lance_mm::Error::Io { path: path.to_owned(), source })?;
+    let file = File::open(path).map_err(|source| image::Error::Io { path: path.to_owned(), source })?;
     image::read(file, &name)
 }
 
 /// An error of a file that is no picture, with what makes one of it; `of_video` is that for a video.
-fn hinted(error: lance_mm::Error, of_video: &str) -> anyhow::Error {
+fn hinted(error: image::Error, of_video: &str) -> anyhow::Error {
     match error {
-        lance_mm::Error::Format { kind: FileKind::OtherPicture("HEIC"), .. } => {
+        image::Error::Format { kind: FileKind::OtherPicture("HEIC"), .. } => {
             anyhow!("{error} (on a Mac: sips -s format jpeg in.heic --out out.jpg)")
         }
-        lance_mm::Error::Format { kind: FileKind::OtherPicture("AVIF"), .. } => {
+        image::Error::Format { kind: FileKind::OtherPicture("AVIF"), .. } => {
             anyhow!("{error} (on a Mac: sips -s format jpeg in.avif --out out.jpg)")
         }
-        lance_mm::Error::Format { kind: FileKind::Video(_), .. } => anyhow!("{error} ({of_video})"),
+        image::Error::Format { kind: FileKind::Video(_), .. } => anyhow!("{error} ({of_video})"),
         error => error.into(),
     }
 }
@@ -171,7 +171,7 @@ fn animation(bytes: &[u8], name: &str, fps: Option<f64>, options: &LoadOptions) 
     let mut clip = Clip::from_gif(bytes, name, options)?;
     clip.fps = fps.unwrap_or(clip.fps);
     match clip.sampled() {
-        Err(lance_mm::Error::Video(message)) => bail!("{name}: {message}"),
+        Err(image::Error::Video { problem, .. }) => bail!("{name}: {problem}"),
         sampled => sampled.map(drop)?,
     }
     Ok(clip)

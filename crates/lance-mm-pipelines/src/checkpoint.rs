@@ -8,12 +8,12 @@ use std::fmt;
 use std::path::Path;
 
 use candle_core::Device;
+use lance_mm_image::Resize;
 use lance_mm_models::Config;
 use lance_mm_tensor::{Activations, Quantization, Weights};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::image::Resize;
 use crate::prompt::Medium;
 use crate::tokenizer::Tokenizer;
 pub(crate) use files::visible;

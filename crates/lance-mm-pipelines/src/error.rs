@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::image::FileKind;
-
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -30,25 +28,9 @@ pub enum Error {
         /// Expected and found.
         message: String,
     },
-    /// A picture that cannot be used.
-    #[error("{name}: {message}")]
-    Image {
-        /// The file or stream.
-        name: String,
-        /// Expected and found.
-        message: String,
-    },
-    /// A file that is no picture of a format that is read.
-    #[error("{name}: {kind}, expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM{}", kind.remedy())]
-    Format {
-        /// The file or stream.
-        name: String,
-        /// What it is instead.
-        kind: FileKind,
-    },
-    /// Frames that make no video.
-    #[error("video: {0}")]
-    Video(String),
+    /// Pixels, or a file of them.
+    #[error(transparent)]
+    Image(#[from] lance_mm_image::Error),
     /// A tokenizer that cannot be read, or that lacks a token.
     #[error("{name}: {message}")]
     Tokenizer {

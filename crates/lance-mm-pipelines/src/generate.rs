@@ -12,6 +12,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use lance_mm_image::{self as image, Resize, RgbImage};
 use lance_mm_models::latent::CHANNELS;
 use lance_mm_models::{Cache, Config, Experts, Grid, LatentLayers, Llm, Sequence, Vae, VaeConfig, Vit};
 use lance_mm_tensor::within_step;
@@ -19,7 +20,6 @@ use lance_mm_tensor::within_step;
 use crate::checkpoint::Checkpoint;
 use crate::denoise::{Denoised, Denoiser, Prefix};
 use crate::error::{Error, Result};
-use crate::image::{self, Resize, RgbImage};
 use crate::noise::noise;
 use crate::prompt::{GenerationPrompt, Task};
 use crate::tokenizer::Tokenizer;
@@ -255,7 +255,7 @@ impl Generation {
         let plan = self.plan(prompt, request.task(), &encoded, grid, options.unconditional)?;
         let latents = self.denoise(&plan, request.task(), &encoded, options, observe)?;
         begin(observe, Stage::Decode)?;
-        let frames = image::from_signed(&self.pixels(&latents, grid)?)?;
+        let frames = crate::pixels::frames_of(&self.pixels(&latents, grid)?)?;
         Ok(Generated { frames, latents, grid })
     }
 
@@ -283,7 +283,7 @@ impl Generation {
             false => None,
         };
         begin(observe, Stage::Encode)?;
-        let pixels = image::to_signed(&image::resize_to_bucket(&frames, resolution.vae)?)?;
+        let pixels = crate::pixels::tensor_of(&image::resize_to_bucket(&frames, resolution.vae)?)?;
         let latents = self.latents_of(&pixels, options.source_noise.as_ref())?;
         Ok(Encoded { features, latents: Some(latents) })
     }

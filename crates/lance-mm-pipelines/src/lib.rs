@@ -1,7 +1,7 @@
 //! Tasks of Lance, from pixels and text to answers.
 //!
 //! Start from [`Understanding`]: load a checkpoint, [`generate`](Understanding::generate) an answer about a
-//! picture, or take the steps one by one: [`image`] and [`video`] prepare pixels, [`Tokenizer`] and
+//! picture, or take the steps one by one: [`lance_mm_image`] prepares pixels, [`Tokenizer`] and
 //! [`prompt`] text, [`Understanding::answer`] streams, [`Look`] asks many questions about one picture,
 //! [`Chat`] goes on over several turns. [`Generation`] draws pictures and videos; [`mod@generate`] has its parts.
 //! [`eval`] measures what quantization costs, [`bench`](mod@bench) and [`memory`] what answering does.
@@ -14,9 +14,9 @@ mod error;
 pub mod eval;
 pub mod generate;
 mod guidance;
-pub mod image;
 pub mod memory;
 mod noise;
+mod pixels;
 pub mod prompt;
 mod sampling;
 mod schedule;
@@ -25,7 +25,6 @@ mod solver;
 mod testing;
 mod tokenizer;
 mod understand;
-pub mod video;
 mod warm;
 
 pub use checkpoint::{Checkpoint, CheckpointBytes, inspect};
@@ -35,6 +34,7 @@ pub use error::{Error, Result};
 pub use generate::{Generation, GenerationOptions, Request};
 pub use guidance::{Guidance, Renorm};
 pub use noise::noise;
+pub use pixels::{frames_of, tensor_of};
 pub use sampling::{Sampler, Sampling};
 pub use schedule::{Schedule, Step};
 pub use solver::{Method, Solver};

@@ -9,16 +9,16 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
+use lance_mm_image::video::Clip;
+use lance_mm_image::{self as image, Resize, RgbImage};
 use lance_mm_models::{Cache, Config, Cursor, Experts, Grid, Llm, Segment, Sequence, Vit};
 use lance_mm_tensor::{Weights, within_step};
 
 use crate::checkpoint::Checkpoint;
 use crate::decode::{Decoded, Decoder, Decoding, Finish, Prefilled, Sink, SinkOf};
 use crate::error::{Error, Result};
-use crate::image::{self, Resize, RgbImage};
 use crate::prompt::{self, Content, Medium, Turn};
 use crate::tokenizer::Tokenizer;
-use crate::video::Clip;
 use crate::warm;
 pub use chat::Chat;
 pub use look::Look;

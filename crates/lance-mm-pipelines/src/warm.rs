@@ -73,6 +73,8 @@ mod tests {
     use std::path::Path;
     use std::rc::Rc;
 
+    use lance_mm_image::RgbImage;
+    use lance_mm_image::video::Clip;
     use lance_mm_models::Experts;
     use lance_mm_tensor::metal::Plan;
     use lance_mm_tensor::testing::with_executor;
@@ -80,9 +82,7 @@ mod tests {
 
     use super::*;
     use crate::generate::{Request, Resolution, Size};
-    use crate::image::RgbImage;
     use crate::testing::{NANO, checkpoint};
-    use crate::video::Clip;
     use crate::{CheckpointBytes, Decoding, Generation, GenerationOptions, Options, Understanding};
 
     #[test]

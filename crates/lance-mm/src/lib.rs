@@ -6,6 +6,7 @@
 //! | module | crate | what |
 //! |---|---|---|
 //! | the root | `lance-mm-pipelines` | tasks: start from [`Understanding`] to ask, [`Generation`] to draw |
+//! | [`mod@image`], [`video`] | `lance-mm-image` | pixels: decoding, resizing, patches, frames |
 //! | [`models`] | `lance-mm-models` | the networks |
 //! | [`quant`] | `lance-mm-quant` | arithmetic of quantization: scales, rounding, error feedback |
 //! | [`tensor`] | `lance-mm-tensor` | weights, quantized matrices, attention |
@@ -46,6 +47,8 @@
 
 /// Tensors, devices and types in what this crate takes and gives.
 pub use candle_core as candle;
+pub use lance_mm_image as image;
+pub use lance_mm_image::video;
 pub use lance_mm_models as models;
 pub use lance_mm_pipelines::*;
 pub use lance_mm_quant as quant;

@@ -5,12 +5,13 @@ mod parse;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use lance_mm_image::video::{self, Clip, UNKNOWN_FPS};
+use lance_mm_image::{self as image, LoadOptions};
+
 use super::text::{contains_expected, says};
 use crate::checkpoint::inspect::Hash;
 use crate::error::{Error, Result};
-use crate::image::{self, LoadOptions};
 use crate::understand::{Look, Options, Understanding, Visual};
-use crate::video::{self, Clip, UNKNOWN_FPS};
 
 /// Questions in the order of their file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
+use lance_mm_image::RgbImage;
 use rustfft::num_complex::Complex;
 use rustfft::{Fft, FftPlanner};
 use serde::Serialize;
-
-use crate::image::RgbImage;
 
 /// Rings of [`Frequency::radial_profile`].
 pub const RINGS: usize = 32;
@@ -162,7 +161,7 @@ fn transposed(values: &[Complex<f64>], h: usize, w: usize) -> Vec<Complex<f64>> 
 
 #[cfg(test)]
 mod tests {
-    use ::image::Rgb;
+    use lance_mm_image::Rgb;
 
     use super::*;
 

@@ -8,6 +8,7 @@
 use std::ops::ControlFlow;
 
 use candle_core::Tensor;
+use lance_mm_image::RgbImage;
 use serde::Serialize;
 
 use super::frequency::Frequency;
@@ -15,7 +16,6 @@ use super::similarity::Similarity;
 use super::{Progress, Relative};
 use crate::error::{Error, Result};
 use crate::generate::{Encoded, Event, Generated, Generation, GenerationOptions, Request, Size};
-use crate::image::{self, RgbImage};
 use crate::noise::noise;
 use crate::prompt::Task;
 use crate::schedule::Step;
@@ -263,7 +263,7 @@ impl Pair<'_> {
     /// Both models' estimates go through the reference's VAE: quantizing leaves it as it is.
     fn picture(&self, run: &Run, latents: &Tensor) -> Result<RgbImage> {
         let pixels = self.reference.pixels(latents, run.drawn.grid)?;
-        let mut frames = image::from_signed(&pixels)?;
+        let mut frames = crate::pixels::frames_of(&pixels)?;
         Ok(frames.swap_remove(0))
     }
 }

@@ -1,9 +1,9 @@
 //! How alike two pictures are.
 
+use lance_mm_image::RgbImage;
 use serde::Serialize;
 
 use super::Decibels;
-use crate::image::RgbImage;
 
 /// Side of the window that structure is compared in, and its spread.
 const WINDOW: usize = 11;
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     fn picture(w: u32, h: u32, value: impl Fn(u32, u32) -> f64) -> RgbImage {
-        RgbImage::from_fn(w, h, |x, y| ::image::Rgb([value(x, y).round().clamp(0.0, 255.0) as u8; 3]))
+        RgbImage::from_fn(w, h, |x, y| lance_mm_image::Rgb([value(x, y).round().clamp(0.0, 255.0) as u8; 3]))
     }
 
     #[test]

@@ -1,16 +1,16 @@
 //! What is asked for, and how it is to be drawn.
 
 use candle_core::Tensor;
+use lance_mm_image::video::Clip;
+use lance_mm_image::{RgbImage, bucket};
 use lance_mm_models::Grid;
 
 use super::Unconditional;
 use crate::error::{Error, Result};
 use crate::guidance::Guidance;
-use crate::image::{RgbImage, bucket};
 use crate::prompt::Task;
 use crate::schedule::Schedule;
 use crate::solver::Method;
-use crate::video::{Clip, sample_indices};
 
 /// Pixels that a latent is high and wide.
 pub const LATENT_PIXELS: u32 = 16;
@@ -156,8 +156,8 @@ impl Request<'_> {
             Self::ImageToVideo { image, frames, resolution } => (bucket_of(image, resolution)?, frames),
             Self::EditImage { image, resolution } => (bucket_of(image, resolution)?, 1),
             Self::EditVideo { clip, resolution } => {
-                let first = clip.frames.first().ok_or_else(|| Error::Video("no frames".into()))?;
-                (bucket_of(first, resolution)?, sample_indices(clip.frames.len(), clip.fps)?.len())
+                let sampled = clip.sampled()?;
+                (bucket_of(sampled[0], resolution)?, sampled.len())
             }
         };
         if !(1..=MAX_FRAMES).contains(&frames) {
@@ -173,7 +173,7 @@ fn bucket_of(image: &RgbImage, resolution: Resolution) -> Result<Size> {
     let (width, height) = image.dimensions();
     if width == 0 || height == 0 {
         let name = format!("picture of {width}x{height} pixels");
-        return Err(Error::Image { name, message: "expected sides above 0".into() });
+        return Err(lance_mm_image::Error::Image { name, message: "expected sides above 0".into() }.into());
     }
     let (height, width) = bucket(height, width, resolution.vae);
     Ok(Size { height, width })

@@ -1,5 +1,6 @@
+use lance_mm_image::LoadOptions;
+
 use super::*;
-use crate::image::LoadOptions;
 use crate::testing::checkpoint;
 
 fn lance() -> Understanding {

@@ -1,17 +1,16 @@
 //! Video files, through the program ffmpeg.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::iter::repeat_n;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 
-use serde_json::Value;
-
-use super::{Clip, SAMPLED_FPS, of_file, sample_indices_of};
-use crate::error::{Error, Result};
-use crate::image::{LoadOptions, RgbImage, check_frames, from_raw};
+use super::{Clip, SAMPLED_FPS, sample_indices};
+use crate::error::{Error, Result, VideoProblem};
+use crate::resize::check_frames;
+use crate::{LoadOptions, RgbImage, from_raw};
 
 /// The programs ffmpeg and ffprobe, looked for in `PATH`.
 #[derive(Clone, Debug)]
@@ -42,14 +41,13 @@ impl Ffmpeg {
     /// sampled frames, or what [`sample_indices`](super::sample_indices) refuses.
     pub fn read(&self, path: &Path, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
         std::fs::File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        let (count, rate) = probe(path)?;
-        let indices = sample_indices_of(path, count, fps.unwrap_or(rate))?;
+        let named = |error: Error| error.named(path);
+        let (count, rate) = probe(path).map_err(named)?;
+        let indices = sample_indices(count, fps.unwrap_or(rate)).map_err(named)?;
         let mut wanted = indices.clone();
         wanted.dedup();
-        let frames = sampled(path, &wanted, options)?;
-        let Some(last) = frames.len().checked_sub(1) else {
-            return Err(Error::Video(format!("{}: expected frames, ffmpeg found none", path.display())));
-        };
+        let frames = sampled(path, &wanted, options).map_err(named)?;
+        let last = frames.len().checked_sub(1).ok_or(VideoProblem::NoFrames).map_err(|e| named(e.into()))?;
         // Counting packets may find more frames than decoding does.
         let mut times = vec![0; frames.len()];
         for index in &indices {
@@ -97,26 +95,37 @@ fn file(path: &Path) -> OsString {
 /// Frames and average rate of a file.
 fn probe(path: &Path) -> Result<(usize, f64)> {
     let mut command = Command::new("ffprobe");
-    command.args(["-v", "error", "-select_streams", "v:0", "-count_packets", "-of", "json"]);
+    command.args([
+        "-v",
+        "error",
+        "-select_streams",
+        "v:0",
+        "-count_packets",
+        "-of",
+        "default=noprint_wrappers=1",
+    ]);
     command.args(["-show_entries", "stream=avg_frame_rate,nb_read_packets"]).arg(file(path));
     let output = command.stdin(Stdio::null()).output().map_err(|error| not_run("ffprobe", &error))?;
-    let name = path.display().to_string();
     if !output.status.success() {
-        return Err(Error::Video(format!("{name}: {}", last_line(&output.stderr))));
+        return Err(failed("ffprobe", &output.stderr));
     }
-    let value: Value = serde_json::from_slice(&output.stdout)
-        .map_err(|error| Error::Video(format!("{name}: ffprobe: {error}")))?;
-    let text = |key: &str| value.pointer(&format!("/streams/0/{key}")).and_then(Value::as_str);
-    let count = text("nb_read_packets").and_then(|n| n.parse().ok());
-    let rate = text("avg_frame_rate").and_then(|rate| {
+    let text = String::from_utf8_lossy(&output.stdout);
+    count_and_rate(&text).ok_or_else(|| VideoProblem::NoStream.into())
+}
+
+/// Packets and average rate, from lines `key=value`.
+fn count_and_rate(text: &str) -> Option<(usize, f64)> {
+    let value = |key: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once('='));
+        lines.find(|(found, _)| *found == key).map(|(_, value)| value.trim())
+    };
+    let count = value("nb_read_packets")?.parse().ok()?;
+    let rate = value("avg_frame_rate").and_then(|rate| {
         let (frames, seconds) = rate.split_once('/')?;
         Some(frames.parse::<f64>().ok()? / seconds.parse::<f64>().ok()?)
     });
-    match (count, rate) {
-        // A rate of 0/0 is one that the file does not tell.
-        (Some(count), rate) => Ok((count, rate.filter(|r| r.is_finite()).unwrap_or(super::UNKNOWN_FPS))),
-        _ => Err(Error::Video(format!("{name}: expected a video, found none in the file"))),
-    }
+    // A rate of 0/0 is one that the file does not tell.
+    Some((count, rate.filter(|r| r.is_finite()).unwrap_or(super::UNKNOWN_FPS)))
 }
 
 /// The frames of these numbers, which are rising.
@@ -137,8 +146,8 @@ fn sampled(path: &Path, wanted: &[usize], options: &LoadOptions) -> Result<Vec<R
             match ppm(&mut out, &mut pixels, options.max_clip_pixels) {
                 Ok(Some(frame)) => frames.push(frame),
                 Ok(None) => break,
-                Err(message) => {
-                    result = Err(Error::Video(format!("{}: {message}", path.display())));
+                Err(error) => {
+                    result = Err(error);
                     break;
                 }
             }
@@ -149,17 +158,13 @@ fn sampled(path: &Path, wanted: &[usize], options: &LoadOptions) -> Result<Vec<R
         let _ = running.child.kill();
         let _ = running.child.wait();
     } else {
-        running.finish().map_err(|error| of_file(path, error))?;
+        running.finish()?;
     }
     result.map(|()| frames)
 }
 
 /// The next picture of a stream of binary PPM files; `None` at its end.
-fn ppm(
-    input: &mut impl Read,
-    pixels: &mut u64,
-    max_pixels: u64,
-) -> std::result::Result<Option<RgbImage>, String> {
+fn ppm(input: &mut impl Read, pixels: &mut u64, max_pixels: u64) -> Result<Option<RgbImage>> {
     let mut header = Vec::new();
     // "P6", width, height, 255, each followed by one white space.
     while header.iter().filter(|b: &&u8| b.is_ascii_whitespace()).count() < 4 {
@@ -168,7 +173,7 @@ fn ppm(
             Ok(0) if header.is_empty() => return Ok(None),
             Ok(1) if header.len() < 64 => header.push(byte[0]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            _ => return Err("expected frames from ffmpeg, found something else".into()),
+            _ => return Err(said("expected frames, found something else")),
         }
     }
     let text = String::from_utf8_lossy(&header);
@@ -178,15 +183,16 @@ fn ppm(
         _ => None,
     };
     let Some((width, height)) = size else {
-        return Err(format!("expected frames from ffmpeg, found {text:?}"));
+        return Err(said(format!("expected frames, found {text:?}")));
     };
     *pixels += u64::from(width) * u64::from(height);
     if *pixels > max_pixels {
-        return Err(format!("expected at most {max_pixels} pixels in the sampled frames, found more"));
+        let message = format!("expected at most {max_pixels} pixels in the sampled frames, found more");
+        return Err(Error::TooLarge { name: "video".to_owned(), limit: max_pixels, message });
     }
     let mut bytes = vec![0; width as usize * height as usize * 3];
-    input.read_exact(&mut bytes).map_err(|error| error.to_string())?;
-    from_raw(height, width, bytes).map(Some).map_err(|error| error.to_string())
+    input.read_exact(&mut bytes).map_err(said)?;
+    from_raw(height, width, bytes).map(Some)
 }
 
 /// ffmpeg at work. What it says is read as it comes: of a damaged video that is more than a pipe holds, and ffmpeg
@@ -211,30 +217,30 @@ impl Running {
     /// Waits for the end; an error with what the program said last.
     fn finish(mut self) -> Result<()> {
         let status = self.child.wait().map_err(|error| not_run("ffmpeg", &error))?;
-        match status.success() {
-            true => Ok(()),
-            false => Err(failed("ffmpeg", &self.last_line.join().unwrap_or_default())),
+        if status.success() {
+            return Ok(());
         }
+        Err(failed("ffmpeg", &self.last_line.join().unwrap_or_default()))
     }
 }
 
-fn failed(program: impl AsRef<OsStr>, said: &[u8]) -> Error {
-    Error::Video(format!("{}: {}", program.as_ref().to_string_lossy(), last_line(said)))
-}
-
-fn last_line(said: &[u8]) -> String {
-    let text = String::from_utf8_lossy(said);
+/// A program that ended with an error, by the last line it wrote.
+fn failed(program: &'static str, stderr: &[u8]) -> Error {
+    let text = String::from_utf8_lossy(stderr);
     let line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
-    line.unwrap_or("ended with an error").to_owned()
+    let message = line.unwrap_or("ended with an error").to_owned();
+    VideoProblem::Program { program, message }.into()
 }
 
-fn not_run(program: &str, error: &std::io::Error) -> Error {
+/// Output of ffmpeg that is no frame.
+fn said(message: impl ToString) -> Error {
+    VideoProblem::Program { program: "ffmpeg", message: message.to_string() }.into()
+}
+
+fn not_run(program: &'static str, error: &std::io::Error) -> Error {
     match error.kind() {
-        ErrorKind::NotFound => Error::Video(format!(
-            "expected the program {program}, which video files need, found none in PATH (GIF files and folders \
-             of pictures need none)"
-        )),
-        _ => Error::Video(format!("{program}: {error}")),
+        ErrorKind::NotFound => Error::NoFfmpeg { program },
+        _ => VideoProblem::Program { program, message: error.to_string() }.into(),
     }
 }
 
@@ -258,8 +264,22 @@ mod tests {
             (b"P6\n1 1\n255\n0", "fill whole buffer"),
             (b"P6\n1", "found something else"),
         ] {
-            let error = ppm(&mut &*bytes, &mut 0, 4).unwrap_err();
+            let error = ppm(&mut &*bytes, &mut 0, 4).unwrap_err().to_string();
             assert!(error.contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn ffprobe_tells_count_and_rate() {
+        let cases = [
+            ("avg_frame_rate=30000/1001\nnb_read_packets=20\n", Some((20, 30000.0 / 1001.0))),
+            ("avg_frame_rate=0/0\r\nnb_read_packets=7\r\n", Some((7, 24.0))),
+            ("nb_read_packets=7\n", Some((7, 24.0))),
+            ("avg_frame_rate=25/1\nnb_read_packets=N/A\n", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(count_and_rate(text), expected, "{text:?}");
         }
     }
 

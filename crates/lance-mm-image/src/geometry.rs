@@ -133,11 +133,8 @@ fn check_bounds(min_pixels: u64, max_pixels: u64) -> Result<()> {
     if (one_token..=MAX_NATIVE_PIXELS).contains(&max_pixels) && min_pixels <= max_pixels {
         return Ok(());
     }
-    Err(Error::Option {
-        name: "pixels",
-        expected: format!("least <= most, most from {one_token} to {MAX_NATIVE_PIXELS}"),
-        found: format!("{min_pixels} to {max_pixels}"),
-    })
+    let expected = format!("least <= most, most from {one_token} to {MAX_NATIVE_PIXELS}");
+    Err(Error::option("pixels", expected, format!("{min_pixels} to {max_pixels}")))
 }
 
 fn check_ratio(height: u32, width: u32) -> Result<()> {
@@ -145,10 +142,8 @@ fn check_ratio(height: u32, width: u32) -> Result<()> {
     if short > 0 && f64::from(long) / f64::from(short) <= MAX_RATIO {
         return Ok(());
     }
-    Err(Error::Image {
-        name: format!("picture of {width}x{height} pixels"),
-        message: format!("expected sides above 0 and a ratio of at most {MAX_RATIO}"),
-    })
+    let message = format!("expected sides above 0 and a ratio of at most {MAX_RATIO}");
+    Err(Error::of_size("picture", (width, height), message))
 }
 
 #[cfg(test)]

@@ -42,10 +42,11 @@ impl<'a> Encoded<'a> {
         let format = self.format_name();
         match u64::from(width) * u64::from(height) {
             0 => Err(self.error(format!("{format} without pixels ({width}x{height})"))),
-            n if n > self.options.max_pixels => Err(self.error(format!(
-                "{format} of {width}x{height} is {n} pixels, expected at most {}",
-                self.options.max_pixels
-            ))),
+            n if n > self.options.max_pixels => {
+                let limit = self.options.max_pixels;
+                let message = format!("{format} of {width}x{height} is {n} pixels, expected at most {limit}");
+                Err(self.too_large(limit, message))
+            }
             _ => Ok(()),
         }
     }
@@ -85,6 +86,11 @@ impl<'a> Encoded<'a> {
     /// The format as people write it.
     pub(super) fn format_name(&self) -> &'static str {
         format::name(self.format)
+    }
+
+    /// An error of a picture with too many pixels.
+    pub(super) fn too_large(&self, limit: u64, message: String) -> Error {
+        Error::TooLarge { name: self.name.to_owned(), limit, message }
     }
 
     /// An error of this picture.

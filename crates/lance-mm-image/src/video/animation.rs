@@ -4,8 +4,9 @@ use ::image::codecs::gif::{GifEncoder, Repeat};
 use ::image::codecs::webp::WebPEncoder;
 use ::image::{Delay, DynamicImage, ExtendedColorType, Frame, ImageError, RgbImage};
 
+use crate::encode_png_animation;
 use crate::error::{Error, Result};
-use crate::image::{check_frames, encode_png_animation};
+use crate::resize::check_frames;
 
 /// How carefully a GIF's 256 colours are chosen, from 1 (best) to 30.
 const GIF_SPEED: i32 = 10;
@@ -28,10 +29,7 @@ impl Animation {
     /// No frames, frames of different sizes or too large for the format.
     pub fn encode(self, frames: &[RgbImage], fps: u16, texts: &[(&str, &str)]) -> Result<Vec<u8>> {
         let (width, height) = check_frames(frames)?.dimensions();
-        let bad = |error: ImageError| Error::Image {
-            name: format!("{self:?} of {width}x{height} pixels"),
-            message: error.to_string(),
-        };
+        let bad = |error: ImageError| Error::of_size(&format!("{self:?}"), (width, height), error);
         match self {
             Self::Png => encode_png_animation(frames, fps, texts),
             Self::Gif => gif(frames, fps).map_err(bad),
@@ -107,7 +105,7 @@ mod tests {
     use ::image::codecs::webp::WebPDecoder;
 
     use super::*;
-    use crate::image::LoadOptions;
+    use crate::LoadOptions;
     use crate::video::Clip;
 
     fn frames() -> Vec<RgbImage> {

@@ -6,7 +6,7 @@
 //!
 //! ```
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # use lance_mm_pipelines::image;
+//! # use lance_mm_image as image;
 //! // A picture that is in memory already needs no file.
 //! let picture = image::from_raw(300, 400, vec![127; 300 * 400 * 3])?;
 //! let picture = image::resize(&picture, image::Resize::resolution("image_768res")?)?;
@@ -21,33 +21,35 @@
 //!
 //! Sizes are written height first, as in the model's tables; only [`RgbImage`] itself has the width first.
 
-pub(crate) mod gif;
-
 mod encoded;
+mod error;
 mod format;
 mod geometry;
+mod gif;
 mod jpeg;
 mod load;
 mod patches;
-mod png;
 mod resample;
 mod resize;
 mod rgb;
 mod several;
 mod signed;
+pub mod video;
+mod write_png;
 
-pub use ::image::RgbImage;
+pub use ::image::{Rgb, RgbImage};
+
+pub use error::{Error, Result, VideoProblem};
 
 pub use format::FileKind;
 pub use geometry::{Crop, bucket, buckets, crop, native_size};
 pub use load::{LoadOptions, decode, from_raw, load, read};
 pub use patches::{PATCH_VALUES, PatchRows, patches};
-pub use png::{encode_png, encode_png_animation};
 pub use resample::resample;
-pub(crate) use resize::check_frames;
-pub use resize::{Resize, resize, resize_frames};
+pub use resize::{Resize, resize, resize_frames, resize_to_bucket};
 pub use several::{Several, several};
-pub use signed::{from_signed, resize_to_bucket, to_signed};
+pub use signed::{from_signed, to_signed};
+pub use write_png::{encode_png, encode_png_animation};
 
 /// Sides of a prepared picture are multiples of this: a 2 x 2 group of patches of 14 pixels, one token.
 pub(crate) const FACTOR: u32 = 28;

@@ -46,10 +46,8 @@ pub struct PatchRows {
 pub fn patches(frames: &[RgbImage]) -> Result<PatchRows> {
     let (width, height) = check_frames(frames)?.dimensions();
     if width == 0 || height == 0 || width % FACTOR != 0 || height % FACTOR != 0 {
-        return Err(Error::Image {
-            name: format!("frame of {width}x{height} pixels"),
-            message: format!("expected sides that are multiples of {FACTOR}"),
-        });
+        let message = format!("expected sides that are multiples of {FACTOR}");
+        return Err(Error::of_size("frame", (width, height), message));
     }
     let (t, h, w) = (frames.len().div_ceil(2), height as usize / PATCH, width as usize / PATCH);
     let table = normalised();

@@ -99,18 +99,15 @@ pub fn decode(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<RgbImag
 ///
 /// Sides of zero, or a number of bytes other than `height * width * 3`.
 pub fn from_raw(height: u32, width: u32, pixels: Vec<u8>) -> Result<RgbImage> {
-    let name = || format!("raw picture of {width}x{height} pixels");
+    let error = |message: String| Err(Error::of_size("raw picture", (width, height), message));
     let expected = (u64::from(height) * u64::from(width)).saturating_mul(3);
     if expected == 0 {
-        return Err(Error::Image { name: name(), message: "expected sides above 0".to_owned() });
+        return error("expected sides above 0".to_owned());
     }
     let found = pixels.len();
     match RgbImage::from_raw(width, height, pixels) {
         Some(image) if found as u64 == expected => Ok(image),
-        _ => Err(Error::Image {
-            name: name(),
-            message: format!("expected {expected} bytes of RGB, found {found}"),
-        }),
+        _ => error(format!("expected {expected} bytes of RGB, found {found}")),
     }
 }
 
@@ -131,7 +128,7 @@ mod tests {
     use ::image::{ImageFormat, Rgba, RgbaImage};
 
     use super::*;
-    use crate::image::FileKind;
+    use crate::FileKind;
 
     fn small() -> RgbImage {
         RgbImage::from_fn(13, 9, |x, y| ::image::Rgb([(x * 19) as u8, (y * 28) as u8, ((x ^ y) * 16) as u8]))

@@ -4,9 +4,9 @@ use std::borrow::Borrow;
 
 use ::image::RgbImage;
 
-use super::resample::resample_part;
+use super::resample::{resample, resample_part};
 use super::{Crop, FACTOR, bucket, crop, native_size};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, VideoProblem};
 
 /// Base sizes of the ViT by upstream's resolution names.
 const RESOLUTIONS: [(&str, u32); 6] = [
@@ -55,11 +55,7 @@ impl Resize {
     pub fn resolution(name: &str) -> Result<Self> {
         match RESOLUTIONS.iter().find(|(known, _)| *known == name) {
             Some(&(_, base)) => Ok(Resize::Bucket { base }),
-            None => Err(Error::Option {
-                name: "resolution",
-                expected: RESOLUTIONS.map(|(known, _)| known).join(", "),
-                found: name.to_owned(),
-            }),
+            None => Err(Error::option("resolution", RESOLUTIONS.map(|(known, _)| known).join(", "), name)),
         }
     }
 }
@@ -89,23 +85,39 @@ pub fn resize_frames<F: Borrow<RgbImage>>(frames: &[F], resize: Resize) -> Resul
     Ok(frames.iter().map(|frame| plan.apply(frame.borrow())).collect())
 }
 
+/// Crops frames to the ratio of the bucket of `base` that is nearest to the first, and resizes them to that
+/// bucket: its sides are multiples of 16, and the whole crop is kept.
+///
+/// # Errors
+/// No frames, frames without pixels or of different sizes.
+pub fn resize_to_bucket<F: Borrow<RgbImage>>(frames: &[F], base: u32) -> Result<Vec<RgbImage>> {
+    let (width, height) = check_sides(check_frames(frames)?)?;
+    let size = bucket(height, width, base);
+    let crop = crop(height, width, size);
+    Ok(frames.iter().map(|frame| resample(frame.borrow(), crop, size)).collect())
+}
+
 /// The first of frames that all have its size.
 pub(crate) fn check_frames<F: Borrow<RgbImage>>(frames: &[F]) -> Result<&RgbImage> {
     let Some(first) = frames.first() else {
-        return Err(Error::Video("no frames".to_owned()));
+        return Err(VideoProblem::NoFrames.into());
     };
     let first = first.borrow();
     let size = first.dimensions();
     match frames.iter().position(|frame| frame.borrow().dimensions() != size) {
         None => Ok(first),
-        Some(i) => {
-            let (width, height) = frames[i].borrow().dimensions();
-            let message = format!(
-                "frame {i}: expected {}x{} pixels like frame 0, found {width}x{height}",
-                size.0, size.1
-            );
-            Err(Error::Video(message))
+        Some(index) => {
+            let found = frames[index].borrow().dimensions();
+            Err(VideoProblem::FrameSize { index, expected: size, found }.into())
         }
+    }
+}
+
+/// Width and height of a picture that has pixels.
+fn check_sides(image: &RgbImage) -> Result<(u32, u32)> {
+    match image.dimensions() {
+        (0, _) | (_, 0) => Err(Error::of_size("picture", image.dimensions(), "expected sides above 0")),
+        size => Ok(size),
     }
 }
 
@@ -121,11 +133,7 @@ struct Plan {
 
 impl Plan {
     fn new(image: &RgbImage, resize: Resize) -> Result<Self> {
-        let (width, height) = image.dimensions();
-        if width == 0 || height == 0 {
-            let name = format!("picture of {width}x{height} pixels");
-            return Err(Error::Image { name, message: "expected sides above 0".to_owned() });
-        }
+        let (width, height) = check_sides(image)?;
         match resize {
             Resize::Bucket { base } => Plan::bucket(height, width, base),
             Resize::Native { min_pixels, max_pixels } => {
@@ -139,11 +147,9 @@ impl Plan {
     fn bucket(height: u32, width: u32, base: u32) -> Result<Self> {
         let size = bucket(height, width, base);
         if base > MAX_BASE || size.0 < FACTOR || size.1 < FACTOR {
-            return Err(Error::Option {
-                name: "base size",
-                expected: format!("at most {MAX_BASE}, and buckets with sides of at least {FACTOR}"),
-                found: format!("{base}, whose bucket here is {}x{}", size.1, size.0),
-            });
+            let expected = format!("at most {MAX_BASE}, and buckets with sides of at least {FACTOR}");
+            let found = format!("{base}, whose bucket here is {}x{}", size.1, size.0);
+            return Err(Error::option("base size", expected, found));
         }
         let kept = (size.0 / FACTOR * FACTOR, size.1 / FACTOR * FACTOR);
         // Both sizes are even, so the offsets are whole and the rounding of `centred` never matters.
@@ -200,6 +206,15 @@ mod tests {
         for (frame, out) in frames.iter().zip(&out) {
             assert_eq!(resize(frame, Resize::Bucket { base: 70 }).unwrap(), *out);
         }
+    }
+
+    #[test]
+    fn the_bucket_keeps_sides_that_are_no_multiples_of_28() {
+        let frames = [RgbImage::new(97, 61), RgbImage::new(97, 61)];
+        let out = resize_to_bucket(&frames, 64).unwrap();
+        assert_eq!((out.len(), out[0].dimensions()), (2, (80, 48)));
+        assert!(resize_to_bucket(&[RgbImage::new(0, 1)], 64).is_err());
+        assert!(resize_to_bucket::<RgbImage>(&[], 64).is_err());
     }
 
     #[test]

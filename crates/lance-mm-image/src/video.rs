@@ -1,7 +1,7 @@
 //! Moving pictures: which frames the model sees, and where frames come from.
 //!
 //! The model sees 12 frames per second of a clip, at most 69, spread over all of it. [`Clip::sampled`] picks
-//! them; [`resize_frames`](crate::image::resize_frames) and [`patches`](crate::image::patches) do the rest.
+//! them; [`resize_frames`](crate::resize_frames) and [`patches`](crate::patches) do the rest.
 //! An animated GIF or a folder of stills is decoded here, and frames in memory are as good; for video files
 //! [`Ffmpeg`] runs the program of that name. [`Animation`] writes frames.
 
@@ -12,8 +12,9 @@ use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::error::{Error, Result};
-use crate::image::{LoadOptions, RgbImage, check_frames, gif, load};
+use crate::error::{Error, Result, VideoProblem};
+use crate::resize::check_frames;
+use crate::{LoadOptions, RgbImage, gif, load};
 pub use animation::Animation;
 pub use ffmpeg::Ffmpeg;
 
@@ -37,11 +38,7 @@ const MAX_SECONDS: f64 = 6.0;
 pub fn sample_indices(n_frames: usize, fps: f64) -> Result<Vec<usize>> {
     let rate = fps.round_ties_even();
     if !(rate.is_finite() && rate >= 1.0) {
-        return Err(Error::Option {
-            name: "fps",
-            expected: "a rate that rounds to at least 1".to_owned(),
-            found: fps.to_string(),
-        });
+        return Err(Error::option("fps", "a rate that rounds to at least 1", fps));
     }
     let seconds = (n_frames as f64 / rate).min(MAX_SECONDS);
     let wanted = (seconds * SAMPLED_FPS).round_ties_even() as usize;
@@ -49,23 +46,9 @@ pub fn sample_indices(n_frames: usize, fps: f64) -> Result<Vec<usize>> {
     let n = if wanted.is_multiple_of(4) { wanted.saturating_sub(3) } else { wanted / 4 * 4 + 1 };
     if n == 0 {
         let least = (rate / (2.0 * SAMPLED_FPS)).floor() + 1.0;
-        let expected = format!("expected at least {least} frames at {rate} frames per second");
-        return Err(Error::Video(format!("{expected}, found {n_frames}")));
+        return Err(VideoProblem::TooShort { least, fps: rate, found: n_frames }.into());
     }
     Ok(spread(n, n_frames - 1))
-}
-
-/// As [`sample_indices`], for a file or folder that an error names.
-fn sample_indices_of(path: &Path, n_frames: usize, fps: f64) -> Result<Vec<usize>> {
-    sample_indices(n_frames, fps).map_err(|error| of_file(path, error))
-}
-
-/// An error about a video, with the name of its file or folder.
-fn of_file(path: &Path, error: Error) -> Error {
-    match error {
-        Error::Video(message) => Error::Video(format!("{}: {message}", path.display())),
-        error => error,
-    }
 }
 
 /// `n` whole numbers from 0 to `last`, evenly spaced and rounded down.
@@ -157,20 +140,23 @@ fn check_total(dir: &Path, n: usize, frame: &RgbImage, options: &LoadOptions) ->
     if total <= options.max_clip_pixels {
         return Ok(());
     }
-    let message = format!(
-        "{n} sampled frames of {width}x{height} are {total} pixels, expected at most {}",
-        options.max_clip_pixels
-    );
-    Err(Error::Image { name: dir.display().to_string(), message })
+    let limit = options.max_clip_pixels;
+    let message =
+        format!("{n} sampled frames of {width}x{height} are {total} pixels, expected at most {limit}");
+    Err(Error::TooLarge { name: dir.display().to_string(), limit, message })
 }
 
 /// The files of a folder that [`Clip::from_dir`] reads.
-pub(crate) fn sampled_files(dir: &Path, fps: f64) -> Result<Vec<PathBuf>> {
+///
+/// # Errors
+///
+/// A folder that cannot be read, one without files, or what [`sample_indices`] refuses.
+pub fn sampled_files(dir: &Path, fps: f64) -> Result<Vec<PathBuf>> {
     let files = files_in_order(dir)?;
     if files.is_empty() {
-        return Err(Error::Video(format!("no pictures in {}", dir.display())));
+        return Err(Error::from(VideoProblem::NoFrames).named(dir));
     }
-    let indices = sample_indices_of(dir, files.len(), fps)?;
+    let indices = sample_indices(files.len(), fps).map_err(|error| error.named(dir))?;
     Ok(indices.into_iter().map(|i| files[i].clone()).collect())
 }
 
@@ -303,7 +289,7 @@ mod tests {
 
         let error = Clip::from_dir(dir, 600.0, &LoadOptions::default()).unwrap_err().to_string();
         let expected = "expected at least 26 frames at 600 frames per second, found 20";
-        assert_eq!(error, format!("video: {}: {expected}", dir.display()));
+        assert_eq!(error, format!("{}: {expected}", dir.display()));
 
         std::fs::write(dir.join("frame7.png"), "no picture").unwrap();
         let error = Clip::from_dir(dir, 24.0, &LoadOptions::default()).unwrap_err().to_string();

@@ -90,10 +90,13 @@ pub(crate) fn frames(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<
     }
     match decoded.next() {
         None => Ok(frames),
-        Some(_) => Err(file.error(format!(
-            "GIF of more than {max_frames} frames of {width}x{height}, expected at most {} pixels in all",
-            options.max_clip_pixels
-        ))),
+        Some(_) => {
+            let limit = options.max_clip_pixels;
+            let message = format!(
+                "GIF of more than {max_frames} frames of {width}x{height}, expected at most {limit} pixels in all"
+            );
+            Err(file.too_large(limit, message))
+        }
     }
 }
 

@@ -29,8 +29,7 @@ fn encode(frames: &[&RgbImage], fps: Option<u16>, texts: &[(&str, &str)]) -> Res
     let (width, height) = check_frames(frames)?.dimensions();
     let mut bytes = Vec::new();
     let result = write(&mut bytes, frames, (width, height), fps, texts);
-    let name = || format!("PNG of {width}x{height} pixels");
-    result.map_err(|error| Error::Image { name: name(), message: error.to_string() })?;
+    result.map_err(|error| Error::of_size("PNG", (width, height), error))?;
     Ok(bytes)
 }
 
@@ -63,7 +62,7 @@ mod tests {
     use std::io::Cursor;
 
     use super::*;
-    use crate::image::{LoadOptions, decode};
+    use crate::{LoadOptions, decode};
 
     fn picture(level: u8) -> RgbImage {
         RgbImage::from_fn(5, 3, |x, y| ::image::Rgb([x as u8, y as u8, level]))

@@ -1,0 +1,145 @@
+//! The error of this crate.
+
+use std::path::PathBuf;
+
+use crate::FileKind;
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What can go wrong between a file and patches, or between frames and a file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file that could not be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// A file that is no picture of a format that is read.
+    #[error("{name}: {kind}, expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM{}", kind.remedy())]
+    Format {
+        /// The file or stream.
+        name: String,
+        /// What it is instead.
+        kind: FileKind,
+    },
+    /// More pixels than [`LoadOptions`](crate::LoadOptions) allow.
+    #[error("{name}: {message}")]
+    TooLarge {
+        /// The file, stream or folder.
+        name: String,
+        /// Pixels that were allowed.
+        limit: u64,
+        /// Expected and found.
+        message: String,
+    },
+    /// A picture that cannot be used: damaged, truncated, without pixels or of a size that does not fit.
+    #[error("{name}: {message}")]
+    Image {
+        /// The file or stream.
+        name: String,
+        /// Expected and found.
+        message: String,
+    },
+    /// Frames that make no video, or a file that ffmpeg does not read or write.
+    #[error("{name}: {problem}")]
+    Video {
+        /// The file or folder, `video` for frames in memory.
+        name: String,
+        /// What is wrong with it.
+        problem: VideoProblem,
+    },
+    /// No ffmpeg on this machine.
+    #[error(
+        "expected the program {program}, which video files need, found none in PATH (GIF files and folders of \
+         pictures need none)"
+    )]
+    NoFfmpeg {
+        /// `ffmpeg` or `ffprobe`.
+        program: &'static str,
+    },
+    /// An option out of range.
+    #[error("option {name}: expected {expected}, found {found}")]
+    Option {
+        /// The option.
+        name: &'static str,
+        /// What is legal.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+}
+
+/// Why frames make no video.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum VideoProblem {
+    /// There are none.
+    #[error("expected frames, found none")]
+    NoFrames,
+    /// A file without a video.
+    #[error("expected a video, found none in the file")]
+    NoStream,
+    /// Frames of different sizes, in pixels (width, height).
+    #[error(
+        "frame {index}: expected {}x{} pixels like frame 0, found {}x{}",
+        expected.0, expected.1, found.0, found.1
+    )]
+    FrameSize {
+        /// The first frame that differs, counted from 0.
+        index: usize,
+        /// Width and height of frame 0.
+        expected: (u32, u32),
+        /// Width and height of the frame.
+        found: (u32, u32),
+    },
+    /// Shorter than half of a frame that the model samples.
+    #[error("expected at least {least} frames at {fps} frames per second, found {found}")]
+    TooShort {
+        /// Frames that would do.
+        least: f64,
+        /// Frames per second, rounded.
+        fps: f64,
+        /// Frames of the video.
+        found: usize,
+    },
+    /// ffmpeg or ffprobe could not read or write it.
+    #[error("{program}: {message}")]
+    Program {
+        /// `ffmpeg` or `ffprobe`.
+        program: &'static str,
+        /// The last line of what it said.
+        message: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn option(name: &'static str, expected: impl ToString, found: impl ToString) -> Self {
+        Self::Option { name, expected: expected.to_string(), found: found.to_string() }
+    }
+
+    /// A picture of this size that cannot be used.
+    pub(crate) fn of_size(what: &str, (width, height): (u32, u32), message: impl ToString) -> Self {
+        let name = format!("{what} of {width}x{height} pixels");
+        Self::Image { name, message: message.to_string() }
+    }
+
+    /// Gives an error about frames the name of their file or folder.
+    pub(crate) fn named(self, path: &std::path::Path) -> Self {
+        match self {
+            Self::Video { problem, .. } => Self::Video { name: path.display().to_string(), problem },
+            error => error,
+        }
+    }
+}
+
+impl From<VideoProblem> for Error {
+    /// Of frames in memory, which have no name.
+    fn from(problem: VideoProblem) -> Self {
+        Self::Video { name: "video".to_owned(), problem }
+    }
+}
