@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use lance_mm::checkpoint::Layout;
+use lance_mm::checkpoint::CheckpointLayout;
 
 use checkpoint::Checkpoint;
 use write::Target;
@@ -60,7 +60,7 @@ impl Convert {
     fn verified(&self, first: &Checkpoint) -> Result<bool> {
         let there = Checkpoint::open(&self.to.written(first, &self.dst), false)?;
         let to = match (first.layout, self.to) {
-            (Some(Layout::Mlx), _) | (None, Target::Upstream) => Target::MlxBf16,
+            (Some(CheckpointLayout::Mlx), _) | (None, Target::Upstream) => Target::MlxBf16,
             _ => Target::Upstream,
         };
         crate::folder::temporary(&self.dst, "back", |dir| {

@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use lance_mm::checkpoint::Part;
+use lance_mm::checkpoint::WeightsFile;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::{Map, Value, json};
@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use crate::located::{Located, Source, width};
 
 /// Every tensor of a file or of its shards, where it lies.
-pub(crate) fn open(part: &Part) -> Result<Vec<Located>> {
+pub(crate) fn open(part: &WeightsFile) -> Result<Vec<Located>> {
     // Opening them as weights checks lengths, shards and repeated names; only headers are touched.
     let paths = part.open()?.file_paths();
     let mut tensors = Vec::new();
@@ -138,7 +138,7 @@ mod tests {
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(file.tensor("a").unwrap().data(), b"123");
         assert_eq!(u64::from_le_bytes(*bytes.first_chunk().unwrap()) % 8, 0);
-        let read = open(&Part { path: path.clone(), sharded: false }).unwrap();
+        let read = open(&WeightsFile { path: path.clone(), sharded: false }).unwrap();
         let found: Vec<_> =
             read.iter().map(|t| (t.name.as_str(), t.chunks().next().unwrap().unwrap())).collect();
         assert_eq!(found, [("b", b"xy".to_vec()), ("a", b"123".to_vec())]);

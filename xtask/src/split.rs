@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use lance_mm::checkpoint::{find, recognise};
+use lance_mm::checkpoint::{CheckpointFiles, CheckpointLayout};
 use lance_mm::models::is_generation;
 use serde_json::{Value, json};
 
@@ -23,12 +23,12 @@ pub(crate) fn run(src: &Path, dst: &Path) -> Result<ExitCode> {
 }
 
 fn write(src: &Path, dst: &Path) -> Result<usize> {
-    let files = find(src)?;
+    let files = CheckpointFiles::find(src)?;
     let model = files.require_model()?;
     let text = files.read_config()?;
     let name = || src.join("config.json").display().to_string();
     let mut config: Value = serde_json::from_slice(&text).with_context(name)?;
-    recognise(Some(&config), &model.open()?.tensors())
+    CheckpointLayout::recognise(Some(&config), &model.open()?.tensors())
         .map_err(anyhow::Error::msg)
         .and_then(|layout| Ok(layout.require_loadable(&model.path.display().to_string())?))?;
     mark_und_only(&mut config);

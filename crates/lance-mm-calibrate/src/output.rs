@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use lance_mm_models::is_generation;
 use lance_mm_pipelines::Checkpoint;
-use lance_mm_pipelines::checkpoint::Files;
+use lance_mm_pipelines::checkpoint::CheckpointFiles;
 use lance_mm_tensor::{TensorInfo, Weights};
 use safetensors::{Dtype, View};
 
@@ -27,7 +27,7 @@ const LARGE: usize = 1 << 20;
 pub(crate) struct Output<'a> {
     pub(crate) open: &'a dyn Fn() -> Result<Checkpoint>,
     /// Its files.
-    pub(crate) files: &'a Files,
+    pub(crate) files: &'a CheckpointFiles,
     pub(crate) work: &'a WorkDir,
     pub(crate) schemes: &'a Schemes,
     pub(crate) gen_: &'a GenExpert,

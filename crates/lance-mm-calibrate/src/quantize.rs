@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use lance_mm_models::Experts;
-use lance_mm_pipelines::checkpoint::{self, Files, Part};
+use lance_mm_pipelines::checkpoint::{CheckpointFiles, WeightsFile};
 use lance_mm_pipelines::eval::Dataset;
 use lance_mm_pipelines::{Checkpoint, Generation, Understanding, inspect};
 use lance_mm_quant::Expert;
@@ -53,14 +53,14 @@ pub fn quantize(
     let open = || Ok(Checkpoint::open(source)?);
     let checkpoint = open()?;
     refuse_quantized(&checkpoint, source)?;
-    let files = checkpoint::find(source)?;
+    let files = CheckpointFiles::find(source)?;
     let layers = checkpoint.config().num_hidden_layers;
     let mut schemes = options.schemes()?;
     let hashes = dataset.map(samples::hashes).transpose()?.unwrap_or_default();
     let drawings = options.gen_expert.drawings();
     let drawn = drawings.map(Drawings::hashes).transpose()?.unwrap_or_default();
     let gen_ = &options.gen_expert;
-    let vae = files.vae.as_ref().filter(|_| !gen_.is_dropped()).map(Part::open).transpose()?;
+    let vae = files.vae.as_ref().filter(|_| !gen_.is_dropped()).map(WeightsFile::open).transpose()?;
     let plan = options.plan(&fingerprint(&checkpoint, vae.as_ref(), &files, observer)?, &hashes, &drawn);
     let Some(work) = WorkDir::open(out, &plan)? else { return Report::read(out) };
     let prepared = match dataset {
@@ -136,7 +136,7 @@ fn lay_out(
 fn fingerprint(
     source: &Checkpoint,
     vae: Option<&Weights>,
-    files: &Files,
+    files: &CheckpointFiles,
     observer: &mut Observer<'_>,
 ) -> Result<String> {
     observer(Progress::Fingerprint);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use lance_mm_pipelines::Checkpoint;
-use lance_mm_pipelines::checkpoint::Part;
+use lance_mm_pipelines::checkpoint::WeightsFile;
 use lance_mm_quant::{Recipe, Source, quantize_linear};
 use lance_mm_tensor::{TensorInfo, Weight};
 use safetensors::Dtype;
@@ -23,7 +23,12 @@ pub(crate) fn mlp_width(source: &Checkpoint, schemes: &Schemes) -> Option<usize>
 }
 
 /// Writes `vit.safetensors`, if the source has one: `part`.
-pub(crate) fn write(dir: &Path, source: &Checkpoint, part: Option<&Part>, schemes: &Schemes) -> Result<()> {
+pub(crate) fn write(
+    dir: &Path,
+    source: &Checkpoint,
+    part: Option<&WeightsFile>,
+    schemes: &Schemes,
+) -> Result<()> {
     let path = dir.join("vit.safetensors");
     let Some(vit) = source.vit() else { return Ok(()) };
     let file = part.filter(|part| !part.sharded).map(|part| &part.path);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use candle_core::Device;
-use lance_mm::checkpoint::Part;
+use lance_mm::checkpoint::WeightsFile;
 use lance_mm::{Checkpoint, CheckpointBytes, Understanding};
 
 use crate::args::ModelArgs;
@@ -91,7 +91,7 @@ fn find(model: &str, parts: &[&str], pull: &str) -> Result<PathBuf> {
     let Some(folder) = repo.cached()? else {
         bail!("model {model}: no such folder, and not in the hub's cache; run: lance-mm {pull} {repo}");
     };
-    if !parts.iter().all(|part| Part::in_dir(&folder, part).is_some()) {
+    if !parts.iter().all(|part| WeightsFile::in_dir(&folder, part).is_some()) {
         bail!("model {model}: only a part of it is in the hub's cache; run: lance-mm {pull} {repo}");
     }
     Ok(folder)

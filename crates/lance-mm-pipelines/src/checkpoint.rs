@@ -17,9 +17,9 @@ use crate::error::{Error, Result};
 use crate::prompt::Medium;
 use crate::tokenizer::Tokenizer;
 pub(crate) use files::visible;
-pub use files::{Files, Part, find};
+pub use files::{CheckpointFiles, WeightsFile};
+pub use layout::CheckpointLayout;
 pub(crate) use layout::listed;
-pub use layout::{Layout, recognise};
 
 /// The parts of a checkpoint, mapped but not yet built into networks.
 pub struct Checkpoint {
@@ -66,13 +66,13 @@ impl Checkpoint {
     /// A folder without the files, of another layout, or whose files contradict each other.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
-        let files = find(dir)?;
+        let files = CheckpointFiles::find(dir)?;
         let config = files.read_config()?;
         let model = files.require_model()?.open()?;
         require_loadable(&dir.display().to_string(), &config, &model)?;
         let generation = files.generation_config.as_deref().map(read).transpose()?;
-        let vit = files.vit.as_ref().map(Part::open).transpose()?;
-        let vae = files.vae.as_ref().map(Part::open);
+        let vit = files.vit.as_ref().map(WeightsFile::open).transpose()?;
+        let vae = files.vae.as_ref().map(WeightsFile::open);
         let tokenizer = Tokenizer::from_dir(dir)?;
         let name = dir.display().to_string();
         let checkpoint = Self::assemble(&name, &config, generation.as_deref(), tokenizer, model, vit)?;
@@ -235,7 +235,7 @@ impl Checkpoint {
 /// Refuses every layout but the one that is read at run time, by name.
 fn require_loadable(name: &str, config: &[u8], model: &Weights) -> Result<()> {
     let config: Option<Value> = serde_json::from_slice(config).ok();
-    recognise(config.as_ref(), &model.tensors())
+    CheckpointLayout::recognise(config.as_ref(), &model.tensors())
         .map_err(|message| Error::Checkpoint { name: name.into(), message })?
         .require_loadable(name)
 }

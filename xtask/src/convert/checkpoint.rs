@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use lance_mm::checkpoint::{Files, Layout, Part, find, recognise};
+use lance_mm::checkpoint::{CheckpointFiles, CheckpointLayout, WeightsFile};
 use lance_mm::models::{Config, is_generation};
 use lance_mm::tensor::{Problem, Problems};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ pub(super) const VAE_PTH: &str = "Wan2.2_VAE.pth";
 #[derive(Default)]
 pub(super) struct Checkpoint {
     /// `None` for a VAE alone.
-    pub(super) layout: Option<Layout>,
+    pub(super) layout: Option<CheckpointLayout>,
     /// The configuration as it is to be written; `None` for a VAE alone.
     pub(super) config: Option<Value>,
     /// Whether the position table has more than one slot in time.
@@ -42,7 +42,7 @@ impl Checkpoint {
         if let Some(pth) = lone_vae(src)? {
             return Self::vae_alone(&pth, &pth::open(&pth)?);
         }
-        let files = find(src)?;
+        let files = CheckpointFiles::find(src)?;
         match (&files.model, &files.vit, &files.vae) {
             (None, None, Some(part)) => Self::vae_alone(&part.path, &safetensors_file::open(part)?),
             _ => Self::whole(&files, und_only),
@@ -61,7 +61,7 @@ impl Checkpoint {
         Ok(Self { vae, ..Self::default() })
     }
 
-    fn whole(files: &Files, und_only: bool) -> Result<Self> {
+    fn whole(files: &CheckpointFiles, und_only: bool) -> Result<Self> {
         let model = files.require_model()?;
         let json: Value =
             serde_json::from_slice(&files.read_config()?).with_context(|| config_name(files))?;
@@ -91,10 +91,10 @@ impl Checkpoint {
     }
 
     /// Puts every tensor of the model file where it belongs.
-    fn sort(&mut self, model: &Part) -> Result<()> {
+    fn sort(&mut self, model: &WeightsFile) -> Result<()> {
         for tensor in safetensors_file::open(model)? {
             let name = match self.layout {
-                Some(Layout::Mlx) => names::from_mlx(&tensor.name),
+                Some(CheckpointLayout::Mlx) => names::from_mlx(&tensor.name),
                 _ => names::from_upstream(&tensor.name),
             };
             match name {
@@ -122,7 +122,7 @@ impl Checkpoint {
     }
 
     /// Opens the vision transformer unless the model file held one, and says where it lies.
-    fn find_vit<'a>(&mut self, files: &'a Files, model: &'a Part) -> Result<&'a Path> {
+    fn find_vit<'a>(&mut self, files: &'a CheckpointFiles, model: &'a WeightsFile) -> Result<&'a Path> {
         if !self.vit.is_empty() {
             return Ok(&model.path);
         }
@@ -142,18 +142,18 @@ impl Checkpoint {
     }
 }
 
-fn config_name(files: &Files) -> String {
+fn config_name(files: &CheckpointFiles) -> String {
     files.config.as_ref().unwrap_or(&files.dir).display().to_string()
 }
 
 /// The layout of a model file, if it is one that is converted.
-fn convertible(model: &Part, config: &Value) -> Result<Layout> {
+fn convertible(model: &WeightsFile, config: &Value) -> Result<CheckpointLayout> {
     let name = model.path.display().to_string();
-    let layout = recognise(Some(config), &model.open()?.tensors())
+    let layout = CheckpointLayout::recognise(Some(config), &model.open()?.tensors())
         .map_err(|found| anyhow::anyhow!("{name}: {found}"))?;
     match layout {
-        Layout::Mlx | Layout::Upstream | Layout::MlxF32 => {}
-        Layout::MlxQuantized => bail!(
+        CheckpointLayout::Mlx | CheckpointLayout::Upstream | CheckpointLayout::MlxF32 => {}
+        CheckpointLayout::MlxQuantized => bail!(
             "{name}: {}: quantized weights are not turned back into dense ones; `split` keeps the UND expert of \
              such a checkpoint",
             layout.describe()
@@ -164,12 +164,12 @@ fn convertible(model: &Part, config: &Value) -> Result<Layout> {
 }
 
 /// The VAE of a checkpoint folder, if there is one; the original release keeps it beside the folder.
-fn find_vae(files: &Files, layout: Layout) -> Result<Option<(PathBuf, Vec<Located>)>> {
+fn find_vae(files: &CheckpointFiles, layout: CheckpointLayout) -> Result<Option<(PathBuf, Vec<Located>)>> {
     if let Some(part) = &files.vae {
         return Ok(Some((part.path.clone(), safetensors_file::open(part)?)));
     }
     let beside = files.dir.join("..").join(VAE_PTH);
-    let places = [Some(files.dir.join(VAE_PTH)), Some(beside).filter(|_| layout != Layout::Mlx)];
+    let places = [Some(files.dir.join(VAE_PTH)), Some(beside).filter(|_| layout != CheckpointLayout::Mlx)];
     let Some(path) = places.into_iter().flatten().find(|path| path.is_file()) else { return Ok(None) };
     let tensors = pth::open(&path)?;
     Ok(Some((path, tensors)))
@@ -181,7 +181,7 @@ fn lone_vae(src: &Path) -> Result<Option<PathBuf>> {
         return Ok(Some(src.to_owned()));
     }
     let pth = src.join(VAE_PTH);
-    let has_model = |dir: &Path| find(dir).is_ok_and(|files| files.model.is_some());
+    let has_model = |dir: &Path| CheckpointFiles::find(dir).is_ok_and(|files| files.model.is_some());
     if !pth.is_file() || has_model(src) {
         return Ok(None);
     }

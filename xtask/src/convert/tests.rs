@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lance_mm::checkpoint::Part;
+use lance_mm::checkpoint::WeightsFile;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -29,7 +29,7 @@ fn error(src: &Path) -> String {
 
 fn tensors(path: &Path) -> Vec<Located> {
     let sharded = path.extension().is_some_and(|extension| extension == "json");
-    open(&Part { path: path.to_owned(), sharded }).unwrap()
+    open(&WeightsFile { path: path.to_owned(), sharded }).unwrap()
 }
 
 /// Type, shape and bytes by name.

@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 
 use lance_mm_tensor::Weights;
 
-use super::layout::{Layout, listed};
+use super::layout::{CheckpointLayout, listed};
 use crate::error::{Error, Result};
 use crate::tokenizer;
 
 /// Files that make a tokenizer.
 const TOKENIZER: [&str; 4] = ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"];
 /// Model files of other authors' layouts, which also say what they are.
-const MARKS: [(&str, Layout); 2] =
-    [("awq_state_dict", Layout::PerChannelInt4), ("nvfp4_state_dict", Layout::NvFp4)];
+const MARKS: [(&str, CheckpointLayout); 2] =
+    [("awq_state_dict", CheckpointLayout::PerChannelInt4), ("nvfp4_state_dict", CheckpointLayout::NvFp4)];
 /// Most bytes of a configuration that is read.
 const MAX_CONFIG: u64 = 16 << 20;
 /// Folders that are looked into to find a checkpoint below the one given.
@@ -22,9 +22,9 @@ const MAX_FOLDERS: usize = 500;
 /// Levels below the folder given; the hub's cache has `snapshots/<revision>`.
 const MAX_DEPTH: usize = 3;
 
-/// The files of a checkpoint folder. [`find`] makes it; a part that is not there is `None`.
+/// The files of a checkpoint folder. [`find`](Self::find) makes it; a part that is not there is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Files {
+pub struct CheckpointFiles {
     /// The folder.
     pub dir: PathBuf,
     /// `config.json`, else `llm_config.json`.
@@ -32,77 +32,79 @@ pub struct Files {
     /// `generation_config.json`.
     pub generation_config: Option<PathBuf>,
     /// The language model.
-    pub model: Option<Part>,
+    pub model: Option<WeightsFile>,
     /// The vision transformer. For the original release, where it lies beside the folder, that one.
-    pub vit: Option<Part>,
+    pub vit: Option<WeightsFile>,
     /// The VAE in MLX's layout.
-    pub vae: Option<Part>,
+    pub vae: Option<WeightsFile>,
     /// Files of the tokenizer, of this folder or of the one above it: all from where
     /// [`Tokenizer::from_dir`](crate::Tokenizer::from_dir) finds a whole one; empty if it finds none.
     pub tokenizer: Vec<PathBuf>,
     /// The layout that the model file's own name tells, if it does.
-    pub marked: Option<Layout>,
+    pub marked: Option<CheckpointLayout>,
 }
 
 /// One network's weights: a safetensors file, or shards and the index that lists them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct WeightsFile {
     /// `x.safetensors` or `x.safetensors.index.json`.
     pub path: PathBuf,
     /// The shards' index rather than the weights themselves.
     pub sharded: bool,
 }
 
-/// Finds the files of the checkpoint in `dir`.
-///
-/// # Errors
-/// A path that is no folder, or a folder without weights: with what was found and, if a checkpoint lies
-/// below it, where to point instead.
-pub fn find(dir: &Path) -> Result<Files> {
-    match fs::metadata(dir) {
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            return Err(bad(dir, "expected a checkpoint folder, found nothing at this path"));
+impl CheckpointFiles {
+    /// Finds the files of the checkpoint in `dir`.
+    ///
+    /// # Errors
+    /// A path that is no folder, or a folder without weights: with what was found and, if a checkpoint lies
+    /// below it, where to point instead.
+    pub fn find(dir: &Path) -> Result<Self> {
+        match fs::metadata(dir) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Err(bad(dir, "expected a checkpoint folder, found nothing at this path"));
+            }
+            Err(source) => return Err(Error::Io { path: dir.to_owned(), source }),
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => {
+                let folder = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                return Err(bad(
+                    dir,
+                    format!("expected a folder, found a file: point at its folder {}", folder.display()),
+                ));
+            }
         }
-        Err(source) => return Err(Error::Io { path: dir.to_owned(), source }),
-        Ok(meta) if meta.is_dir() => {}
-        Ok(_) => {
-            let folder = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            return Err(bad(
-                dir,
-                format!("expected a folder, found a file: point at its folder {}", folder.display()),
-            ));
+        let files = Self::in_dir(dir);
+        if files.model.is_some() || files.vit.is_some() || files.vae.is_some() {
+            Ok(files)
+        } else {
+            Err(nothing_in(dir)?)
         }
     }
-    let files = Files::in_dir(dir);
-    match files.model.is_some() || files.vit.is_some() || files.vae.is_some() {
-        true => Ok(files),
-        false => Err(nothing_in(dir)?),
-    }
-}
 
-impl Files {
     fn in_dir(dir: &Path) -> Self {
         let file = |name: &str| Some(dir.join(name)).filter(|path| path.is_file());
         let config = file("config.json");
         let upstream = config.is_none();
-        let mut model = Part::in_dir(dir, "model").or_else(|| Part::in_dir(dir, "ema"));
+        let mut model = WeightsFile::in_dir(dir, "model").or_else(|| WeightsFile::in_dir(dir, "ema"));
         let mut marked = None;
         for (stem, layout) in MARKS {
-            if let (None, Some(part)) = (&model, Part::in_dir(dir, stem)) {
+            if let (None, Some(part)) = (&model, WeightsFile::in_dir(dir, stem)) {
                 model = Some(part);
                 marked = Some(layout);
             }
         }
         // The original release keeps the one vision transformer of its variants beside their folders.
-        let beside =
-            || Part::in_dir(&dir.join("../Qwen2.5-VL-ViT"), "vit").filter(|_| upstream && model.is_some());
+        let beside = || {
+            WeightsFile::in_dir(&dir.join("../Qwen2.5-VL-ViT"), "vit").filter(|_| upstream && model.is_some())
+        };
         let tokenizer = tokenizer::folder(dir).map(|folder| TOKENIZER.map(|name| folder.join(name)));
         Self {
             dir: dir.to_owned(),
             config: config.or_else(|| file("llm_config.json")),
             generation_config: file("generation_config.json"),
-            vit: Part::in_dir(dir, "vit").or_else(beside),
-            vae: Part::in_dir(dir, "vae"),
+            vit: WeightsFile::in_dir(dir, "vit").or_else(beside),
+            vae: WeightsFile::in_dir(dir, "vae"),
             tokenizer: tokenizer.into_iter().flatten().filter(|path| path.is_file()).collect(),
             model,
             marked,
@@ -113,7 +115,7 @@ impl Files {
     /// configuration that lies beside it.
     pub(crate) fn of_file(path: &Path) -> Self {
         let dir = path.parent().unwrap_or(Path::new(""));
-        let part = Some(Part { path: path.to_owned(), sharded: false });
+        let part = Some(WeightsFile { path: path.to_owned(), sharded: false });
         let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
         let (vit, vae) = (stem == "vit", stem == "vae");
         Self {
@@ -147,10 +149,10 @@ impl Files {
     ///
     /// # Errors
     /// None there, or a file whose name tells a layout that is not read.
-    pub fn require_model(&self) -> Result<&Part> {
+    pub fn require_model(&self) -> Result<&WeightsFile> {
         let Some(model) = &self.model else {
             let found: Vec<String> =
-                [&self.vit, &self.vae].into_iter().flatten().map(Part::file_name).collect();
+                [&self.vit, &self.vae].into_iter().flatten().map(WeightsFile::file_name).collect();
             let message = format!("expected model.safetensors or its index, found only {}", listed(&found));
             return Err(bad(&self.dir, message));
         };
@@ -164,14 +166,14 @@ impl Files {
     ///
     /// # Errors
     /// None there.
-    pub fn require_vit(&self) -> Result<&Part> {
+    pub fn require_vit(&self) -> Result<&WeightsFile> {
         let message =
             "expected vit.safetensors or its index, found neither: questions about images are not possible";
         self.vit.as_ref().ok_or_else(|| bad(&self.dir, message))
     }
 }
 
-impl Part {
+impl WeightsFile {
     /// `model` (`vit`, `vae`) in a folder: the single file, else the index of its shards.
     pub fn in_dir(dir: &Path, stem: &str) -> Option<Self> {
         let single = dir.join(format!("{stem}.safetensors"));
@@ -229,7 +231,7 @@ fn checkpoints_below(dir: &Path) -> Vec<String> {
             next.extend(folders.take(left.saturating_sub(next.len())));
         }
         left = left.saturating_sub(next.len());
-        let hits = next.iter().filter(|path| Files::in_dir(path).model.is_some());
+        let hits = next.iter().filter(|path| CheckpointFiles::in_dir(path).model.is_some());
         found.extend(hits.map(|path| path.display().to_string()));
         level = next;
     }
@@ -269,20 +271,20 @@ mod tests {
     }
 
     fn error(path: &Path) -> String {
-        find(path).unwrap_err().to_string()
+        CheckpointFiles::find(path).unwrap_err().to_string()
     }
 
     #[test]
     fn the_files_of_a_folder() {
         let dir = folder(&["config.json", "llm_config.json", "model.safetensors", "vit.safetensors"]);
-        let files = find(dir.path()).unwrap();
+        let files = CheckpointFiles::find(dir.path()).unwrap();
         assert!(files.config.unwrap().ends_with("config.json"));
         assert_eq!(files.model.unwrap().path, dir.path().join("model.safetensors"));
         assert!(files.tokenizer.is_empty());
         assert!(files.vit.is_some() && files.vae.is_none() && files.marked.is_none());
 
         let dir = folder(&["ema.safetensors", "vit.safetensors.index.json"]);
-        let files = find(dir.path()).unwrap();
+        let files = CheckpointFiles::find(dir.path()).unwrap();
         assert!(files.model.unwrap().path.ends_with("ema.safetensors") && files.vit.unwrap().sharded);
     }
 
@@ -291,7 +293,7 @@ mod tests {
         let named = |files: &[&str]| -> Vec<String> {
             let dir = folder(&[&["a/model.safetensors"], files].concat());
             let root = fs::canonicalize(dir.path()).unwrap();
-            let found = find(&dir.path().join("a")).unwrap().tokenizer;
+            let found = CheckpointFiles::find(&dir.path().join("a")).unwrap().tokenizer;
             found.iter().map(|path| path.strip_prefix(&root).unwrap().display().to_string()).collect()
         };
         assert_eq!(named(&["a/vocab.json", "merges.txt"]), [""; 0]);
@@ -311,9 +313,9 @@ mod tests {
             "Lance_3B/llm_config.json",
             "Qwen2.5-VL-ViT/vit.safetensors",
         ]);
-        let files = find(&dir.path().join("Lance_3B")).unwrap();
+        let files = CheckpointFiles::find(&dir.path().join("Lance_3B")).unwrap();
         assert!(files.config.as_ref().unwrap().ends_with("llm_config.json") && files.require_vit().is_ok());
-        let vit = find(&dir.path().join("Qwen2.5-VL-ViT")).unwrap();
+        let vit = CheckpointFiles::find(&dir.path().join("Qwen2.5-VL-ViT")).unwrap();
         let error = vit.require_model().unwrap_err().to_string();
         assert!(error.ends_with("found only vit.safetensors"), "{error}");
     }
@@ -322,7 +324,7 @@ mod tests {
     fn other_authors_files_are_refused_by_name() {
         for (name, what) in [("awq_state_dict", "per-channel INT4"), ("nvfp4_state_dict", "NVFP4")] {
             let dir = folder(&[&format!("{name}.safetensors"), "awq_meta.json"]);
-            let error = find(dir.path()).unwrap().require_model().unwrap_err().to_string();
+            let error = CheckpointFiles::find(dir.path()).unwrap().require_model().unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(what), "{error}");
         }
     }

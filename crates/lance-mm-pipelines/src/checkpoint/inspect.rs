@@ -30,7 +30,7 @@ use std::path::Path;
 use lance_mm_models::{Config, Experts};
 use lance_mm_tensor::{Activations, TensorInfo, Weights, kept_dtype};
 
-use crate::checkpoint::{Checkpoint, Files, Layout, find, listed};
+use crate::checkpoint::{Checkpoint, CheckpointFiles, CheckpointLayout, listed};
 use crate::error::Result;
 use check::Findings;
 pub use component::Component;
@@ -63,7 +63,7 @@ const MAX_NAMED: usize = 20;
 /// [`Report::problems`].
 pub fn inspect(path: &Path, options: InspectOptions) -> Result<Report> {
     let single = path.is_file() && path.extension().is_some_and(|extension| extension == "safetensors");
-    let files = if single { Files::of_file(path) } else { find(path)? };
+    let files = if single { CheckpointFiles::of_file(path) } else { CheckpointFiles::find(path)? };
     let mut findings = Findings::default();
     let listing = listing(path, &files, single, &mut findings)?;
     let settings = Settings::read(&files, single, &mut findings);
@@ -144,7 +144,12 @@ pub fn fingerprint_of(weights: &Weights) -> Result<String> {
 }
 
 /// The files of the folder, and parts that lie beside it.
-fn listing(path: &Path, files: &Files, single: bool, findings: &mut Findings) -> Result<Vec<FileEntry>> {
+fn listing(
+    path: &Path,
+    files: &CheckpointFiles,
+    single: bool,
+    findings: &mut Findings,
+) -> Result<Vec<FileEntry>> {
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if single {
         return Ok(check::file_entry(&files.dir, name(path), findings).into_iter().collect());
@@ -164,7 +169,7 @@ fn check_parts(
     parts: &Parts,
     items: &[Item<'_>],
     config: Option<&Config>,
-    layout: Option<Layout>,
+    layout: Option<CheckpointLayout>,
     experts: Option<ExpertsFound>,
     findings: &mut Findings,
 ) {
@@ -172,7 +177,7 @@ fn check_parts(
         check::vae(&vae.weights, findings);
     }
     let Some(config) = config else { return };
-    if let Some(model) = parts.of(Source::Model).filter(|_| layout.is_some_and(Layout::loadable)) {
+    if let Some(model) = parts.of(Source::Model).filter(|_| layout.is_some_and(CheckpointLayout::loadable)) {
         let experts = if experts == Some(ExpertsFound::UndAndGen) { Experts::Both } else { Experts::Und };
         let both = experts == Experts::Both;
         let latents = both && items.iter().any(|item| item.component == Component::Latent);
@@ -208,7 +213,12 @@ fn check_settings(
 }
 
 /// Parts that are not there, and tensors that belong to none.
-fn check_presence(files: &Files, items: &[Item<'_>], experts: Option<ExpertsFound>, findings: &mut Findings) {
+fn check_presence(
+    files: &CheckpointFiles,
+    items: &[Item<'_>],
+    experts: Option<ExpertsFound>,
+    findings: &mut Findings,
+) {
     let has = |component: Component| items.iter().any(|item| item.component == component);
     if let Err(error) = files.require_model() {
         findings.problem(error);

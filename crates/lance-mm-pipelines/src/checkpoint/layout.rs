@@ -1,6 +1,5 @@
 //! The forms in which Lance checkpoints exist, and where in a folder their parts lie.
 //!
-//! [`find`] says which files of a folder make a checkpoint, [`recognise`] which form the model file has.
 //! One form is read at run time: MLX's, dense or quantized. The others are recognised so that the error can
 //! say what they are and what to do.
 
@@ -13,7 +12,7 @@ use crate::error::{Error, Result};
 /// Form of a checkpoint's model file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Layout {
+pub enum CheckpointLayout {
     /// MLX names, dense.
     Mlx,
     /// MLX names, some or all matrices packed.
@@ -30,7 +29,42 @@ pub enum Layout {
     PlainQwen2,
 }
 
-impl Layout {
+impl CheckpointLayout {
+    /// Recognises a layout from the tensors of a model file and the whole `config.json`, if there is one.
+    ///
+    /// # Errors
+    /// No known layout: what was expected, and the first five names.
+    pub fn recognise(config: Option<&Value>, tensors: &[TensorInfo]) -> std::result::Result<Self, String> {
+        let any = |test: &dyn Fn(&str) -> bool| tensors.iter().any(|tensor| test(&tensor.name));
+        if any(&|name| name.ends_with(".qweight")) {
+            return Ok(Self::PerChannelInt4);
+        }
+        if any(&|name| name.ends_with(".scales_fp8")) {
+            return Ok(Self::NvFp4);
+        }
+        if any(&|name| name.starts_with("language_model.")) {
+            let fc1 = any(&|name| name.starts_with("time_embedder.fc1."));
+            return Ok(if fc1 { Self::MlxF32 } else { Self::Upstream });
+        }
+        // Any layer will do: a file that lacks layer 0 should be told so, not that it is no checkpoint.
+        if any(&|name| name.starts_with("layers.") && name.contains(".self_attn.")) {
+            let stated =
+                |key: &str| config.is_some_and(|config| config.get(key).is_some_and(|v| !v.is_null()));
+            let quantized = stated("quantization")
+                || stated("quantization_config")
+                || any(&|name| name.starts_with("layers.") && name.ends_with(".scales"));
+            return Ok(if quantized { Self::MlxQuantized } else { Self::Mlx });
+        }
+        if any(&|name| name.starts_with("model.layers.")) && !any(&|name| name.contains(".q_norm")) {
+            return Ok(Self::PlainQwen2);
+        }
+        let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        Err(format!(
+            "no known layout: expected tensors such as layers.0.self_attn.q_proj.weight, found {}",
+            listed(&names)
+        ))
+    }
+
     /// What it is, in a few words.
     pub fn describe(self) -> &'static str {
         match self {
@@ -82,40 +116,6 @@ impl Layout {
     }
 }
 
-/// Recognises a layout from the tensors of a model file and the whole `config.json`, if there is one.
-///
-/// # Errors
-/// No known layout: what was expected, and the first five names.
-pub fn recognise(config: Option<&Value>, tensors: &[TensorInfo]) -> std::result::Result<Layout, String> {
-    let any = |test: &dyn Fn(&str) -> bool| tensors.iter().any(|tensor| test(&tensor.name));
-    if any(&|name| name.ends_with(".qweight")) {
-        return Ok(Layout::PerChannelInt4);
-    }
-    if any(&|name| name.ends_with(".scales_fp8")) {
-        return Ok(Layout::NvFp4);
-    }
-    if any(&|name| name.starts_with("language_model.")) {
-        let fc1 = any(&|name| name.starts_with("time_embedder.fc1."));
-        return Ok(if fc1 { Layout::MlxF32 } else { Layout::Upstream });
-    }
-    // Any layer will do: a file that lacks layer 0 should be told so, not that it is no checkpoint.
-    if any(&|name| name.starts_with("layers.") && name.contains(".self_attn.")) {
-        let stated = |key: &str| config.is_some_and(|config| config.get(key).is_some_and(|v| !v.is_null()));
-        let quantized = stated("quantization")
-            || stated("quantization_config")
-            || any(&|name| name.starts_with("layers.") && name.ends_with(".scales"));
-        return Ok(if quantized { Layout::MlxQuantized } else { Layout::Mlx });
-    }
-    if any(&|name| name.starts_with("model.layers.")) && !any(&|name| name.contains(".q_norm")) {
-        return Ok(Layout::PlainQwen2);
-    }
-    let names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-    Err(format!(
-        "no known layout: expected tensors such as layers.0.self_attn.q_proj.weight, found {}",
-        listed(&names)
-    ))
-}
-
 /// The first five of a list, for a message.
 pub(crate) fn listed(names: &[impl AsRef<str>]) -> String {
     let first: Vec<&str> = names.iter().take(5).map(AsRef::as_ref).collect();
@@ -141,53 +141,61 @@ mod tests {
 
     #[test]
     fn every_layout_is_recognised() {
-        let cases: [(&[&str], Layout); 9] = [
-            (&["embed_tokens.weight", "layers.0.self_attn.q_proj.weight"], Layout::Mlx),
-            (&["layers.7.self_attn.k_norm.weight"], Layout::Mlx),
-            (&["layers.0.self_attn.q_proj.weight", "layers.0.self_attn.q_proj.scales"], Layout::MlxQuantized),
-            (&["language_model.model.layers.0.self_attn.q_proj.weight"], Layout::Upstream),
-            (&["language_model.lm_head.weight", "time_embedder.fc1.weight"], Layout::MlxF32),
+        let cases: [(&[&str], CheckpointLayout); 9] = [
+            (&["embed_tokens.weight", "layers.0.self_attn.q_proj.weight"], CheckpointLayout::Mlx),
+            (&["layers.7.self_attn.k_norm.weight"], CheckpointLayout::Mlx),
+            (
+                &["layers.0.self_attn.q_proj.weight", "layers.0.self_attn.q_proj.scales"],
+                CheckpointLayout::MlxQuantized,
+            ),
+            (&["language_model.model.layers.0.self_attn.q_proj.weight"], CheckpointLayout::Upstream),
+            (&["language_model.lm_head.weight", "time_embedder.fc1.weight"], CheckpointLayout::MlxF32),
             (
                 &["language_model.model.layers.0.self_attn.q_proj.qweight", "x.scales", "x.zeros"],
-                Layout::PerChannelInt4,
+                CheckpointLayout::PerChannelInt4,
             ),
-            (&["language_model.lm_head.weight", "x.scales_fp8"], Layout::NvFp4),
-            (&["model.layers.0.self_attn.q_proj.weight"], Layout::PlainQwen2),
+            (&["language_model.lm_head.weight", "x.scales_fp8"], CheckpointLayout::NvFp4),
+            (&["model.layers.0.self_attn.q_proj.weight"], CheckpointLayout::PlainQwen2),
             (
                 &["model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.q_proj.scales"],
-                Layout::PlainQwen2,
+                CheckpointLayout::PlainQwen2,
             ),
         ];
         for (names, expected) in cases {
-            assert_eq!(recognise(None, &tensors(names)), Ok(expected), "{names:?}");
+            assert_eq!(CheckpointLayout::recognise(None, &tensors(names)), Ok(expected), "{names:?}");
         }
         let names = tensors(&["layers.0.self_attn.q_proj.weight"]);
         let config = json!({"quantization": {"bits": 4, "group_size": 64}});
-        assert_eq!(recognise(Some(&config), &names), Ok(Layout::MlxQuantized));
-        assert_eq!(recognise(Some(&json!({"quantization": null})), &names), Ok(Layout::Mlx));
+        assert_eq!(CheckpointLayout::recognise(Some(&config), &names), Ok(CheckpointLayout::MlxQuantized));
+        assert_eq!(
+            CheckpointLayout::recognise(Some(&json!({"quantization": null})), &names),
+            Ok(CheckpointLayout::Mlx)
+        );
     }
 
     #[test]
     fn unknown_names_are_listed() {
-        let error = recognise(None, &tensors(&["a", "b", "c", "d", "e", "f", "g"])).unwrap_err();
+        let error =
+            CheckpointLayout::recognise(None, &tensors(&["a", "b", "c", "d", "e", "f", "g"])).unwrap_err();
         assert!(error.ends_with("found a, b, c, d, e and 2 more"), "{error}");
-        assert!(recognise(None, &[]).unwrap_err().ends_with("found none"));
+        assert!(CheckpointLayout::recognise(None, &[]).unwrap_err().ends_with("found none"));
         let normed =
             tensors(&["model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.q_norm.weight"]);
-        assert!(recognise(None, &normed).is_err());
+        assert!(CheckpointLayout::recognise(None, &normed).is_err());
     }
 
     #[test]
     fn what_cannot_be_loaded_says_what_to_do() {
         assert!(
-            Layout::Mlx.require_loadable("x").is_ok() && Layout::MlxQuantized.require_loadable("x").is_ok()
+            CheckpointLayout::Mlx.require_loadable("x").is_ok()
+                && CheckpointLayout::MlxQuantized.require_loadable("x").is_ok()
         );
-        let error = Layout::Upstream.require_loadable("Lance_3B").unwrap_err().to_string();
+        let error = CheckpointLayout::Upstream.require_loadable("Lance_3B").unwrap_err().to_string();
         assert!(
             error.starts_with("Lance_3B: upstream layout (language_model.* names): convert it"),
             "{error}"
         );
-        let error = Layout::PlainQwen2.require_loadable("x").unwrap_err().to_string();
+        let error = CheckpointLayout::PlainQwen2.require_loadable("x").unwrap_err().to_string();
         assert!(error.contains("its answers would not be Lance's"), "{error}");
     }
 }

@@ -7,7 +7,7 @@ use lance_mm_models::{Config, Experts, LatentLayers, Llm, Vae, VaeConfig, Vit};
 use lance_mm_tensor::Weights;
 
 use super::report::{FileEntry, SpecialId, TokenizerSummary};
-use crate::checkpoint::{Files, Part, read, stop_ids, visible};
+use crate::checkpoint::{CheckpointFiles, WeightsFile, read, stop_ids, visible};
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 
@@ -64,7 +64,7 @@ fn is_lfs_pointer(path: &Path, len: u64) -> bool {
 }
 
 /// Maps a part's weights; of shards that do not make a whole, those that can be read.
-pub(super) fn open(part: &Part, findings: &mut Findings) -> Option<Weights> {
+pub(super) fn open(part: &WeightsFile, findings: &mut Findings) -> Option<Weights> {
     let error = match part.open() {
         Ok(weights) => return Some(weights),
         Err(error) => error,
@@ -86,7 +86,7 @@ pub(super) fn open(part: &Part, findings: &mut Findings) -> Option<Weights> {
 }
 
 /// The shards an index lists that are there, by name.
-pub(super) fn shards(part: &Part) -> Vec<PathBuf> {
+pub(super) fn shards(part: &WeightsFile) -> Vec<PathBuf> {
     let json = fs::read(&part.path).ok().and_then(|text| serde_json::from_slice(&text).ok());
     let json: serde_json::Value = json.unwrap_or_default();
     let names = json["weight_map"].as_object().into_iter().flat_map(|map| map.values());
@@ -133,7 +133,7 @@ fn report(result: lance_mm_tensor::Result<()>, findings: &mut Findings) {
 
 /// Reads the tokenizer and compares its ids with those of the configuration and of `generation_config.json`.
 pub(super) fn tokenizer(
-    files: &Files,
+    files: &CheckpointFiles,
     config: Option<&Config>,
     findings: &mut Findings,
 ) -> Option<TokenizerSummary> {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::check::{self, Findings};
 use super::component::{Component, Source, classify};
 use super::quantized;
-use crate::checkpoint::{Files, Layout, base_size, recognise};
+use crate::checkpoint::{CheckpointFiles, CheckpointLayout, base_size};
 
 /// The configuration in its three readings, each as far as it can be read.
 pub(super) struct Settings {
@@ -19,7 +19,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    pub(super) fn read(files: &Files, single: bool, findings: &mut Findings) -> Self {
+    pub(super) fn read(files: &CheckpointFiles, single: bool, findings: &mut Findings) -> Self {
         let mut settings = Self { json: None, config: None, quantization: Quantization::default() };
         // A vision transformer or VAE alone has no configuration of ours; a single file may have none.
         if files.model.is_none() || (single && files.config.is_none()) {
@@ -61,7 +61,7 @@ pub(super) struct OpenPart {
 pub(super) struct Parts(pub(super) Vec<OpenPart>);
 
 impl Parts {
-    pub(super) fn open(files: &Files, settings: &Settings, findings: &mut Findings) -> Self {
+    pub(super) fn open(files: &CheckpointFiles, settings: &Settings, findings: &mut Findings) -> Self {
         let mut parts = Vec::new();
         let sources = [(Source::Model, &files.model), (Source::Vit, &files.vit), (Source::Vae, &files.vae)];
         for (source, part) in sources {
@@ -92,14 +92,14 @@ impl Parts {
     /// The layout, with a problem if there is none or none that can be loaded.
     pub(super) fn layout(
         &self,
-        files: &Files,
+        files: &CheckpointFiles,
         settings: &Settings,
         findings: &mut Findings,
-    ) -> Option<Layout> {
+    ) -> Option<CheckpointLayout> {
         let name = files.model.as_ref().map(|part| part.path.display().to_string())?;
         let recognised = match (files.marked, self.of(Source::Model)) {
             (Some(layout), _) => Ok(layout),
-            (None, Some(model)) => recognise(settings.json.as_ref(), &model.tensors),
+            (None, Some(model)) => CheckpointLayout::recognise(settings.json.as_ref(), &model.tensors),
             (None, None) => return None,
         };
         match recognised {

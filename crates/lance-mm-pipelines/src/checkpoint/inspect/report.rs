@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::component::Component;
 use super::count::Count;
 use super::quantized::QuantizationSummary;
-use crate::checkpoint::Layout;
+use crate::checkpoint::CheckpointLayout;
 
 /// What is in a checkpoint, and everything that is wrong with it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -16,7 +16,7 @@ pub struct Report {
     /// The folder or file inspected.
     pub path: PathBuf,
     /// Form of the model file, if it was recognised; a problem says why not.
-    pub layout: Option<Layout>,
+    pub layout: Option<CheckpointLayout>,
     /// The configuration, if it could be read.
     pub config: Option<ConfigSummary>,
     /// Which experts the model file holds, if it could be read.

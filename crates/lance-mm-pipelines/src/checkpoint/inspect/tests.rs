@@ -219,7 +219,7 @@ fn a_dense_folder_is_counted() {
     let dir = folder(&config(&TOY), &model(&TOY, None));
     let report = shallow(dir.path());
     assert_eq!(problems(&report), [""; 0]);
-    assert_eq!((report.layout, report.experts), (Some(Layout::Mlx), Some(ExpertsFound::UndAndGen)));
+    assert_eq!((report.layout, report.experts), (Some(CheckpointLayout::Mlx), Some(ExpertsFound::UndAndGen)));
     assert_eq!(report.quantization, None);
     // A layer: q and o 32·32, k and v 16·32, three of 64·32; biases 32 + 16 + 16.
     let linears = 2 * (2 * 1024 + 2 * 512 + 3 * 2048 + 64);
@@ -260,7 +260,7 @@ fn a_quantized_folder_counts_the_weights_it_stands_for() {
     let dir = folder(&settings, &specs);
     let report = shallow(dir.path());
     assert_eq!(problems(&report), [""; 0]);
-    assert_eq!(report.layout, Some(Layout::MlxQuantized));
+    assert_eq!(report.layout, Some(CheckpointLayout::MlxQuantized));
     let dense = shallow(folder(&config(&TOY), &model(&TOY, None)).path());
     assert_eq!(report.model.unwrap().parameters, dense.model.unwrap().parameters);
     let head = &component(&report, Component::LmHead).count;
@@ -442,7 +442,7 @@ fn layouts_that_are_not_read_are_still_counted() {
         ],
     );
     let report = shallow(dir.path());
-    assert_eq!(report.layout, Some(Layout::PerChannelInt4));
+    assert_eq!(report.layout, Some(CheckpointLayout::PerChannelInt4));
     let expected = Count { tensors: 3, parameters: 1024, bytes: 512 + 64 + 32 };
     assert_eq!(component(&report, Component::UndLinears).count, expected);
     let refusals =
