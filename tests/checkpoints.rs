@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use lance_mm::eval::dataset::Sample;
-use lance_mm::eval::{Dataset, ParityOptions, parity};
 use lance_mm::{Options, Part, Understanding, image};
+use lance_mm_eval::dataset::Sample;
+use lance_mm_eval::{Dataset, ParityOptions, parity};
 use serde_json::json;
 
 /// The bundled checkpoint as a folder.

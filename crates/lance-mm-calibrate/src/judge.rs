@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
+use lance_mm_eval::Position;
 use lance_mm_models::{Llm, Sequence};
 use lance_mm_pipelines::Understanding;
-use lance_mm_pipelines::eval::Position;
 use lance_mm_quant::Expert;
 
 use crate::run::Run;

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
+use lance_mm_eval::Dataset;
 use lance_mm_models::Experts;
 use lance_mm_pipelines::checkpoint::{CheckpointFiles, WeightsFile};
-use lance_mm_pipelines::eval::Dataset;
 use lance_mm_pipelines::{Checkpoint, Generation, Understanding, inspect};
 use lance_mm_quant::Expert;
 use lance_mm_tensor::Weights;

@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
+use lance_mm_eval::{Dataset, Sample};
 use lance_mm_models::{Config, Segment};
-use lance_mm_pipelines::eval::{Dataset, Sample};
 use lance_mm_pipelines::prompt::{self, Content, Medium, Turn};
 use lance_mm_pipelines::{Decoding, Options, Part, Understanding};
 use lance_mm_quant::Expert;

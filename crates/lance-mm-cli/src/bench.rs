@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use lance_mm::eval::Dataset;
+use lance_mm_eval::Dataset;
 use serde::Serialize;
 
 use crate::args::ComputeArgs;

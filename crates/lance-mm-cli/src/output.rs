@@ -72,10 +72,14 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
 
 /// Name, expected and found of an option that the library refuses.
 fn option(error: &anyhow::Error) -> Option<(&str, &str, &str)> {
-    if let Some(lance_mm::Error::Option { name, expected, found }) = error.downcast_ref() {
+    let of_task = match error.downcast_ref() {
+        Some(lance_mm_eval::Error::Pipeline(error)) => Some(error),
+        _ => error.downcast_ref(),
+    };
+    if let Some(lance_mm::Error::Option { name, expected, found }) = of_task {
         return Some((name, expected, found));
     }
-    let of_image = match error.downcast_ref() {
+    let of_image = match of_task {
         Some(lance_mm::Error::Image(error)) => Some(error),
         _ => error.downcast_ref::<image::Error>(),
     };

@@ -5,8 +5,8 @@ mod page;
 mod progress;
 
 use anyhow::{Context, Result, bail};
-use lance_mm::eval::Dataset;
 use lance_mm_calibrate::Report;
+use lance_mm_eval::Dataset;
 
 use crate::eval::data::bundled;
 use crate::model;

@@ -52,14 +52,6 @@ pub enum Error {
         /// What was given.
         found: String,
     },
-    /// A data set that cannot be used.
-    #[error("{name}: {message}")]
-    Data {
-        /// The file, and the line or sample.
-        name: String,
-        /// Expected and found.
-        message: String,
-    },
     /// Logits that no token can be chosen from.
     #[error("logits: {0}")]
     Logits(String),

@@ -22,6 +22,7 @@ use crate::denoise::{Denoised, Denoiser, Prefix};
 use crate::error::{Error, Result};
 use crate::noise::noise;
 use crate::prompt::{GenerationPrompt, Task};
+use crate::schedule::Step;
 use crate::tokenizer::Tokenizer;
 use crate::warm;
 pub use plan::{Piece, Plan, Unconditional};
@@ -139,6 +140,11 @@ impl Generation {
     #[must_use]
     pub fn with_decoding_budget(self, bytes: usize) -> Self {
         Self { vae: self.vae.with_budget(bytes), ..self }
+    }
+
+    /// The checkpoint that it was loaded from.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
     }
 
     /// The configuration.
@@ -380,8 +386,23 @@ impl Generation {
         denoiser.run(x, &schedule, options.method, &mut |step| observe(Event::Step(step)))
     }
 
+    /// Guided velocity f32 `(N, 48)` of latents f32 `(N, 48)` at a step, everything before the noise block read once:
+    /// for a sampler of one's own, or to compare models at the same latents.
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill); of the function, latents that do not match the plan's grid.
+    pub fn velocity<'a>(
+        &'a self,
+        plan: &'a Plan,
+        encoded: &Encoded,
+        options: &'a GenerationOptions,
+    ) -> Result<impl FnMut(&Tensor, Step) -> Result<Tensor> + 'a> {
+        let mut denoiser = self.denoiser(plan, encoded, options, 0)?;
+        Ok(move |x: &Tensor, step: Step| Ok(denoiser.velocities(x, step)?.v))
+    }
+
     /// What denoises, with everything before the noise block in its cache.
-    pub(crate) fn denoiser<'a>(
+    fn denoiser<'a>(
         &'a self,
         plan: &'a Plan,
         encoded: &Encoded,

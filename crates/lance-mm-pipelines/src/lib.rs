@@ -4,17 +4,13 @@
 //! picture, or take the steps one by one: [`lance_mm_image`] prepares pixels, [`Tokenizer`] and
 //! [`prompt`] text, [`Understanding::answer`] streams, [`Look`] asks many questions about one picture,
 //! [`Chat`] goes on over several turns. [`Generation`] draws pictures and videos; [`mod@generate`] has its parts.
-//! [`eval`] measures what quantization costs, [`bench`](mod@bench) and [`memory`] what answering does.
 
-pub mod bench;
 pub mod checkpoint;
 mod decode;
 mod denoise;
 mod error;
-pub mod eval;
 pub mod generate;
 mod guidance;
-pub mod memory;
 mod noise;
 mod pixels;
 pub mod prompt;

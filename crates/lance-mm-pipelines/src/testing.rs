@@ -1,7 +1,5 @@
 //! The nano checkpoint in bf16, of which the bundled one is a quantization, for the tests of this crate.
 
-use crate::eval::Dataset;
-use crate::eval::dataset::Sample;
 use crate::{Checkpoint, CheckpointBytes, Tokenizer};
 
 pub(crate) const NANO: CheckpointBytes = CheckpointBytes {
@@ -19,11 +17,4 @@ pub(crate) fn tokenizer() -> Tokenizer {
 
 pub(crate) fn checkpoint() -> Checkpoint {
     Checkpoint::in_memory(&NANO).unwrap()
-}
-
-/// The demo pictures with their questions.
-pub(crate) fn demos() -> Dataset {
-    let sample =
-        |demo: &lance_mm_nano::Demo| Sample::of_picture(demo.file, demo.png, demo.question, demo.answer);
-    Dataset { name: "demos".into(), samples: lance_mm_nano::DEMOS.iter().map(sample).collect() }
 }

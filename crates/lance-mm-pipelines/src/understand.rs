@@ -169,6 +169,11 @@ impl Understanding {
         Self { low_memory, ..self }
     }
 
+    /// The checkpoint that it was loaded from.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.checkpoint.config

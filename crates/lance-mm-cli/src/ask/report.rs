@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use lance_mm::tensor::device_name;
-use lance_mm::{Answer, Visual, memory};
+use lance_mm::{Answer, Visual};
+use lance_mm_eval::memory;
 use serde::Serialize;
 
 use crate::model::Model;

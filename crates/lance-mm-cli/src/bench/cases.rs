@@ -2,9 +2,9 @@
 //! original port.
 
 use anyhow::Result;
-use lance_mm::eval::Dataset;
-use lance_mm::eval::oracle::{CaseAnswer, answers};
 use lance_mm::{Decoding, Options};
+use lance_mm_eval::Dataset;
+use lance_mm_eval::oracle::{CaseAnswer, answers};
 use serde::Serialize;
 
 use super::measure::Measured;

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use candle_core::Device;
-use lance_mm::bench::{self, Step, TwoQuestions};
-use lance_mm::eval::Dataset;
 use lance_mm::tensor::{Activations, device_name};
-use lance_mm::{Checkpoint, Understanding, memory};
+use lance_mm::{Checkpoint, Understanding};
+use lance_mm_eval::Dataset;
+use lance_mm_eval::bench::{self, Step, TwoQuestions};
+use lance_mm_eval::memory;
 use serde::Serialize;
 
 use super::cases::{self, CaseTime};
@@ -262,7 +263,7 @@ impl Run<'_> {
     fn beside<T>(
         &mut self,
         limit: fn(&mut Limits) -> f64,
-        step: impl FnOnce() -> lance_mm::Result<T>,
+        step: impl FnOnce() -> lance_mm_eval::Result<T>,
     ) -> Result<(T, f64)> {
         let before = limit(self.limits);
         let step = step()?;

@@ -1,6 +1,6 @@
 //! Numbers as tables show them.
 
-use lance_mm::eval::Decibels;
+use lance_mm_eval::Decibels;
 
 /// A share as `95.1 %`.
 pub(crate) fn percent(share: f64) -> String {

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use lance_mm::generate::{Event, Stage};
-use lance_mm::memory;
+use lance_mm_eval::memory;
 
 use crate::eval::progress::Progress;
 use crate::output::{self, Busy, Hints};

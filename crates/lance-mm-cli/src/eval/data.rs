@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use candle_core::Device;
-use lance_mm::eval::Dataset;
-use lance_mm::eval::dataset::Sample;
 use lance_mm::tensor::DeviceChoice;
 use lance_mm::{Decoding, Options};
+use lance_mm_eval::Dataset;
+use lance_mm_eval::dataset::Sample;
 
 use crate::model::Model;
 use crate::output::Hints;

@@ -5,8 +5,8 @@ mod tables;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
-use lance_mm::eval::{DrawingOptions, ModelInfo, drawing};
 use lance_mm::{Checkpoint, Generation, GenerationOptions, Guidance};
+use lance_mm_eval::{DrawingOptions, ModelInfo, drawing};
 
 use super::data::{DeviceArgs, OutputArgs};
 use super::result::{self, Data};

@@ -3,7 +3,7 @@
 mod tables;
 
 use anyhow::Result;
-use lance_mm::eval::{LayerOptions, ModelInfo, layers};
+use lance_mm_eval::{LayerOptions, ModelInfo, layers};
 
 use super::data::CompareArgs;
 use super::progress::Progress;

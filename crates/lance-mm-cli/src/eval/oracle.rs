@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use lance_mm::eval::oracle::{OracleReport, answers};
-use lance_mm::eval::{Dataset, ModelInfo};
+use lance_mm_eval::oracle::{OracleReport, answers};
+use lance_mm_eval::{Dataset, ModelInfo};
 
 use super::data::{AskArgs, DeviceArgs, OutputArgs, bundled};
 use super::progress::Progress;

@@ -4,7 +4,7 @@ mod tables;
 
 use anyhow::Result;
 use lance_mm::Checkpoint;
-use lance_mm::eval::{Continuation, ModelInfo, ParityOptions, parity};
+use lance_mm_eval::{Continuation, ModelInfo, ParityOptions, parity};
 
 use super::data::CompareArgs;
 use super::progress::Progress;

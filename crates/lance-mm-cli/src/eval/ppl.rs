@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
-use lance_mm::eval::{ModelInfo, PerplexityReport, perplexity};
+use lance_mm_eval::{ModelInfo, PerplexityReport, perplexity};
 use sha2::{Digest, Sha256};
 
 use super::data::{DeviceArgs, OutputArgs};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
-use lance_mm::eval::{Dataset, ModelInfo};
+use lance_mm_eval::{Dataset, ModelInfo};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -35,7 +35,7 @@ pub(crate) struct Data<'a> {
 impl<'a> Data<'a> {
     /// Questions, of which `tokens` tokens were counted.
     pub(crate) fn of(data: &'a Dataset, tokens: usize) -> Result<Self> {
-        let hash = |sample: &lance_mm::eval::dataset::Sample| sample.shown.hash(&sample.question);
+        let hash = |sample: &lance_mm_eval::dataset::Sample| sample.shown.hash(&sample.question);
         Ok(Self {
             name: file_name(&data.name),
             samples: data.samples.len(),

@@ -42,7 +42,7 @@ pub use quantized::{QuantizationSummary, SchemeCount, SchemeName};
 pub use report::{
     ComponentSummary, ConfigSummary, ExpertsFound, FileEntry, Memory, Report, SpecialId, TokenizerSummary,
 };
-pub(crate) use scan::Hash;
+pub use scan::Hash;
 use scan::scan;
 
 /// How thorough an inspection is.

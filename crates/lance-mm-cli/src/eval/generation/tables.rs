@@ -1,7 +1,7 @@
 //! A comparison of drawings for a person.
 
-use lance_mm::eval::generation::{Compared, Drawing, PictureError};
-use lance_mm::eval::{DrawingReport, ModelInfo, Relative};
+use lance_mm_eval::generation::{Compared, Drawing, PictureError};
+use lance_mm_eval::{DrawingReport, ModelInfo, Relative};
 
 use crate::document::number::{decibels, or_dash, percent, short};
 use crate::document::{Document, Plot, Series, Table};

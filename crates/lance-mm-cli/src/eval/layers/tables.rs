@@ -1,7 +1,7 @@
 //! A layer report for a person.
 
-use lance_mm::eval::layers::{Class, Compounding, LinearReport, OneLayer};
-use lance_mm::eval::{LayerReport, ModelInfo};
+use lance_mm_eval::layers::{Class, Compounding, LinearReport, OneLayer};
+use lance_mm_eval::{LayerReport, ModelInfo};
 
 use crate::document::number::{decibels, or_dash, short};
 use crate::document::{Document, Table};

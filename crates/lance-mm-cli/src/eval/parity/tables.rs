@@ -1,7 +1,7 @@
 //! A parity report for a person.
 
-use lance_mm::eval::parity::{Score, Stratum};
-use lance_mm::eval::{Continuation, LogitReport, ModelInfo, ParityReport};
+use lance_mm_eval::parity::{Score, Stratum};
+use lance_mm_eval::{Continuation, LogitReport, ModelInfo, ParityReport};
 
 use crate::document::number::{or_dash, percent, short};
 use crate::document::{Document, Table};

@@ -7,21 +7,29 @@ const CHUNK: usize = 1 << 20;
 
 /// A 64-bit hash over words: `h = (h ^ w) · 0x9e3779b97f4a7c15; h ^= h >> 32`. Tells checkpoints apart; no
 /// protection against someone who wants two to look alike.
-#[derive(Clone, Copy)]
-pub(crate) struct Hash(u64);
+#[derive(Clone, Copy, Debug)]
+pub struct Hash(u64);
+
+impl Default for Hash {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Hash {
-    pub(crate) fn new() -> Self {
+    /// The hash of nothing.
+    pub fn new() -> Self {
         Self(0xcbf2_9ce4_8422_2325)
     }
 
-    pub(crate) fn word(&mut self, word: u64) {
+    /// Adds a word.
+    pub fn word(&mut self, word: u64) {
         let h = (self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 = h ^ (h >> 32);
     }
 
-    /// The length, then little-endian words, the last one filled up with zeros.
-    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+    /// Adds the length, then little-endian words, the last one filled up with zeros.
+    pub fn bytes(&mut self, bytes: &[u8]) {
         self.word(bytes.len() as u64);
         let (words, rest) = bytes.as_chunks();
         for word in words {
@@ -34,7 +42,8 @@ impl Hash {
         }
     }
 
-    pub(crate) fn finish(self) -> u64 {
+    /// The hash of all that was added.
+    pub fn finish(self) -> u64 {
         self.0
     }
 }

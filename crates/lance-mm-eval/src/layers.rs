@@ -14,8 +14,8 @@ use super::dataset::{Dataset, Sample};
 use super::parity::{given_ids, require_same_tokens};
 use super::{Progress, Relative, SMALL_SAMPLE};
 use crate::error::{Error, Result};
-use crate::prompt::{self, Content, Turn};
-use crate::understand::{Options, Understanding, Visual};
+use lance_mm_pipelines::prompt::{self, Content, Turn};
+use lance_mm_pipelines::{Options, Understanding, Visual};
 pub use linear::LinearReport;
 use linear::{Comparison, SITES};
 pub use rows::Class;
@@ -132,7 +132,7 @@ fn require_same_shape(a: &Config, b: &Config) -> Result<()> {
         let (d, layers, (heads, kv), mlp, vocabulary) = shape(c);
         format!("{layers} layers of {d}, {heads} and {kv} heads, MLP {mlp}, vocabulary {vocabulary}")
     };
-    Err(Error::Data { name: "candidate".into(), message: format!("expected {}, found {}", text(a), text(b)) })
+    Err(Error::data("candidate", format!("expected {}, found {}", text(a), text(b))))
 }
 
 /// The rows of one sample in both models.
@@ -306,9 +306,11 @@ impl Shown {
     }
 
     fn get(&self, name: &str) -> Result<&Tensor> {
-        self.tensors.get(name).ok_or_else(|| Error::Data {
-            name: format!("layer {}", self.layer),
-            message: format!("expected {name:?} to be shown, found it missing"),
+        self.tensors.get(name).ok_or_else(|| {
+            Error::data(
+                format!("layer {}", self.layer),
+                format!("expected {name:?} to be shown, found it missing"),
+            )
         })
     }
 }

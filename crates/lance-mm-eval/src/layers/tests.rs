@@ -60,8 +60,8 @@ fn changed(change: impl Fn(&str, &mut [f32], &[usize])) -> Understanding {
         (name.clone(), view.unwrap())
     });
     let model = safetensors::serialize(views, None).unwrap().leak();
-    let files = crate::CheckpointBytes { model, ..crate::testing::NANO };
-    Understanding::new(crate::Checkpoint::in_memory(&files).unwrap()).unwrap()
+    let files = lance_mm_pipelines::CheckpointBytes { model, ..crate::testing::NANO };
+    Understanding::new(lance_mm_pipelines::Checkpoint::in_memory(&files).unwrap()).unwrap()
 }
 
 /// Scales of input columns; powers of two, so that every product stays exact.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::rows::flat;
 use super::scale;
 use crate::error::{Error, Result};
-use crate::eval::{Decibels, Relative};
+use crate::{Decibels, Relative};
 
 /// A linear layer alone, in the reference's space: `y = X Wᵀ` without bias on the reference's rows X, and
 /// `ŷ = (X / s) Ŵᵀ · r`, with s the scale of its input columns and r that of its output rows, as far as the
@@ -107,7 +107,7 @@ fn weights<'a>(reference: &'a Llm, candidate: &'a Llm, path: &str) -> Result<(&'
 }
 
 fn missing(path: &str) -> Error {
-    Error::Data { name: path.to_owned(), message: "expected it in both models, found it missing".into() }
+    Error::data(path, "expected it in both models, found it missing")
 }
 
 impl Comparison {

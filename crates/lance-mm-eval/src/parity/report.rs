@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Continuation, Measured, ParityOptions, agreement};
-use crate::eval::SMALL_SAMPLE;
-use crate::eval::dataset::{Dataset, Sample};
-use crate::eval::distribution::mean;
-use crate::eval::logits::{LogitReport, Position};
-use crate::eval::text::{Agreement, contains_expected};
+use crate::SMALL_SAMPLE;
+use crate::dataset::{Dataset, Sample};
+use crate::distribution::mean;
+use crate::logits::{LogitReport, Position};
+use crate::text::{Agreement, contains_expected};
 
 /// A candidate against its reference.
 #[derive(Clone, Debug, PartialEq, Serialize)]

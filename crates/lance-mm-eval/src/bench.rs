@@ -11,10 +11,10 @@ use lance_mm_image::RgbImage;
 use lance_mm_models::{Cache, Cursor, Grid, NextToken, Segment, Sequence};
 use lance_mm_tensor::{limits, on_pool, read_values};
 
-use crate::decode::Decoding;
 use crate::error::{Error, Result};
-use crate::sampling::{Sampler, Sampling};
-use crate::understand::{Options, Part, Understanding};
+use lance_mm_pipelines::Decoding;
+use lance_mm_pipelines::{Options, Part, Understanding};
+use lance_mm_pipelines::{Sampler, Sampling};
 
 /// A step that was measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -180,7 +180,7 @@ pub struct TwoQuestions {
 /// Asks two questions about a picture.
 ///
 /// # Errors
-/// As [`Understanding::look`](crate::Understanding::look).
+/// As [`Understanding::look`].
 pub fn two_questions(
     lance: &Understanding,
     picture: &RgbImage,
@@ -267,7 +267,7 @@ impl<'a> Run<'a> {
     }
 
     fn pick(&mut self, logits: &Tensor) -> Result<u32> {
-        read_values(logits, |logits| self.sampler.pick(logits, &[]))?
+        Ok(read_values(logits, |logits| self.sampler.pick(logits, &[]))??)
     }
 }
 

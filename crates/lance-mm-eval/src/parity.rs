@@ -9,8 +9,8 @@ use super::dataset::{Dataset, Sample};
 use super::logits::{Position, each_row};
 use super::text::Agreement;
 use crate::error::{Error, Result};
-use crate::tokenizer::Tokenizer;
-use crate::understand::{Look, Options, Understanding};
+use lance_mm_pipelines::Tokenizer;
+use lance_mm_pipelines::{Look, Options, Understanding};
 pub use report::{MeanAgreement, ParityReport, SampleReport, Score, Stratum};
 
 /// How two models are compared.
@@ -174,7 +174,7 @@ pub(super) fn require_same_tokens(a: &Tokenizer, b: &Tokenizer) -> Result<()> {
         None => return Ok(()),
     };
     let message = format!("expected the tokens of {}, found {found}", a.name());
-    Err(Error::Tokenizer { name: b.name().to_owned(), message })
+    Err(Error::data(b.name(), message))
 }
 
 /// The agreement of two answers.

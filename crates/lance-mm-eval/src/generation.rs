@@ -15,10 +15,10 @@ use super::frequency::Frequency;
 use super::similarity::Similarity;
 use super::{Progress, Relative};
 use crate::error::{Error, Result};
-use crate::generate::{Encoded, Event, Generated, Generation, GenerationOptions, Request, Size};
-use crate::noise::noise;
-use crate::prompt::Task;
-use crate::schedule::Step;
+use lance_mm_pipelines::Step;
+use lance_mm_pipelines::generate::{Encoded, Event, Generated, Generation, GenerationOptions, Request, Size};
+use lance_mm_pipelines::noise;
+use lance_mm_pipelines::prompt::Task;
 
 /// Passes over the steps for each prompt: the reference, the candidate, its velocities at the reference's latents,
 /// the two controls.
@@ -217,7 +217,7 @@ impl Pair<'_> {
             }
             ControlFlow::Continue(())
         })?;
-        fault.map_or(Ok(Run { drawn, steps }), Err)
+        fault.map_or(Ok(Run { drawn, steps }), |error| Err(error.into()))
     }
 
     /// The candidate's velocities at the reference's latents.
@@ -225,13 +225,13 @@ impl Pair<'_> {
         let settings = self.settings(&truth.steps[0].x);
         let (encoded, grid) = (Encoded::default(), truth.drawn.grid);
         let plan = candidate.plan(self.prompt, Task::TextToImage, &encoded, grid, settings.unconditional)?;
-        let mut denoiser = candidate.denoiser(&plan, &encoded, &settings, 0)?;
-        let velocity = |taken: &Taken| {
-            let v = denoiser.velocities(&taken.x, taken.step)?.v;
+        let mut velocity = candidate.velocity(&plan, &encoded, &settings)?;
+        let at = |taken: &Taken| {
+            let v = velocity(&taken.x, taken.step)?;
             stepped();
             Ok(v)
         };
-        truth.steps.iter().map(velocity).collect()
+        truth.steps.iter().map(at).collect()
     }
 
     fn compare(&self, truth: &Run, run: &Run, local: Option<Vec<Tensor>>) -> Result<Compared> {
@@ -263,7 +263,7 @@ impl Pair<'_> {
     /// Both models' estimates go through the reference's VAE: quantizing leaves it as it is.
     fn picture(&self, run: &Run, latents: &Tensor) -> Result<RgbImage> {
         let pixels = self.reference.pixels(latents, run.drawn.grid)?;
-        let mut frames = crate::pixels::frames_of(&pixels)?;
+        let mut frames = lance_mm_pipelines::frames_of(&pixels)?;
         Ok(frames.swap_remove(0))
     }
 }

@@ -42,7 +42,10 @@ impl Position {
     pub fn new(reference: &[f32], candidate: &[f32], token: u32) -> Result<Self> {
         if reference.len() != candidate.len() {
             let (expected, found) = (reference.len(), candidate.len());
-            return Err(Error::Logits(format!("expected {expected} of the candidate, found {found}")));
+            return Err(Error::data(
+                "logits",
+                format!("expected {expected} of the candidate, found {found}"),
+            ));
         }
         let token = index(token, reference.len())?;
         let (p, q) = (log_probabilities(reference)?, log_probabilities(candidate)?);
@@ -152,12 +155,12 @@ pub(super) fn each_row(
 
 fn index(token: u32, len: usize) -> Result<usize> {
     let index = usize::try_from(token).ok().filter(|index| *index < len);
-    index.ok_or_else(|| Error::Logits(format!("expected a token below {len}, found {token}")))
+    index.ok_or_else(|| Error::data("logits", format!("expected a token below {len}, found {token}")))
 }
 
 fn log_probabilities(logits: &[f32]) -> Result<Vec<f64>> {
     if let Some((id, value)) = logits.iter().enumerate().find(|(_, value)| !value.is_finite()) {
-        return Err(Error::Logits(format!("expected finite ones, found {value} for token {id}")));
+        return Err(Error::data("logits", format!("expected finite ones, found {value} for token {id}")));
     }
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let shifted = |l: &f32| f64::from(*l) - f64::from(max);

@@ -9,7 +9,7 @@ use super::dataset::{Dataset, Sample};
 use super::text::says;
 use super::{ModelInfo, Progress};
 use crate::error::Result;
-use crate::understand::{Options, Part, Understanding};
+use lance_mm_pipelines::{Options, Part, Understanding};
 
 /// A model's answer to one question.
 #[derive(Clone, Debug, PartialEq, Serialize)]

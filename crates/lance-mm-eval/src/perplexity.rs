@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::Progress;
 use super::logits::{each_row, nll};
 use crate::error::{Error, Result};
-use crate::understand::Understanding;
+use lance_mm_pipelines::Understanding;
 
 /// Perplexity of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -40,7 +40,7 @@ pub fn perplexity(
         return Err(Error::option("window", format!("2 to {max} tokens"), window));
     }
     if let Some(token) = lance.tokenizer().special_in(text) {
-        return Err(Error::Prompt(format!("expected plain text, found the special token {token}")));
+        return Err(Error::data("text", format!("expected plain text, found the special token {token}")));
     }
     let ids = lance.tokenizer().encode(text)?;
     // A window of one token, at the end, predicts nothing.
@@ -54,7 +54,7 @@ pub fn perplexity(
     }
     if predicted == 0 {
         let found = ids.len();
-        return Err(Error::Prompt(format!("expected a text of at least 2 tokens, found {found}")));
+        return Err(Error::data("text", format!("expected at least 2 tokens, found {found}")));
     }
     let nll = sum / predicted as f64;
     Ok(PerplexityReport {
@@ -104,8 +104,8 @@ mod tests {
 
         for (text, window, expected) in [
             ("abc", 1, "option window: expected 2 to 512 tokens, found 1"),
-            ("", 16, "prompt: expected a text of at least 2 tokens, found 0"),
-            ("a<|im_end|>", 16, "prompt: expected plain text, found the special token <|im_end|>"),
+            ("", 16, "text: expected at least 2 tokens, found 0"),
+            ("a<|im_end|>", 16, "text: expected plain text, found the special token <|im_end|>"),
         ] {
             let error = of(text, window).unwrap_err().to_string();
             assert!(error.starts_with(expected.split(" 512").next().unwrap()), "{error}");

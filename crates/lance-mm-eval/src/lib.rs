@@ -9,7 +9,7 @@
 //!
 //! ```no_run
 //! use lance_mm_pipelines::Understanding;
-//! use lance_mm_pipelines::eval::{Dataset, ParityOptions, parity};
+//! use lance_mm_eval::{Dataset, ParityOptions, parity};
 //!
 //! let reference = Understanding::from_pretrained("Lance-3B-bf16")?;
 //! let candidate = Understanding::from_pretrained("Lance-3B-AWQ-INT4")?;
@@ -18,25 +18,31 @@
 //! if let Some(logits) = &report.all.logits {
 //!     println!("{} nats over {} tokens", logits.kl.mean, logits.positions);
 //! }
-//! # Ok::<(), lance_mm_pipelines::Error>(())
+//! # Ok::<(), lance_mm_eval::Error>(())
 //! ```
 
+pub mod bench;
 pub mod dataset;
 mod distribution;
+mod error;
 pub mod frequency;
 pub mod generation;
 pub mod layers;
 pub mod logits;
+pub mod memory;
 mod model;
 pub mod oracle;
 pub mod parity;
 mod perplexity;
 mod relative;
 pub mod similarity;
+#[cfg(test)]
+mod testing;
 pub mod text;
 
 pub use dataset::{Dataset, Picture, Sample, Shown};
 pub use distribution::Distribution;
+pub use error::{Error, Result};
 pub use generation::{DrawingOptions, DrawingReport, drawing};
 pub use layers::{LayerOptions, LayerReport, layers};
 pub use logits::{LogitReport, Position};

@@ -9,9 +9,9 @@ use lance_mm_image::video::{self, Clip, UNKNOWN_FPS};
 use lance_mm_image::{self as image, LoadOptions};
 
 use super::text::{contains_expected, says};
-use crate::checkpoint::inspect::Hash;
 use crate::error::{Error, Result};
-use crate::understand::{Look, Options, Understanding, Visual};
+use lance_mm_pipelines::inspect::Hash;
+use lance_mm_pipelines::{Look, Options, Understanding, Visual};
 
 /// Questions in the order of their file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,7 +87,7 @@ impl Dataset {
     /// A file that cannot be read or is none of these, naming line and field; no samples. Pictures are not
     /// opened yet.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
         let name = path.display().to_string();
         let text = String::from_utf8(bytes)
             .map_err(|error| bad(&name, format!("expected UTF-8, found other bytes: {error}")))?;
@@ -129,10 +129,10 @@ impl Sample {
         visuals: &[Visual],
         options: &Options,
     ) -> Result<Look<'a>> {
-        match self.has_question() {
-            true => lance.look(visuals, options),
-            false => lance.look_to_describe(visuals, options),
-        }
+        Ok(match self.has_question() {
+            true => lance.look(visuals, options)?,
+            false => lance.look_to_describe(visuals, options)?,
+        })
     }
 
     /// Whether an answer is right, as far as a rule can tell: it contains `expected` or, without that,
@@ -168,7 +168,7 @@ impl Shown {
                 .iter()
                 .map(|picture| {
                     let (bytes, name) = picture.read()?;
-                    lance.encode_image(&image::decode(&bytes, &name, &load)?, options.resize)
+                    Ok(lance.encode_image(&image::decode(&bytes, &name, &load)?, options.resize)?)
                 })
                 .collect(),
             Self::Video(path) if path.is_dir() => {
@@ -237,11 +237,11 @@ impl Picture {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+    std::fs::read(path).map_err(|source| Error::io(path, source))
 }
 
 fn bad(name: &str, message: impl ToString) -> Error {
-    Error::Data { name: name.to_owned(), message: message.to_string() }
+    Error::data(name, message)
 }
 
 #[cfg(test)]

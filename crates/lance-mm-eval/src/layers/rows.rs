@@ -6,8 +6,8 @@ use candle_core::Tensor;
 use lance_mm_models::Sequence;
 use serde::Serialize;
 
+use crate::Relative;
 use crate::error::{Error, Result};
-use crate::eval::Relative;
 
 /// What a row stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

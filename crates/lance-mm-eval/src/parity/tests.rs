@@ -1,6 +1,6 @@
 use super::*;
-use crate::eval::logits::LogitReport;
-use crate::eval::oracle::answers;
+use crate::logits::LogitReport;
+use crate::oracle::answers;
 use crate::testing::{checkpoint, demos};
 
 fn lance() -> Understanding {
@@ -88,9 +88,8 @@ fn bad_data_is_named() {
     );
     data.samples[1].answer = Some("a<|im_start|>".into());
     assert!(run(&data, &given).unwrap_err().to_string().contains("found the special token <|im_start|>"));
-    data.samples[1].shown = crate::eval::dataset::Shown::Images(vec![crate::eval::dataset::Picture::File(
-        "/nonexistent/a.png".into(),
-    )]);
+    data.samples[1].shown =
+        crate::dataset::Shown::Images(vec![crate::dataset::Picture::File("/nonexistent/a.png".into())]);
     assert!(run(&data, &given).unwrap_err().to_string().starts_with("/nonexistent/a.png: "));
 }
 

@@ -3,10 +3,10 @@
 use lance_mm_tensor::device_name;
 use serde::Serialize;
 
-use crate::checkpoint::Checkpoint;
-use crate::checkpoint::inspect::{ComponentSummary, Count, components_of};
-use crate::generate::Generation;
-use crate::understand::Understanding;
+use lance_mm_pipelines::Checkpoint;
+use lance_mm_pipelines::Generation;
+use lance_mm_pipelines::Understanding;
+use lance_mm_pipelines::inspect::{ComponentSummary, Count, components_of};
 
 /// A model as it was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -26,12 +26,12 @@ pub struct ModelInfo {
 impl ModelInfo {
     /// Reads every byte of the model's weights for the fingerprints.
     pub fn of(lance: &Understanding, name: &str) -> Self {
-        Self::of_checkpoint(&lance.checkpoint, name)
+        Self::of_checkpoint(lance.checkpoint(), name)
     }
 
     /// As [`of`](Self::of), for a model that draws; its VAE is not read.
     pub fn of_generation(lance: &Generation, name: &str) -> Self {
-        Self::of_checkpoint(&lance.checkpoint, name)
+        Self::of_checkpoint(lance.checkpoint(), name)
     }
 
     fn of_checkpoint(checkpoint: &Checkpoint, name: &str) -> Self {
@@ -40,8 +40,8 @@ impl ModelInfo {
             name: name.to_owned(),
             total: components.iter().map(|part| part.count).sum(),
             components,
-            compute_dtype: checkpoint.model.activations().name(),
-            device: device_name(checkpoint.model.device()),
+            compute_dtype: checkpoint.model().activations().name(),
+            device: device_name(checkpoint.model().device()),
         }
     }
 }
