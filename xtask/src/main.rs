@@ -2,15 +2,10 @@
 #![allow(clippy::print_stdout, reason = "a command line program")]
 
 mod check;
-mod convert;
 mod fixtures;
-mod folder;
-mod located;
 mod measure;
 mod nano;
 mod random;
-mod safetensors_file;
-mod split;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,7 +22,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    Convert(convert::Convert),
+    Convert(lance_mm_convert::Convert),
     /// Copy a checkpoint in the MLX layout, keeping the UND expert and the vision transformer only.
     Split {
         /// Checkpoint folder.
@@ -50,7 +45,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Convert(convert) => convert.run(),
-        Command::Split { src, dst } => split::run(&src, &dst),
+        Command::Split { src, dst } => lance_mm_convert::split::run(&src, &dst),
         Command::Check(check) => check.run(),
         Command::Fixtures { command } => command.run(),
         Command::Measure(measure) => measure.run(),

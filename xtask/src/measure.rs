@@ -42,7 +42,7 @@ impl Measure {
             return Ok(ExitCode::SUCCESS);
         };
         let name = std::env::temp_dir().join(format!("lance-mm-measure-{}", std::process::id()));
-        crate::folder::temporary(&name, "tree", |folder| {
+        lance_mm_convert::folder::temporary(&name, "tree", |folder| {
             extract(&root, revision, folder)?;
             println!("revision {revision}\n");
             self.print(folder)

@@ -27,7 +27,7 @@ impl Nano {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let assets = root.join("crates/lance-mm-nano/assets");
-        crate::folder::temporary(&root.join("target/nano"), "made", |folder| {
+        lance_mm_convert::folder::temporary(&root.join("target/nano"), "made", |folder| {
             let out = folder.join("nano");
             quantize(&root, &out)?;
             let mut changed = Vec::new();
@@ -43,7 +43,7 @@ impl Nano {
             if self.verify {
                 return Ok(if changed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
             }
-            crate::folder::replace(&assets, &changed)?;
+            lance_mm_convert::folder::replace(&assets, &changed)?;
             Ok(ExitCode::SUCCESS)
         })
     }

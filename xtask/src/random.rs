@@ -12,7 +12,7 @@ use lance_mm::models::{
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use crate::safetensors_file::{self, Entry};
+use lance_mm_convert::safetensors_file::{self, Entry};
 
 /// Write a checkpoint with random weights in the MLX layout.
 #[derive(Args)]
@@ -69,7 +69,7 @@ impl Random {
             true => Vec::new(),
             false => required(|weights| Vae::load(&self.vae(), weights).map(drop))?,
         };
-        crate::folder::write(&self.dst, |dir| {
+        lance_mm_convert::folder::write(&self.dst, |dir| {
             if self.format == Format::Int4 {
                 let quantization = json!({"group_size": 128, "bits": 4, "mode": "affine"});
                 json["quantization"] = quantization.clone();

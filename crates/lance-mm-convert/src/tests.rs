@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lance_mm::checkpoint::WeightsFile;
+use lance_mm_pipelines::checkpoint::WeightsFile;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -13,7 +13,7 @@ use crate::safetensors_file::{Entry, open, write_located};
 
 /// A checkpoint in the MLX layout that the original's own converter made.
 fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/understanding/ckpt/mlx")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/understanding/ckpt/mlx")
 }
 
 fn convert(src: &Path, dst: &Path, to: Target) -> Result<ExitCode> {

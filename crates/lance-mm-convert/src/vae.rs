@@ -1,6 +1,6 @@
 //! The VAE's tensors: both names and both arrangements of each.
 
-use lance_mm::tensor::Problem;
+use lance_mm_tensor::Problem;
 
 use crate::located::Located;
 

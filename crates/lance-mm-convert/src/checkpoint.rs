@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use lance_mm::checkpoint::{CheckpointFiles, CheckpointLayout, WeightsFile};
-use lance_mm::models::{Config, is_generation};
-use lance_mm::tensor::{Problem, Problems};
+use lance_mm_models::{Config, is_generation};
+use lance_mm_pipelines::checkpoint::{CheckpointFiles, CheckpointLayout, WeightsFile};
+use lance_mm_tensor::{Problem, Problems};
 use serde_json::{Value, json};
 
 use super::names::{self, Name};

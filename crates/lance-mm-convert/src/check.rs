@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use anyhow::Result;
-use lance_mm::models::{Config, Experts, Llm, Vit, VitConfig, required};
-use lance_mm::tensor::Problem;
+use lance_mm_models::{Config, Experts, Llm, Vit, VitConfig, required};
+use lance_mm_tensor::Problem;
 use serde_json::Value;
 
 use crate::located::{Located, is_float};

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use lance_mm::checkpoint::{CheckpointFiles, CheckpointLayout};
-use lance_mm::models::is_generation;
+use lance_mm_models::is_generation;
+use lance_mm_pipelines::checkpoint::{CheckpointFiles, CheckpointLayout};
 use serde_json::{Value, json};
 
 use crate::safetensors_file::{open, write_located};
@@ -16,7 +16,11 @@ use crate::safetensors_file::{open, write_located};
 pub(crate) const COPIED: [&str; 5] =
     ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "generation_config.json"];
 
-pub(crate) fn run(src: &Path, dst: &Path) -> Result<ExitCode> {
+/// Writes the UND expert and the vision transformer of the checkpoint `src` to `dst`.
+///
+/// # Errors
+/// A checkpoint that cannot be read, or a `dst` that exists or cannot be written.
+pub fn run(src: &Path, dst: &Path) -> Result<ExitCode> {
     let kept = crate::folder::write(dst, |dir| write(src, dir))?;
     println!("{}: {kept} tensors of the UND expert", dst.display());
     Ok(ExitCode::SUCCESS)

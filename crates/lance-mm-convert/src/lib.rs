@@ -4,11 +4,17 @@
 //! them in one of the two, tensor by tensor. Memory is that of a piece of a tensor, or of one convolution of
 //! the VAE, however large the model is.
 
+#![allow(clippy::print_stdout, reason = "a command line program")]
+
 mod check;
 mod checkpoint;
+pub mod folder;
+mod located;
 mod names;
 mod pth;
 mod report;
+pub mod safetensors_file;
+pub mod split;
 mod vae;
 mod verify;
 mod write;
@@ -18,7 +24,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use lance_mm::checkpoint::CheckpointLayout;
+use lance_mm_pipelines::checkpoint::CheckpointLayout;
 
 use checkpoint::Checkpoint;
 use write::Target;
@@ -30,12 +36,12 @@ use write::Target;
 /// Every tensor is checked against the configuration before anything is written, and DST appears only when
 /// all of it is there.
 #[derive(Args)]
-pub(crate) struct Convert {
+pub struct Convert {
     /// Checkpoint folder.
     src: PathBuf,
     /// Folder to write.
     dst: PathBuf,
-    /// Layout to write.
+    /// CheckpointLayout to write.
     #[arg(long, value_enum, default_value = "mlx-bf16")]
     to: Target,
     /// Keep the UND expert and the vision transformer only.
@@ -48,7 +54,11 @@ pub(crate) struct Convert {
 }
 
 impl Convert {
-    pub(crate) fn run(&self) -> Result<ExitCode> {
+    /// Converts.
+    ///
+    /// # Errors
+    /// A source that cannot be converted, or a `dst` that exists or cannot be written.
+    pub fn run(&self) -> Result<ExitCode> {
         let checkpoint = Checkpoint::open(&self.src, self.und_only)?;
         crate::folder::write(&self.dst, |dir| self.to.write(&checkpoint, dir))?;
         for line in report::lines(&checkpoint, &self.dst) {

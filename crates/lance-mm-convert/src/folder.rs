@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 /// Lets `fill` write into a temporary sibling of `dst` and renames it when all is there, on the disk too.
-pub(crate) fn write<T>(dst: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+pub fn write<T>(dst: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     if dst.exists() {
         bail!("{}: expected a folder that does not exist yet", dst.display());
     }
@@ -39,7 +39,7 @@ fn flush_one(path: &Path) -> Result<()> {
 }
 
 /// Replaces files of `dir`. None is touched before all of the new ones lie beside them.
-pub(crate) fn replace(dir: &Path, files: &[(&str, Vec<u8>)]) -> Result<()> {
+pub fn replace(dir: &Path, files: &[(&str, Vec<u8>)]) -> Result<()> {
     let partial = |name: &str| dir.join(format!(".{name}.partial"));
     let written = files.iter().try_for_each(|(name, bytes)| {
         let path = partial(name);
@@ -60,7 +60,7 @@ pub(crate) fn replace(dir: &Path, files: &[(&str, Vec<u8>)]) -> Result<()> {
 }
 
 /// Lends `run` an empty folder beside `dst`, which is removed afterwards.
-pub(crate) fn temporary<T>(dst: &Path, what: &str, run: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+pub fn temporary<T>(dst: &Path, what: &str, run: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let folder = sibling(dst, what)?;
     let result = run(&folder);
     let removed = fs::remove_dir_all(&folder).with_context(|| folder.display().to_string());

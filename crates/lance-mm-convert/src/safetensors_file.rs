@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use lance_mm::checkpoint::WeightsFile;
+use lance_mm_pipelines::checkpoint::WeightsFile;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::{Map, Value, json};
@@ -40,14 +40,17 @@ fn open_file(path: &Path) -> Result<Vec<Located>> {
 }
 
 /// What a tensor of a file to write is, before its values are known.
-pub(crate) struct Entry {
-    pub(crate) name: String,
-    pub(crate) dtype: Dtype,
-    pub(crate) shape: Vec<usize>,
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
 }
 
 /// Writes a file: `fill` is asked for the bytes of each tensor in turn. `format` goes into its metadata.
-pub(crate) fn write(
+pub fn write(
     path: &Path,
     format: Option<&str>,
     entries: &[Entry],
