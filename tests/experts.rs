@@ -1,7 +1,7 @@
 //! Both experts in one sequence, against the original: text and markers on UND, latents on GEN.
 
 use candle_core::{Device, Tensor};
-use lance_mm::models::{Config, Cursor, Experts, Grid, LatentLayers, Llm, Segment, Sequence};
+use lance_mm::models::{Config, Cursor, Experts, Grid, LatentLayers, Llm, NoiseBlock, Segment, Sequence};
 use lance_mm::tensor::Weights;
 
 use crate::support::{Case, fixtures};
@@ -99,7 +99,8 @@ fn every_recorded_velocity_follows_from_its_latents() {
     let mut velocities = Vec::new();
     for (x, t) in states.chunks_exact(n).zip(&times) {
         let x = Tensor::from_slice(x, (GRID.count(), 48), &Device::Cpu).unwrap();
-        velocities.extend(flat(&latents.velocity(&llm, &x, GRID, &[*t], &noise, &mut cache).unwrap()));
+        let block = NoiseBlock { latents: &x, grid: GRID, times: &[*t], sequence: &noise };
+        velocities.extend(flat(&latents.velocity(&llm, &block, &mut cache).unwrap()));
     }
     case.compare("v_cond", &velocities);
 }

@@ -15,7 +15,10 @@ use lance_mm::{
 };
 use lance_mm::{Understanding, image};
 #[cfg(target_os = "linux")]
-use lance_mm::{models::Grid, tensor::testing::with_executor};
+use lance_mm::{
+    models::{Grid, NoiseBlock},
+    tensor::testing::with_executor,
+};
 
 #[cfg(target_os = "linux")]
 use crate::simulator::{Runs, simulator};
@@ -222,7 +225,8 @@ fn a_step_of_drawing_takes_23_dispatches_a_layer_and_8() {
         let (llm, grid) = (lance.llm(), Grid { t: 1, h: 3, w: 4 });
         let noise = Tensor::from_vec(seeded(12 * 48, 1), (12, 48), &Device::Cpu).unwrap();
         let sequence = Sequence::new(&[Segment::Noise(grid)], &llm.config().layout(), Cursor::default());
-        lance.latent_layers().velocity(llm, &noise, grid, &[1.0], &sequence, &mut llm.cache())?;
+        let block = NoiseBlock { latents: &noise, grid, times: &[1.0], sequence: &sequence };
+        lance.latent_layers().velocity(llm, &block, &mut llm.cache())?;
         lance_mm::Result::Ok(llm.config().num_hidden_layers)
     });
     assert_eq!(runs.take().values().sum::<usize>(), 23 * layers.unwrap() + 8);

@@ -6,10 +6,11 @@
 use std::ops::Add as _;
 
 use candle_core::{DType, Device, Tensor};
-use lance_mm_tensor::{Error, Linear, Result, Weight, Weights, download};
+use lance_mm_tensor::{Error, Linear, Result, StopFlag, Weight, Weights, download};
 
 use crate::config::Config;
 use crate::llm::{Cache, Llm};
+use crate::monitor::Monitor;
 use crate::sequence::{Grid, Sequence};
 
 /// Values of a latent: channels of the VAE.
@@ -33,6 +34,19 @@ pub struct LatentLayers {
     pos_embed: Weight,
     side: usize,
     device: Device,
+}
+
+/// Latents of a noise block at one moment of denoising.
+#[derive(Clone, Copy)]
+pub struct NoiseBlock<'a> {
+    /// The latents, f32 `(N, 48)`.
+    pub latents: &'a Tensor,
+    /// Grid of the latents.
+    pub grid: Grid,
+    /// Time of each latent frame, in [0, 1].
+    pub times: &'a [f32],
+    /// The block as a sequence of its own, which begins where the cache ends.
+    pub sequence: &'a Sequence,
 }
 
 impl LatentLayers {
@@ -126,23 +140,40 @@ impl LatentLayers {
         Ok(x.broadcast_add(&moments)?.add(&places)?.reshape((n, d))?)
     }
 
-    /// Velocities f32 `(N, 48)` of the latents f32 `(N, 48)` of a noise block, which `sequence` holds alone and
-    /// which sees the cache and itself; where the latents are. The cache is left as it was.
+    /// Velocities f32 `(N, 48)` of a noise block, which attends to the cache and itself, on the device of its
+    /// latents. The cache is left as it was.
     ///
     /// # Errors
     /// As [`embed`](Self::embed) and [`Llm::forward`]; a sequence that is not one block.
-    pub fn velocity(
+    pub fn velocity(&self, llm: &Llm, block: &NoiseBlock<'_>, cache: &mut Cache) -> Result<Tensor> {
+        self.velocity_until(llm, block, cache, None)
+    }
+
+    /// [`velocity`](Self::velocity) that `stop` ends between layers.
+    ///
+    /// # Errors
+    /// As [`velocity`](Self::velocity); [`Error::Stopped`].
+    pub fn velocity_with_stop(
         &self,
         llm: &Llm,
-        latents: &Tensor,
-        grid: Grid,
-        times: &[f32],
-        sequence: &Sequence,
+        block: &NoiseBlock<'_>,
         cache: &mut Cache,
+        stop: &StopFlag,
     ) -> Result<Tensor> {
+        self.velocity_until(llm, block, cache, Some(stop))
+    }
+
+    fn velocity_until(
+        &self,
+        llm: &Llm,
+        block: &NoiseBlock<'_>,
+        cache: &mut Cache,
+        stop: Option<&StopFlag>,
+    ) -> Result<Tensor> {
+        let NoiseBlock { latents, grid, times, sequence } = *block;
         let x = llm.embed(sequence, &[self.embed(latents, grid, times)?])?;
         let before = cache.len();
-        let hidden = llm.forward(&x, sequence, cache);
+        let hidden = llm.run(&x, sequence, cache, &mut Monitor::until(stop));
         cache.truncate(before)?;
         let normed = llm.norm(&hidden?, sequence)?;
         let rows = &sequence.visual()[0];

@@ -31,26 +31,20 @@ mod config;
 mod cost;
 pub mod latent;
 mod llm;
+mod monitor;
 mod sequence;
 pub mod vae;
 mod vit;
 
-use std::fmt;
-
-use candle_core::Tensor;
 use lance_mm_tensor::{Error, Result, Weights};
 
 pub use config::{Config, SpecialIds, VitConfig};
-pub use latent::LatentLayers;
+pub use latent::{LatentLayers, NoiseBlock};
 pub use llm::{Cache, Experts, LinearInput, Llm, NextToken, is_generation};
+pub use monitor::Probe;
 pub use sequence::{Cursor, Expert, Grid, Layout, Mode, Segment, Sequence, Span};
 pub use vae::{Posterior, Vae, VaeConfig};
 pub use vit::{Vit, VitLayout};
-
-/// Something that looks at named intermediates of a pass: names are checkpoint paths
-/// (`layers.0.self_attn.q_proj`), tensors cover all rows. Used to compare with references and to gather
-/// statistics.
-pub type Probe<'a> = dyn FnMut(fmt::Arguments<'_>, &Tensor) -> Result<()> + 'a;
 
 #[cfg(test)]
 mod testing;
@@ -76,9 +70,4 @@ pub fn required(load: impl Fn(&Weights) -> Result<()>) -> Result<Vec<(String, Ve
         }
         Err(error) => Err(error),
     }
-}
-
-/// A probe that looks at nothing.
-pub(crate) fn no_probe(_: fmt::Arguments<'_>, _: &Tensor) -> Result<()> {
-    Ok(())
 }

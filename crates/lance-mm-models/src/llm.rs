@@ -12,11 +12,13 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use candle_core::{DType, Tensor};
-use lance_mm_tensor::{Embedding, Error, Linear, Result, RmsNorm, Rotary, Weights, kept_dtype, on_pool};
+use lance_mm_tensor::{
+    Embedding, Error, Linear, Result, RmsNorm, Rotary, StopFlag, Weights, kept_dtype, on_pool,
+};
 
 use crate::config::Config;
+use crate::monitor::{Monitor, Probe};
 use crate::sequence::{Cursor, Expert, Layout, Segment, Sequence, Span};
-use crate::{Probe, no_probe};
 pub use cache::Cache;
 use layer::Layer;
 pub use layer::LinearInput;
@@ -234,7 +236,7 @@ impl Llm {
     /// A sequence that does not begin where the cache ends, no rows, rows of another shape. After an error
     /// the cache is as it was.
     pub fn forward(&self, x: &Tensor, sequence: &Sequence, cache: &mut Cache) -> Result<Tensor> {
-        self.run(x, sequence, cache, false, &mut no_probe)
+        self.run(x, sequence, cache, &mut Monitor::default())
     }
 
     /// As [`forward`](Self::forward), showing to `probe`, below `layers.{i}`: `input_layernorm`,
@@ -251,16 +253,29 @@ impl Llm {
         cache: &mut Cache,
         probe: &mut Probe<'_>,
     ) -> Result<Tensor> {
-        self.run(x, sequence, cache, true, probe)
+        self.run(x, sequence, cache, &mut Monitor::probed(probe))
     }
 
-    fn run(
+    /// [`forward`](Self::forward) that `stop` ends between layers.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); [`Error::Stopped`].
+    pub fn forward_with_stop(
         &self,
         x: &Tensor,
         sequence: &Sequence,
         cache: &mut Cache,
-        probed: bool,
-        probe: &mut Probe<'_>,
+        stop: &StopFlag,
+    ) -> Result<Tensor> {
+        self.run(x, sequence, cache, &mut Monitor::until(Some(stop)))
+    }
+
+    pub(crate) fn run(
+        &self,
+        x: &Tensor,
+        sequence: &Sequence,
+        cache: &mut Cache,
+        monitor: &mut Monitor<'_>,
     ) -> Result<Tensor> {
         let start = cache.len();
         let expected = (sequence.len(), self.config.hidden_size);
@@ -280,7 +295,7 @@ impl Llm {
         }
         let table = self.rotary.table(sequence.positions(), x.device())?;
         let context = Context::One { blocks: sequence.blocks(), cache };
-        self.layers(x, Pass { spans: sequence.spans(), table, context, probed }, probe)
+        self.layers(x, Pass { spans: sequence.spans(), table, context }, monitor)
     }
 
     /// Runs rows of one whole sequence through layer `index` alone: `(T, D)` to `(T, D)`. A pass over many
@@ -298,8 +313,8 @@ impl Llm {
         let layer = self.whole(index, x, sequence)?;
         let table = self.rotary.table(sequence.positions(), x.device())?;
         let context = Context::One { blocks: sequence.blocks(), cache: &mut self.cache() };
-        let mut pass = Pass { spans: sequence.spans(), table, context, probed: true };
-        layer.forward(x, &mut pass, index, probe)
+        let mut pass = Pass { spans: sequence.spans(), table, context };
+        layer.forward(x, &mut pass, index, &mut Monitor::probed(probe))
     }
 
     /// What linear layers of layer `index` read of the rows `rows` of one whole sequence, which all run on `expert`,
@@ -318,7 +333,7 @@ impl Llm {
         let layer = self.whole(index, x, sequence)?;
         let table = self.rotary.table(sequence.positions(), x.device())?;
         let context = Context::One { blocks: sequence.blocks(), cache: &mut self.cache() };
-        let mut pass = Pass { spans: sequence.spans(), table, context, probed: false };
+        let mut pass = Pass { spans: sequence.spans(), table, context };
         layer.input(x, &mut pass, index, rows, input)
     }
 
@@ -336,11 +351,14 @@ impl Llm {
     }
 
     /// Runs rows through all layers; after an error the caches are as they were.
-    fn layers(&self, x: &Tensor, mut pass: Pass<'_, '_>, probe: &mut Probe<'_>) -> Result<Tensor> {
+    fn layers(&self, x: &Tensor, mut pass: Pass<'_, '_>, monitor: &mut Monitor<'_>) -> Result<Tensor> {
         let lengths = pass.lengths();
         let mut result = Ok(x.clone());
         for (i, layer) in self.layers.iter().enumerate() {
-            result = result.and_then(|x| layer.forward(&x, &mut pass, i, probe));
+            result = result.and_then(|x| {
+                monitor.check()?;
+                layer.forward(&x, &mut pass, i, monitor)
+            });
         }
         if result.is_err() {
             pass.truncate(&lengths)?;
@@ -389,8 +407,32 @@ impl Llm {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn prefill(&self, x: &Tensor, sequence: &Sequence, cache: &mut Cache) -> Result<Tensor> {
+        self.prefill_until(x, sequence, cache, None)
+    }
+
+    /// [`prefill`](Self::prefill) that `stop` ends between layers.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); [`Error::Stopped`].
+    pub fn prefill_with_stop(
+        &self,
+        x: &Tensor,
+        sequence: &Sequence,
+        cache: &mut Cache,
+        stop: &StopFlag,
+    ) -> Result<Tensor> {
+        self.prefill_until(x, sequence, cache, Some(stop))
+    }
+
+    fn prefill_until(
+        &self,
+        x: &Tensor,
+        sequence: &Sequence,
+        cache: &mut Cache,
+        stop: Option<&StopFlag>,
+    ) -> Result<Tensor> {
         on_pool(|| {
-            let hidden = self.forward(x, sequence, cache)?;
+            let hidden = self.run(x, sequence, cache, &mut Monitor::until(stop))?;
             self.norm.und.forward(&hidden.narrow(0, sequence.len() - 1, 1)?)
         })
     }
@@ -429,8 +471,8 @@ impl Llm {
         let spans = [Span { rows: 0..ids.len(), expert: Expert::Und }];
         let context = Context::Each(steps.into_iter().map(|step| step.cache).collect());
         on_pool(|| {
-            let pass = Pass { spans: &spans, table, context, probed: false };
-            let hidden = self.layers(&x, pass, &mut no_probe)?;
+            let pass = Pass { spans: &spans, table, context };
+            let hidden = self.layers(&x, pass, &mut Monitor::default())?;
             self.norm.und.forward(&hidden)
         })
     }

@@ -24,7 +24,7 @@ mod shortcut;
 mod tails;
 
 use candle_core::{DType, Device, Tensor};
-use lance_mm_tensor::{Error, Result, Weights, Window, download, upload, within_step};
+use lance_mm_tensor::{Error, Result, StopFlag, Weights, Window, download, upload, within_step};
 
 pub use attention::FrameAttention;
 pub use config::VaeConfig;
@@ -33,7 +33,7 @@ pub use resample::{Downsample, Upsample};
 pub use shortcut::{Average, Repeat};
 pub use tails::Tails;
 
-use crate::{Probe, no_probe};
+use crate::monitor::{Monitor, Probe};
 use decoder::{Decoder, Memory};
 use encoder::Encoder;
 
@@ -123,12 +123,28 @@ impl Vae {
         Ok(self.posterior(frames)?.mean)
     }
 
+    /// [`encode`](Self::encode) that `stop` ends between residual blocks.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode); [`Error::Stopped`].
+    pub fn encode_with_stop(&self, frames: &Tensor, stop: &StopFlag) -> Result<Tensor> {
+        Ok(self.posterior_with_stop(frames, stop)?.mean)
+    }
+
     /// As [`encode`](Self::encode), with the variances.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn posterior(&self, frames: &Tensor) -> Result<Posterior> {
-        self.posterior_probed(frames, &mut no_probe)
+        self.run_encoder(frames, &mut Monitor::default())
+    }
+
+    /// [`posterior`](Self::posterior) that `stop` ends between residual blocks.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode); [`Error::Stopped`].
+    pub fn posterior_with_stop(&self, frames: &Tensor, stop: &StopFlag) -> Result<Posterior> {
+        self.run_encoder(frames, &mut Monitor::until(Some(stop)))
     }
 
     /// As [`posterior`](Self::posterior), showing `encoder.conv1`, `encoder.downsamples.{0..3}`,
@@ -137,6 +153,10 @@ impl Vae {
     /// # Errors
     /// As [`encode`](Self::encode), and what the probe returns.
     pub fn posterior_probed(&self, frames: &Tensor, probe: &mut Probe<'_>) -> Result<Posterior> {
+        self.run_encoder(frames, &mut Monitor::probed(probe))
+    }
+
+    fn run_encoder(&self, frames: &Tensor, monitor: &mut Monitor<'_>) -> Result<Posterior> {
         let whole = |n: usize| n > 0 && n.is_multiple_of(SIDE);
         let n = match *frames.dims() {
             [3, t, h, w] if t > 0 && whole(h) && whole(w) && frames.dtype() == DType::F32 => {
@@ -153,7 +173,7 @@ impl Vae {
         for i in 0..n {
             moments.extend(within_step(|| {
                 let x = patchify(&upload(&frames.narrow(1, i, 1)?.squeeze(1)?, &self.device)?)?;
-                self.encoder.step(&x, &mut tails, i + 1 == n, probe)
+                self.encoder.step(&x, &mut tails, i + 1 == n, monitor)
             })?);
         }
         // (t, h, w, 96) -> 2 · (48, t, h, w)
@@ -169,17 +189,29 @@ impl Vae {
     /// # Errors
     /// Latents of another shape or type.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decode_probed(latents, &mut no_probe)
+        self.run_decoder(latents, &mut Monitor::default())
+    }
+
+    /// [`decode`](Self::decode) that `stop` ends between residual blocks.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode); [`Error::Stopped`].
+    pub fn decode_with_stop(&self, latents: &Tensor, stop: &StopFlag) -> Result<Tensor> {
+        self.run_decoder(latents, &mut Monitor::until(Some(stop)))
     }
 
     /// As [`decode`](Self::decode), showing `latents` (raw), `conv2`, `decoder.conv1`, `decoder.middle.{0..2}`,
     /// `decoder.upsamples.{0..3}` and `decoder.head` of each frame, `(H, W, C)`, to `probe`, and `pixels`, the
     /// frame `(3, H, W)` before it is held to `[-1, 1]`. The last two `upsamples` are shown of frames that are
-    /// not made in slabs. An error that the probe returns ends the pass.
+    /// not made in slabs.
     ///
     /// # Errors
     /// As [`decode`](Self::decode), and what the probe returns.
     pub fn decode_probed(&self, latents: &Tensor, probe: &mut Probe<'_>) -> Result<Tensor> {
+        self.run_decoder(latents, &mut Monitor::probed(probe))
+    }
+
+    fn run_decoder(&self, latents: &Tensor, monitor: &mut Monitor<'_>) -> Result<Tensor> {
         let n = match *latents.dims() {
             [latent::CHANNELS, t, h, w] if t * h * w > 0 && latents.dtype() == DType::F32 => t,
             _ => {
@@ -195,14 +227,14 @@ impl Vae {
             within_step(|| -> Result<()> {
                 let mut patches = Vec::with_capacity(FRAMES);
                 let x = raw.get(i)?;
-                probe(format_args!("latents"), &x)?;
-                self.decoder.step(&x, &mut memory, (slab, i + 1 == n), probe, &mut |x| {
+                monitor.show(format_args!("latents"), &x)?;
+                self.decoder.step(&x, &mut memory, (slab, i + 1 == n), monitor, &mut |x| {
                     patches.push(x.clone());
                     Ok(())
                 })?;
                 for x in &patches {
                     let x = unpatchify(x)?;
-                    probe(format_args!("pixels"), &x)?;
+                    monitor.show(format_args!("pixels"), &x)?;
                     frames.push(download(&x.clamp(-1f32, 1f32)?, latents.device())?);
                 }
                 Ok(())

@@ -6,10 +6,12 @@ mod block;
 mod window;
 
 use candle_core::{DType, Device, Tensor};
-use lance_mm_tensor::{DenseWeight, Error, Linear, Result, RmsNorm, Weights, on_pool, row_dtype, upload};
+use lance_mm_tensor::{
+    DenseWeight, Error, Linear, Result, RmsNorm, StopFlag, Weights, on_pool, row_dtype, upload,
+};
 
-use crate::Probe;
 use crate::config::VitConfig;
+use crate::monitor::{Monitor, Probe};
 use crate::sequence::Grid;
 use block::VitBlock;
 pub use window::VitLayout;
@@ -82,13 +84,25 @@ impl Vit {
     /// # Errors
     /// Patches of another width or number than the grids say, odd or empty grids.
     pub fn forward(&self, patches: &Tensor, grids: &[Grid]) -> Result<Tensor> {
+        self.forward_until(patches, grids, None)
+    }
+
+    /// [`forward`](Self::forward) that `stop` ends between blocks.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); [`Error::Stopped`].
+    pub fn forward_with_stop(&self, patches: &Tensor, grids: &[Grid], stop: &StopFlag) -> Result<Tensor> {
+        self.forward_until(patches, grids, Some(stop))
+    }
+
+    fn forward_until(&self, patches: &Tensor, grids: &[Grid], stop: Option<&StopFlag>) -> Result<Tensor> {
         self.check(patches, grids)?;
         let mut parts = Vec::new();
         let mut row = 0;
         for run in runs(grids) {
             let n = run.iter().map(Grid::count).sum();
             let patches = patches.narrow(0, row, n)?;
-            parts.push(on_pool(|| self.run(&patches, &run, None))?);
+            parts.push(on_pool(|| self.run(&patches, &run, &mut Monitor::until(stop)))?);
             row += n;
         }
         Ok(Tensor::cat(&parts, 0)?)
@@ -102,16 +116,15 @@ impl Vit {
     /// As [`forward`](Self::forward), and what the probe returns.
     pub fn forward_probed(&self, patches: &Tensor, grids: &[Grid], probe: &mut Probe<'_>) -> Result<Tensor> {
         self.check(patches, grids)?;
-        self.run(patches, grids, Some(probe))
+        self.run(patches, grids, &mut Monitor::probed(probe))
     }
 
-    fn run(&self, patches: &Tensor, grids: &[Grid], mut probe: Option<&mut Probe<'_>>) -> Result<Tensor> {
+    fn run(&self, patches: &Tensor, grids: &[Grid], monitor: &mut Monitor<'_>) -> Result<Tensor> {
+        monitor.check()?;
         let layout = VitLayout::new(&self.config, grids);
         let device = &self.device;
         let x = self.patch_embed.forward(&upload(patches, device)?)?.to_dtype(self.rows)?;
-        if let Some(probe) = &mut probe {
-            probe(format_args!("patch_embed"), &x)?;
-        }
+        monitor.show(format_args!("patch_embed"), &x)?;
         let n = x.dim(0)?;
         let unit = self.config.spatial_merge_size * self.config.spatial_merge_size;
         let d = self.config.hidden_size;
@@ -121,14 +134,13 @@ impl Vit {
         let table = layout.rotary_table(&self.config, device)?;
         let (windows, frames) = (layout.windows(), layout.frames());
         for (i, block) in self.blocks.iter().enumerate() {
+            monitor.check()?;
             let full = self.config.fullatt_block_indexes.contains(&i);
-            x = block.forward(&x, &table, if full { &frames } else { &windows }, i, probe.as_deref_mut())?;
+            x = block.forward(&x, &table, if full { &frames } else { &windows }, i, monitor)?;
         }
         let groups = self.ln_q.forward(&x)?.reshape((n / unit, unit * d))?;
         let y = self.mlp_2.forward(&self.mlp_0.forward(&groups)?.gelu_erf()?)?;
-        if let Some(probe) = probe {
-            probe(format_args!("merger"), &y)?;
-        }
+        monitor.show(format_args!("merger"), &y)?;
         let back = Tensor::new(layout.inverse_index().as_slice(), device)?;
         Ok(y.index_select(&back, 0)?.to_dtype(DType::F32)?)
     }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use candle_core::Tensor;
-use lance_mm_models::{Cache, LatentLayers, Llm};
+use lance_mm_models::{Cache, LatentLayers, Llm, NoiseBlock};
 use lance_mm_tensor::within_step;
 
 use crate::error::{Error, Result};
@@ -101,7 +101,10 @@ impl Denoiser<'_> {
     /// The velocity at `x`, guided where guidance applies.
     pub(crate) fn velocities(&mut self, x: &Tensor, step: Step) -> Result<Velocities> {
         let (grid, times) = (self.plan.grid, self.times(step));
-        let of = |noise, cache: &mut Cache| self.latents.velocity(self.llm, x, grid, &times, noise, cache);
+        let of = |sequence, cache: &mut Cache| {
+            let block = NoiseBlock { latents: x, grid, times: &times, sequence };
+            self.latents.velocity(self.llm, &block, cache)
+        };
         let cond = of(&self.plan.noise, &mut self.prefix.conditional)?;
         let uncond = match &mut self.prefix.unconditional {
             Some(cache) if self.guidance.applies(step.t) => Some(of(&self.plan.unconditional_noise, cache)?),

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use lance_mm_models::latent::CHANNELS;
-use lance_mm_models::{Cursor, Grid, LatentLayers, Llm, Segment, Sequence, Vae, Vit};
+use lance_mm_models::{Cursor, Grid, LatentLayers, Llm, NoiseBlock, Segment, Sequence, Vae, Vit};
 use lance_mm_tensor::within_step;
 
 use crate::checkpoint::Checkpoint;
@@ -57,7 +57,8 @@ fn run(llm: &Llm, vit: Option<&Vit>, drawing: Option<Drawing<'_>>) -> Result<()>
         let grid = Grid { t: 1, h: side, w: side };
         let noise = Tensor::zeros((grid.count(), CHANNELS), DType::F32, &Device::Cpu)?;
         let sequence = Sequence::new(&[Segment::Noise(grid)], &llm.config().layout(), Cursor::default());
-        latents.velocity(llm, &noise, grid, &[1.0], &sequence, &mut llm.cache())?;
+        let block = NoiseBlock { latents: &noise, grid, times: &[1.0], sequence: &sequence };
+        latents.velocity(llm, &block, &mut llm.cache())?;
         let [t, h, w] = CLIP;
         let clip = Tensor::zeros((CHANNELS, t, h, w), DType::F32, &Device::Cpu)?;
         vae.encode(&vae.decode(&clip)?)?;

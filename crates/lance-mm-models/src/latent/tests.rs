@@ -80,10 +80,16 @@ fn a_velocity_sees_the_prefix_and_leaves_the_cache() {
         let mut cache = llm.cache();
         llm.forward(&llm.embed(&prefix, &[]).unwrap(), &prefix, &mut cache).unwrap();
         let noise = Sequence::new(&[Segment::Noise(GRID)], &config.layout(), prefix.end());
-        let first = layers.velocity(&llm, &x, GRID, &[1.0], &noise, &mut cache).unwrap();
+        let block = NoiseBlock { latents: &x, grid: GRID, times: &[1.0], sequence: &noise };
+        let first = layers.velocity(&llm, &block, &mut cache).unwrap();
         assert_eq!(cache.len(), ids.len());
-        let second = layers.velocity(&llm, &x, GRID, &[1.0], &noise, &mut cache).unwrap();
+        let stop = StopFlag::new();
+        let second = layers.velocity_with_stop(&llm, &block, &mut cache, &stop).unwrap();
         assert_eq!((first.dims2().unwrap(), flat(&first)), ((GRID.count(), CHANNELS), flat(&second)));
+        stop.stop();
+        let stopped = layers.velocity_with_stop(&llm, &block, &mut cache, &stop);
+        assert!(matches!(stopped, Err(Error::Stopped)));
+        assert_eq!(cache.len(), ids.len());
         flat(&first)
     };
     let (difference, _) = lance_mm_tensor::testing::max_error(&velocity(&[1, 2]), &velocity(&[3, 4]));

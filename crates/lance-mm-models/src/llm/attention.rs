@@ -5,8 +5,8 @@ use lance_mm_tensor::{Activations, Linear, Result, RmsNorm, Weights};
 
 use super::pass::Pass;
 use super::{Experts, PerExpert, suffix};
-use crate::Probe;
 use crate::config::Config;
+use crate::monitor::Monitor;
 use crate::sequence::{Expert, Span};
 
 #[derive(Clone)]
@@ -91,27 +91,27 @@ impl Attention {
         x: &Tensor,
         pass: &mut Pass<'_, '_>,
         index: usize,
-        probe: &mut Probe<'_>,
+        monitor: &mut Monitor<'_>,
     ) -> Result<Tensor> {
         let t = x.dim(0)?;
         let spans = pass.spans;
         let [q, k, v] = self
             .parts
             .by_span_each(x, spans, |p, x| Linear::forward_each([&p.q_proj, &p.k_proj, &p.v_proj], x))?;
-        probe(format_args!("layers.{index}.self_attn.q_proj"), &q)?;
+        monitor.show(format_args!("layers.{index}.self_attn.q_proj"), &q)?;
         // (T, H·D) -> (T, H, D); the norms go over each head's channels.
         let q = q.reshape((t, self.n_heads, self.head_dim))?;
         let k = k.reshape((t, self.n_kv_heads, self.head_dim))?;
         let v = v.reshape((t, self.n_kv_heads, self.head_dim))?;
         let (q, k) = match spans {
             // Nobody looks at heads between norm and rotation.
-            [span] if !pass.probed => {
+            [span] if !monitor.is_probed() => {
                 let parts = self.parts.get(span.expert)?;
                 let turn = |norm, x| pass.table.apply_normed(norm, None, x);
                 (turn(&parts.q_norm, &q)?, turn(&parts.k_norm, &k)?)
             }
             // A block of latents between its markers.
-            [before, block, after] if !pass.probed && before.expert == after.expert => {
+            [before, block, after] if !monitor.is_probed() && before.expert == after.expert => {
                 let (parts, others) = (self.parts.get(before.expert)?, self.parts.get(block.expert)?);
                 let turn =
                     |norm, other, x| pass.table.apply_normed(norm, Some((other, block.rows.clone())), x);
@@ -120,16 +120,16 @@ impl Attention {
             _ => {
                 let q = self.parts.by_span(&q, spans, |p, x| p.q_norm.forward(x))?;
                 let k = self.parts.by_span(&k, spans, |p, x| p.k_norm.forward(x))?;
-                probe(format_args!("layers.{index}.self_attn.q_norm"), &q)?;
-                probe(format_args!("layers.{index}.self_attn.k_norm"), &k)?;
+                monitor.show(format_args!("layers.{index}.self_attn.q_norm"), &q)?;
+                monitor.show(format_args!("layers.{index}.self_attn.k_norm"), &k)?;
                 // Who looks may keep what it saw, and heads turn where they lie.
                 let (q, k) =
-                    if pass.probed { (q.force_contiguous()?, k.force_contiguous()?) } else { (q, k) };
+                    if monitor.is_probed() { (q.force_contiguous()?, k.force_contiguous()?) } else { (q, k) };
                 (pass.table.apply(q)?, pass.table.apply(k)?)
             }
         };
         let o = pass.attend(index, &q, &k, &v, self.activations)?;
-        probe(format_args!("layers.{index}.self_attn.heads"), &o)?;
+        monitor.show(format_args!("layers.{index}.self_attn.heads"), &o)?;
         Ok(o)
     }
 }

@@ -7,8 +7,8 @@ use super::attention::Attention;
 use super::pass::Pass;
 use super::{Experts, PerExpert, suffix};
 use crate::config::Config;
+use crate::monitor::Monitor;
 use crate::sequence::Expert;
-use crate::{Probe, no_probe};
 
 #[derive(Clone)]
 pub(super) struct Layer {
@@ -67,32 +67,32 @@ impl Layer {
         x: &Tensor,
         pass: &mut Pass<'_, '_>,
         index: usize,
-        probe: &mut Probe<'_>,
+        monitor: &mut Monitor<'_>,
     ) -> Result<Tensor> {
         let spans = pass.spans;
         let a = self.input_layernorm.by_span(x, spans, |norm, x| norm.forward(x))?;
-        probe(format_args!("layers.{index}.input_layernorm"), &a)?;
-        let heads = self.self_attn.heads(&a, pass, index, probe)?;
+        monitor.show(format_args!("layers.{index}.input_layernorm"), &a)?;
+        let heads = self.self_attn.heads(&a, pass, index, monitor)?;
         let x = match spans {
-            // Nobody looks at what a layer adds before it is added.
-            [span] if !pass.probed => self.self_attn.project_onto(x, &heads, span.expert)?,
+            // No probe attached: fuse the residual add into `o_proj`.
+            [span] if !monitor.is_probed() => self.self_attn.project_onto(x, &heads, span.expert)?,
             _ => {
                 let a = self.self_attn.project(&heads, spans)?;
-                probe(format_args!("layers.{index}.self_attn"), &a)?;
+                monitor.show(format_args!("layers.{index}.self_attn"), &a)?;
                 (x + a)?
             }
         };
         let m = self.post_attention_layernorm.by_span(&x, spans, |norm, x| norm.forward(x))?;
-        probe(format_args!("layers.{index}.post_attention_layernorm"), &m)?;
+        monitor.show(format_args!("layers.{index}.post_attention_layernorm"), &m)?;
         let m = self.mlp.by_span(&m, spans, Mlp::gated)?;
-        probe(format_args!("layers.{index}.mlp.gated"), &m)?;
+        monitor.show(format_args!("layers.{index}.mlp.gated"), &m)?;
         match spans {
-            [span] if !pass.probed => self.mlp.get(span.expert)?.down_proj.forward_onto(&x, &m),
+            [span] if !monitor.is_probed() => self.mlp.get(span.expert)?.down_proj.forward_onto(&x, &m),
             _ => {
                 let m = self.mlp.by_span(&m, spans, |mlp, x| mlp.down_proj.forward(x))?;
-                probe(format_args!("layers.{index}.mlp"), &m)?;
+                monitor.show(format_args!("layers.{index}.mlp"), &m)?;
                 let x = (x + m)?;
-                probe(format_args!("layers.{index}"), &x)?;
+                monitor.show(format_args!("layers.{index}"), &x)?;
                 Ok(x)
             }
         }
@@ -128,7 +128,7 @@ impl Layer {
             return self.input_layernorm.get(expert)?.forward(&residual);
         }
         let a = self.input_layernorm.by_span(x, pass.spans, |norm, x| norm.forward(x))?;
-        let heads = self.self_attn.heads(&a, pass, index, &mut no_probe)?.index_select(&rows, 0)?;
+        let heads = self.self_attn.heads(&a, pass, index, &mut Monitor::default())?.index_select(&rows, 0)?;
         if input == LinearInput::Heads {
             return Ok(heads);
         }

@@ -11,8 +11,6 @@ pub(super) struct Pass<'a, 'c> {
     pub(super) spans: &'a [Span],
     pub(super) table: RotaryTable,
     pub(super) context: Context<'a, 'c>,
-    /// Whether a probe looks at what layers compute on the way.
-    pub(super) probed: bool,
 }
 
 /// What the rows of a pass attend to.

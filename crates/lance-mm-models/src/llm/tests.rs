@@ -165,9 +165,9 @@ fn layers_one_by_one_equal_one_pass() {
     }
     assert!(llm.layer_input(0, &x, &sequence, (&[last + 1], Expert::Und), LinearInput::Normed).is_err());
     assert_eq!(flat(&x), flat(&expected));
-    assert!(llm.run_layer(2, &x, &sequence, &mut no_probe).is_err());
+    assert!(llm.run_layer(2, &x, &sequence, &mut |_, _| Ok(())).is_err());
     let later = Sequence::new(&segments, &llm.config().layout(), sequence.end());
-    assert!(llm.run_layer(0, &x, &later, &mut no_probe).is_err());
+    assert!(llm.run_layer(0, &x, &later, &mut |_, _| Ok(())).is_err());
 }
 
 #[test]
@@ -274,6 +274,49 @@ fn rows_that_do_not_fit_are_refused_and_leave_the_cache() {
     assert!(failed.is_err());
     assert_eq!(cache.len(), 2);
     assert!(llm.embed(&sequence, &[features(1, 1)]).is_err());
+}
+
+/// Names that a pass shows to a probe which sets the stop flag at `at`.
+fn stopped_at(at: &str, llm: &Llm, x: &Tensor, sequence: &Sequence, cache: &mut Cache) -> Vec<String> {
+    let (stop, mut names) = (StopFlag::new(), Vec::new());
+    let mut probe = |name: std::fmt::Arguments<'_>, _: &Tensor| {
+        names.push(name.to_string());
+        if names.last().is_some_and(|name| name == at) {
+            stop.stop();
+        }
+        Ok(())
+    };
+    let mut monitor = Monitor { probe: Some(&mut probe), stop: Some(&stop) };
+    let stopped = llm.run(x, sequence, cache, &mut monitor);
+    assert!(matches!(stopped, Err(Error::Stopped)));
+    names
+}
+
+#[test]
+fn a_stop_flag_ends_a_pass_between_layers_and_leaves_the_cache() {
+    let llm = llm(Experts::Und);
+    let (segments, features) = prompt();
+    let mut cache = llm.cache();
+    let (_, start) = run(&llm, &segments[..2], &features[..1], Cursor::default(), &mut cache);
+    let sequence = Sequence::new(&segments[2..], &llm.config().layout(), start);
+    let x = llm.embed(&sequence, &features[1..]).unwrap();
+
+    let names = stopped_at("layers.0.self_attn", &llm, &x, &sequence, &mut cache);
+    assert_eq!(names.last().unwrap(), "layers.0", "the layer is finished, the next one is not begun");
+    assert_eq!(cache.len(), start.rows);
+    let stop = StopFlag::new();
+    stop.stop();
+    assert!(matches!(llm.prefill_with_stop(&x, &sequence, &mut cache, &stop), Err(Error::Stopped)));
+    assert!(matches!(llm.forward_with_stop(&x, &sequence, &mut cache, &stop), Err(Error::Stopped)));
+    assert_eq!(cache.len(), start.rows);
+
+    let unset = StopFlag::new();
+    let (mut twin, mut other) = (cache.fork().unwrap(), cache.fork().unwrap());
+    let hidden = llm.forward_with_stop(&x, &sequence, &mut other, &unset).unwrap();
+    assert_eq!(flat(&hidden), flat(&llm.forward(&x, &sequence, &mut cache.fork().unwrap()).unwrap()));
+    let row = llm.prefill_with_stop(&x, &sequence, &mut twin, &unset).unwrap();
+    assert_eq!(flat(&row), flat(&llm.prefill(&x, &sequence, &mut cache).unwrap()));
+    assert_eq!(twin.len(), cache.len());
 }
 
 #[test]

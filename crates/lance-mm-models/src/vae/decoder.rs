@@ -12,7 +12,7 @@ use super::residual::Residual;
 use super::shortcut::Repeat;
 use super::tails::{CausalConv, Tails};
 use super::{CAUSAL, POINT, SAME};
-use crate::Probe;
+use crate::monitor::Monitor;
 
 /// Per stage: width as a multiple of the last, whether it doubles the sides, whether it doubles the frames.
 const STAGES: [(usize, bool, bool); 4] =
@@ -108,28 +108,28 @@ impl Decoder {
         x: &Tensor,
         memory: &mut Memory,
         (slab, last): (usize, bool),
-        probe: &mut Probe<'_>,
+        monitor: &mut Monitor<'_>,
         sink: &mut dyn FnMut(&Tensor) -> Result<()>,
     ) -> Result<()> {
         let start = &mut memory.start;
         start.begin(last);
         let x = self.from_latents.forward(x, &[])?;
-        probe(format_args!("conv2"), &x)?;
+        monitor.show(format_args!("conv2"), &x)?;
         let x = self.conv1.forward(&x, start)?;
-        probe(format_args!("decoder.conv1"), &x)?;
-        let x = self.middle.forward(&x, start, "decoder.middle", probe)?;
+        monitor.show(format_args!("decoder.conv1"), &x)?;
+        let x = self.middle.forward(&x, start, "decoder.middle", monitor)?;
         let Memory { stages, slabs, .. } = memory;
         self.stage(
             0,
             x,
             stages,
-            &mut |x, own, last, probe| {
-                let x = self.slabs(x, own, slabs, (slab, last), probe)?;
-                probe(format_args!("decoder.head"), &x)?;
+            &mut |x, own, last, monitor| {
+                let x = self.slabs(x, own, slabs, (slab, last), monitor)?;
+                monitor.show(format_args!("decoder.head"), &x)?;
                 sink(&x)
             },
             last,
-            probe,
+            monitor,
         )
     }
 
@@ -142,18 +142,18 @@ impl Decoder {
         tails: &mut [Tails],
         finish: &mut Finish<'_>,
         last: bool,
-        probe: &mut Probe<'_>,
+        monitor: &mut Monitor<'_>,
     ) -> Result<()> {
         let (own, rest) = tails.split_first_mut().expect("one state for each stage");
         own.begin(last);
         if index == SLABBED {
-            return finish(x, own, last, probe);
+            return finish(x, own, last, monitor);
         }
-        let frames = self.upsamples[index].forward(x, own)?;
+        let frames = self.upsamples[index].forward(x, own, monitor)?;
         let n = frames.len();
         for (i, x) in frames.into_iter().enumerate() {
-            probe(format_args!("decoder.upsamples.{index}"), &x)?;
-            self.stage(index + 1, x, rest, finish, last && i + 1 == n, probe)?;
+            monitor.show(format_args!("decoder.upsamples.{index}"), &x)?;
+            self.stage(index + 1, x, rest, finish, last && i + 1 == n, monitor)?;
         }
         Ok(())
     }
@@ -165,10 +165,10 @@ impl Decoder {
         own: &mut Tails,
         memory: &mut Vec<[Tails; 2]>,
         (slab, last): (usize, bool),
-        probe: &mut Probe<'_>,
+        monitor: &mut Monitor<'_>,
     ) -> Result<Tensor> {
         let stage = &self.upsamples[SLABBED];
-        let y = stage.blocks(x.clone(), own)?;
+        let y = stage.blocks(x.clone(), own, monitor)?;
         let rows = y.dim(0)?;
         memory.resize(rows.div_ceil(slab), Default::default());
         let mut parts = Vec::with_capacity(memory.len());
@@ -179,41 +179,43 @@ impl Decoder {
             let frames = stage.upsampled(&part(&y)?, &part(&x)?, own)?;
             let [z] = frames.try_into().expect("the stage doubles no frames");
             tails.iter_mut().for_each(|tails| tails.begin(last));
-            let z = self.rest(z, tails, (rows <= slab).then_some(&mut *probe))?;
+            let z = self.rest(z, tails, rows <= slab, monitor)?;
             parts.push(z.narrow(0, 2 * above, 2 * (end - start))?);
         }
         Ok(Tensor::cat(&parts, 0)?)
     }
 
-    /// The last stage and the head; whole frames are shown to `probe`.
+    /// The last stage and the head. Intermediates are shown if they are of a `whole` frame.
     fn rest(
         &self,
         x: Tensor,
         [tails, head]: &mut [Tails; 2],
-        mut probe: Option<&mut Probe<'_>>,
+        whole: bool,
+        monitor: &mut Monitor<'_>,
     ) -> Result<Tensor> {
-        let mut show = |index: usize, x: &Tensor| match &mut probe {
-            Some(probe) => probe(format_args!("decoder.upsamples.{index}"), x),
-            None => Ok(()),
-        };
-        show(SLABBED, &x)?;
-        let x = self.upsamples[SLABBED + 1].blocks(x, tails)?;
-        show(SLABBED + 1, &x)?;
+        if whole {
+            monitor.show(format_args!("decoder.upsamples.{SLABBED}"), &x)?;
+        }
+        let x = self.upsamples[SLABBED + 1].blocks(x, tails, monitor)?;
+        if whole {
+            monitor.show(format_args!("decoder.upsamples.{}", SLABBED + 1), &x)?;
+        }
         self.head_conv.forward(&self.head_norm.forward_silu(&x)?, head)
     }
 }
 
 /// Takes a frame that comes to the slabbed stage, with the stage's tails, and whether it is the clip's last.
-type Finish<'a> = dyn FnMut(Tensor, &mut Tails, bool, &mut Probe<'_>) -> Result<()> + 'a;
+type Finish<'a> = dyn FnMut(Tensor, &mut Tails, bool, &mut Monitor<'_>) -> Result<()> + 'a;
 
 impl Stage {
-    fn forward(&self, x: Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
-        let y = self.blocks(x.clone(), tails)?;
+    fn forward(&self, x: Tensor, tails: &mut Tails, monitor: &Monitor<'_>) -> Result<Vec<Tensor>> {
+        let y = self.blocks(x.clone(), tails, monitor)?;
         self.upsampled(&y, &x, tails)
     }
 
-    fn blocks(&self, mut x: Tensor, tails: &mut Tails) -> Result<Tensor> {
+    fn blocks(&self, mut x: Tensor, tails: &mut Tails, monitor: &Monitor<'_>) -> Result<Tensor> {
         for block in &self.blocks {
+            monitor.check()?;
             x = block.forward(&x, tails)?;
         }
         Ok(x)

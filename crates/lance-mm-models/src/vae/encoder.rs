@@ -12,7 +12,7 @@ use super::residual::Residual;
 use super::shortcut::Average;
 use super::tails::{CausalConv, Tails};
 use super::{CAUSAL, POINT, SAME};
-use crate::Probe;
+use crate::monitor::Monitor;
 
 /// Per stage: width as a multiple of the first, whether it halves the sides, whether it halves the frames.
 const STAGES: [(usize, bool, bool); 4] =
@@ -80,25 +80,25 @@ impl Encoder {
         x: &Tensor,
         tails: &mut [Tails],
         last: bool,
-        probe: &mut Probe<'_>,
+        monitor: &mut Monitor<'_>,
     ) -> Result<Option<Tensor>> {
         let (stages, rest) = tails.split_at_mut(STAGES.len());
         let [start, end] = rest else { panic!("one state for each stage, and two more") };
         start.begin(last);
         let mut x = self.conv1.forward(x, start)?;
-        probe(format_args!("encoder.conv1"), &x)?;
+        monitor.show(format_args!("encoder.conv1"), &x)?;
         for (i, (stage, tails)) in self.downsamples.iter().zip(stages).enumerate() {
             tails.begin(last);
-            let Some(y) = stage.forward(&x, tails)? else { return Ok(None) };
-            probe(format_args!("encoder.downsamples.{i}"), &y)?;
+            let Some(y) = stage.forward(&x, tails, monitor)? else { return Ok(None) };
+            monitor.show(format_args!("encoder.downsamples.{i}"), &y)?;
             x = y;
         }
         end.begin(last);
-        let x = self.middle.forward(&x, end, "encoder.middle", probe)?;
+        let x = self.middle.forward(&x, end, "encoder.middle", monitor)?;
         let x = self.head_conv.forward(&self.head_norm.forward_silu(&x)?, end)?;
-        probe(format_args!("encoder.head"), &x)?;
+        monitor.show(format_args!("encoder.head"), &x)?;
         let x = self.to_moments.forward(&x, &[])?;
-        probe(format_args!("conv1"), &x)?;
+        monitor.show(format_args!("conv1"), &x)?;
         Ok(Some(x))
     }
 
@@ -109,10 +109,11 @@ impl Encoder {
 }
 
 impl Stage {
-    fn forward(&self, x: &Tensor, tails: &mut Tails) -> Result<Option<Tensor>> {
+    fn forward(&self, x: &Tensor, tails: &mut Tails, monitor: &Monitor<'_>) -> Result<Option<Tensor>> {
         let shortcut = self.shortcut.forward(x, tails)?;
         let mut x = x.clone();
         for block in &self.blocks {
+            monitor.check()?;
             x = block.forward(&x, tails)?;
         }
         let y = match &self.downsample {

@@ -6,7 +6,7 @@ use lance_mm_tensor::{Result, Weights};
 use super::attention::FrameAttention;
 use super::residual::Residual;
 use super::tails::Tails;
-use crate::Probe;
+use crate::monitor::Monitor;
 
 #[derive(Clone)]
 pub(super) struct Middle {
@@ -30,14 +30,17 @@ impl Middle {
         x: &Tensor,
         tails: &mut Tails,
         name: &str,
-        probe: &mut Probe<'_>,
+        monitor: &mut Monitor<'_>,
     ) -> Result<Tensor> {
+        monitor.check()?;
         let x = self.first.forward(x, tails)?;
-        probe(format_args!("{name}.0"), &x)?;
+        monitor.show(format_args!("{name}.0"), &x)?;
+        monitor.check()?;
         let x = self.attention.forward(&x)?;
-        probe(format_args!("{name}.1"), &x)?;
+        monitor.show(format_args!("{name}.1"), &x)?;
+        monitor.check()?;
         let x = self.second.forward(&x, tails)?;
-        probe(format_args!("{name}.2"), &x)?;
+        monitor.show(format_args!("{name}.2"), &x)?;
         Ok(x)
     }
 }

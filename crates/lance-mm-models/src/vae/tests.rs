@@ -106,6 +106,38 @@ fn a_probe_that_fails_ends_the_pass() {
 }
 
 #[test]
+fn a_stop_flag_ends_a_pass_between_residual_blocks() {
+    let vae = vae();
+    let (frames, latents) = (clip([3, 5, 16, 32], 1), clip([48, 2, 1, 2], 2));
+    let stopped_at = |at: &str, run: &dyn Fn(&mut Monitor<'_>) -> Result<()>| {
+        let (stop, mut names) = (StopFlag::new(), Vec::new());
+        let mut probe = |name: std::fmt::Arguments<'_>, _: &Tensor| {
+            names.push(name.to_string());
+            if names.last().is_some_and(|name| name == at) {
+                stop.stop();
+            }
+            Ok(())
+        };
+        let stopped = run(&mut Monitor { probe: Some(&mut probe), stop: Some(&stop) });
+        assert!(matches!(stopped, Err(Error::Stopped)));
+        assert_eq!(names.last().unwrap(), at);
+    };
+    stopped_at("encoder.downsamples.1", &|monitor| vae.run_encoder(&frames, monitor).map(drop));
+    for at in ["decoder.middle.0", "decoder.upsamples.0", "decoder.upsamples.2"] {
+        stopped_at(at, &|monitor| vae.run_decoder(&latents, monitor).map(drop));
+    }
+
+    let stop = StopFlag::new();
+    let mean = vae.encode_with_stop(&frames, &stop).unwrap();
+    assert_eq!(flat(&mean), flat(&vae.encode(&frames).unwrap()));
+    let pixels = vae.decode_with_stop(&latents, &stop).unwrap();
+    assert_eq!(flat(&pixels), flat(&vae.decode(&latents).unwrap()));
+    stop.stop();
+    assert!(matches!(vae.posterior_with_stop(&frames, &stop), Err(Error::Stopped)));
+    assert!(matches!(vae.decode_with_stop(&latents, &stop), Err(Error::Stopped)));
+}
+
+#[test]
 fn the_widths_are_those_of_the_tensors() {
     let mut tensors = vae_tensors(&CONFIG);
     assert_eq!(VaeConfig::of(&weights(&tensors)).unwrap(), CONFIG);

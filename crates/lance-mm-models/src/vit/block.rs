@@ -4,8 +4,8 @@ use candle_core::Tensor;
 use lance_mm_tensor::{Activations, Block, Linear, Result, RmsNorm, RotaryTable, Weights, attention};
 
 use super::EPS;
-use crate::Probe;
 use crate::config::VitConfig;
+use crate::monitor::Monitor;
 
 #[derive(Clone)]
 pub(super) struct VitBlock {
@@ -48,34 +48,29 @@ impl VitBlock {
         table: &RotaryTable,
         blocks: &[Block],
         index: usize,
-        mut probe: Option<&mut Probe<'_>>,
+        monitor: &mut Monitor<'_>,
     ) -> Result<Tensor> {
         let a = self.norm1.forward(x)?;
-        if let Some(probe) = &mut probe {
-            probe(format_args!("blocks.{index}.norm1"), &a)?;
-        }
+        monitor.show(format_args!("blocks.{index}.norm1"), &a)?;
         let a = self.attention(&a, table, blocks)?;
-        let x = match &mut probe {
-            // What a layer adds is only to be seen before it is added.
-            Some(probe) => {
-                let a = self.proj.forward(&a)?;
-                probe(format_args!("blocks.{index}.attn"), &a)?;
-                (x + a)?
-            }
-            None => self.proj.forward_onto(x, &a)?,
+        let x = if monitor.is_probed() {
+            let a = self.proj.forward(&a)?;
+            monitor.show(format_args!("blocks.{index}.attn"), &a)?;
+            (x + a)?
+        } else {
+            // No probe attached: fuse the residual add into the matmul.
+            self.proj.forward_onto(x, &a)?
         };
         let m = self.norm2.forward(&x)?;
         let m = Linear::forward_gated(&self.gate_proj, &self.up_proj, &m)?;
-        match &mut probe {
-            Some(probe) => {
-                let m = self.down_proj.forward(&m)?;
-                probe(format_args!("blocks.{index}.mlp"), &m)?;
-                let x = (x + m)?;
-                probe(format_args!("blocks.{index}"), &x)?;
-                Ok(x)
-            }
-            None => self.down_proj.forward_onto(&x, &m),
+        if !monitor.is_probed() {
+            return self.down_proj.forward_onto(&x, &m);
         }
+        let m = self.down_proj.forward(&m)?;
+        monitor.show(format_args!("blocks.{index}.mlp"), &m)?;
+        let x = (x + m)?;
+        monitor.show(format_args!("blocks.{index}"), &x)?;
+        Ok(x)
     }
 
     /// What the heads give, side by side.

@@ -2,7 +2,6 @@ use candle_core::Device;
 use lance_mm_tensor::testing::{assert_close, seeded};
 
 use super::*;
-use crate::no_probe;
 use crate::testing::{config, vit_tensors, weights};
 
 fn vit() -> Vit {
@@ -47,8 +46,27 @@ fn pictures_and_frame_pairs_do_not_see_each_other() {
         apart.extend(flat(&vit.forward(&x.narrow(0, start, n).unwrap(), &[g]).unwrap()));
     }
     assert_close("apart", &together, &apart, 2e-5);
-    let probed = vit.forward_probed(&x, &grids, &mut no_probe).unwrap();
+    let probed = vit.forward_probed(&x, &grids, &mut |_, _| Ok(())).unwrap();
     assert_close("one run", &together, &flat(&probed), 2e-5);
+}
+
+#[test]
+fn a_stop_flag_ends_a_pass_between_blocks() {
+    let (vit, grids, x) = (vit(), [grid(1, 4, 6)], patches(24, 1));
+    let (stop, mut names) = (StopFlag::new(), Vec::new());
+    let same = vit.forward_with_stop(&x, &grids, &stop).unwrap();
+    assert_eq!(flat(&same), flat(&vit.forward(&x, &grids).unwrap()));
+    let mut probe = |name: std::fmt::Arguments<'_>, _: &Tensor| {
+        names.push(name.to_string());
+        if names.len() == 2 {
+            stop.stop();
+        }
+        Ok(())
+    };
+    let mut monitor = Monitor { probe: Some(&mut probe), stop: Some(&stop) };
+    assert!(matches!(vit.run(&x, &grids, &mut monitor), Err(Error::Stopped)));
+    assert_eq!(names.last().unwrap(), "blocks.0");
+    assert!(matches!(vit.forward_with_stop(&x, &grids, &stop), Err(Error::Stopped)));
 }
 
 #[test]
