@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use lance_mm_models::{Config, LinearInput, Llm};
 use lance_mm_quant::{Expert, HeadRows, Rows, Site, SiteRows};
+use lance_mm_tensor::StopFlag;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
+use crate::error::{Error, Result};
 use crate::samples::Samples;
 use crate::workdir::WorkDir;
 
@@ -16,6 +17,7 @@ use crate::workdir::WorkDir;
 pub(crate) struct Capture<'a> {
     samples: Option<&'a Samples>,
     work: &'a WorkDir,
+    stop: &'a StopFlag,
     hidden: Vec<Tensor>,
     /// The same in the model quantized so far, where that is followed.
     quantized: Option<Vec<Tensor>>,
@@ -83,8 +85,9 @@ impl<'a> Capture<'a> {
         layers: usize,
         samples: Option<(&'a Samples, Option<Vec<Tensor>>)>,
         work: &'a WorkDir,
+        stop: &'a StopFlag,
     ) -> Result<Self> {
-        let mut capture = Self { samples: None, work, hidden: Vec::new(), quantized: None, at: 0 };
+        let mut capture = Self { samples: None, work, stop, hidden: Vec::new(), quantized: None, at: 0 };
         let Some((samples, inputs)) = samples else { return Ok(capture) };
         capture.samples = Some(samples);
         match inputs {
@@ -96,7 +99,7 @@ impl<'a> Capture<'a> {
             None => {
                 let at = (0..=layers).rev().find(|layer| work.has(&hidden_file(*layer)));
                 capture.at =
-                    at.with_context(|| format!("{}: missing", work.file(&hidden_file(0)).display()))?;
+                    at.ok_or_else(|| Error::file(work.file(&hidden_file(0)).display(), "missing"))?;
                 (capture.hidden, capture.quantized) = capture.load(capture.at)?;
             }
         }
@@ -125,10 +128,8 @@ impl<'a> Capture<'a> {
     /// Runs the samples through a layer and returns what the linear layers of each expert read; none without
     /// samples, or where an earlier run was further.
     pub(crate) fn layer(&mut self, llm: &Llm, index: usize) -> Result<[Option<SiteRows>; 2]> {
-        if !self.awaits(index) {
-            return Ok([None, None]);
-        }
-        let (experts, next) = self.run(llm, index)?;
+        let Some(samples) = self.samples.filter(|_| self.awaits(index)) else { return Ok([None, None]) };
+        let (experts, next) = self.run(samples, llm, index)?;
         self.hidden = next;
         Ok(experts)
     }
@@ -136,12 +137,15 @@ impl<'a> Capture<'a> {
     /// What the linear layers of a site read in the quantized model, of which `llm` has the part before them;
     /// none where it is not followed.
     pub(crate) fn site(&self, llm: &Llm, index: usize, site: Site) -> Result<Vec<Option<Rows>>> {
-        let Some(quantized) = self.quantized.as_ref().filter(|_| self.at == index) else {
+        let (Some(samples), Some(quantized)) =
+            (self.samples, self.quantized.as_ref().filter(|_| self.at == index))
+        else {
             return Ok(Vec::new());
         };
-        let (samples, config) = (self.samples.context("samples")?, llm.config());
+        let config = llm.config();
         let mut recorded = [Recorded::default(), Recorded::default()];
         for (run, x) in samples.runs.iter().zip(quantized).filter(|(run, _)| !run.picks.is_empty()) {
+            self.stop.check()?;
             let picks: Vec<u32> = run.picks.iter().map(|row| *row as u32).collect();
             let expert = match run.expert() {
                 Expert::Und => lance_mm_models::Expert::Und,
@@ -158,11 +162,17 @@ impl<'a> Capture<'a> {
 
     /// Runs the samples through a layer: rows of all sites, for each expert whose inputs are recorded, and
     /// the layer's outputs.
-    fn run(&self, llm: &Llm, index: usize) -> Result<([Option<SiteRows>; 2], Vec<Tensor>)> {
-        let (samples, config) = (self.samples.context("samples")?, llm.config());
+    fn run(
+        &self,
+        samples: &Samples,
+        llm: &Llm,
+        index: usize,
+    ) -> Result<([Option<SiteRows>; 2], Vec<Tensor>)> {
+        let config = llm.config();
         let mut recorded: [[Recorded; 4]; 2] = Default::default();
         let mut next = Vec::with_capacity(self.hidden.len());
         for (run, x) in samples.runs.iter().zip(&self.hidden) {
+            self.stop.check()?;
             let recorded = &mut recorded[run.expert() as usize];
             let mut probe = |name: std::fmt::Arguments<'_>, rows: &Tensor| {
                 let name = name.to_string();
@@ -266,9 +276,11 @@ impl<'a> Capture<'a> {
         let views = bytes
             .iter()
             .map(|(name, shape, bytes)| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
-            .collect::<Result<Vec<_>>>()?;
+            .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>();
         self.work.write_with(&hidden_file(layer), |path| {
-            Ok(safetensors::serialize_to_file(views, None::<HashMap<String, String>>, path)?)
+            let views = views.map_err(Error::at(path))?;
+            safetensors::serialize_to_file(views, None::<HashMap<String, String>>, path)
+                .map_err(Error::at(path))
         })
     }
 
@@ -276,16 +288,16 @@ impl<'a> Capture<'a> {
     fn load(&self, layer: usize) -> Result<(Vec<Tensor>, Option<Vec<Tensor>>)> {
         let path = self.work.file(&hidden_file(layer));
         let bytes = crate::quantize::read(&path)?;
-        let tensors = SafeTensors::deserialize(&bytes).with_context(|| path.display().to_string())?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(Error::at(&path))?;
         let tensor = |name: String| {
-            let view = tensors.tensor(&name)?;
+            let view = tensors.tensor(&name).map_err(Error::at(&path))?;
             let values: Vec<f32> = view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
             Ok(Tensor::from_vec(values, view.shape(), &Device::Cpu)?)
         };
         let n = self.samples.map_or(0, |samples| samples.runs.len());
         let stream = |prefix: &str| -> Result<Vec<Tensor>> {
             let tensors = (0..n).map(|i| tensor(format!("{prefix}{i:06}")));
-            tensors.collect::<Result<_>>().with_context(|| path.display().to_string())
+            tensors.collect::<Result<_>>()
         };
         let followed = tensors.names().iter().any(|name| name.starts_with(QUANTIZED));
         Ok((stream("")?, followed.then(|| stream(QUANTIZED)).transpose()?))

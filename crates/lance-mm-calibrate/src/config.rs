@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result};
 use lance_mm_tensor::TensorInfo;
 use serde_json::{Map, Value, json};
 
+use crate::error::{Error, Result};
 use crate::options::GenExpert;
 use crate::report::Report;
+
+/// The file's name.
+pub(crate) const NAME: &str = "config.json";
 
 /// The source's configuration with what readers need: the setting of most modules at the top, an entry for
 /// each that deviates; in a file where any deviates, or stays dense that could have been packed, `false` for
@@ -19,9 +22,10 @@ pub(crate) fn quantized(
     gen_: &GenExpert,
     report: &Report,
 ) -> Result<Vec<u8>> {
-    let mut config: Value = serde_json::from_slice(source).context("config.json")?;
+    let mut config: Value = serde_json::from_slice(source).map_err(|error| Error::file(NAME, error))?;
     let packed = report.schemes();
-    let default = most_common(packed.values()).context("expected a module that is quantized, found none")?;
+    let default = most_common(packed.values())
+        .ok_or_else(|| Error::file(NAME, "expected a module that is quantized, found none"))?;
     let mut quantization = Map::new();
     quantization.insert("group_size".into(), default.1.into());
     quantization.insert("bits".into(), default.0.into());
@@ -49,12 +53,12 @@ pub(crate) fn quantized(
         config["lance_mm"]["experts"] = json!(["und"]);
     }
     config["lance_mm"]["quantized_by"] = report.summary();
-    Ok((serde_json::to_string_pretty(&config)? + "\n").into_bytes())
+    Ok(format!("{config:#}\n").into_bytes())
 }
 
 /// Of equally common ones the smallest.
-fn most_common<'a>(schemes: impl Iterator<Item = &'a (u64, u64)>) -> Option<(u64, u64)> {
-    let mut counts: BTreeMap<(u64, u64), usize> = BTreeMap::new();
+fn most_common<'a>(schemes: impl Iterator<Item = &'a (usize, usize)>) -> Option<(usize, usize)> {
+    let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
     schemes.for_each(|scheme| *counts.entry(*scheme).or_default() += 1);
     counts.into_iter().rev().max_by_key(|(_, n)| *n).map(|(scheme, _)| scheme)
 }
@@ -90,12 +94,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let work = WorkDir::open(&dir.path().join("out"), &json!({})).unwrap().unwrap();
         let linear = |(name, _, bits): &(&str, usize, Option<u64>)| {
-            bits.map(|bits| json!({ "name": name, "bits": bits, "group_size": 32 }))
+            let zero = json!({
+                "name": name, "bits": bits, "group_size": 32, "plain": 0, "scaled": 0, "final": 0, "snr_db": 0,
+                "clipped": 0, "method": "plain", "drift": null, "trials": [],
+            });
+            bits.map(|_| zero)
         };
         let linears: Vec<Value> = matrices.iter().filter_map(linear).collect();
         for (part, linears) in [("embed", vec![]), ("head", vec![]), ("layer_000", linears)] {
-            work.write(&format!("{part}.json"), json!({ "linears": linears }).to_string().as_bytes())
-                .unwrap();
+            work.write_json(&format!("{part}.json"), &json!({ "linears": linears })).unwrap();
         }
         let report = Report::gather(&work, Recipe::AwqMixed, &json!({}), None, 1).unwrap();
         let tensor = |(name, cols, bits): &(&str, usize, Option<u64>)| TensorInfo {

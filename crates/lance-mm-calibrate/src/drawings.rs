@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use lance_mm_image::{self as image, LoadOptions};
 use lance_mm_pipelines::generate::{Resolution, Size, Trace};
@@ -10,7 +9,8 @@ use lance_mm_pipelines::{Generation, GenerationOptions, Request};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::progress::{Observer, Progress};
+use crate::error::{Error, Result};
+use crate::progress::{Monitor, Progress};
 use crate::quantize::read;
 use crate::run::Run;
 
@@ -51,21 +51,24 @@ impl Drawings {
     /// A file that cannot be read or is none of this, naming the line; fewer than 4 requests.
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let text = String::from_utf8(read(path)?).with_context(|| name.clone())?;
+        let text = String::from_utf8(read(path)?).map_err(Error::at(path))?;
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let list: Vec<Drawing> = lines
-            .map(|(i, line)| serde_json::from_str(line).with_context(|| format!("{name}: line {}", i + 1)))
+            .map(|(i, line)| {
+                serde_json::from_str(line)
+                    .map_err(|error| Error::file(format!("{name}: line {}", i + 1), error))
+            })
             .collect::<Result<_>>()?;
         if list.len() < 4 {
-            bail!(
-                "{name}: expected 4 requests or more, of which a quarter is held back, found {}",
-                list.len()
-            );
+            let message =
+                format!("expected 4 requests or more, of which a quarter is held back, found {}", list.len());
+            return Err(Error::file(name, message));
         }
         for (i, drawing) in list.iter().enumerate() {
             let is_edit = drawing.image.is_some();
             if is_edit && drawing.size.is_some() || !is_edit && drawing.resolution.is_some() {
-                bail!("{name}: request {}: expected size for a caption, resolution for an edit", i + 1);
+                let place = format!("{name}: request {}", i + 1);
+                return Err(Error::file(place, "expected size for a caption, resolution for an edit"));
             }
         }
         Ok(Self { name, dir: path.parent().unwrap_or(Path::new("")).to_owned(), list })
@@ -89,19 +92,22 @@ impl Drawings {
     pub(crate) fn run(
         &self,
         lance: &Generation,
-        observer: &mut Observer<'_>,
+        monitor: &mut Monitor<'_>,
     ) -> Result<(Vec<Run>, Vec<Tensor>)> {
         let (mut runs, mut inputs) = (Vec::new(), Vec::new());
         let total = self.list.len();
-        observer(Progress::Requests { done: 0, total });
+        monitor.begin(Progress::Requests { done: 0, total })?;
         for (i, drawing) in self.list.iter().enumerate() {
-            let place = || format!("{}: request {}", self.name, i + 1);
-            let trace = self.trace(lance, drawing, i).with_context(place)?;
+            let named = |error| match error {
+                Error::Stopped => Error::Stopped,
+                error => Error::file(format!("{}: request {}", self.name, i + 1), error),
+            };
+            let trace = self.trace(lance, drawing, i).map_err(named)?;
             for pass in trace.passes {
                 runs.push(Run::drawing(trace.pieces.clone(), pass.captioned, i % 4 == 3));
                 inputs.push(pass.x);
             }
-            observer(Progress::Requests { done: i + 1, total });
+            monitor.begin(Progress::Requests { done: i + 1, total })?;
         }
         Ok((runs, inputs))
     }
@@ -129,7 +135,7 @@ fn size(drawing: &Drawing) -> Result<Size> {
         Some(size) => {
             let sides = size.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
             let (width, height) =
-                sides.with_context(|| format!("size: expected WIDTHxHEIGHT, found {size}"))?;
+                sides.ok_or_else(|| Error::file("size", format!("expected WIDTHxHEIGHT, found {size}")))?;
             Ok(Size::new(height, width)?)
         }
         None => Ok(Size::new(384, 384)?),

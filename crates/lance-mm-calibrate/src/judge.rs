@@ -1,12 +1,12 @@
 //! How far answers move when a part of the weights is changed.
 
-use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use lance_mm_eval::Position;
 use lance_mm_models::{Llm, Sequence};
 use lance_mm_pipelines::Understanding;
 use lance_mm_quant::Expert;
 
+use crate::error::{Error, Result};
 use crate::run::Run;
 use crate::samples::Samples;
 
@@ -48,7 +48,9 @@ impl Judge {
             let n = (run.n_answer() + 1).min(TOKENS);
             judge.cases.push(Case { at, sequence, first, n, reference: Vec::new() });
         }
-        ensure!(!judge.cases.is_empty(), "calibration: expected samples held back to judge by, found none");
+        if judge.cases.is_empty() {
+            return Err(Error::Calibration("expected samples held back to judge by, found none".into()));
+        }
         for i in 0..judge.cases.len() {
             let case = &judge.cases[i];
             let logits = judge.logits(lance.llm(), 0, case, inputs[case.at].clone())?;

@@ -2,18 +2,18 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result};
 use lance_mm_models::{Config, Experts, Llm};
 use lance_mm_pipelines::Checkpoint;
 use lance_mm_quant::{
     Expert, ExpertResult, ExpertWeights, HeadRows, Heads, LayerQuantizer, LayerWeights, LinearReport, Matrix,
     PairReport, Proj, Recipe, SiteRows, quantize_head, quantize_linear,
 };
-use lance_mm_tensor::{Weight, Weights};
+use lance_mm_tensor::{StopFlag, Weight, Weights};
 use serde::Serialize;
 
 use crate::capture::Capture;
-use crate::progress::{Observer, Progress};
+use crate::error::{Error, Result};
+use crate::progress::{Monitor, Progress};
 use crate::scheme::Schemes;
 use crate::stored::{Shared, Stored, bf16s, f32s, in_memory, overlaid, packed, store, values, vectors};
 use crate::workdir::WorkDir;
@@ -48,6 +48,7 @@ pub(crate) struct Quantizing<'a> {
     pub(crate) work: &'a WorkDir,
     /// The experts that samples run on.
     pub(crate) experts: Experts,
+    pub(crate) stop: &'a StopFlag,
     /// The experts that are quantized.
     pub(crate) quantized: &'a [Expert],
 }
@@ -68,10 +69,10 @@ impl Quantizing<'_> {
         &self,
         capture: &mut Capture<'_>,
         layers: usize,
-        observer: &mut Observer<'_>,
+        monitor: &mut Monitor<'_>,
     ) -> Result<()> {
         if !is_done(self.work, EMBED) {
-            observer(Progress::Embedding);
+            monitor.begin(Progress::Embedding)?;
             self.embedding()?;
         }
         if self.recipe.compensate && capture.awaits(0) {
@@ -82,7 +83,7 @@ impl Quantizing<'_> {
         let first = (0..layers).find(is_left).unwrap_or(layers);
         for index in 0..layers {
             if index >= first {
-                observer(Progress::Layer { index, total: layers });
+                monitor.begin(Progress::Layer { index, total: layers })?;
             }
             let sites = match capture.awaits(index) {
                 false => [None, None],
@@ -96,7 +97,7 @@ impl Quantizing<'_> {
             let quantized = is_next.then(|| self.with_part(&name)).transpose()?;
             capture.advance(index, quantized.as_ref())?;
         }
-        observer(Progress::Head);
+        monitor.begin(Progress::Head)?;
         if !is_done(self.work, HEAD) {
             let rows = match capture.awaits(layers) {
                 false => None,
@@ -137,6 +138,7 @@ impl Quantizing<'_> {
         let weights = LayerWeights { layer: index, heads: heads(config), experts };
         let mut layer = LayerQuantizer::new(weights, rows, &scheme, self.recipe)?;
         while let Some(site) = layer.next() {
+            self.stop.check()?;
             let actual = match capture.follows() {
                 true => capture.site(&self.so_far(index, layer.experts())?, index, site)?,
                 false => Vec::new(),
@@ -239,7 +241,7 @@ pub(crate) fn read(source: &Checkpoint, index: usize, expert: Expert) -> Result<
         input_layernorm: norm("input_layernorm")?,
         post_attention_layernorm: norm("post_attention_layernorm")?,
         v_bias: Some(values(&weights.tensor(&v_bias, &[kv])?)?),
-        linears: linears.try_into().ok().context("seven linear layers")?,
+        linears: linears.try_into().expect("one matrix for each of the seven"),
     })
 }
 
@@ -250,9 +252,10 @@ pub(crate) fn is_done(work: &WorkDir, name: &str) -> bool {
 
 /// The report first: tensors that have their name are whole and have one.
 fn finish(work: &WorkDir, name: &str, tensors: &HashMap<String, Stored>, part: &Part) -> Result<()> {
-    work.write(&format!("{name}.json"), &serde_json::to_vec(part)?)?;
+    work.write_json(&format!("{name}.json"), part)?;
     work.write_with(&format!("{name}.safetensors"), |path| {
-        Ok(safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, Shared(t))), None, path)?)
+        safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, Shared(t))), None, path)
+            .map_err(Error::at(path))
     })
 }
 

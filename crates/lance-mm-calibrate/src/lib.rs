@@ -1,11 +1,30 @@
 //! Quantizes a Lance checkpoint: runs it over questions to record the input activations of its linear layers, searches
 //! scales and bits with `lance-mm-quant`, and writes a checkpoint in the MLX layout.
 //!
-//! Start from [`quantize`](quantize()).
+//! [`quantize`](quantize()) does all of it; [`QuantizeOptions`] says how, [`Report`] what came of it. Without calibration:
+//!
+//! ```
+//! use lance_mm_calibrate::{QuantizeOptions, Recipe, quantize};
+//!
+//! # let source = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/nano-bf16");
+//! # if !std::path::Path::new(source).exists() { return Ok(()); }
+//! # let folder = std::env::temp_dir().join(format!("lance-mm-calibrate-{}", std::process::id()));
+//! # let out = folder.join("out");
+//! # std::fs::create_dir_all(&folder).expect("a temporary folder");
+//! let options = QuantizeOptions { recipe: Recipe::Rtn, bits: 8, ..QuantizeOptions::default() };
+//! let report = quantize(source, None, &out, &options, &mut |_| {})?;
+//! assert!(report.linears().iter().all(|linear| linear.bits == 8));
+//! # std::fs::remove_dir_all(&folder).expect("a temporary folder");
+//! # Ok::<(), lance_mm_calibrate::Error>(())
+//! ```
+//!
+//! With it, `dataset` is a [`Dataset`](lance_mm_eval::Dataset) of questions about images; see the crate's README and its
+//! example `quantize`.
 
 mod capture;
 mod config;
 mod drawings;
+mod error;
 mod judge;
 mod layer;
 mod options;
@@ -22,7 +41,11 @@ mod widths;
 mod workdir;
 
 pub use drawings::Drawings;
+pub use error::{Error, Result};
 pub use options::{GenExpert, QuantizeOptions, Recipe, Sensitivity};
 pub use progress::{Observer, Progress};
 pub use quantize::quantize;
 pub use report::Report;
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,11 @@
 //! Settings of a quantization.
 
-use anyhow::{Result, bail};
+use lance_mm_tensor::StopFlag;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::drawings::Drawings;
+use crate::error::{Error, Result};
 use crate::scheme::Schemes;
 
 /// How weights are rounded. The serialized names are those of the reports.
@@ -115,6 +116,8 @@ pub struct QuantizeOptions {
     pub calib_tokens: usize,
     /// Seed of the choice of these tokens.
     pub seed: u64,
+    /// Ends the run between two samples or layers with [`Error::Stopped`].
+    pub stop: StopFlag,
 }
 
 impl Default for QuantizeOptions {
@@ -131,6 +134,7 @@ impl Default for QuantizeOptions {
             vit_bits: None,
             calib_tokens: 1024,
             seed: 0,
+            stop: StopFlag::new(),
         }
     }
 }
@@ -143,14 +147,16 @@ impl QuantizeOptions {
     pub fn validate(&self) -> Result<()> {
         self.schemes()?;
         if self.gen_expert.drawings().is_some() && !self.recipe.is_calibrated() {
-            bail!("--gen calibrate: expected a recipe that is fitted to inputs, found rtn");
+            return Err(Error::option("gen_expert", "no requests for a recipe without calibration", "some"));
         }
         if self.recipe == Recipe::AwqMixed && self.uniform_bits {
-            bail!("--size-like-seed: expected without --recipe vqa-mixed, whose matrices differ in bits");
+            let expected = "false with the mixed recipe, whose matrices differ in bits";
+            return Err(Error::option("uniform_bits", expected, true));
         }
         let bits = self.bits_per_weight;
         if !(bits > 0.0 && bits < 16.0) {
-            bail!("--bits-per-weight: expected a number above 0 and below the 16 of bf16, found {bits}");
+            let expected = "a number above 0 and below the 16 of bf16";
+            return Err(Error::option("bits_per_weight", expected, bits));
         }
         Ok(())
     }

@@ -5,19 +5,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
 use lance_mm_models::is_generation;
 use lance_mm_pipelines::Checkpoint;
 use lance_mm_pipelines::checkpoint::CheckpointFiles;
 use lance_mm_tensor::{TensorInfo, Weights};
 use safetensors::{Dtype, View};
 
+use crate::error::{Error, Result};
 use crate::layer;
 use crate::options::GenExpert;
 use crate::quantize::copy;
 use crate::report::{self, Report};
 use crate::scheme::Schemes;
-use crate::workdir::WorkDir;
+use crate::workdir::{WorkDir, file_name};
 use crate::{config, vit};
 
 /// Bytes from which a tensor is read through a map of its own, whose pages are given back.
@@ -37,19 +37,19 @@ pub(crate) struct Output<'a> {
 impl Output<'_> {
     /// Writes everything into a temporary sibling of `out` and renames it.
     pub(crate) fn write(&self, out: &Path) -> Result<()> {
-        let name = out.file_name().with_context(|| format!("{}: no name to write to", out.display()))?;
+        let name = file_name(out)?;
         let partial = out.with_file_name(format!(".{}.partial", name.to_string_lossy()));
         if partial.exists() {
-            fs::remove_dir_all(&partial).with_context(|| partial.display().to_string())?;
+            fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
         }
-        fs::create_dir_all(&partial).with_context(|| partial.display().to_string())?;
+        fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
         let result = self.fill(&partial);
         if result.is_err() {
             // The error that stopped the writing says more than one about the clean-up.
             let _ = fs::remove_dir_all(&partial);
         }
         result?;
-        fs::rename(&partial, out).with_context(|| out.display().to_string())
+        fs::rename(&partial, out).map_err(Error::io(out))
     }
 
     fn fill(&self, dir: &Path) -> Result<()> {
@@ -76,26 +76,25 @@ impl Output<'_> {
         let names: Vec<TensorInfo> = entries.values().map(|entry| entry.info.clone()).collect();
         let path = dir.join("model.safetensors");
         safetensors::serialize_to_file(entries, None::<HashMap<String, String>>, &path)
-            .with_context(|| path.display().to_string())?;
+            .map_err(Error::at(&path))?;
         // A source that changed meanwhile would have left a file that does not fit its header.
         Weights::open(&[&path])?;
         vit::write(dir, &source, self.files.vit.as_ref(), self.schemes)?;
         self.write_vae(dir, &source)?;
         for path in self.files.generation_config.iter().chain(&self.files.tokenizer) {
-            copy(path, &dir.join(path.file_name().context("a file has a name")?))?;
+            copy(path, &dir.join(path.file_name().unwrap_or_default()))?;
         }
         let wide = vit::mlp_width(&source, self.schemes);
         let config = config::quantized(&self.files.read_config()?, &names, wide, self.gen_, self.report)?;
-        write(&dir.join("config.json"), &config)?;
+        write(&dir.join(config::NAME), &config)?;
         // The writer of tensors makes files that only their owner reads; they are to be as the others.
-        let permissions = fs::metadata(dir.join("config.json"))?.permissions();
+        let permissions = fs::metadata(dir.join(config::NAME)).map_err(Error::io(dir))?.permissions();
         for path in ["model.safetensors", "vit.safetensors", "vae.safetensors"].map(|name| dir.join(name)) {
             if path.is_file() {
-                fs::set_permissions(&path, permissions.clone())
-                    .with_context(|| path.display().to_string())?;
+                fs::set_permissions(&path, permissions.clone()).map_err(Error::io(&path))?;
             }
         }
-        write(&dir.join(report::FILE), self.report.json()?.as_bytes())
+        write(&dir.join(report::FILE), self.report.json().as_bytes())
     }
 
     /// Writes `vae.safetensors`, if the source has a VAE and the new folder the expert that needs it.
@@ -108,17 +107,17 @@ impl Output<'_> {
         if !part.sharded {
             return copy(&part.path, &path);
         }
-        let anew = || (self.open)()?.vae().cloned().context("a VAE");
+        let anew = || Ok((self.open)()?.vae().unwrap_or(vae).clone());
         let entry = |info: TensorInfo| (info.name.clone(), Entry { open: &anew, info });
         safetensors::serialize_to_file(vae.tensors().into_iter().map(entry), None, &path)
-            .with_context(|| path.display().to_string())?;
+            .map_err(Error::at(&path))?;
         Weights::open(&[&path])?;
         Ok(())
     }
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes).with_context(|| path.display().to_string())
+    fs::write(path, bytes).map_err(Error::io(path))
 }
 
 /// A tensor of the new model file, read when it is written.

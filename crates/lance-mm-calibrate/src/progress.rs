@@ -1,5 +1,9 @@
 //! Progress of a quantization.
 
+use lance_mm_tensor::StopFlag;
+
+use crate::error::Result;
+
 /// A stage of [`quantize`](crate::quantize) that begins, or the part of one that is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -52,3 +56,22 @@ pub enum Progress {
 
 /// Called when a stage begins, and after each sample.
 pub type Observer<'a> = dyn FnMut(Progress) + 'a;
+
+/// Reports the stages of a run, and ends it where it was asked to stop.
+pub(crate) struct Monitor<'a> {
+    observer: &'a mut Observer<'a>,
+    stop: &'a StopFlag,
+}
+
+impl<'a> Monitor<'a> {
+    pub(crate) fn new(observer: &'a mut Observer<'a>, stop: &'a StopFlag) -> Self {
+        Self { observer, stop }
+    }
+
+    /// Reports a stage before it begins.
+    pub(crate) fn begin(&mut self, progress: Progress) -> Result<()> {
+        self.stop.check()?;
+        (self.observer)(progress);
+        Ok(())
+    }
+}

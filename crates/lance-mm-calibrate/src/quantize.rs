@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use lance_mm_eval::Dataset;
 use lance_mm_models::Experts;
@@ -14,10 +13,11 @@ use sha2::{Digest, Sha256};
 
 use crate::capture::Capture;
 use crate::drawings::Drawings;
+use crate::error::{Error, Result};
 use crate::layer::Quantizing;
 use crate::options::QuantizeOptions;
 use crate::output::Output;
-use crate::progress::{Observer, Progress};
+use crate::progress::{Monitor, Observer, Progress};
 use crate::report::Report;
 use crate::run::Run;
 use crate::samples::{self, Samples};
@@ -45,9 +45,10 @@ pub fn quantize(
 ) -> Result<Report> {
     let (source, out) = (source.as_ref(), out.as_ref());
     options.validate()?;
+    let monitor = &mut Monitor::new(observer, &options.stop);
     let dataset = dataset.filter(|_| options.recipe.is_calibrated());
     if options.recipe.is_calibrated() && dataset.is_none() {
-        bail!("calibration: expected a dataset, found none");
+        return Err(Error::Calibration("expected a dataset, found none".into()));
     }
     // Mapped pages count as memory until the map is gone, so each stage opens the files anew.
     let open = || Ok(Checkpoint::open(source)?);
@@ -61,14 +62,14 @@ pub fn quantize(
     let drawn = drawings.map(Drawings::hashes).transpose()?.unwrap_or_default();
     let gen_ = &options.gen_expert;
     let vae = files.vae.as_ref().filter(|_| !gen_.is_dropped()).map(WeightsFile::open).transpose()?;
-    let plan = options.plan(&fingerprint(&checkpoint, vae.as_ref(), &files, observer)?, &hashes, &drawn);
+    let plan = options.plan(&fingerprint(&checkpoint, vae.as_ref(), &files, monitor)?, &hashes, &drawn);
     let Some(work) = WorkDir::open(out, &plan)? else { return Report::read(out) };
     let prepared = match dataset {
         None => None,
         Some(dataset) => Some(match Samples::stored(&work)? {
             Some(samples) => (samples, None),
             None => {
-                let (runs, inputs) = lay_out(dataset, drawings, &open, observer)?;
+                let (runs, inputs) = lay_out(dataset, drawings, &open, monitor)?;
                 let rows = (options.calib_tokens, options.seed);
                 (Samples::new(runs, checkpoint.config(), rows)?, Some(inputs))
             }
@@ -83,7 +84,8 @@ pub fn quantize(
     let has_gen = checkpoint.model().tensors().iter().any(|t| t.name.contains("_moe_gen"));
     let quantized: &[Expert] =
         if has_gen && gen_.is_quantized() { &[Expert::Und, Expert::Gen] } else { &[Expert::Und] };
-    let mut capture = Capture::new(layers, samples.as_ref().map(|samples| (samples, inputs)), &work)?;
+    let mut capture =
+        Capture::new(layers, samples.as_ref().map(|samples| (samples, inputs)), &work, &options.stop)?;
     if let (Some(bits), Some(samples)) = (options.budget(), &samples) {
         if !work.has(widths::FILE) {
             let measuring = Measuring {
@@ -95,16 +97,17 @@ pub fn quantize(
                 work: &work,
                 experts,
             };
-            measuring.run(&mut capture, layers, observer)?;
+            measuring.run(&mut capture, layers, monitor)?;
             capture.rewind()?;
             widths::allot(&open()?, &schemes, gen_, bits, layers, &work)?;
         }
         schemes = schemes.with(widths::read(&work)?.unwrap_or_default());
     }
     let (schemes, recipe) = (&schemes, &recipe);
-    let quantizing = Quantizing { open: &open, schemes, recipe, work: &work, experts, quantized };
-    quantizing.parts(&mut capture, layers, observer)?;
-    observer(Progress::Write);
+    let quantizing =
+        Quantizing { open: &open, schemes, recipe, work: &work, experts, quantized, stop: &options.stop };
+    quantizing.parts(&mut capture, layers, monitor)?;
+    monitor.begin(Progress::Write)?;
     let report = Report::gather(&work, options.recipe, &plan, samples.as_ref(), layers)?;
     Output { open: &open, files: &files, work: &work, schemes, gen_, report: &report }.write(out)?;
     work.remove()?;
@@ -116,16 +119,16 @@ fn lay_out(
     dataset: &Dataset,
     drawings: Option<&Drawings>,
     open: &dyn Fn() -> Result<Checkpoint>,
-    observer: &mut Observer<'_>,
+    monitor: &mut Monitor<'_>,
 ) -> Result<(Vec<Run>, Vec<Tensor>)> {
     // A model that cannot draw is refused before the questions are run.
     let draws = match drawings {
         Some(drawings) => Some((drawings, Generation::new(open()?)?)),
         None => None,
     };
-    let (mut runs, mut inputs) = samples::questions(&Understanding::new(open()?)?, dataset, observer)?;
+    let (mut runs, mut inputs) = samples::questions(&Understanding::new(open()?)?, dataset, monitor)?;
     if let Some((drawings, lance)) = draws {
-        let (more, rows) = drawings.run(&lance, observer)?;
+        let (more, rows) = drawings.run(&lance, monitor)?;
         runs.extend(more);
         inputs.extend(rows);
     }
@@ -137,9 +140,9 @@ fn fingerprint(
     source: &Checkpoint,
     vae: Option<&Weights>,
     files: &CheckpointFiles,
-    observer: &mut Observer<'_>,
+    monitor: &mut Monitor<'_>,
 ) -> Result<String> {
-    observer(Progress::Fingerprint);
+    monitor.begin(Progress::Fingerprint)?;
     let mut hash = Sha256::new();
     for weights in [Some(source.model()), source.vit(), vae].into_iter().flatten() {
         hash.update(inspect::fingerprint_of(weights)?);
@@ -157,20 +160,18 @@ fn refuse_quantized(checkpoint: &Checkpoint, source: &Path) -> Result<()> {
     let packed = checkpoint.model().tensors().into_iter().find(|t| t.name.ends_with(".scales"));
     match packed {
         None => Ok(()),
-        Some(tensor) => bail!(
-            "{}: expected a checkpoint that is not quantized, found {}; quantizing twice is not offered",
-            source.display(),
-            tensor.name
-        ),
+        Some(tensor) => {
+            Err(Error::Quantized { source_name: source.display().to_string(), tensor: tensor.name })
+        }
     }
 }
 
 /// Copies a file with the new one's name in the error.
 pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::copy(from, to).map(drop).with_context(|| to.display().to_string())
+    std::fs::copy(from, to).map(drop).map_err(Error::io(to))
 }
 
 /// Reads a file with its name in the error.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| path.display().to_string())
+    std::fs::read(path).map_err(Error::io(path))
 }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use serde::de::DeserializeOwned;
+use lance_mm_quant::{LinearReport, PairReport};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::error::{Error, Result};
 use crate::layer;
 use crate::options::Recipe;
 use crate::quantize::read;
@@ -21,7 +22,17 @@ pub(crate) const FILE: &str = "quantization_report.json";
 #[derive(Clone, Debug)]
 pub struct Report {
     value: Value,
+    linears: Vec<LinearReport>,
+    pairs: Vec<PairReport>,
     existed: bool,
+}
+
+/// A part of the model in the report.
+#[derive(Deserialize)]
+struct Part {
+    #[serde(default)]
+    pairs: Vec<PairReport>,
+    linears: Vec<LinearReport>,
 }
 
 impl Report {
@@ -34,8 +45,8 @@ impl Report {
     ) -> Result<Self> {
         let mut parts = serde_json::Map::new();
         for name in layer::parts(layers) {
-            let part = work.read_json(&format!("{name}.json"))?;
-            parts.insert(name.clone(), part.with_context(|| format!("{name}.json: missing"))?);
+            let part = work.require(&format!("{name}.json"))?;
+            parts.insert(name, part);
         }
         let rows = samples.map(|samples| {
             let count = |held: bool| -> usize {
@@ -45,9 +56,9 @@ impl Report {
         });
         let value = json!({
             "made_by": concat!("lance-mm ", env!("CARGO_PKG_VERSION")), "preset": preset, "plan": plan,
-            "calibration": rows, "parts": parts, "widths": work.read_json(widths::FILE)?,
+            "calibration": rows, "parts": parts, "widths": work.read_json::<Value>(widths::FILE)?,
         });
-        Ok(Self { value, existed: false })
+        Self::new(value, false)
     }
 
     /// Reads the report of a checkpoint that was quantized.
@@ -56,8 +67,18 @@ impl Report {
     /// A folder without one, or one that is no JSON.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
-        let value = serde_json::from_slice(&read(&path)?).with_context(|| path.display().to_string())?;
-        Ok(Self { value, existed: true })
+        Self::new(serde_json::from_slice(&read(&path)?).map_err(Error::at(&path))?, true)
+    }
+
+    fn new(value: Value, existed: bool) -> Result<Self> {
+        let mut report = Self { value, linears: Vec::new(), pairs: Vec::new(), existed };
+        for (name, part) in report.value["parts"].as_object().into_iter().flatten() {
+            let part =
+                Part::deserialize(part).map_err(|error| Error::file(format!("{FILE}: {name}"), error))?;
+            report.linears.extend(part.linears);
+            report.pairs.extend(part.pairs);
+        }
+        Ok(report)
     }
 
     /// Whether an earlier call wrote the checkpoint.
@@ -65,36 +86,24 @@ impl Report {
         self.existed
     }
 
+    /// Every packed matrix, in the order of the parts' names: embedding, head, layers.
+    pub fn linears(&self) -> &[LinearReport] {
+        &self.linears
+    }
+
+    /// Every fusion group whose scale was searched, in the same order.
+    pub fn pairs(&self) -> &[PairReport] {
+        &self.pairs
+    }
+
     /// The report as JSON.
-    ///
-    /// # Errors
-    /// None that a report gives cause for.
-    pub fn json(&self) -> Result<String> {
-        Ok(serde_json::to_string_pretty(&self.value)? + "\n")
+    pub fn json(&self) -> String {
+        format!("{:#}\n", self.value)
     }
 
     /// Bits and group size of every packed module.
-    pub(crate) fn schemes(&self) -> BTreeMap<String, (u64, u64)> {
-        let scheme = |linear: &Value| {
-            let name = linear["name"].as_str()?.to_owned();
-            Some((name, (linear["bits"].as_u64()?, linear["group_size"].as_u64()?)))
-        };
-        self.linears().filter_map(scheme).collect()
-    }
-
-    /// What all parts have under `key`.
-    ///
-    /// # Errors
-    /// A report that was changed by hand.
-    pub fn listed<T: DeserializeOwned>(&self, key: &str) -> Result<Vec<T>> {
-        let parts = self.value["parts"].as_object().into_iter().flat_map(|parts| parts.values());
-        let values = parts.flat_map(|part| part[key].as_array().into_iter().flatten());
-        values.map(|value| T::deserialize(value).context("quantization_report.json")).collect()
-    }
-
-    fn linears(&self) -> impl Iterator<Item = &Value> {
-        let parts = self.value["parts"].as_object().into_iter().flat_map(|parts| parts.values());
-        parts.flat_map(|part| part["linears"].as_array().into_iter().flatten())
+    pub(crate) fn schemes(&self) -> BTreeMap<String, (usize, usize)> {
+        self.linears.iter().map(|linear| (linear.name.clone(), (linear.bits, linear.group_size))).collect()
     }
 
     /// How it was made, in a sentence.

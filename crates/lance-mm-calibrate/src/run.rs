@@ -1,11 +1,12 @@
 //! One sequence that is run to record inputs, and which of its rows are kept.
 
-use anyhow::Result;
 use candle_core::Tensor;
 use lance_mm_models::{Config, Cursor, Grid, Llm, Segment, Sequence};
 use lance_mm_pipelines::generate::{Piece, Plan, Unconditional};
 use lance_mm_quant::Expert;
 use serde_json::{Value, json};
+
+use crate::error::Result;
 
 /// A sample, or a pass of one, laid out.
 pub(crate) struct Run {

@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 
-use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use lance_mm_eval::{Dataset, Sample};
 use lance_mm_models::{Config, Segment};
@@ -13,7 +12,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::Value;
 
-use crate::progress::{Observer, Progress};
+use crate::error::{Error, Result};
+use crate::progress::{Monitor, Progress};
 use crate::run::Run;
 use crate::workdir::WorkDir;
 
@@ -61,14 +61,12 @@ impl Samples {
 
     /// Keeps what was chosen, once the first layer's input is stored.
     pub(crate) fn store(&self, work: &WorkDir) -> Result<()> {
-        let runs: Vec<Value> = self.runs.iter().map(Run::to_json).collect();
-        work.write(FILE, Value::from(runs).to_string().as_bytes())
+        work.write_json(FILE, &self.runs.iter().map(Run::to_json).collect::<Vec<_>>())
     }
 
     fn from_json(stored: &Value) -> Result<Self> {
-        let runs = stored.as_array().context("samples.json: expected a list")?;
-        let runs = runs.iter().map(|run| Run::from_json(run).context("samples.json: expected a sample"));
-        Ok(Self { runs: runs.collect::<Result<_>>()? })
+        let runs = stored.as_array().and_then(|runs| runs.iter().map(Run::from_json).collect());
+        Ok(Self { runs: runs.ok_or_else(|| Error::file(FILE, "expected a list of samples"))? })
     }
 
     fn choose(&mut self, config: &Config, rows: usize, rng: &mut ChaCha8Rng) -> Result<()> {
@@ -97,10 +95,9 @@ impl Samples {
             }
             let found: usize = strata.iter().map(Vec::len).sum();
             if found < 16 {
-                bail!(
-                    "calibration: expected 16 rows or more {}, found {found}",
-                    if held_back { "held back" } else { "to search with" }
-                );
+                let purpose = if held_back { "held back" } else { "to search with" };
+                let message = format!("expected 16 rows or more {purpose}, found {found}");
+                return Err(Error::Calibration(message));
             }
             let quotas = quotas(total, &strata.each_ref().map(Vec::len));
             for (stratum, quota) in strata.iter_mut().zip(quotas) {
@@ -140,22 +137,23 @@ impl Samples {
 pub(crate) fn questions(
     lance: &Understanding,
     dataset: &Dataset,
-    observer: &mut Observer<'_>,
+    monitor: &mut Monitor<'_>,
 ) -> Result<(Vec<Run>, Vec<Tensor>)> {
     let n = dataset.samples.len();
     if n < 4 {
-        bail!("{}: expected 4 samples or more, of which a quarter is held back, found {n}", dataset.name);
+        let message = format!("expected 4 samples or more, of which a quarter is held back, found {n}");
+        return Err(Error::file(&dataset.name, message));
     }
     if n < 32 {
-        observer(Progress::FewSamples(n));
+        monitor.begin(Progress::FewSamples(n))?;
     }
     let (mut runs, mut inputs) = (Vec::new(), Vec::new());
-    observer(Progress::Samples { done: 0, total: n });
+    monitor.begin(Progress::Samples { done: 0, total: n })?;
     for (i, sample) in dataset.samples.iter().enumerate() {
         let (run, x) = lay_out(lance, sample, i % 4 == 3)?;
         runs.push(run);
         inputs.push(x);
-        observer(Progress::Samples { done: i + 1, total: n });
+        monitor.begin(Progress::Samples { done: i + 1, total: n })?;
     }
     Ok((runs, inputs))
 }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, bail};
 use lance_mm_tensor::Scheme;
 
+use crate::error::{Error, Result};
 use crate::options::Recipe;
 
 /// Bits and groups by module.
@@ -35,7 +35,7 @@ impl Schemes {
         let vit = match vit {
             None => None,
             Some(bits @ (4 | 8)) => Some(Scheme::affine(bits, 64)?),
-            Some(other) => bail!("--vit: expected 8 or 4, found {other}"),
+            Some(other) => return Err(Error::option("vit_bits", "8 or 4", other)),
         };
         Ok(Self { linear, embed, head, vit, allotted: BTreeMap::new() })
     }

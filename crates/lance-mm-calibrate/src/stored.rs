@@ -3,13 +3,14 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use anyhow::Result;
 use candle_core::Tensor;
 use lance_mm_models::{Experts, Llm};
 use lance_mm_pipelines::Checkpoint;
 use lance_mm_quant::{Expert, ExpertResult, Form, LinearReport, Matrix, Proj};
 use lance_mm_tensor::{AffineWeight, Weights};
 use safetensors::{Dtype, View};
+
+use crate::error::{Error, Result};
 
 /// A tensor that is ready to be written.
 pub(crate) struct Stored {
@@ -131,7 +132,9 @@ pub(crate) fn bf16s(matrix: &Matrix) -> Stored {
 /// Tensors as if they had been read from a file.
 pub(crate) fn in_memory(tensors: &HashMap<String, Stored>) -> Result<Weights> {
     let views = tensors.iter().map(|(name, tensor)| (name, Shared(tensor)));
-    Ok(Weights::from_vec("changed weights", safetensors::serialize(views, None)?)?)
+    let name = "changed weights";
+    let bytes = safetensors::serialize(views, None).map_err(|error| Error::file(name, error))?;
+    Ok(Weights::from_vec(name, bytes)?)
 }
 
 /// The language model of a checkpoint with some tensors in place of its own.

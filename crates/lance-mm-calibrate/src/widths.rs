@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::{Context, Result, bail};
 use lance_mm_models::{Experts, Llm, is_generation};
 use lance_mm_pipelines::{Checkpoint, Understanding};
 use lance_mm_quant::{
@@ -14,10 +13,11 @@ use lance_mm_tensor::{Scheme, TensorInfo, Weight};
 use serde::{Deserialize, Serialize};
 
 use crate::capture::Capture;
+use crate::error::{Error, Result};
 use crate::judge::Judge;
 use crate::layer;
 use crate::options::{GenExpert, Sensitivity};
-use crate::progress::{Observer, Progress};
+use crate::progress::{Monitor, Progress};
 use crate::samples::Samples;
 use crate::scheme::Schemes;
 use crate::stored::{Stored, f32_matrix, f32s, in_memory, overlaid, packed, store, values};
@@ -70,21 +70,21 @@ impl Measuring<'_> {
         &self,
         capture: &mut Capture<'_>,
         layers: usize,
-        observer: &mut Observer<'_>,
+        monitor: &mut Monitor<'_>,
     ) -> Result<()> {
         let judge = match self.sensitivity {
             Sensitivity::None => None,
             _ => {
-                observer(Progress::Reference);
+                monitor.begin(Progress::Reference)?;
                 let inputs = capture.inputs()?;
                 Some(Judge::new(&Understanding::new((self.open)()?)?, self.samples, &inputs)?)
             }
         };
         let judge = judge.as_ref();
-        observer(Progress::MeasureEmbedding);
+        monitor.begin(Progress::MeasureEmbedding)?;
         self.part("embed", || self.embedding(judge, capture))?;
         for index in 0..layers {
-            observer(Progress::MeasureLayer { index, total: layers });
+            monitor.begin(Progress::MeasureLayer { index, total: layers })?;
             let before = capture.hidden().to_vec();
             let [und, _] = capture.layer(&self.changed(&HashMap::new())?, index)?;
             if let Some(sites) = und {
@@ -92,7 +92,7 @@ impl Measuring<'_> {
             }
             capture.advance_keeping_first(index)?;
         }
-        observer(Progress::MeasureHead);
+        monitor.begin(Progress::MeasureHead)?;
         self.part("head", || self.head(judge, capture, layers))
     }
 
@@ -102,7 +102,7 @@ impl Measuring<'_> {
         if self.work.has(&file) {
             return Ok(());
         }
-        self.work.write(&file, &serde_json::to_vec(&measure()?)?)
+        self.work.write_json(&file, &measure()?)
     }
 
     /// Divergence with some tensors changed.
@@ -142,7 +142,7 @@ impl Measuring<'_> {
                 self.schemes.linear(&proj.path(index, expert), cols).filter(|_| which(proj))
             };
             let mut result = measure_layer(weights, vec![Some(sites.clone())], &scheme, self.recipe, others)?;
-            result.experts.pop().context("one expert")
+            Ok::<_, Error>(result.experts.remove(0))
         };
         let judged = |expert: lance_mm_quant::ExpertResult| -> Result<(f64, f64)> {
             let mut tensors = HashMap::new();
@@ -208,9 +208,8 @@ impl Measuring<'_> {
         let Some(scheme) = self.schemes.head(cols).filter(|_| source.model().pp(name).has("weight")) else {
             return Ok(Vec::new());
         };
-        let inputs =
-            capture.head_rows(&self.changed(&HashMap::new())?)?.context("samples")?.original.thinned(ROWS);
-        let inputs = HeadRows { original: inputs, actual: None };
+        let Some(inputs) = capture.head_rows(&self.changed(&HashMap::new())?)? else { return Ok(Vec::new()) };
+        let inputs = HeadRows { original: inputs.original.thinned(ROWS), actual: None };
         let weight = Weight::load(&source.model().pp(name), rows, cols)?;
         let mut norm = values(&source.model().tensor("norm.weight", &[cols])?)?;
         let result = measure_head(name, &mut norm, &weight, inputs, scheme, self.recipe, &widths())?;
@@ -248,8 +247,7 @@ pub(crate) fn allot(
     let mut measured: Vec<Measured> = Vec::new();
     for name in ["embed".to_owned(), "head".to_owned()].into_iter().chain((0..layers).map(|i| i.to_string()))
     {
-        let part = work.read_json(&part_file(&name))?.with_context(|| format!("{name}: not measured"))?;
-        measured.extend(serde_json::from_value::<Vec<Measured>>(part)?);
+        measured.extend(work.require::<Vec<Measured>>(&part_file(&name))?);
     }
     let items: Vec<Item> = measured.iter().map(|m| item(m, source)).collect();
     let room = Room::new(source, &measured, schemes, gen_);
@@ -258,7 +256,8 @@ pub(crate) fn allot(
     if least > budget {
         // Rounded up, so that the number can be asked for.
         let smallest = (8000.0 * least as f64 / room.parameters as f64).ceil() / 1000.0;
-        bail!("--bits-per-weight: expected {smallest} or more, the least this model takes, found {bits}");
+        let expected = format!("{smallest} or more, the least this model takes");
+        return Err(Error::option("bits_per_weight", expected, bits));
     }
     let picked = allocate(&items, budget - room.others)?;
     let widths: Vec<Width> = measured
@@ -270,13 +269,12 @@ pub(crate) fn allot(
             Width { name: m.name.clone(), bits, group_size, sensitivity: m.sensitivity, damage }
         })
         .collect();
-    work.write(FILE, &serde_json::to_vec(&widths)?)
+    work.write_json(FILE, &widths)
 }
 
 /// The widths that an earlier call of [`allot`] kept.
 pub(crate) fn read(work: &WorkDir) -> Result<Option<BTreeMap<String, Option<Scheme>>>> {
-    let Some(stored) = work.read_json(FILE)? else { return Ok(None) };
-    let widths: Vec<Width> = serde_json::from_value(stored).context(FILE)?;
+    let Some(widths) = work.read_json::<Vec<Width>>(FILE)? else { return Ok(None) };
     let scheme = |width: Width| {
         let scheme = match (width.bits, width.group_size) {
             (Some(bits), Some(group)) => Some(Scheme::affine(bits, group)?),

@@ -1,11 +1,15 @@
-//! The folder in which a run keeps what is finished, so that the next one can go on.
+//! The folder in which a run keeps finished parts, so that the next one resumes.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::error::{Error, Result};
+use crate::quantize::read;
 use crate::report;
 
 /// A hidden sibling of the output folder. Files are written under another name and renamed: what has its
@@ -15,22 +19,18 @@ pub(crate) struct WorkDir {
 }
 
 impl WorkDir {
-    /// Opens or makes the work folder of `out`; `None` when `out` is there, made by this very plan.
+    /// Opens or makes the work folder of `out`; `None` when `out` exists, made by this very plan.
     pub(crate) fn open(out: &Path, plan: &Value) -> Result<Option<Self>> {
-        let name = out.file_name().with_context(|| format!("{}: no name to write to", out.display()))?;
-        let path = out.with_file_name(format!(".{}.work", name.to_string_lossy()));
+        let path = out.with_file_name(format!(".{}.work", file_name(out)?.to_string_lossy()));
         let work = Self { path };
-        let stored = work.read_json("plan.json")?;
+        let stored = work.read_json::<Value>("plan.json")?;
         if out.exists() {
             let report = out.join(report::FILE);
             let report: Option<Value> =
                 fs::read(report).ok().and_then(|text| serde_json::from_slice(&text).ok());
             if report.as_ref().is_none_or(|report| report["plan"] != *plan) {
-                bail!(
-                    "{}: expected a folder that does not exist yet, found {}",
-                    out.display(),
-                    if report.is_some() { "what other settings or inputs gave" } else { "one" }
-                );
+                let found = if report.is_some() { "what other settings or inputs gave" } else { "one" };
+                return Err(Error::OutputExists { path: out.to_owned(), found });
             }
             // An earlier run got this far; it may have been stopped before its clean-up.
             if work.path.exists() {
@@ -40,13 +40,10 @@ impl WorkDir {
         }
         match stored {
             Some(stored) if stored == *plan => {}
-            Some(_) => bail!(
-                "{}: left by a run with other settings or inputs; remove it, or run that command again",
-                work.path.display()
-            ),
+            Some(_) => return Err(Error::OtherRun { path: work.path }),
             None => {
-                fs::create_dir_all(&work.path).with_context(|| work.path.display().to_string())?;
-                work.write("plan.json", plan.to_string().as_bytes())?;
+                fs::create_dir_all(&work.path).map_err(Error::io(&work.path))?;
+                work.write_json("plan.json", plan)?;
             }
         }
         Ok(Some(work))
@@ -61,42 +58,48 @@ impl WorkDir {
     }
 
     /// Writes a file whole.
-    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        self.write_with(name, |path| Ok(fs::write(path, bytes)?))
+    pub(crate) fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        let bytes = serde_json::to_vec(value).map_err(|error| Error::file(name, error))?;
+        self.write_with(name, |path| fs::write(path, bytes).map_err(Error::io(path)))
     }
 
     /// Lets `fill` write a file under another name, and renames it.
     pub(crate) fn write_with(&self, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let path = self.file(name);
         let partial = self.file(&format!("{name}.partial"));
-        fill(&partial).with_context(|| partial.display().to_string()).inspect_err(|_| {
+        fill(&partial).inspect_err(|_| {
             // A disk that is full has better use for the space.
             let _ = fs::remove_file(&partial);
         })?;
-        fs::rename(&partial, &path).with_context(|| path.display().to_string())
+        fs::rename(&partial, &path).map_err(Error::io(&path))
     }
 
-    pub(crate) fn read_json(&self, name: &str) -> Result<Option<Value>> {
+    /// Reads a file, if it exists.
+    pub(crate) fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         let path = self.file(name);
-        match path.is_file() {
-            false => Ok(None),
-            true => {
-                let value = serde_json::from_slice(&crate::quantize::read(&path)?);
-                Ok(Some(value.with_context(|| path.display().to_string())?))
-            }
+        if !path.is_file() {
+            return Ok(None);
         }
+        serde_json::from_slice(&read(&path)?).map(Some).map_err(Error::at(&path))
+    }
+
+    /// Reads a file that an earlier stage has written.
+    pub(crate) fn require<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        self.read_json(name)?.ok_or_else(|| Error::file(self.file(name).display(), "missing"))
     }
 
     /// Removes a file that is of no use any more.
     pub(crate) fn forget(&self, name: &str) -> Result<()> {
         let path = self.file(name);
-        match path.exists() {
-            true => fs::remove_file(&path).with_context(|| path.display().to_string()),
-            false => Ok(()),
-        }
+        if path.exists() { fs::remove_file(&path).map_err(Error::io(&path)) } else { Ok(()) }
     }
 
     pub(crate) fn remove(&self) -> Result<()> {
-        fs::remove_dir_all(&self.path).with_context(|| self.path.display().to_string())
+        fs::remove_dir_all(&self.path).map_err(Error::io(&self.path))
     }
+}
+
+/// The name of the folder that is written.
+pub(crate) fn file_name(out: &Path) -> Result<&OsStr> {
+    out.file_name().ok_or_else(|| Error::file(out.display(), "expected a path that ends in a name"))
 }

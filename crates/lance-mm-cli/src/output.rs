@@ -79,6 +79,9 @@ fn option(error: &anyhow::Error) -> Option<(&str, &str, &str)> {
     if let Some(lance_mm::Error::Option { name, expected, found }) = of_task {
         return Some((name, expected, found));
     }
+    if let Some(lance_mm_calibrate::Error::Option { name, expected, found }) = error.downcast_ref() {
+        return Some((name, expected, found));
+    }
     let of_image = match of_task {
         Some(lance_mm::Error::Image(error)) => Some(error),
         _ => error.downcast_ref::<image::Error>(),

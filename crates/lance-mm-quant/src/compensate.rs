@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use lance_mm_tensor::{MatRef, Result, add_product};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::block::{CHUNK, energy, relative};
 use crate::factor::Factor;
 use crate::inputs::Inputs;
 use crate::matrix::{Sampled, Source, setting};
+use crate::report::or_nan;
 use crate::rows::Rows;
 
 /// Dampings that are tried, in means of the Hessian's diagonal.
@@ -25,15 +26,18 @@ const ROWS: usize = 1024;
 const ACCEPT: f64 = 0.99;
 
 /// What was found about a weight whose inputs have changed.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Drift {
     /// `‖X·Wᵀ − Y·Wᵀ‖² / ‖X·Wᵀ‖²` on the rows held back.
+    #[serde(deserialize_with = "or_nan")]
     pub before: f64,
     /// The same with the compensated weight.
+    #[serde(deserialize_with = "or_nan")]
     pub after: f64,
     /// `λ` in means of the Hessian's diagonal; none: the weight stays as it is.
     pub damping: Option<f64>,
     /// The same with what is in the file: drift and rounding together.
+    #[serde(deserialize_with = "or_nan")]
     pub rounded: f64,
 }
 

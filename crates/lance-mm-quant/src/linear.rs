@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lance_mm_tensor::{AffineWeight, FloatType, Result, Scheme, pack_codes};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::block::{Block, CHUNK, energy, output_energy, relative};
 use crate::clip::{Fit, clip};
@@ -16,6 +16,7 @@ use crate::inputs::Inputs;
 use crate::matrix::{Matrix, Sampled, Source, check_rows, setting};
 use crate::recipe::Recipe;
 use crate::refit::refit;
+use crate::report::or_nan;
 
 /// Steps of the clipping search: down to 0.55 of a group's range.
 const CLIPS: usize = 10;
@@ -27,7 +28,7 @@ const DAMPING: f64 = 0.01;
 const ROWS: usize = 2048;
 
 /// A way of rounding a weight.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
     /// As `mx.quantize` does it.
@@ -41,17 +42,21 @@ pub enum Method {
 }
 
 /// One way that was tried.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Trial {
     /// The way.
     pub method: Method,
     /// `‖X·Wᵀ − X·Ŵᵀ‖² / ‖X·Wᵀ‖²` on the search rows; without inputs the error of the weights.
+    #[serde(deserialize_with = "or_nan")]
     pub search: f64,
     /// The same on the rows held back.
+    #[serde(deserialize_with = "or_nan")]
     pub held_back: f64,
     /// Signal to noise of the weights in dB.
+    #[serde(deserialize_with = "or_nan")]
     pub snr_db: f64,
     /// Share of groups whose range was clipped.
+    #[serde(deserialize_with = "or_nan")]
     pub clipped: f64,
 }
 

@@ -1,6 +1,6 @@
 //! The quantizable parts of a layer, under the names of the published layout.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The two sets of weights of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -95,7 +95,7 @@ impl Site {
 
 /// A producer and the consumers of its channels: a channel divided in one and multiplied in the others
 /// leaves the model's function as it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Pair {
     /// `input_layernorm` to q, k, v.

@@ -1,6 +1,6 @@
 //! What a quantization did, for `quantization_report.json`.
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::compensate::Drift;
 use crate::linear::{Method, Quantized, Trial};
@@ -9,7 +9,7 @@ use crate::search::{Family, Search};
 use crate::seed::SeedSearch;
 
 /// A fusion pair.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PairReport {
     /// Which.
     pub pair: Pair,
@@ -22,6 +22,7 @@ pub struct PairReport {
     /// Loss of the identity on the search rows; none for the published search, which does not try it.
     pub identity: Option<f64>,
     /// Loss of the best candidate on the search rows.
+    #[serde(deserialize_with = "or_nan")]
     pub best: f64,
     /// Loss of the identity on the rows held back.
     pub held_back_identity: Option<f64>,
@@ -63,7 +64,7 @@ impl PairReport {
 
 /// A quantized linear layer. Errors are relative output errors on the rows held back; without inputs those
 /// of the weights.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LinearReport {
     /// The module.
     pub name: String,
@@ -72,15 +73,19 @@ pub struct LinearReport {
     /// Values that share a scale.
     pub group_size: usize,
     /// Error of plain rounding of the weights as they were.
+    #[serde(deserialize_with = "or_nan")]
     pub plain: f64,
     /// Error of plain rounding of the scaled weights.
+    #[serde(deserialize_with = "or_nan")]
     pub scaled: f64,
     /// Error of what is in the file.
-    #[serde(rename = "final")]
+    #[serde(rename = "final", deserialize_with = "or_nan")]
     pub final_error: f64,
     /// Signal to noise of the scaled weights in dB.
+    #[serde(deserialize_with = "or_nan")]
     pub snr_db: f64,
     /// Share of groups whose range was clipped.
+    #[serde(deserialize_with = "or_nan")]
     pub clipped: f64,
     /// How it was rounded.
     pub method: Method,
@@ -109,4 +114,9 @@ impl LinearReport {
             trials: quantized.trials.clone(),
         }
     }
+}
+
+/// A number of a report; JSON has `null` for one that is not finite.
+pub(crate) fn or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }

@@ -2,7 +2,7 @@
 
 use lance_mm_tensor::{Result, Scheme};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::block::{Block, CHUNK, energy, output_energy, relative};
 use crate::matrix::{Sampled, Source, setting};
@@ -23,7 +23,7 @@ pub struct Consumer<'a> {
 }
 
 /// A family of scales; `a` is a channel's root mean square, `m` its largest weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
     /// All ones.

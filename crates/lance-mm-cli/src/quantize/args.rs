@@ -56,8 +56,8 @@ pub(crate) struct Args {
     #[arg(value_parser = gen_setting)]
     gen_: GenSetting,
     /// Bits of the vision transformer, in groups of 64. [default: kept in bf16]
-    #[arg(long, value_name = "8|4")]
-    vit: Option<usize>,
+    #[arg(long, alias = "vit", value_name = "8|4")]
+    vit_bits: Option<usize>,
     /// Rounding with error feedback as a candidate of vqa-int4 and vqa-mixed. [default: auto]
     #[arg(long, value_enum, value_name = "WHERE")]
     gptq: Option<Gptq>,
@@ -216,9 +216,10 @@ impl Args {
                 Sensitivity::Linear => lance_mm_calibrate::Sensitivity::Linear,
             },
             gen_expert,
-            vit_bits: self.vit,
+            vit_bits: self.vit_bits,
             calib_tokens: self.rows.unwrap_or(defaults.calib_tokens),
             seed: self.seed.unwrap_or(defaults.seed),
+            stop: defaults.stop,
         };
         options.validate()?;
         Ok(options)

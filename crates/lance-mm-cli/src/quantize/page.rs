@@ -9,67 +9,23 @@ use std::path::Path;
 use anyhow::Result;
 use lance_mm::inspect::{self, InspectOptions, inspect};
 use lance_mm::tensor::Weights;
-use serde::Deserialize;
-use serde_json::Value;
 
 use crate::document::Document;
 use lance_mm_calibrate::Report;
 
-/// What the report says of a packed matrix. A number that was not finite is none.
-#[derive(Deserialize)]
-struct Linear {
-    name: String,
-    bits: usize,
-    group_size: usize,
-    plain: Option<f64>,
-    scaled: Option<f64>,
-    #[serde(rename = "final")]
-    error: Option<f64>,
-    snr_db: Option<f64>,
-    clipped: Option<f64>,
-    method: Value,
-    drift: Option<Drift>,
-}
-
-/// What it says of a matrix whose inputs have changed.
-#[derive(Deserialize)]
-struct Drift {
-    before: Option<f64>,
-    after: Option<f64>,
-    rounded: Option<f64>,
-}
-
-impl Linear {
-    /// The layer, if it is in one, and the path within it.
-    fn place(&self) -> (Option<usize>, &str) {
-        let within = self.name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
-        match within.and_then(|(layer, path)| Some((layer.parse().ok()?, path))) {
-            Some((layer, path)) => (Some(layer), path),
-            None => (None, &self.name),
-        }
+/// The layer of a module, if it is in one, and the path within it.
+fn place(name: &str) -> (Option<usize>, &str) {
+    let within = name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
+    match within.and_then(|(layer, path)| Some((layer.parse().ok()?, path))) {
+        Some((layer, path)) => (Some(layer), path),
+        None => (None, name),
     }
-}
-
-/// What it says of a fusion pair.
-#[derive(Deserialize)]
-struct Pair {
-    pair: String,
-    producers: Vec<String>,
-    family: String,
-    alpha: f64,
-    identity: Option<f64>,
-    best: Option<f64>,
-    held_back_identity: Option<f64>,
-    held_back_best: Option<f64>,
-    accepted: bool,
 }
 
 /// The report beside what was written.
 pub(super) struct Page<'a> {
     source: String,
     report: &'a Report,
-    linears: Vec<Linear>,
-    pairs: Vec<Pair>,
     /// Bytes of packed matrices with their scales, by module.
     bytes: BTreeMap<String, usize>,
     inspected: inspect::Report,
@@ -87,8 +43,6 @@ impl<'a> Page<'a> {
         Ok(Self {
             source: Path::new(source).file_name().unwrap_or_default().to_string_lossy().into_owned(),
             report,
-            linears: report.listed("linears")?,
-            pairs: report.listed("pairs")?,
             bytes,
             inspected: inspect(dir, InspectOptions::default())?,
         })
@@ -118,7 +72,7 @@ impl<'a> Page<'a> {
         }
         document.heading("Bits by layer and linear");
         document.plot(plots::bits(self));
-        if !self.pairs.is_empty() {
+        if !self.report.pairs().is_empty() {
             document.heading("Scales");
             document.text(
                 "A scale s divides what a producer gives and multiplies the columns of its consumers. It comes from \

@@ -332,8 +332,18 @@ fn an_mlp_of_the_vision_transformer_is_padded_to_whole_groups() {
     cut_vit(&cut, 340);
     let of = |path: &Path| path.display().to_string();
     // The language model at 8 bits, so that what differs is the vision transformer.
-    let run =
-        lance_mm(["quantize", "-q", &of(&cut), &of(&out), "--recipe", "rtn", "--bits", "8", "--vit", "8"]);
+    let run = lance_mm([
+        "quantize",
+        "-q",
+        &of(&cut),
+        &of(&out),
+        "--recipe",
+        "rtn",
+        "--bits",
+        "8",
+        "--vit-bits",
+        "8",
+    ]);
     assert_eq!(run.code, 0, "{}", run.stderr);
     let inspect = lance_mm(["inspect", &of(&out)]);
     assert_eq!(inspect.code, 0, "{}", inspect.stdout);
@@ -534,8 +544,8 @@ fn what_cannot_be_quantized_is_refused() {
     assert!(twice.error().contains("quantizing twice is not offered"), "{}", twice.stderr);
     let bits = lance_mm(["quantize", "-q", NANO_BF16, &other, "--bits", "7"]);
     assert!(bits.error().contains("bits 2, 3, 4, 5, 6 or 8"), "{}", bits.stderr);
-    let vit = lance_mm(["quantize", "-q", NANO_BF16, &other, "--vit", "5"]);
-    assert!(vit.error().contains("--vit: expected 8 or 4, found 5"), "{}", vit.stderr);
+    let vit = lance_mm(["quantize", "-q", NANO_BF16, &other, "--vit-bits", "5"]);
+    assert!(vit.error().contains("--vit-bits: expected 8 or 4, found 5"), "{}", vit.stderr);
     for (gen_, expected) in [
         (&["--gen", "all"][..], "expected fit, keep, drop or calibrate FILE"),
         (&["--gen", "keep=a.jsonl"], "expected fit, keep, drop or calibrate FILE"),

@@ -1,6 +1,8 @@
 //! Plots over the layers.
 
-use super::{Linear, Page};
+use lance_mm::quant::{Family, LinearReport, Pair};
+
+use super::{Page, place};
 use crate::document::{Grid, Plot, Series};
 
 const LINEARS: [&str; 7] = [
@@ -14,30 +16,37 @@ const LINEARS: [&str; 7] = [
 ];
 /// Experts with the end of their modules' names.
 const EXPERTS: [(&str, &str); 2] = [("UND", ""), ("GEN", "_moe_gen")];
-/// Fusion pairs within a layer, in the report's words and in the legend's.
-const PAIRS: [(&str, &str); 4] = [
-    ("norm_qkv", "norm to q, k, v"),
-    ("v_o", "v to o"),
-    ("norm_gate_up", "norm to gate, up"),
-    ("up_down", "up to down"),
+/// Fusion pairs within a layer, with the legend's words.
+const PAIRS: [(Pair, &str); 4] = [
+    (Pair::NormQkv, "norm to q, k, v"),
+    (Pair::VO, "v to o"),
+    (Pair::NormGateUp, "norm to gate, up"),
+    (Pair::UpDown, "up to down"),
 ];
-const FAMILIES: [(&str, &str); 2] = [("act", "α where s = a^α"), ("act_weight", "α where s = a^α / m^(1−α)")];
+const FAMILIES: [(Family, &str); 2] =
+    [(Family::Act, "α where s = a^α"), (Family::ActWeight, "α where s = a^α / m^(1−α)")];
 
 /// A number by layer for one kind of matrix; a gap where there is none.
-fn along(page: &Page<'_>, kind: &str, value: impl Fn(&Linear) -> Option<f64>) -> Vec<f64> {
+fn along(page: &Page<'_>, kind: &str, value: impl Fn(&LinearReport) -> f64) -> Vec<f64> {
     let mut values = vec![f64::NAN; layers(page).len()];
-    for linear in &page.linears {
-        if let (Some(layer), path) = linear.place()
+    for linear in page.report.linears() {
+        if let (Some(layer), path) = place(&linear.name)
             && path == kind
         {
-            values[layer] = value(linear).unwrap_or(f64::NAN);
+            values[layer] = value(linear);
         }
     }
     values
 }
 
 fn layers(page: &Page<'_>) -> Vec<String> {
-    let n = page.linears.iter().filter_map(|linear| linear.place().0).max().map_or(0, |last| last + 1);
+    let n = page
+        .report
+        .linears()
+        .iter()
+        .filter_map(|linear| place(&linear.name).0)
+        .max()
+        .map_or(0, |last| last + 1);
     (0..n).map(|layer| layer.to_string()).collect()
 }
 
@@ -49,14 +58,14 @@ fn last(path: &str) -> &str {
 pub(super) fn errors(page: &Page<'_>) -> Vec<String> {
     let places = layers(page);
     let plot = |(expert, suffix): (&str, &str)| {
-        let series = |value: fn(&Linear) -> Option<f64>| -> Vec<Series> {
+        let series = |value: fn(&LinearReport) -> f64| -> Vec<Series> {
             let one = |kind: &&str| Series {
                 name: last(kind).to_owned(),
                 values: along(page, &format!("{kind}{suffix}"), value),
             };
             LINEARS.iter().map(one).collect()
         };
-        let (before, after) = (series(|linear| linear.plain), series(|linear| linear.error));
+        let (before, after) = (series(|linear| linear.plain), series(|linear| linear.final_error));
         let is_there = after.iter().flat_map(|series| &series.values).any(|value| value.is_finite());
         let title = format!("Relative error of {expert}; dashed: plain rounding");
         let plot = Plot { title: &title, places: &places, series: &after, log: true };
@@ -71,14 +80,14 @@ pub(super) fn bits(page: &Page<'_>) -> String {
     let mut rows: Vec<(String, Vec<f64>)> = Vec::new();
     for (_, suffix) in EXPERTS {
         for kind in LINEARS {
-            let mut values = along(page, &format!("{kind}{suffix}"), |linear| Some(linear.bits as f64));
+            let mut values = along(page, &format!("{kind}{suffix}"), |linear| linear.bits as f64);
             if values.iter().any(|value| value.is_finite()) {
                 values.push(f64::NAN);
                 rows.push((format!("{}{suffix}", last(kind)), values));
             }
         }
     }
-    for linear in page.linears.iter().filter(|linear| linear.place().0.is_none()) {
+    for linear in page.report.linears().iter().filter(|linear| place(&linear.name).0.is_none()) {
         let mut values = vec![f64::NAN; places.len()];
         values.push(linear.bits as f64);
         rows.push((linear.name.clone(), values));
@@ -90,12 +99,13 @@ pub(super) fn bits(page: &Page<'_>) -> String {
 /// One plot a family of scales, of the pairs that were accepted.
 pub(super) fn alphas(page: &Page<'_>) -> Vec<String> {
     let places = layers(page);
-    let plot = |(family, title): (&str, &str)| {
+    let plot = |(family, title): (Family, &str)| {
         let mut all = Vec::new();
         for (expert, suffix) in EXPERTS {
             for (pair, name) in PAIRS {
                 let mut values = vec![f64::NAN; places.len()];
-                for found in page.pairs.iter().filter(|p| p.accepted && p.family == family && p.pair == pair)
+                for found in
+                    page.report.pairs().iter().filter(|p| p.accepted && p.family == family && p.pair == pair)
                 {
                     let producer = found.producers.first().map_or("", String::as_str);
                     let layer = producer.split('.').nth(1).and_then(|layer| layer.parse::<usize>().ok());

@@ -1,9 +1,9 @@
 //! Tables of what was chosen.
 
 use lance_mm::inspect::{Component, Count};
-use serde_json::Value;
+use lance_mm::quant::{Drift, Family, LinearReport, Method};
 
-use super::{Drift, Linear, Page};
+use super::{Page, place};
 use crate::document::Table;
 use crate::document::number::{or_dash, percent, short};
 
@@ -11,9 +11,9 @@ use crate::document::number::{or_dash, percent, short};
 pub(super) fn parts(page: &Page<'_>) -> Table {
     let head = ["part", "bits", "group", "bytes", "bits per weight", "error before", "error after"];
     let mut table = Table::new(head, 1);
-    let mut kinds: Vec<(&str, Vec<&Linear>)> = Vec::new();
-    for linear in &page.linears {
-        let (_, kind) = linear.place();
+    let mut kinds: Vec<(&str, Vec<&LinearReport>)> = Vec::new();
+    for linear in page.report.linears() {
+        let (_, kind) = place(&linear.name);
         match kinds.iter_mut().find(|(known, _)| *known == kind) {
             Some((_, list)) => list.push(linear),
             None => kinds.push((kind, vec![linear])),
@@ -22,7 +22,7 @@ pub(super) fn parts(page: &Page<'_>) -> Table {
     for (kind, linears) in kinds {
         let bytes: usize = linears.iter().filter_map(|linear| page.bytes.get(&linear.name)).sum();
         // A group costs its codes, a scale and a bias.
-        let groups = |l: &&Linear| {
+        let groups = |l: &&LinearReport| {
             let each = (l.bits * l.group_size).div_ceil(8) + 4;
             page.bytes.get(&l.name).map_or(0, |bytes| bytes / each * l.group_size)
         };
@@ -34,7 +34,7 @@ pub(super) fn parts(page: &Page<'_>) -> Table {
             bytes.to_string(),
             or_dash((weights > 0).then(|| 8.0 * bytes as f64 / weights as f64), |bits| format!("{bits:.3}")),
             or_dash(mean(linears.iter().map(|l| l.plain)), short),
-            or_dash(mean(linears.iter().map(|l| l.error)), short),
+            or_dash(mean(linears.iter().map(|l| l.final_error)), short),
         ]);
     }
     let vit = page.inspected.components.iter().find(|part| part.component == Component::Vit);
@@ -64,9 +64,10 @@ fn range(values: impl Iterator<Item = usize> + Clone) -> String {
     }
 }
 
-/// Of the values that are there.
-fn mean(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
-    let (sum, n) = values.flatten().fold((0.0, 0), |(sum, n), value| (sum + value, n + 1));
+/// Mean of the finite values.
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, n) =
+        values.filter(|value| value.is_finite()).fold((0.0, 0), |(sum, n), value| (sum + value, n + 1));
     (n > 0).then(|| sum / f64::from(n))
 }
 
@@ -84,14 +85,14 @@ pub(super) fn scales(page: &Page<'_>) -> Table {
         "accepted",
     ];
     let mut table = Table::new(head, 3);
-    for pair in &page.pairs {
+    for pair in page.report.pairs() {
         table.row([
             pair.producers.join(", "),
-            pair.pair.clone(),
-            pair.family.clone(),
+            pair.pair.name().to_owned(),
+            family(pair.family).to_owned(),
             format!("{:.2}", pair.alpha),
             or_dash(pair.identity, short),
-            or_dash(pair.best, short),
+            or_dash(finite(pair.best), short),
             or_dash(pair.held_back_identity, short),
             or_dash(pair.held_back_best, short),
             if pair.accepted { "yes" } else { "no" }.to_owned(),
@@ -118,40 +119,50 @@ pub(super) fn matrices(page: &Page<'_>) -> Table {
         "groups clipped",
     ];
     let mut table = Table::new(head, 2);
-    for linear in &page.linears {
+    for linear in page.report.linears() {
         table.row([
             linear.name.clone(),
-            method(&linear.method),
+            method(linear.method),
             linear.bits.to_string(),
             linear.group_size.to_string(),
             or_dash(page.bytes.get(&linear.name), |bytes| bytes.to_string()),
-            or_dash(linear.plain, short),
-            or_dash(linear.scaled, short),
-            or_dash(linear.error, short),
+            or_dash(finite(linear.plain), short),
+            or_dash(finite(linear.scaled), short),
+            or_dash(finite(linear.final_error), short),
             or_dash(drift(linear, |d| d.before), short),
             or_dash(drift(linear, |d| d.after), short),
             or_dash(drift(linear, |d| d.rounded), short),
-            or_dash(linear.snr_db, |snr| format!("{snr:.1}")),
-            or_dash(linear.clipped, percent),
+            or_dash(finite(linear.snr_db), |snr| format!("{snr:.1}")),
+            or_dash(finite(linear.clipped), percent),
         ]);
     }
     table
 }
 
-fn drift(linear: &Linear, of: impl Fn(&Drift) -> Option<f64>) -> Option<f64> {
-    linear.drift.as_ref().and_then(of)
+fn drift(linear: &LinearReport, of: impl Fn(&Drift) -> f64) -> Option<f64> {
+    linear.drift.as_ref().map(of).and_then(finite)
 }
 
-/// A way of rounding with what it was set to.
-fn method(value: &Value) -> String {
-    let words = |text: &str| text.replace('_', " ");
-    match value {
-        Value::String(name) => words(name),
-        Value::Object(object) => {
-            let one = |(name, setting): (&String, &Value)| format!("{} {setting}", words(name));
-            object.iter().map(one).collect::<Vec<_>>().join(", ")
-        }
-        other => other.to_string(),
+fn finite(value: f64) -> Option<f64> {
+    value.is_finite().then_some(value)
+}
+
+/// A family of scales.
+fn family(family: Family) -> &'static str {
+    match family {
+        Family::Identity => "identity",
+        Family::Act => "act",
+        Family::ActWeight => "act_weight",
+    }
+}
+
+/// A rounding method with its damping.
+fn method(method: Method) -> String {
+    match method {
+        Method::Plain => "plain".to_owned(),
+        Method::ClipRefit => "clip refit".to_owned(),
+        Method::Feedback => "feedback".to_owned(),
+        Method::FeedbackDescent(damping) => format!("feedback descent {damping}"),
     }
 }
 
@@ -164,13 +175,13 @@ mod tests {
         assert_eq!(range([4, 4].into_iter()), "4");
         assert_eq!(range([4, 3, 6].into_iter()), "3–6");
         assert_eq!(range([].into_iter()), "–");
-        assert_eq!(mean([Some(1.0), None, Some(3.0)].into_iter()), Some(2.0));
-        assert_eq!(mean([None].into_iter()), None);
+        assert_eq!(mean([1.0, f64::NAN, 3.0].into_iter()), Some(2.0));
+        assert_eq!(mean([f64::NAN].into_iter()), None);
     }
 
     #[test]
     fn a_method_is_words_with_its_setting() {
-        assert_eq!(method(&Value::from("clip_refit")), "clip refit");
-        assert_eq!(method(&serde_json::json!({ "feedback_descent": 0.1 })), "feedback descent 0.1");
+        assert_eq!(method(Method::ClipRefit), "clip refit");
+        assert_eq!(method(Method::FeedbackDescent(0.1)), "feedback descent 0.1");
     }
 }
