@@ -1,7 +1,10 @@
 //! `cargo xtask check`: what CI runs.
 
 mod darwin;
+mod links;
 
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -28,7 +31,7 @@ const REST: [Step; 3] = [
     },
 ];
 
-/// Run what CI runs: tests, formatting, clippy and docs, warnings denied.
+/// Run what CI runs: tests, formatting, clippy and docs with warnings denied, links, the guide.
 #[derive(clap::Args)]
 pub(crate) struct Check {
     /// Leave the tests out.
@@ -46,6 +49,29 @@ impl Check {
     }
 }
 
+/// Builds the guide where mdBook is installed.
+fn guide(root: &Path) -> Result<bool> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let target = std::path::absolute(target)?.join("guide");
+    match Command::new("mdbook")
+        .arg("build")
+        .arg(root.join("docs/guide"))
+        .arg("--dest-dir")
+        .arg(target)
+        .status()
+    {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            println!("guide: SKIPPED, not built: mdbook is not installed (cargo install mdbook --locked)");
+            Ok(true)
+        }
+        status => {
+            let ok = status.context("cannot run mdbook")?.success();
+            println!("guide: {}", if ok { "ok" } else { "FAILED" });
+            Ok(ok)
+        }
+    }
+}
+
 /// Runs every step, also after one that failed, and says which did.
 fn run(no_tests: bool) -> Result<ExitCode> {
     let steps = (!no_tests).then_some(&TESTS).into_iter().chain(&REST);
@@ -58,6 +84,13 @@ fn run(no_tests: bool) -> Result<ExitCode> {
         if !status.success() {
             failed.push(step.name);
         }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    if !links::run(&root)? {
+        failed.push("links");
+    }
+    if !guide(&root)? {
+        failed.push("guide");
     }
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
