@@ -9,7 +9,7 @@ use lance_mm::generate::{Generated, Size};
 use lance_mm::image::{Resize, RgbImage};
 use lance_mm::models::{Cursor, Segment, Sequence, Vae, VaeConfig};
 use lance_mm::tensor::testing::{assert_close, seeded};
-use lance_mm::tensor::{Activations, Weights};
+use lance_mm::tensor::{ActivationPrecision, Weights};
 use lance_mm::{
     Answer, Checkpoint, CheckpointBytes, Decoding, Generation, GenerationOptions, Options, Part, Request,
 };
@@ -96,7 +96,7 @@ fn nano() -> CheckpointBytes {
 }
 
 /// The question of a demo, rows on a device as `activations` say. Products on the CPU are in f32.
-fn ask_nano(device: &Device, activations: Activations) -> lance_mm::Result<Asked> {
+fn ask_nano(device: &Device, activations: ActivationPrecision) -> lance_mm::Result<Asked> {
     let demo = &lance_mm_nano::DEMOS[2];
     let picture = image::decode(demo.png, "plate.png", &image::LoadOptions::default())?;
     let checkpoint = Checkpoint::in_memory(&nano())?.with_f32_activations().with_activations(activations);
@@ -106,7 +106,7 @@ fn ask_nano(device: &Device, activations: Activations) -> lance_mm::Result<Asked
 
 #[test]
 fn the_quantized_model_answers_as_on_the_cpu() {
-    let both = on_both(|device| ask_nano(device, Activations::F32));
+    let both = on_both(|device| ask_nano(device, ActivationPrecision::F32));
     let Some((found, expected, runs)) = both else { return };
     assert_close("features", &found.features, &expected.features, 1e-3);
     assert_close("logits", &found.logits, &expected.logits, 1e-3);
@@ -122,8 +122,8 @@ fn the_quantized_model_answers_as_on_the_cpu() {
 /// Each operation rounds its rows to bf16; the reference on the CPU is in f32.
 #[test]
 fn the_quantized_model_answers_the_same_in_bf16() {
-    let Some((found, runs)) = on_device(|device| ask_nano(device, Activations::Bf16)) else { return };
-    let expected = ask_nano(&Device::Cpu, Activations::F32).unwrap();
+    let Some((found, runs)) = on_device(|device| ask_nano(device, ActivationPrecision::Bf16)) else { return };
+    let expected = ask_nano(&Device::Cpu, ActivationPrecision::F32).unwrap();
     assert_close("features", &found.features, &expected.features, 0.1);
     assert_close("logits", &found.logits, &expected.logits, 0.06);
     assert_eq!((found.answer.text.as_str(), &found.answer.ids), ("BX62 BFY", &expected.answer.ids));
@@ -175,7 +175,7 @@ fn forked_sequences_go_on_apart() {
 }
 
 /// A question to a model in bf16, rows on a device as `activations` say. Products on the CPU are in f32.
-fn ask_toy(device: &Device, activations: Activations) -> lance_mm::Result<Asked> {
+fn ask_toy(device: &Device, activations: ActivationPrecision) -> lance_mm::Result<Asked> {
     let picture = RgbImage::from_fn(90, 70, |x, y| [x as u8 * 2, y as u8 * 3, (x * y) as u8].into());
     let folder = fixtures("understanding/ckpt/mlx");
     let decoding = Decoding { max_new_tokens: 6, ..Decoding::default() };
@@ -186,7 +186,7 @@ fn ask_toy(device: &Device, activations: Activations) -> lance_mm::Result<Asked>
 
 #[test]
 fn the_model_in_bf16_answers_as_on_the_cpu() {
-    let both = on_both(|device| ask_toy(device, Activations::F32));
+    let both = on_both(|device| ask_toy(device, ActivationPrecision::F32));
     let Some((found, expected, runs)) = both else { return };
     assert_close("features", &found.features, &expected.features, 1e-4);
     assert_close("logits", &found.logits, &expected.logits, 1e-4);
@@ -200,8 +200,8 @@ fn the_model_in_bf16_answers_as_on_the_cpu() {
 /// Each operation rounds its rows to bf16; the reference on the CPU is in f32.
 #[test]
 fn rows_in_bf16_stay_close_in_a_model_of_random_weights() {
-    let Some((found, runs)) = on_device(|device| ask_toy(device, Activations::Bf16)) else { return };
-    let expected = ask_toy(&Device::Cpu, Activations::F32).unwrap();
+    let Some((found, runs)) = on_device(|device| ask_toy(device, ActivationPrecision::Bf16)) else { return };
+    let expected = ask_toy(&Device::Cpu, ActivationPrecision::F32).unwrap();
     assert_close("features", &found.features, &expected.features, 0.07);
     // Random weights make more of what is rounded than trained ones.
     assert_close("logits", &found.logits, &expected.logits, 0.3);
@@ -209,7 +209,7 @@ fn rows_in_bf16_stay_close_in_a_model_of_random_weights() {
 }
 
 /// What draws, rows on a device as `activations` say. Products on the CPU are in f32.
-fn generation(device: &Device, activations: Activations) -> lance_mm::Result<Generation> {
+fn generation(device: &Device, activations: ActivationPrecision) -> lance_mm::Result<Generation> {
     let vae = Weights::open_in(&fixtures("vae/ckpt/mlx"), "vae")?;
     let checkpoint = Checkpoint::open(fixtures("generation/ckpt/mlx"))?.with_vae(vae).with_f32_activations();
     Generation::new(checkpoint.with_activations(activations).with_device(device))
@@ -221,7 +221,7 @@ fn generation(device: &Device, activations: Activations) -> lance_mm::Result<Gen
 fn a_step_of_drawing_takes_23_dispatches_a_layer_and_8() {
     let runs = Runs::default();
     let layers = with_executor(simulator(&runs), || {
-        let lance = generation(&Device::Cpu, Activations::Bf16)?;
+        let lance = generation(&Device::Cpu, ActivationPrecision::Bf16)?;
         let (llm, grid) = (lance.llm(), Grid { t: 1, h: 3, w: 4 });
         let noise = Tensor::from_vec(seeded(12 * 48, 1), (12, 48), &Device::Cpu).unwrap();
         let sequence = Sequence::new(&[Segment::Noise(grid)], &llm.config().layout(), Cursor::default());
@@ -233,7 +233,7 @@ fn a_step_of_drawing_takes_23_dispatches_a_layer_and_8() {
 }
 
 /// Draws in two steps.
-fn draw(device: &Device, activations: Activations) -> lance_mm::Result<(Generation, Generated)> {
+fn draw(device: &Device, activations: ActivationPrecision) -> lance_mm::Result<(Generation, Generated)> {
     let request = Request::TextToImage { size: Size::new(32, 48).unwrap() };
     let options = GenerationOptions { steps: 2, ..GenerationOptions::default() };
     let lance = generation(device, activations)?;
@@ -245,7 +245,7 @@ fn draw(device: &Device, activations: Activations) -> lance_mm::Result<(Generati
 #[test]
 fn a_picture_is_drawn_as_on_the_cpu() {
     let both = on_both(|device| {
-        let (lance, drawn) = draw(device, Activations::F32)?;
+        let (lance, drawn) = draw(device, ActivationPrecision::F32)?;
         let pixels = lance.pixels(&drawn.latents, drawn.grid)?;
         // Encoding what was drawn goes the other way.
         Ok([flat(&drawn.latents), flat(&pixels), flat(&lance.vae().encode(&pixels)?)])
@@ -265,8 +265,8 @@ fn a_picture_is_drawn_as_on_the_cpu() {
 #[test]
 fn latents_stay_close_when_rows_are_bf16() {
     let latents = |device: &Device, activations| Ok(flat(&draw(device, activations)?.1.latents));
-    let Some((found, runs)) = on_device(|device| latents(device, Activations::Bf16)) else { return };
-    let expected = latents(&Device::Cpu, Activations::F32).unwrap();
+    let Some((found, runs)) = on_device(|device| latents(device, ActivationPrecision::Bf16)) else { return };
+    let expected = latents(&Device::Cpu, ActivationPrecision::F32).unwrap();
     assert_close("latents", &found, &expected, 0.08);
     all_ran(&["dense_matmul_bf16_bf16", "dense_matvec_bf16_bf16", "attention_tiles_bf16"], &runs);
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::Device;
 use lance_mm::image::{self, LoadOptions, Resize};
-use lance_mm::tensor::{Activations, DeviceChoice};
+use lance_mm::tensor::{ActivationPrecision, DeviceChoice};
 use lance_mm::{Decoding, Options, Sampling};
 
 use crate::model;
@@ -53,12 +53,12 @@ impl ComputeArgs {
     }
 
     /// What inputs of products with bf16 matrices count as.
-    pub(crate) fn activations(&self) -> Activations {
+    pub(crate) fn activations(&self) -> ActivationPrecision {
         self.activations.into()
     }
 }
 
-/// [`Activations`] as words of the command line.
+/// [`ActivationPrecision`] as words of the command line.
 #[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
 pub(crate) enum ActivationType {
     #[default]
@@ -67,7 +67,7 @@ pub(crate) enum ActivationType {
     F32,
 }
 
-impl From<ActivationType> for Activations {
+impl From<ActivationType> for ActivationPrecision {
     fn from(activations: ActivationType) -> Self {
         match activations {
             ActivationType::Bf16 => Self::Bf16,

@@ -40,7 +40,7 @@ impl ModelInfo {
             name: name.to_owned(),
             total: components.iter().map(|part| part.count).sum(),
             components,
-            compute_dtype: checkpoint.model().activations().name(),
+            compute_dtype: checkpoint.model().activation_precision().name(),
             device: device_name(checkpoint.model().device()),
         }
     }

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Tensor};
 use lance_mm_tensor::{
-    Embedding, Error, Linear, Result, RmsNorm, Rotary, StopFlag, Weights, kept_dtype, on_pool,
+    Embedding, Error, Linear, Result, RmsNorm, Rotary, StopFlag, Weights, kv_dtype, on_pool,
 };
 
 use crate::config::Config;
@@ -130,7 +130,7 @@ fn suffix(expert: Expert) -> &'static str {
     }
 }
 
-/// The language model. Rows `(T, D)` are f32, on a device of the type that [`row_dtype`](lance_mm_tensor::row_dtype())
+/// The language model. Rows `(T, D)` are f32, on a device of the type that [`hidden_dtype`](lance_mm_tensor::hidden_dtype())
 /// says of the weights; features and logits are f32 on every one.
 #[derive(Clone)]
 pub struct Llm {
@@ -179,7 +179,7 @@ impl Llm {
                 false => Linear::load(&lm_head, d, vocab)?,
             },
             rotary: Rotary::new(config.head_dim(), config.rope_theta, config.mrope_section)?,
-            kept: kept_dtype(weights.activations()),
+            kept: kv_dtype(weights.activation_precision()),
             embed_tokens,
             config: config.clone(),
         })

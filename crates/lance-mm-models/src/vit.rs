@@ -7,7 +7,7 @@ mod window;
 
 use candle_core::{DType, Device, Tensor};
 use lance_mm_tensor::{
-    DenseWeight, Error, Linear, Result, RmsNorm, StopFlag, Weights, on_pool, row_dtype, upload,
+    DenseWeight, Error, Linear, Result, RmsNorm, StopFlag, Weights, hidden_dtype, on_pool, upload,
 };
 
 use crate::config::VitConfig;
@@ -58,7 +58,7 @@ impl Vit {
             mlp_0: Linear::load_biased(&merger.pp("mlp").pp(0), merged, merged)?,
             mlp_2: Linear::load_biased(&merger.pp("mlp").pp(2), merged, config.out_hidden_size)?,
             device: weights.device().clone(),
-            rows: row_dtype(weights.activations(), weights.device()),
+            rows: hidden_dtype(weights.activation_precision(), weights.device()),
             config: config.clone(),
         })
     }
@@ -110,7 +110,7 @@ impl Vit {
 
     /// As [`forward`](Self::forward), in one run, showing `patch_embed`, `blocks.{i}.norm1`,
     /// `blocks.{i}.attn`, `blocks.{i}.mlp`, `blocks.{i}` and `merger` to `probe`. All but the first are in
-    /// window order ([`VitLayout::window_index`]), and of the type that [`row_dtype`] says of the weights.
+    /// window order ([`VitLayout::window_index`]), and of the type that [`hidden_dtype`] says of the weights.
     ///
     /// # Errors
     /// As [`forward`](Self::forward), and what the probe returns.

@@ -10,7 +10,7 @@ use std::path::Path;
 use candle_core::Device;
 use lance_mm_image::Resize;
 use lance_mm_models::Config;
-use lance_mm_tensor::{Activations, Quantization, Weights};
+use lance_mm_tensor::{ActivationPrecision, Quantization, Weights};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -138,9 +138,9 @@ impl Checkpoint {
     }
 
     /// The same checkpoint, inputs of products with bf16 matrices taken as `activations`. The VAE's count as f32 or,
-    /// with [`Activations::Bf16`], as the sum of two bf16 terms; on a device as f32.
-    pub fn with_activations(self, activations: Activations) -> Self {
-        self.with(|weights| weights.with_activations(activations))
+    /// with [`ActivationPrecision::Bf16`], as the sum of two bf16 terms; on a device as f32.
+    pub fn with_activations(self, activations: ActivationPrecision) -> Self {
+        self.with(|weights| weights.with_activation_precision(activations))
     }
 
     /// The same checkpoint, its networks loaded onto `device` (see

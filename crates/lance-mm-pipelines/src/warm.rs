@@ -79,7 +79,7 @@ mod tests {
     use lance_mm_models::Experts;
     use lance_mm_tensor::metal::Plan;
     use lance_mm_tensor::testing::with_executor;
-    use lance_mm_tensor::{Activations, Weights};
+    use lance_mm_tensor::{ActivationPrecision, Weights};
 
     use super::*;
     use crate::generate::{Request, Resolution, Size};
@@ -121,7 +121,8 @@ mod tests {
         with_notes(|seen| {
             let files =
                 CheckpointBytes { model: lance_mm_nano::MODEL, config: lance_mm_nano::CONFIG, ..NANO };
-            let checkpoint = Checkpoint::in_memory(&files).unwrap().with_activations(Activations::Bf16);
+            let checkpoint =
+                Checkpoint::in_memory(&files).unwrap().with_activations(ActivationPrecision::Bf16);
             let lance = Understanding::new(checkpoint).unwrap();
             run(lance.llm(), lance.vit().ok(), None).unwrap();
             let compiled = seen.take();
@@ -146,7 +147,7 @@ mod tests {
         with_notes(|seen| {
             let vae = Weights::open_in(&fixtures.join("vae/ckpt/mlx"), "vae").unwrap();
             let checkpoint = Checkpoint::open(fixtures.join("generation/ckpt/mlx")).unwrap();
-            let checkpoint = checkpoint.with_vae(vae).with_activations(Activations::Bf16);
+            let checkpoint = checkpoint.with_vae(vae).with_activations(ActivationPrecision::Bf16);
             let lance = Generation::new(checkpoint).unwrap();
             run(lance.llm(), lance.vit().ok(), Some((lance.latent_layers(), lance.vae()))).unwrap();
             let compiled = seen.take();

@@ -4,7 +4,7 @@
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lance_mm_tensor::testing::seeded;
-use lance_mm_tensor::{Activations, Block, attention};
+use lance_mm_tensor::{ActivationPrecision, Block, attention};
 
 fn heads(h: usize, t: usize, d: usize, seed: u64) -> Tensor {
     Tensor::from_vec(seeded(h * t * d, seed), (h, t, d), &Device::Cpu).expect("the shape of the values")
@@ -30,7 +30,7 @@ fn blocks(c: &mut Criterion) {
         let block = [Block::full(0..t, 0..s)];
         group.throughput(Throughput::Elements((4 * h * t * s * d) as u64));
         let shape = format!("{h}x{g}x{t}x{s}x{d}");
-        for activations in [Activations::F32, Activations::Split, Activations::Bf16] {
+        for activations in [ActivationPrecision::F32, ActivationPrecision::Split, ActivationPrecision::Bf16] {
             group.bench_function(BenchmarkId::new(format!("blocks, {activations:?}"), &shape), |b| {
                 b.iter(|| attention(&q, &k, &v, &block, activations).expect("the block covers the queries"));
             });

@@ -3,7 +3,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lance_mm_tensor::testing::seeded;
-use lance_mm_tensor::{Activations, DenseWeight, FloatType};
+use lance_mm_tensor::{ActivationPrecision, DenseWeight, FloatType};
 
 fn products(c: &mut Criterion) {
     let mut group = c.benchmark_group("dense");
@@ -23,7 +23,7 @@ fn products(c: &mut Criterion) {
         group.throughput(Throughput::Elements((2 * n * rows * k) as u64));
         let bf16 = DenseWeight::rounded(&values, k, FloatType::BF16);
         for (name, w) in [
-            ("bf16, bf16 activations", bf16.clone().with_activations(Activations::Bf16)),
+            ("bf16, bf16 activations", bf16.clone().with_activation_precision(ActivationPrecision::Bf16)),
             ("bf16", bf16),
             ("f32", DenseWeight::from_f32(&values, k)),
         ] {

@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lance_mm_tensor::testing::seeded;
-use lance_mm_tensor::{Activations, Conv, DenseWeight, FloatType, Window};
+use lance_mm_tensor::{ActivationPrecision, Conv, DenseWeight, FloatType, Window};
 
 fn convolutions(c: &mut Criterion) {
     let mut group = c.benchmark_group("conv");
@@ -27,7 +27,10 @@ fn convolutions(c: &mut Criterion) {
         let shape = format!("{side}x{side}x{n_in}x{n_out}");
         let weight = DenseWeight::rounded(&values, k, FloatType::BF16);
         for (name, weight) in [
-            ("bf16 filters, bf16 activations", weight.clone().with_activations(Activations::Bf16)),
+            (
+                "bf16 filters, bf16 activations",
+                weight.clone().with_activation_precision(ActivationPrecision::Bf16),
+            ),
             ("bf16 filters", weight),
         ] {
             let bias = Tensor::zeros(n_out, DType::F32, &Device::Cpu).expect("zeros");

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Shape, Storage, Tensor, WithDType};
 
-use crate::dense::{Activations, FloatType};
+use crate::dense::{ActivationPrecision, FloatType};
 use crate::error::{Error, Result};
 use crate::kernels::{Attention, Heads, Kept, Single, attend_singly, metal};
 
@@ -44,7 +44,7 @@ impl Block {
 ///
 /// `q` f32 `(H, T, D)`, `k` and `v` both f32 or both bf16 `(G, S, D)`, heads and rows in any order in memory; result f32
 /// `(T, H·D)`, heads side by side; on a device all of one type, f32, f16 or bf16. `blocks` cover the rows of `q` in order,
-/// without gap or overlap. Scores and softmax are f32. With [`Activations::Bf16`] queries, keys, values and weights of
+/// without gap or overlap. Scores and softmax are f32. With [`ActivationPrecision::Bf16`] queries, keys, values and weights of
 /// several queries are rounded to bf16 where the processor multiplies tiles of it (AMX).
 ///
 /// # Errors
@@ -54,7 +54,7 @@ pub fn attention(
     k: &Tensor,
     v: &Tensor,
     blocks: &[Block],
-    activations: Activations,
+    activations: ActivationPrecision,
 ) -> Result<Tensor> {
     check_heads(q, k, v)?;
     check(blocks, q.dim(1)?, k.dim(1)?)?;
@@ -98,7 +98,7 @@ fn check_heads(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
 pub fn attention_each(
     q: &Tensor,
     sequences: &[(Tensor, Tensor)],
-    activations: Activations,
+    activations: ActivationPrecision,
 ) -> Result<Tensor> {
     let n = q.dim(1)?;
     if sequences.len() != n || n == 0 {
@@ -121,7 +121,7 @@ pub fn attention_each(
 
 struct Op<'a> {
     blocks: &'a [Block],
-    activations: Activations,
+    activations: ActivationPrecision,
 }
 
 impl CustomOp3 for Op<'_> {
@@ -219,8 +219,11 @@ mod tests {
     use crate::testing::{assert_close, seeded};
 
     /// Of values up to 1.
-    const TOLERANCES: [(Activations, f32); 3] =
-        [(Activations::F32, 2e-6), (Activations::Split, 2e-6), (Activations::Bf16, 4e-3)];
+    const TOLERANCES: [(ActivationPrecision, f32); 3] = [
+        (ActivationPrecision::F32, 2e-6),
+        (ActivationPrecision::Split, 2e-6),
+        (ActivationPrecision::Bf16, 4e-3),
+    ];
 
     /// One query at a time in f64.
     fn naive(
@@ -330,7 +333,7 @@ mod tests {
         }
         let q = Tensor::zeros((1, 4, 4), DType::F32, &Device::Cpu).unwrap();
         let across = q.transpose(1, 2).unwrap();
-        assert!(attention(&across, &q, &q, &[Block::full(0..4, 0..4)], Activations::F32).is_err());
+        assert!(attention(&across, &q, &q, &[Block::full(0..4, 0..4)], ActivationPrecision::F32).is_err());
     }
 
     #[test]
@@ -345,7 +348,8 @@ mod tests {
                 rows.to_dtype(dtype).unwrap()
             };
             let sequences: Vec<_> = lengths.iter().map(|&s| (kept(s, s as u64), kept(s, 7))).collect();
-            let found = attention_each(&q, &sequences, Activations::Bf16).unwrap().to_vec2::<f32>().unwrap();
+            let found =
+                attention_each(&q, &sequences, ActivationPrecision::Bf16).unwrap().to_vec2::<f32>().unwrap();
             for (i, (k, v)) in sequences.iter().enumerate() {
                 let (s, flat) = (lengths[i], |x: &Tensor| {
                     x.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
@@ -356,7 +360,7 @@ mod tests {
             }
             let none = kept(2, 1).narrow(1, 0, 0).unwrap();
             for wrong in [vec![], sequences[1..].to_vec(), vec![(none.clone(), none); 4]] {
-                assert!(attention_each(&q, &wrong, Activations::Bf16).is_err());
+                assert!(attention_each(&q, &wrong, ActivationPrecision::Bf16).is_err());
             }
         }
     }
@@ -366,7 +370,7 @@ mod tests {
         let x = Tensor::zeros((1, 2, 4), DType::F32, &Device::Cpu).unwrap();
         let short = x.to_dtype(DType::BF16).unwrap();
         for (q, k, v) in [(&short, &x, &x), (&x, &short, &x), (&x, &x, &short), (&short, &short, &short)] {
-            assert!(attention(q, k, v, &[Block::full(0..2, 0..2)], Activations::F32).is_err());
+            assert!(attention(q, k, v, &[Block::full(0..2, 0..2)], ActivationPrecision::F32).is_err());
         }
     }
 
@@ -378,7 +382,8 @@ mod tests {
         let (q, k, v) = (tensor(h, 1, 1), tensor(g, s, 2), tensor(g, s, 3));
         let on = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let attend = || attention(&q, &k, &v, &[Block::full(0..1, 0..s)], Activations::F32).unwrap();
+            let attend =
+                || attention(&q, &k, &v, &[Block::full(0..1, 0..s)], ActivationPrecision::F32).unwrap();
             pool.install(attend).to_vec2::<f32>().unwrap()
         };
         assert!(on(1) == on(2) && on(1) == on(7));
@@ -389,8 +394,12 @@ mod tests {
         for (heads, width) in [(2, 0), (0, 4)] {
             let x = Tensor::zeros((heads, 3, width), DType::F32, &Device::Cpu).unwrap();
             let kept = Tensor::zeros((1, 3, width), DType::F32, &Device::Cpu).unwrap();
-            assert!(attention(&x, &kept, &kept, &[Block::full(0..3, 0..3)], Activations::F32).is_err());
-            assert!(attention_each(&x, &vec![(kept.clone(), kept.clone()); 3], Activations::F32).is_err());
+            assert!(
+                attention(&x, &kept, &kept, &[Block::full(0..3, 0..3)], ActivationPrecision::F32).is_err()
+            );
+            assert!(
+                attention_each(&x, &vec![(kept.clone(), kept.clone()); 3], ActivationPrecision::F32).is_err()
+            );
         }
     }
 
@@ -405,7 +414,7 @@ mod tests {
             vec![Block::full(0..4, 2..2)],
             vec![Block::causal(0..4, 0..3)],
         ] {
-            assert!(attention(&x, &x, &x, &blocks, Activations::default()).is_err(), "{blocks:?}");
+            assert!(attention(&x, &x, &x, &blocks, ActivationPrecision::default()).is_err(), "{blocks:?}");
         }
     }
 }

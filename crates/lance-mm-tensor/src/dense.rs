@@ -93,9 +93,9 @@ impl TryFrom<DType> for FloatType {
 }
 
 /// What the inputs of products with bf16 matrices, and of [`attention`](crate::attention()), count as. On a device
-/// products are of what they are given, and this says which type that is ([`row_dtype`]).
+/// products are of what they are given, and this says which type that is ([`hidden_dtype`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Activations {
+pub enum ActivationPrecision {
     /// f32: the matrix is widened. The slowest, for comparing with recorded numbers.
     F32,
     /// The sum of two bf16 terms where the processor multiplies bf16 (AVX512-BF16, AMX): within 2^-16 of each
@@ -104,11 +104,11 @@ pub enum Activations {
     Split,
     /// bf16 in products of more than 8 rows where the processor multiplies bf16: within 2^-8 of each product's
     /// size, at nearly twice the speed; so is attention of several queries on AMX. Keys and values are kept in bf16
-    /// ([`kept_dtype`]). On a device rows are bf16 between operations. This is how the original runs.
+    /// ([`kv_dtype`]). On a device rows are bf16 between operations. This is how the original runs.
     Bf16,
 }
 
-impl Activations {
+impl ActivationPrecision {
     /// `f32`, `split` or `bf16`.
     pub fn name(self) -> &'static str {
         match self {
@@ -121,18 +121,18 @@ impl Activations {
 
 /// The type that keys and values for [`attention`](crate::attention()) are best kept in: bf16 where activations are, which
 /// halves what a long context takes and reads.
-pub fn kept_dtype(activations: Activations) -> DType {
+pub fn kv_dtype(activations: ActivationPrecision) -> DType {
     match activations {
-        Activations::Bf16 => DType::BF16,
-        Activations::F32 | Activations::Split => DType::F32,
+        ActivationPrecision::Bf16 => DType::BF16,
+        ActivationPrecision::F32 | ActivationPrecision::Split => DType::F32,
     }
 }
 
 /// The type that rows of a network have between operations: f32 on the CPU; on another device bf16 where activations are,
 /// which halves what operations read and write.
-pub fn row_dtype(activations: Activations, device: &Device) -> DType {
+pub fn hidden_dtype(activations: ActivationPrecision, device: &Device) -> DType {
     match metal::runs_on(device) {
-        true => kept_dtype(activations),
+        true => kv_dtype(activations),
         false => DType::F32,
     }
 }
@@ -146,7 +146,7 @@ pub struct DenseWeight {
         not(target_arch = "x86_64"),
         expect(dead_code, reason = "read where bf16 is multiplied as stored")
     )]
-    activations: Activations,
+    activations: ActivationPrecision,
     rows: usize,
     cols: usize,
 }
@@ -154,7 +154,7 @@ pub struct DenseWeight {
 impl DenseWeight {
     pub(crate) fn new(bytes: Bytes, dtype: FloatType, rows: usize, cols: usize) -> Self {
         assert_eq!(bytes.len(), rows * cols * dtype.size(), "the header was checked against the shape");
-        Self { bytes, dtype, activations: Activations::default(), rows, cols }
+        Self { bytes, dtype, activations: ActivationPrecision::default(), rows, cols }
     }
 
     /// A matrix of f32 values in memory, row by row.
@@ -179,12 +179,12 @@ impl DenseWeight {
     }
 
     /// The same matrix, multiplied with inputs that count as `activations`. Matters to bf16 matrices only.
-    pub fn with_activations(self, activations: Activations) -> Self {
+    pub fn with_activation_precision(self, activations: ActivationPrecision) -> Self {
         Self { activations, ..self }
     }
 
     /// `x` f32 `(n, K)` times the transpose of the matrix: `(n, R)`, on all threads, summed in f32. A bf16 matrix
-    /// is multiplied as it is stored where the processor can ([`Activations`]); other values are widened a few
+    /// is multiplied as it is stored where the processor can ([`ActivationPrecision`]); other values are widened a few
     /// rows at a time.
     ///
     /// # Panics
@@ -242,7 +242,7 @@ impl Rows for DenseWeight {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn bf16(&self) -> Option<(&[[u8; 2]], Activations)> {
+    fn bf16(&self) -> Option<(&[[u8; 2]], ActivationPrecision)> {
         (self.dtype == FloatType::BF16).then(|| (self.bytes.as_chunks().0, self.activations))
     }
 }

@@ -12,7 +12,7 @@
 //! `C` channels.
 //!
 //! Values are f32. On a device, those that rows of a network have may be f16 or bf16 as well: results are of the type of
-//! what came in, sums, norms, softmax and rotary tables are f32 all the same. [`row_dtype`] says which type is meant.
+//! what came in, sums, norms, softmax and rotary tables are f32 all the same. [`hidden_dtype`] says which type is meant.
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
@@ -52,7 +52,7 @@ mod weights;
 pub use affine::{AffineWeight, pack_codes, quantize_group};
 pub use attention::{Block, attention, attention_each};
 pub use conv::{Conv, Window};
-pub use dense::{Activations, DenseWeight, FloatType, kept_dtype, row_dtype};
+pub use dense::{ActivationPrecision, DenseWeight, FloatType, hidden_dtype, kv_dtype};
 pub use device::{DeviceChoice, device_name, download, upload, within_step};
 pub use error::{Error, Problem, Problems, Result};
 pub use float_mode::FloatModeWeight;

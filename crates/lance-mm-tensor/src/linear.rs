@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 
 use crate::affine::{AffineParts, AffineWeight};
-use crate::dense::{DenseWeight, FloatType, row_dtype};
+use crate::dense::{DenseWeight, FloatType, hidden_dtype};
 use crate::error::{Error, Result};
 use crate::float_mode::FloatModeWeight;
 use crate::gate::swiglu;
@@ -392,7 +392,7 @@ impl Embedding {
         Ok(Self {
             weight: Weight::load(weights, n_rows, n_cols)?,
             device: weights.device().clone(),
-            rows: row_dtype(weights.activations(), weights.device()),
+            rows: hidden_dtype(weights.activation_precision(), weights.device()),
         })
     }
 
@@ -401,7 +401,7 @@ impl Embedding {
         &self.weight
     }
 
-    /// The type that looked-up rows have: f32, on a device what [`row_dtype`] says of the file's activations.
+    /// The type that looked-up rows have: f32, on a device what [`hidden_dtype`] says of the file's activations.
     pub fn dtype(&self) -> DType {
         self.rows
     }

@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use safetensors::Dtype;
 
 use crate::affine::Products;
-use crate::dense::{Activations, DenseWeight, FloatType};
+use crate::dense::{ActivationPrecision, DenseWeight, FloatType};
 use crate::error::{Error, Problem, Problems, Result};
 use crate::quantization::Quantization;
 pub(crate) use store::Bytes;
@@ -36,7 +36,7 @@ pub struct Weights {
 struct Reading {
     quantization: Quantization,
     products: Products,
-    activations: Activations,
+    activations: ActivationPrecision,
     device: Device,
 }
 
@@ -45,7 +45,7 @@ impl Default for Reading {
         Self {
             quantization: Quantization::default(),
             products: Products::default(),
-            activations: Activations::default(),
+            activations: ActivationPrecision::default(),
             device: Device::Cpu,
         }
     }
@@ -127,18 +127,18 @@ impl Weights {
 
     /// The same files, all matrices multiplied with activations in f32, to measure what rounding them costs: see
     /// [`AffineWeight::with_f32_activations`](crate::AffineWeight::with_f32_activations) and
-    /// [`Activations::F32`].
+    /// [`ActivationPrecision::F32`].
     pub fn with_f32_activations(self) -> Self {
-        self.with_products(Products::F32).with_activations(Activations::F32)
+        self.with_products(Products::F32).with_activation_precision(ActivationPrecision::F32)
     }
 
     /// What the inputs of products with bf16 matrices, and those of attention, are taken as.
-    pub fn activations(&self) -> Activations {
+    pub fn activation_precision(&self) -> ActivationPrecision {
         self.inner.reading.activations
     }
 
     /// The same files, inputs of products with bf16 matrices and those of attention taken as `activations`.
-    pub fn with_activations(self, activations: Activations) -> Self {
+    pub fn with_activation_precision(self, activations: ActivationPrecision) -> Self {
         self.read_with(|reading| reading.activations = activations)
     }
 
@@ -245,7 +245,7 @@ impl Weights {
             return Err(self.problem(name, format!("expected F32, F16 or BF16, found {:?}", view.dtype)));
         };
         let weight = DenseWeight::new(view.bytes, dtype, rows, cols);
-        Ok(weight.with_activations(self.inner.reading.activations))
+        Ok(weight.with_activation_precision(self.inner.reading.activations))
     }
 
     /// A dense tensor of any rank left in the file, read as a matrix of `shape[0]` rows.

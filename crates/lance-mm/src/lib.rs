@@ -32,16 +32,16 @@
 //! `lance-mm pull ORG/NAME` is the folder, `lance-mm pull --offline ORG/NAME` prints it later.
 //!
 //! By default networks run on the CPU, and inputs of products with bf16 matrices count as two bf16 terms
-//! ([`Activations::Split`](tensor::Activations::Split)): nearly exact. The program takes a Mac's GPU where there is one,
+//! ([`ActivationPrecision::Split`](tensor::ActivationPrecision::Split)): nearly exact. The program takes a Mac's GPU where there is one,
 //! and bf16, which is faster:
 //!
 //! ```no_run
-//! use lance_mm::tensor::{Activations, DeviceChoice};
+//! use lance_mm::tensor::{ActivationPrecision, DeviceChoice};
 //! use lance_mm::{Checkpoint, Understanding};
 //!
 //! let checkpoint = Checkpoint::open("Lance-3B-AWQ-INT4")?;
 //! let device = DeviceChoice::Auto.open()?;
-//! let lance = Understanding::new(checkpoint.with_device(&device).with_activations(Activations::Bf16))?;
+//! let lance = Understanding::new(checkpoint.with_device(&device).with_activations(ActivationPrecision::Bf16))?;
 //! # Ok::<(), lance_mm::Error>(())
 //! ```
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use candle_core::Device;
-use lance_mm::tensor::{Activations, device_name};
+use lance_mm::tensor::{ActivationPrecision, device_name};
 use lance_mm::{Checkpoint, Understanding};
 use lance_mm_eval::Dataset;
 use lance_mm_eval::bench::{self, Step, TwoQuestions};
@@ -40,7 +40,7 @@ pub(super) struct Plan {
     pub(super) answer: usize,
     /// Where networks run and what inputs of bf16 products count as.
     device: Device,
-    activations: Activations,
+    activations: ActivationPrecision,
     /// Gives the memory of the vision transformer back after every picture.
     low_memory: bool,
 }

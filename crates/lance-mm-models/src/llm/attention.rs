@@ -1,7 +1,7 @@
 //! Self-attention of a layer: projections and norms by expert, one attention over all rows.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Activations, Linear, Result, RmsNorm, Weights};
+use lance_mm_tensor::{ActivationPrecision, Linear, Result, RmsNorm, Weights};
 
 use super::pass::Pass;
 use super::{Experts, PerExpert, suffix};
@@ -15,7 +15,7 @@ pub(super) struct Attention {
     n_heads: usize,
     n_kv_heads: usize,
     head_dim: usize,
-    activations: Activations,
+    activations: ActivationPrecision,
 }
 
 #[derive(Clone)]
@@ -52,7 +52,7 @@ impl Attention {
             n_heads: config.num_attention_heads,
             n_kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim(),
-            activations: weights.activations(),
+            activations: weights.activation_precision(),
         })
     }
 

@@ -9,7 +9,7 @@ use crate::config::Config;
 const CHUNK: usize = 256;
 
 /// Keys (after norm and rotation) and values of every layer, `(G, rows, D)` each, in the type that
-/// [`kept_dtype`](lance_mm_tensor::kept_dtype()) says. Grows in chunks, so a step does not copy what is there.
+/// [`kv_dtype`](lance_mm_tensor::kv_dtype()) says. Grows in chunks, so a step does not copy what is there.
 pub struct Cache {
     layers: Vec<Option<LayerCache>>,
     rows: Vec<usize>,

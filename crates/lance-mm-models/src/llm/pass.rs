@@ -1,7 +1,7 @@
 //! What all layers of a pass share: which rows run on which weights, how they turn and what they see.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Activations, Block, Result, RotaryTable, attention, attention_each};
+use lance_mm_tensor::{ActivationPrecision, Block, Result, RotaryTable, attention, attention_each};
 
 use super::cache::Cache;
 use crate::sequence::Span;
@@ -30,7 +30,7 @@ impl Pass<'_, '_> {
         q: &Tensor,
         k: &Tensor,
         v: &Tensor,
-        activations: Activations,
+        activations: ActivationPrecision,
     ) -> Result<Tensor> {
         // (T, G, D) -> (G, T, D)
         let [q, k, v] = [q.transpose(0, 1)?, k.transpose(0, 1)?, v.transpose(0, 1)?];

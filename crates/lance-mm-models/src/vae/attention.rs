@@ -1,7 +1,7 @@
 //! Attention of the pixels of one frame.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Activations, Block, Conv, PixelNorm, Result, Weights, attention};
+use lance_mm_tensor::{ActivationPrecision, Block, Conv, PixelNorm, Result, Weights, attention};
 
 use super::POINT;
 
@@ -37,7 +37,8 @@ impl FrameAttention {
         // (H, W, 3·C) -> 3 · (1, N, C)
         let qkv = self.to_qkv.forward(&self.norm.forward(x)?, &[])?.reshape((1, n, 3 * c))?;
         let [q, k, v] = [0, 1, 2].map(|i| qkv.narrow(2, i * c, c)?.contiguous());
-        let y = attention(&q?, &k?, &v?, &[Block::full(0..n, 0..n)], Activations::F32)?.reshape((h, w, c))?;
+        let y = attention(&q?, &k?, &v?, &[Block::full(0..n, 0..n)], ActivationPrecision::F32)?
+            .reshape((h, w, c))?;
         Ok((x + self.proj.forward(&y, &[])?)?)
     }
 }

@@ -1,7 +1,7 @@
 //! One block of the vision transformer.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Activations, Block, Linear, Result, RmsNorm, RotaryTable, Weights, attention};
+use lance_mm_tensor::{ActivationPrecision, Block, Linear, Result, RmsNorm, RotaryTable, Weights, attention};
 
 use super::EPS;
 use crate::config::VitConfig;
@@ -17,7 +17,7 @@ pub(super) struct VitBlock {
     up_proj: Linear,
     down_proj: Linear,
     num_heads: usize,
-    activations: Activations,
+    activations: ActivationPrecision,
 }
 
 impl VitBlock {
@@ -33,7 +33,7 @@ impl VitBlock {
             up_proj: Linear::load_biased(&mlp.pp("up_proj"), d, f)?,
             down_proj: Linear::load_biased(&mlp.pp("down_proj"), f, d)?,
             num_heads: config.num_heads,
-            activations: weights.activations(),
+            activations: weights.activation_precision(),
         })
     }
 

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use lance_mm_models::{Config, Experts};
-use lance_mm_tensor::{Activations, TensorInfo, Weights, kept_dtype};
+use lance_mm_tensor::{ActivationPrecision, TensorInfo, Weights, kv_dtype};
 
 use crate::checkpoint::{Checkpoint, CheckpointFiles, CheckpointLayout, listed};
 use crate::error::Result;
@@ -320,7 +320,7 @@ fn memory(config: &Config, items: &[Item<'_>]) -> Memory {
     let (head, table) = (of(Component::LmHead), of(Component::EmbedTokens));
     let tied = head == 0;
     let heads = [config.num_hidden_layers, config.num_key_value_heads, config.head_dim()];
-    let value = kept_dtype(Activations::Bf16).size_in_bytes();
+    let value = kv_dtype(ActivationPrecision::Bf16).size_in_bytes();
     Memory {
         und_bytes: of(Component::UndLinears) + of(Component::Norms) + if tied { table } else { head },
         embed_tokens_bytes: if tied { 0 } else { table },

@@ -19,7 +19,7 @@ use super::amx::Filled;
 use super::simd::Simd;
 use super::tile::PANEL;
 use crate::attention::Block;
-use crate::dense::Activations;
+use crate::dense::ActivationPrecision;
 use crate::pool::zeros;
 use panel::{KEYS, Panel};
 pub(crate) use single::{Single, attend_singly};
@@ -97,9 +97,9 @@ pub(crate) struct Attention<'a> {
     pub(crate) k: Kept<'a>,
     /// `(G, S, D)`, of the type of `k`.
     pub(crate) v: Kept<'a>,
-    /// With [`Activations::Bf16`] many queries are multiplied on AMX, where there is any.
+    /// With [`ActivationPrecision::Bf16`] many queries are multiplied on AMX, where there is any.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read where there is AMX"))]
-    pub(crate) activations: Activations,
+    pub(crate) activations: ActivationPrecision,
 }
 
 impl Attention<'_> {
@@ -144,7 +144,7 @@ impl Attention<'_> {
     /// Runs blocks that fill tiles on AMX, where there is any: what is left.
     #[cfg(target_arch = "x86_64")]
     fn on_tiles<'o>(&self, blocks: Vec<(&'o Block, &'o mut [f32])>) -> Vec<(&'o Block, &'o mut [f32])> {
-        let Some(filled) = Filled::detect().filter(|_| self.activations == Activations::Bf16) else {
+        let Some(filled) = Filled::detect().filter(|_| self.activations == ActivationPrecision::Bf16) else {
             return blocks;
         };
         let enough = |block: &Block| block.queries.len() * self.fold() >= tiles::LEAST;

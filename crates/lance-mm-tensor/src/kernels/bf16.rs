@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::amx::{Filled, Output, product};
 use super::columns::{Columns, Part};
 use super::{Addends, Rows, added};
-use crate::dense::Activations;
+use crate::dense::ActivationPrecision;
 use crate::pool::zeros;
 pub(super) use avx512::{Avx512Bf16, Terms};
 use avx512::{COLS, PanelWord};
@@ -65,11 +65,11 @@ pub(super) struct Bf16Matrix<'a> {
 
 impl<'a> Bf16Matrix<'a> {
     /// The matrix with rows of `k`; `None` on processors without bf16 products, and for activations in f32.
-    pub(super) fn new(values: &'a [[u8; 2]], k: usize, activations: Activations) -> Option<Self> {
+    pub(super) fn new(values: &'a [[u8; 2]], k: usize, activations: ActivationPrecision) -> Option<Self> {
         let one_term = match activations {
-            Activations::F32 => return None,
-            Activations::Split => false,
-            Activations::Bf16 => true,
+            ActivationPrecision::F32 => return None,
+            ActivationPrecision::Split => false,
+            ActivationPrecision::Bf16 => true,
         };
         let kernels = Avx512Bf16::detect()?;
         (k > 0).then_some(Self { values, k, one_term, kernels, amx: Filled::detect() })
@@ -302,7 +302,9 @@ mod tests {
             let w = rounded(&seeded(rows * k, 2));
             let stored = bytes(&w);
             let matrix = |activations| Bf16Matrix::new(&stored, k, activations);
-            let (Some(split), Some(one)) = (matrix(Activations::Split), matrix(Activations::Bf16)) else {
+            let (Some(split), Some(one)) =
+                (matrix(ActivationPrecision::Split), matrix(ActivationPrecision::Bf16))
+            else {
                 eprintln!("this processor has no bf16 products");
                 return;
             };
@@ -335,7 +337,7 @@ mod tests {
     fn values_that_are_not_finite_stay_so() {
         for n in [1, FEW + 1] {
             let w = bytes(&[1.0; 40]);
-            let Some(matrix) = Bf16Matrix::new(&w, 40, Activations::Split) else { return };
+            let Some(matrix) = Bf16Matrix::new(&w, 40, ActivationPrecision::Split) else { return };
             for bad in [f32::NAN, f32::INFINITY] {
                 let mut x = vec![1.0; n * 40];
                 x[39] = bad;
@@ -348,7 +350,7 @@ mod tests {
     #[test]
     fn no_rows_give_no_output() {
         let w = bytes(&[1.0; 6]);
-        if let Some(matrix) = Bf16Matrix::new(&w, 3, Activations::Split) {
+        if let Some(matrix) = Bf16Matrix::new(&w, 3, ActivationPrecision::Split) {
             assert!(matrix.matmul(&[], 0, Addends::default()).is_empty());
         }
     }

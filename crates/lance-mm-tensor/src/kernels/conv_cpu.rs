@@ -326,7 +326,7 @@ mod tests {
     use half::bf16;
 
     use super::*;
-    use crate::dense::{Activations, FloatType};
+    use crate::dense::{ActivationPrecision, FloatType};
     use crate::testing::{assert_close, seeded};
 
     struct Case {
@@ -431,7 +431,7 @@ mod tests {
             for (weight, tolerance) in [
                 (DenseWeight::from_f32(&values, filter), 2e-5),
                 (stored.clone(), 2e-5),
-                (stored.with_activations(Activations::Bf16), 1e-4),
+                (stored.with_activation_precision(ActivationPrecision::Bf16), 1e-4),
             ] {
                 let x = Frames { frames: &present, height: h, width: w, channels: n_in };
                 let mut out = start.clone();

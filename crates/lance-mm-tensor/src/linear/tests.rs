@@ -6,7 +6,7 @@ use half::bf16;
 use safetensors::tensor::TensorView;
 
 use super::*;
-use crate::dense::Activations;
+use crate::dense::ActivationPrecision;
 use crate::quantization::{Quantization, Scheme};
 use crate::testing::{assert_close, seeded};
 
@@ -182,7 +182,7 @@ fn pairs(rows: usize, cols: usize) -> Vec<[Linear; 2]> {
     let dense = |float, activations| {
         [1, 2].map(|seed| {
             let w = DenseWeight::rounded(&seeded(rows * cols, seed), cols, float);
-            Linear::new(Weight::Dense(w.with_activations(activations)), bias(seed + 7))
+            Linear::new(Weight::Dense(w.with_activation_precision(activations)), bias(seed + 7))
         })
     };
     let affine = |bits: [usize; 2], group: [usize; 2], biased: bool| {
@@ -194,15 +194,18 @@ fn pairs(rows: usize, cols: usize) -> Vec<[Linear; 2]> {
         })
     };
     vec![
-        dense(FloatType::BF16, Activations::Bf16),
-        dense(FloatType::BF16, Activations::Split),
-        dense(FloatType::F32, Activations::F32),
+        dense(FloatType::BF16, ActivationPrecision::Bf16),
+        dense(FloatType::BF16, ActivationPrecision::Split),
+        dense(FloatType::F32, ActivationPrecision::F32),
         affine([4, 4], [128, 128], false),
         affine([4, 4], [64, 64], true),
         affine([8, 8], [128, 128], true),
         affine([4, 8], [128, 128], true),
         affine([4, 4], [128, 64], true),
-        [affine([4, 4], [128, 128], false)[0].clone(), dense(FloatType::BF16, Activations::Bf16)[0].clone()],
+        [
+            affine([4, 4], [128, 128], false)[0].clone(),
+            dense(FloatType::BF16, ActivationPrecision::Bf16)[0].clone(),
+        ],
     ]
 }
 

@@ -133,7 +133,7 @@ pub struct Memory {
     pub embed_tokens_bytes: u64,
     /// The vision transformer, read for every image.
     pub vit_bytes: u64,
-    /// Keys and values of 1000 tokens, kept in bf16 as with [`Activations::Bf16`](lance_mm_tensor::Activations::Bf16).
+    /// Keys and values of 1000 tokens, kept in bf16 as with [`ActivationPrecision::Bf16`](lance_mm_tensor::ActivationPrecision::Bf16).
     pub kv_bytes_per_1000_tokens: u64,
 }
 

@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::{BAND, Frames, Geometry};
-use crate::dense::{Activations, DenseWeight};
+use crate::dense::{ActivationPrecision, DenseWeight};
 use crate::kernels::Rows;
 use crate::kernels::amx::{Filled, Operands, PANEL, Rows32, SIDE, Sums};
 use crate::kernels::bf16::Terms;
@@ -22,7 +22,7 @@ const NEAR: usize = 256 * 1024;
 pub(super) fn add(x: Frames<'_>, geometry: &Geometry, weight: &DenseWeight, out: &mut [f32]) -> bool {
     let Some((values, activations)) = weight.bf16() else { return false };
     let Some(filled) = Filled::detect() else { return false };
-    if geometry.window.stride != 1 || activations != Activations::Bf16 {
+    if geometry.window.stride != 1 || activations != ActivationPrecision::Bf16 {
         return false;
     }
     Product::new(filled, x, geometry, values).add(out);

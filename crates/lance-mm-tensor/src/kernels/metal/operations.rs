@@ -7,7 +7,7 @@ use crate::float_mode::FloatModeWeight;
 use crate::quantization::Mode;
 use crate::testing::{assert_close, seeded};
 use crate::weights::Bytes;
-use crate::{Activations, Conv, PixelNorm, Weights, Window, attention, row_dtype, swiglu};
+use crate::{ActivationPrecision, Conv, PixelNorm, Weights, Window, attention, hidden_dtype, swiglu};
 use crate::{
     AffineWeight, Block, DenseWeight, Embedding, FloatType, Linear, Result, RmsNorm, Rotary, Scheme, Weight,
 };
@@ -137,12 +137,12 @@ fn heads_are_normed_turned_and_attended_the_same() {
         let blocks = [Block::causal(0..2, 0..30), Block::full(2..5, 3..40)];
         compare("attended", 2e-6, |device| {
             let (k, v) = (part(rooms[0], device)?, part(rooms[1], device)?);
-            attention(&turned(device)?.transpose(0, 1)?, &k, &v, &blocks, Activations::F32)
+            attention(&turned(device)?.transpose(0, 1)?, &k, &v, &blocks, ActivationPrecision::F32)
         });
         compare("one row", 2e-6, |device| {
             let (k, v) = (part(rooms[0], device)?, part(rooms[1], device)?);
             let row = q.to_device(device)?.transpose(0, 1)?.narrow(1, 1, 1)?;
-            attention(&row, &k, &v, &[Block::causal(0..1, 0..40)], Activations::F32)
+            attention(&row, &k, &v, &[Block::causal(0..1, 0..40)], ActivationPrecision::F32)
         });
     }
 }
@@ -170,7 +170,7 @@ fn frames_are_normed_convolved_and_attended_the_same() {
     // A head of a width that has no kernel.
     compare("wide", 2e-6, |device| {
         let [q, k, v] = [26, 27, 28].map(|seed| tensor(&[1, 9, 150], seed).to_device(device));
-        attention(&q?, &k?, &v?, &[Block::full(0..9, 2..8)], Activations::F32)
+        attention(&q?, &k?, &v?, &[Block::full(0..9, 2..8)], ActivationPrecision::F32)
     });
 }
 
@@ -201,11 +201,11 @@ fn activations_stay_in_their_type() {
         let table = Rotary::new(16, 1e6, [2, 3, 3])?.table(&positions, device)?;
         let q = table.apply_normed(&norm, None, &make(&[5, 4, 16], 8))?.transpose(0, 1)?;
         let k = table.apply(norm.forward(&make(&[5, 2, 16], 10))?)?.transpose(0, 1)?;
-        attention(&q, &k, &make(&[2, 5, 16], 11), &[Block::causal(0..5, 0..5)], Activations::F32)
+        attention(&q, &k, &make(&[2, 5, 16], 11), &[Block::causal(0..5, 0..5)], ActivationPrecision::F32)
     });
     compare_halves("wide", 1.0, |_, make| {
         let [q, k, v] = [26, 27, 28].map(|seed| make(&[1, 9, 150], seed));
-        attention(&q, &k, &v, &[Block::full(0..9, 2..8)], Activations::F32)
+        attention(&q, &k, &v, &[Block::full(0..9, 2..8)], ActivationPrecision::F32)
     });
 }
 
@@ -214,13 +214,15 @@ fn rows_have_the_type_of_activations() {
     let values: Vec<u8> = seeded(6 * 40, 7).iter().flat_map(|v| v.to_le_bytes()).collect();
     let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![6, 40], &values).unwrap();
     let file = safetensors::serialize([("weight", view)], None).unwrap();
-    for (activations, expected) in
-        [(Activations::F32, DType::F32), (Activations::Split, DType::F32), (Activations::Bf16, DType::BF16)]
-    {
+    for (activations, expected) in [
+        (ActivationPrecision::F32, DType::F32),
+        (ActivationPrecision::Split, DType::F32),
+        (ActivationPrecision::Bf16, DType::BF16),
+    ] {
         let rows = |device: &Device| {
-            let weights = Weights::from_vec("table", file.clone())?.with_activations(activations);
+            let weights = Weights::from_vec("table", file.clone())?.with_activation_precision(activations);
             let table = Embedding::load(&weights.with_device(device.clone()), 6, 40)?;
-            assert_eq!(row_dtype(activations, device), table.dtype());
+            assert_eq!(hidden_dtype(activations, device), table.dtype());
             table.forward(&[3, 5])
         };
         let (on_device, on_cpu) = (on_device(rows).unwrap(), rows(&Device::Cpu).unwrap());
@@ -243,7 +245,8 @@ fn types_that_do_not_go_together_are_refused() {
             layer.forward(&x.to_dtype(DType::F64)?).unwrap_err(),
             layer.forward_onto(&onto, &half).unwrap_err(),
             swiglu(x, &half).unwrap_err(),
-            attention(&heads, &heads.to_dtype(DType::BF16)?, &heads, &blocks, Activations::Bf16).unwrap_err(),
+            attention(&heads, &heads.to_dtype(DType::BF16)?, &heads, &blocks, ActivationPrecision::Bf16)
+                .unwrap_err(),
         ];
         Result::Ok(errors.map(|error| error.to_string()))
     };
@@ -267,7 +270,7 @@ fn what_has_no_kernel_is_refused() {
     let heads = tensor(&[1, 2, 12], 14);
     let wide = |device: &Device| {
         let heads = heads.to_device(device)?;
-        attention(&heads, &heads, &heads, &[Block::causal(0..2, 0..2)], Activations::F32)
+        attention(&heads, &heads, &heads, &[Block::causal(0..2, 0..2)], ActivationPrecision::F32)
     };
     let text = on_device(wide).unwrap_err();
     assert!(text.to_string().contains("width of a head on this device: expected a multiple of 8"), "{text}");
