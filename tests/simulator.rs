@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
-use lance_mm::tensor::metal::{Arg, Plan};
+use lance_mm::tensor::metal::{KernelArg, KernelPlan};
 use lance_mm::tensor::testing::Executor;
 use msl_sim::{Build, Launch, Program};
 
@@ -26,7 +26,7 @@ pub(crate) fn simulator(runs: &Runs) -> Rc<Executor> {
 
 fn run(
     program: &Program,
-    plan: &Plan,
+    plan: &KernelPlan,
     inputs: &[Vec<u8>],
 ) -> Result<Vec<u8>, impl std::fmt::Display + use<>> {
     let sizes = |sizes: [usize; 3]| sizes.map(|n| n as u32);
@@ -39,14 +39,14 @@ fn run(
     let mut result = Some(&mut output);
     for (slot, arg) in (0..).zip(&plan.args) {
         launch = launch.arg(match arg {
-            Arg::Input(i) | Arg::Strided(i) => {
+            KernelArg::Input(i) | KernelArg::Strided(i) => {
                 msl_sim::Arg::Buffer(slot, inputs[*i].take().expect("an input is bound once"))
             }
-            Arg::Output(..) => msl_sim::Arg::Buffer(slot, result.take().expect("one output")),
-            Arg::Unused => msl_sim::Arg::Bytes(slot, vec![]),
-            Arg::U32s(n) => msl_sim::Arg::Bytes(slot, n.iter().flat_map(|n| n.to_le_bytes()).collect()),
-            Arg::U32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
-            Arg::F32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
+            KernelArg::Output(..) => msl_sim::Arg::Buffer(slot, result.take().expect("one output")),
+            KernelArg::Unused => msl_sim::Arg::Bytes(slot, vec![]),
+            KernelArg::U32s(n) => msl_sim::Arg::Bytes(slot, n.iter().flat_map(|n| n.to_le_bytes()).collect()),
+            KernelArg::U32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
+            KernelArg::F32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
         });
     }
     program.run(launch).map(|_| output)

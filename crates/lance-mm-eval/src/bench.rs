@@ -1,6 +1,6 @@
 //! The steps of an answer one at a time: how long each takes, and what it has to read and compute at least.
 //!
-//! Each function measures once. Repeating, and [limits] to set the numbers against,
+//! Each function measures once. Repeating, and [roofline] to set the numbers against,
 //! are the caller's: times of one run can be compared, those of different runs often not.
 
 use std::ops::ControlFlow;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use candle_core::{Device, Tensor};
 use lance_mm_image::RgbImage;
 use lance_mm_models::{Cache, Cursor, Grid, NextToken, Segment, Sequence};
-use lance_mm_tensor::{limits, on_pool, read_values};
+use lance_mm_tensor::{in_thread_pool, read_values, roofline};
 
 use crate::error::{Error, Result};
 use lance_mm_pipelines::Decoding;
@@ -86,7 +86,7 @@ impl<'a> Decode<'a> {
 /// Reads the weights of a step and does nothing else with them: bytes a second. They lie in pages of the system's file
 /// cache, which may be read faster or slower than other memory.
 pub fn read_weights(lance: &Understanding) -> f64 {
-    limits::read(&lance.llm().step_weights())
+    roofline::read(&lance.llm().step_weights())
 }
 
 /// Tokens of several sequences of one length, a token of each in every step.
@@ -129,7 +129,7 @@ impl<'a> Batch<'a> {
             let at = Cursor { rows: self.at.rows + step, position: self.at.position + step as u32 };
             let next = |(cache, id): (_, &u32)| NextToken { id: *id, start: at, cache };
             let steps = self.caches.iter_mut().zip(&ids).map(next).collect();
-            let logits = on_pool(|| lance.llm().logits(&lance.llm().step_all(steps)?))?;
+            let logits = in_thread_pool(|| lance.llm().logits(&lance.llm().step_all(steps)?))?;
             let width = lance.config().vocab_size;
             read_values(&logits, |logits| -> Result<()> {
                 for (id, logits) in ids.iter_mut().zip(logits.chunks(width)) {
@@ -254,14 +254,14 @@ impl<'a> Run<'a> {
         let llm = self.lance.llm();
         let sequence = Sequence::new(&[Segment::Text(ids)], &llm.config().layout(), self.at);
         let prompt = || llm.logits(&llm.prefill(&llm.embed(&sequence, &[])?, &sequence, &mut self.cache)?);
-        let logits = on_pool(prompt)?;
+        let logits = in_thread_pool(prompt)?;
         self.at = sequence.end();
         self.pick(&logits)
     }
 
     fn step(&mut self, id: u32) -> Result<u32> {
         let llm = self.lance.llm();
-        let logits = on_pool(|| llm.logits(&llm.step(id, self.at, &mut self.cache)?))?;
+        let logits = in_thread_pool(|| llm.logits(&llm.step(id, self.at, &mut self.cache)?))?;
         self.at = Cursor { rows: self.at.rows + 1, position: self.at.position + 1 };
         self.pick(&logits)
     }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use lance_mm_models::Llm;
-use lance_mm_tensor::{read_values, within_step};
+use lance_mm_tensor::{read_values, with_autorelease_pool};
 use serde::Serialize;
 
 use super::distribution::{Distribution, mean};
@@ -143,7 +143,7 @@ pub(super) fn each_row(
 ) -> Result<()> {
     let n = normed.dim(0)?;
     for first in (0..n).step_by(ROWS) {
-        let logits = within_step(|| llm.logits(&normed.narrow(0, first, ROWS.min(n - first))?))?;
+        let logits = with_autorelease_pool(|| llm.logits(&normed.narrow(0, first, ROWS.min(n - first))?))?;
         let width = logits.dim(1)?;
         read_values(&logits, |rows| {
             let mut rows = rows.chunks_exact(width).enumerate();

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Tensor};
 use lance_mm_tensor::{
-    Embedding, Error, Linear, Result, RmsNorm, Rotary, StopFlag, Weights, kv_dtype, on_pool,
+    Embedding, Error, Linear, Result, RmsNorm, Rotary, StopFlag, Weights, in_thread_pool, kv_dtype,
 };
 
 use crate::config::Config;
@@ -431,7 +431,7 @@ impl Llm {
         cache: &mut Cache,
         stop: Option<&StopFlag>,
     ) -> Result<Tensor> {
-        on_pool(|| {
+        in_thread_pool(|| {
             let hidden = self.run(x, sequence, cache, &mut Monitor::until(stop))?;
             self.norm.und.forward(&hidden.narrow(0, sequence.len() - 1, 1)?)
         })
@@ -470,7 +470,7 @@ impl Llm {
         let table = self.rotary.table(&positions, x.device())?;
         let spans = [Span { rows: 0..ids.len(), expert: Expert::Und }];
         let context = Context::Each(steps.into_iter().map(|step| step.cache).collect());
-        on_pool(|| {
+        in_thread_pool(|| {
             let pass = Pass { spans: &spans, table, context };
             let hidden = self.layers(&x, pass, &mut Monitor::default())?;
             self.norm.und.forward(&hidden)

@@ -24,7 +24,7 @@ mod shortcut;
 mod tails;
 
 use candle_core::{DType, Device, Tensor};
-use lance_mm_tensor::{Error, Result, StopFlag, Weights, Window, download, upload, within_step};
+use lance_mm_tensor::{Error, Result, StopFlag, Weights, Window, download, upload, with_autorelease_pool};
 
 pub use attention::FrameAttention;
 pub use config::VaeConfig;
@@ -171,7 +171,7 @@ impl Vae {
         let mut tails = vec![Tails::default(); Encoder::n_tails()];
         let mut moments = Vec::with_capacity(n / FRAMES + 1);
         for i in 0..n {
-            moments.extend(within_step(|| {
+            moments.extend(with_autorelease_pool(|| {
                 let x = patchify(&upload(&frames.narrow(1, i, 1)?.squeeze(1)?, &self.device)?)?;
                 self.encoder.step(&x, &mut tails, i + 1 == n, monitor)
             })?);
@@ -224,7 +224,7 @@ impl Vae {
         let (mut memory, slab) = (Memory::default(), self.decoder.slab(latents.dim(3)?, self.budget));
         let mut frames = Vec::with_capacity((n - 1) * FRAMES + 1);
         for i in 0..n {
-            within_step(|| -> Result<()> {
+            with_autorelease_pool(|| -> Result<()> {
                 let mut patches = Vec::with_capacity(FRAMES);
                 let x = raw.get(i)?;
                 monitor.show(format_args!("latents"), &x)?;

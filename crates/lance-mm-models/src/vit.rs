@@ -7,7 +7,7 @@ mod window;
 
 use candle_core::{DType, Device, Tensor};
 use lance_mm_tensor::{
-    DenseWeight, Error, Linear, Result, RmsNorm, StopFlag, Weights, hidden_dtype, on_pool, upload,
+    DenseWeight, Error, Linear, Result, RmsNorm, StopFlag, Weights, hidden_dtype, in_thread_pool, upload,
 };
 
 use crate::config::VitConfig;
@@ -102,7 +102,7 @@ impl Vit {
         for run in runs(grids) {
             let n = run.iter().map(Grid::count).sum();
             let patches = patches.narrow(0, row, n)?;
-            parts.push(on_pool(|| self.run(&patches, &run, &mut Monitor::until(stop)))?);
+            parts.push(in_thread_pool(|| self.run(&patches, &run, &mut Monitor::until(stop)))?);
             row += n;
         }
         Ok(Tensor::cat(&parts, 0)?)

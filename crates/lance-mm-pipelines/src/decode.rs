@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use lance_mm_models::{Cache, Cursor, Llm, NextToken};
-use lance_mm_tensor::{on_pool, read_values, within_step};
+use lance_mm_tensor::{in_thread_pool, read_values, with_autorelease_pool};
 
 use crate::error::{Error, Result};
 use crate::sampling::{Sampler, Sampling};
@@ -103,13 +103,13 @@ impl Decoder<'_> {
     ) -> Result<Decoded> {
         let start = Instant::now();
         let mut reply = Reply::new(self, options)?;
-        let mut logits = within_step(|| self.llm.logits(&normed))?;
+        let mut logits = with_autorelease_pool(|| self.llm.logits(&normed))?;
         let finish = loop {
             if let Some(finish) = read_values(&logits, |logits| reply.take(logits, sink))?? {
                 break finish;
             }
             let id = reply.last();
-            logits = on_pool(|| self.llm.logits(&self.llm.step(id, at, cache)?))?;
+            logits = in_thread_pool(|| self.llm.logits(&self.llm.step(id, at, cache)?))?;
             at = next(at);
         };
         Ok(reply.finish(finish, start.elapsed(), sink))
@@ -133,7 +133,8 @@ impl Decoder<'_> {
             active.push((index, Reply::new(self, options)?, prompt));
         }
         let rows: Vec<&Tensor> = active.iter().map(|(_, _, prompt)| &prompt.normed).collect();
-        let mut logits = within_step(|| -> Result<_> { Ok(self.llm.logits(&Tensor::cat(&rows, 0)?)?) })?;
+        let mut logits =
+            with_autorelease_pool(|| -> Result<_> { Ok(self.llm.logits(&Tensor::cat(&rows, 0)?)?) })?;
         loop {
             let width = logits.dim(1)?;
             active = read_values(&logits, |logits| -> Result<_> {
@@ -157,7 +158,7 @@ impl Decoder<'_> {
                 steps.push(NextToken { id: reply.last(), start: prompt.at, cache: prompt.cache });
                 prompt.at = next(prompt.at);
             }
-            logits = on_pool(|| self.llm.logits(&self.llm.step_all(steps)?))?;
+            logits = in_thread_pool(|| self.llm.logits(&self.llm.step_all(steps)?))?;
         }
         Ok(decoded.into_iter().flatten().collect())
     }

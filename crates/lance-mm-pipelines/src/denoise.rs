@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use candle_core::Tensor;
 use lance_mm_models::{Cache, LatentLayers, Llm, NoiseBlock};
-use lance_mm_tensor::within_step;
+use lance_mm_tensor::with_autorelease_pool;
 
 use crate::error::{Error, Result};
 use crate::generate::{Plan, Unconditional};
@@ -86,7 +86,7 @@ impl Denoiser<'_> {
         let of = schedule.steps().len();
         let mut x = x;
         for step in schedule.steps() {
-            let Velocities { cond, uncond, v } = within_step(|| self.velocities(&x, step))?;
+            let Velocities { cond, uncond, v } = with_autorelease_pool(|| self.velocities(&x, step))?;
             let next = self.keep_clean(&x, solver.step(&x, &v, step)?)?;
             finite(&next, step)?;
             let (v_cond, v_uncond, times) = (&cond, uncond.as_ref(), &self.times(step)[..]);

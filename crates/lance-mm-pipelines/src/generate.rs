@@ -15,7 +15,7 @@ use candle_core::{DType, Device, Tensor};
 use lance_mm_image::{self as image, Resize, RgbImage};
 use lance_mm_models::latent::CHANNELS;
 use lance_mm_models::{Cache, Config, Experts, Grid, LatentLayers, Llm, Sequence, Vae, VaeConfig, Vit};
-use lance_mm_tensor::within_step;
+use lance_mm_tensor::with_autorelease_pool;
 
 use crate::checkpoint::Checkpoint;
 use crate::denoise::{Denoised, Denoiser, Prefix};
@@ -301,7 +301,10 @@ impl Generation {
         let grid = Grid { t: patches.t, h: patches.h, w: patches.w };
         let rows =
             Tensor::from_vec(patches.values, (grid.count(), vit.config().patch_width()), &Device::Cpu)?;
-        Ok((within_step(|| vit.forward(&rows, &[grid]))?, grid.merged(vit.config().spatial_merge_size)))
+        Ok((
+            with_autorelease_pool(|| vit.forward(&rows, &[grid]))?,
+            grid.merged(vit.config().spatial_merge_size),
+        ))
     }
 
     /// Lays a task out.
@@ -356,7 +359,7 @@ impl Generation {
     }
 
     fn run(&self, sequence: &Sequence, features: &[Tensor], cache: &mut Cache) -> Result<()> {
-        within_step(|| self.llm.forward(&self.llm.embed(sequence, features)?, sequence, cache))?;
+        with_autorelease_pool(|| self.llm.forward(&self.llm.embed(sequence, features)?, sequence, cache))?;
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use candle_core::{Device, Tensor};
 use lance_mm_image::video::Clip;
 use lance_mm_image::{self as image, Resize, RgbImage};
 use lance_mm_models::{Cache, Config, Cursor, Experts, Grid, Llm, Segment, Sequence, Vit};
-use lance_mm_tensor::{Weights, within_step};
+use lance_mm_tensor::{Weights, with_autorelease_pool};
 
 use crate::checkpoint::Checkpoint;
 use crate::decode::{Decoded, Decoder, Decoding, Finish, Prefilled, Sink, SinkOf};
@@ -264,7 +264,7 @@ impl Understanding {
         let grid = Grid { t: patches.t, h: patches.h, w: patches.w };
         let rows =
             Tensor::from_vec(patches.values, (grid.count(), vit.config().patch_width()), &Device::Cpu)?;
-        let features = within_step(|| vit.forward(&rows, &[grid]))?;
+        let features = with_autorelease_pool(|| vit.forward(&rows, &[grid]))?;
         features.device().synchronize()?;
         if let (true, Some(weights)) = (self.low_memory, &self.checkpoint.vit) {
             weights.release()?;
@@ -408,8 +408,9 @@ impl<'a> Run<'a> {
         let start = Instant::now();
         let llm = &self.lance.llm;
         let sequence = self.sequence(segments);
-        let normed =
-            within_step(|| llm.prefill(&llm.embed(&sequence, features)?, &sequence, &mut self.cache))?;
+        let normed = with_autorelease_pool(|| {
+            llm.prefill(&llm.embed(&sequence, features)?, &sequence, &mut self.cache)
+        })?;
         normed.device().synchronize()?;
         self.at = sequence.end();
         self.prefill_time = start.elapsed();
@@ -420,7 +421,7 @@ impl<'a> Run<'a> {
     fn last_rows(&mut self, segments: &[Segment], n: usize) -> Result<Tensor> {
         let llm = &self.lance.llm;
         let sequence = self.sequence(segments);
-        let normed = within_step(|| {
+        let normed = with_autorelease_pool(|| {
             let hidden = llm.forward(&llm.embed(&sequence, &[])?, &sequence, &mut self.cache)?;
             llm.norm(&hidden, &sequence)
         })?;

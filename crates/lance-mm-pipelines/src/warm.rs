@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use lance_mm_models::latent::CHANNELS;
 use lance_mm_models::{Cursor, Grid, LatentLayers, Llm, NoiseBlock, Segment, Sequence, Vae, Vit};
-use lance_mm_tensor::within_step;
+use lance_mm_tensor::with_autorelease_pool;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
@@ -32,7 +32,7 @@ pub(crate) fn up(
     if checkpoint.model.device().is_cpu() {
         return Ok(());
     }
-    within_step(|| run(llm, vit, drawing))?;
+    with_autorelease_pool(|| run(llm, vit, drawing))?;
     checkpoint.model.release()?;
     let others = checkpoint.vit.iter().chain(checkpoint.vae());
     Ok(others.into_iter().try_for_each(|weights| weights.release())?)
@@ -77,7 +77,7 @@ mod tests {
     use lance_mm_image::RgbImage;
     use lance_mm_image::video::Clip;
     use lance_mm_models::Experts;
-    use lance_mm_tensor::metal::Plan;
+    use lance_mm_tensor::metal::KernelPlan;
     use lance_mm_tensor::testing::with_executor;
     use lance_mm_tensor::{ActivationPrecision, Weights};
 
@@ -102,7 +102,7 @@ mod tests {
     fn with_notes(work: impl FnOnce(&RefCell<Pipelines>)) {
         let seen = Rc::new(RefCell::new(Pipelines::new()));
         let notes = seen.clone();
-        let zeros = move |plan: &Plan, _: &[Vec<u8>]| {
+        let zeros = move |plan: &KernelPlan, _: &[Vec<u8>]| {
             notes.borrow_mut().insert((plan.kernel.clone(), plan.constants.clone()));
             let (len, float) = plan.output();
             Ok(vec![0; len * float.size()])

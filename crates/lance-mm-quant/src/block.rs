@@ -1,6 +1,6 @@
 //! Some rows of a matrix as codes, scales and biases, and the error they make.
 
-use lance_mm_tensor::{MatRef, Scheme, add_product, quantize_group};
+use lance_mm_tensor::{MatRef, Scheme, add_matmul, quantize_group};
 
 use crate::matrix::round_bf16;
 
@@ -67,7 +67,7 @@ pub(crate) fn nearest(x: f32, n: f32) -> f32 {
 pub(crate) fn output_energy(x: &[f32], d: &[f32], cols: usize) -> f64 {
     let (n, rows) = (x.len() / cols, d.len() / cols);
     let mut y = vec![0.0; rows * n];
-    add_product(&mut y, n, 1.0, MatRef::new(d, rows, cols, cols), MatRef::new(x, n, cols, cols).t());
+    add_matmul(&mut y, n, 1.0, MatRef::new(d, rows, cols, cols), MatRef::new(x, n, cols, cols).t());
     energy(&y)
 }
 

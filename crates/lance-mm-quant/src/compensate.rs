@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use lance_mm_tensor::{MatRef, Result, add_product};
+use lance_mm_tensor::{MatRef, Result, add_matmul};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -113,7 +113,7 @@ fn left(v: &dyn Source, w: &dyn Source, x: &Rows, y: &Rows) -> (f64, f64) {
             let mut out = vec![0.0; m * n];
             let mut add = |factor: f32, weight: &[f32], rows: &Rows| {
                 let rows = MatRef::new(rows.held_back(), n, cols, cols).t();
-                add_product(&mut out, n, factor, MatRef::new(weight, m, cols, cols), rows);
+                add_matmul(&mut out, n, factor, MatRef::new(weight, m, cols, cols), rows);
                 energy(&out)
             };
             let size = add(1.0, &w.read_rows(i * CHUNK, m), x);
@@ -144,13 +144,13 @@ impl Source for Compensated<'_> {
         let rows = |values| MatRef::new(values, samples, cols, cols);
         // W·Eᵀ, then times Y: never a matrix of K x K.
         let mut outputs = vec![0.0; n * samples];
-        add_product(&mut outputs, samples, 1.0, MatRef::new(&w, n, cols, cols), rows(self.drift).t());
+        add_matmul(&mut outputs, samples, 1.0, MatRef::new(&w, n, cols, cols), rows(self.drift).t());
         if factor.n_cols() != cols {
             factor.solve(&mut outputs);
         }
         let mut change = vec![0.0; n * cols];
         let outputs = MatRef::new(&outputs, n, samples, samples);
-        add_product(&mut change, cols, 1.0 / samples as f32, outputs, rows(self.actual));
+        add_matmul(&mut change, cols, 1.0 / samples as f32, outputs, rows(self.actual));
         if factor.n_cols() == cols {
             factor.solve(&mut change);
         }

@@ -4,7 +4,7 @@
 //! bias to its codes, then moves every code to the nearest of its best value; neither can raise the cost,
 //! and where it settles all scales, biases and codes of the row fit each other.
 
-use lance_mm_tensor::{MatRef, Scheme, add_product};
+use lance_mm_tensor::{MatRef, Scheme, add_matmul};
 use rayon::prelude::*;
 
 use crate::block::{Block, nearest};
@@ -51,7 +51,7 @@ impl Descent {
             .map(|j| {
                 let part = MatRef::new(&root[j * group..], n, group, cols);
                 let mut h = vec![0.0f32; group * group];
-                add_product(&mut h, group, 1.0, part.t(), part);
+                add_matmul(&mut h, group, 1.0, part.t(), part);
                 h.iter_mut().step_by(group + 1).for_each(|v| *v += damping as f32);
                 let ones: Vec<f32> = h.chunks_exact(group).map(|row| row.iter().sum()).collect();
                 let total = ones.iter().map(|v| f64::from(*v)).sum();
@@ -70,13 +70,13 @@ impl Descent {
         d.iter_mut().for_each(|v| *v = -*v);
         let root = MatRef::new(&self.root, n, cols, cols);
         let mut outputs = vec![0.0; rows * n];
-        add_product(&mut outputs, n, 1.0, MatRef::new(&d, rows, cols, cols), root.t());
+        add_matmul(&mut outputs, n, 1.0, MatRef::new(&d, rows, cols, cols), root.t());
         let (mut gradient, mut change) = (vec![0.0; rows * group], vec![0.0; rows * group]);
         for pass in 0..passes {
             for (j, start) in (0..cols).step_by(group).enumerate() {
                 let part = MatRef::new(&self.root[start..], n, group, cols);
                 gradient.fill(0.0);
-                add_product(&mut gradient, group, 1.0, MatRef::new(&outputs, rows, n, n), part);
+                add_matmul(&mut gradient, group, 1.0, MatRef::new(&outputs, rows, n, n), part);
                 for r in 0..rows {
                     let at = r * cols + start;
                     let g = r * (cols / group) + j;
@@ -96,7 +96,7 @@ impl Descent {
                     change.iter_mut().zip(&d[at..at + group]).for_each(|(c, d)| *c = d - *c);
                 }
                 if pass + 1 < passes || start + group < cols {
-                    add_product(&mut outputs, n, 1.0, MatRef::new(&change, rows, group, group), part.t());
+                    add_matmul(&mut outputs, n, 1.0, MatRef::new(&change, rows, group, group), part.t());
                 }
             }
         }

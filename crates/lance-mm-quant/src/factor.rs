@@ -7,7 +7,7 @@
 
 use std::ops::{Div, Mul, Neg, Sub};
 
-use lance_mm_tensor::{MatRef, Real, Result, add_product};
+use lance_mm_tensor::{MatRef, Real, Result, add_matmul};
 use rayon::prelude::*;
 
 use crate::matrix::setting;
@@ -51,7 +51,7 @@ impl Factor {
         let wide: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
         let x = MatRef::new(&wide, n, k, k);
         let mut gram = vec![0.0; n * n];
-        add_product(&mut gram, n, 1.0 / n as f64, x, x.t());
+        add_matmul(&mut gram, n, 1.0 / n as f64, x, x.t());
         Self::of(name, gram, n, k, damping)
     }
 
@@ -113,7 +113,7 @@ impl Factor {
         for (start, end) in blocks.iter().copied().rev() {
             if end < k {
                 let right = MatRef::new(&u[start * k + end..], end - start, k - end, k).t();
-                add_product(&mut b[start..], k, -1.0, MatRef::new(&z[end..], m, k - end, k), right);
+                add_matmul(&mut b[start..], k, -1.0, MatRef::new(&z[end..], m, k - end, k), right);
             }
             for (z, b) in z.chunks_exact_mut(k).zip(b.chunks_exact(k)) {
                 for j in (start..end).rev() {
@@ -127,7 +127,7 @@ impl Factor {
         for (start, end) in blocks {
             if start > 0 {
                 let above = self.above(start, end - start);
-                add_product(&mut z[start..], k, -1.0, MatRef::new(b, m, start, k), above);
+                add_matmul(&mut z[start..], k, -1.0, MatRef::new(b, m, start, k), above);
             }
             for (z, y) in z.chunks_exact_mut(k).zip(b.chunks_exact_mut(k)) {
                 for j in start..end {
@@ -179,7 +179,7 @@ fn hessian<T: Field>(rows: &Rows) -> Vec<T> {
         let width = k - first;
         let mut sums = vec![0.0f64; m * width];
         let left = MatRef::new(&wide[first..], n, m, k).t();
-        add_product(&mut sums, width, 1.0 / n as f64, left, MatRef::new(&wide[first..], n, width, k));
+        add_matmul(&mut sums, width, 1.0 / n as f64, left, MatRef::new(&wide[first..], n, width, k));
         for (out, sums) in stripe.chunks_exact_mut(k).zip(sums.chunks_exact(width)) {
             out[first..].iter_mut().zip(sums).for_each(|(o, v)| *o = T::of(*v));
         }
@@ -206,7 +206,7 @@ fn factor<T: Field>(h: &mut [T], k: usize) -> std::result::Result<(), usize> {
             let (first, m) = (i * BLOCK, stripe.len() / k);
             let left = MatRef::new(&panel[first * n..], m, n, n);
             let right = MatRef::new(&panel[first * n..], start - first, n, n).t();
-            add_product(&mut stripe[first..], k, -T::ONE, left, right);
+            add_matmul(&mut stripe[first..], k, -T::ONE, left, right);
         });
         end = start;
     }

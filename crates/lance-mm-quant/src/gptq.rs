@@ -1,6 +1,6 @@
 //! Rounding with error feedback: what a column gets wrong, the columns to its right make good.
 
-use lance_mm_tensor::{MatRef, Scheme, add_product, quantize_group};
+use lance_mm_tensor::{MatRef, Scheme, add_matmul, quantize_group};
 
 use crate::block::{Block, nearest};
 use crate::clip::clipped;
@@ -34,7 +34,7 @@ pub(crate) fn gptq(w: &[f32], factor: &Factor, scheme: Scheme, choice: Choice) -
     for (j, start) in (0..cols).step_by(group).enumerate() {
         target.fill(0.0);
         let done = MatRef::new(&error, rows, start, cols);
-        add_product(&mut target, group, 1.0, done, factor.above(start, group));
+        add_matmul(&mut target, group, 1.0, done, factor.above(start, group));
         let rounder = Rounder::new(factor, start, scheme);
         for (target, w) in target.chunks_exact_mut(group).zip(w.chunks_exact(cols)) {
             rounder.compensate(target, &w[start..start + group]);

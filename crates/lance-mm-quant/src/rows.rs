@@ -1,6 +1,6 @@
 //! Recorded inputs of a linear layer, and their statistics.
 
-use lance_mm_tensor::{MatRef, Result, add_product};
+use lance_mm_tensor::{MatRef, Result, add_matmul};
 use rayon::prelude::*;
 
 use crate::matrix::{check_rows, setting};
@@ -142,7 +142,7 @@ fn gram(x: &[f32], cols: usize, channels: std::ops::Range<usize>) -> Vec<f64> {
     out.par_chunks_mut(STRIPE * k).enumerate().for_each(|(i, stripe)| {
         let (first, rows) = (i * STRIPE, stripe.len() / k);
         let left = MatRef::new(&wide[first..], n, rows, k).t();
-        add_product(stripe, k, 1.0 / n as f64, left, MatRef::new(&wide, n, k, k));
+        add_matmul(stripe, k, 1.0 / n as f64, left, MatRef::new(&wide, n, k, k));
     });
     out
 }

@@ -5,7 +5,7 @@ use std::hint::black_box;
 use candle_core::{Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lance_mm_tensor::testing::seeded;
-use lance_mm_tensor::{AffineWeight, DenseWeight, FloatType, Linear, Scheme, on_pool};
+use lance_mm_tensor::{AffineWeight, DenseWeight, FloatType, Linear, Scheme, in_thread_pool};
 
 fn products(c: &mut Criterion) {
     let mut group = c.benchmark_group("affine");
@@ -55,7 +55,7 @@ fn streams(c: &mut Criterion) {
                 Tensor::from_vec(seeded(n * k, 1), (n, k), &Device::Cpu).expect("the shape of the values");
             group.bench_function(format!("{n}x{rows}x{k}"), |b| {
                 b.iter(|| {
-                    on_pool(|| {
+                    in_thread_pool(|| {
                         for layer in &layers {
                             black_box(layer.forward(&x).expect("rows of the layer's width"));
                         }

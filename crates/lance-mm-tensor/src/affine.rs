@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use crate::dense::FloatType;
 use crate::error::{Error, Result};
 use crate::kernels::{Affine, Rows};
-use crate::quantization::{Mode, Scheme};
+use crate::quantization::{QuantMode, Scheme};
 use crate::weights::Bytes;
 pub use pack::{pack_codes, quantize_group};
 pub(crate) use pack::{push, unpack_row};
@@ -57,7 +57,7 @@ impl AffineWeight {
     /// Puts a matrix together from what a file holds. `name` names it in errors.
     pub(crate) fn new(name: &str, parts: AffineParts, scheme: Scheme, rows: usize, cols: usize) -> Self {
         let AffineParts { words, scales, biases, dtype } = parts;
-        assert_eq!(scheme.mode(), Mode::Affine, "the loader chose by mode");
+        assert_eq!(scheme.mode(), QuantMode::Affine, "the loader chose by mode");
         assert_eq!(words.len(), rows * scheme.words(cols) * 4, "shapes were checked");
         assert_eq!(scales.len(), rows * (cols / scheme.group_size()) * dtype.size(), "shapes were checked");
         assert_eq!(scales.len(), biases.len(), "shapes were checked");
@@ -318,7 +318,7 @@ impl AffineWeight {
 /// Whether rows of `cols` values can be written in this scheme.
 fn check_scheme(name: &str, cols: usize, scheme: Scheme) -> Result<()> {
     let group = scheme.group_size();
-    if scheme.mode() != Mode::Affine {
+    if scheme.mode() != QuantMode::Affine {
         return Err(Error::setting(name, "the affine mode, the only one written", scheme.mode()));
     }
     match cols > 0 && cols.is_multiple_of(group) {

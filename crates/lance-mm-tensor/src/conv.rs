@@ -3,12 +3,12 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
+use crate::cpu_values::Values;
 use crate::dense::DenseWeight;
 use crate::error::{Error, Result};
 use crate::kernels::metal;
 use crate::kernels::{Frames, Geometry, Rows, add_conv};
-use crate::pool::zeros;
-use crate::values::Values;
+use crate::thread_pool::zeros;
 use crate::weights::Weights;
 
 /// Where filters lie on a frame. The default: on every pixel, without a border.
@@ -135,7 +135,7 @@ impl Conv {
     ///
     /// # Errors
     /// As [`forward`](Self::forward); a start of another shape.
-    pub fn forward_onto(&self, start: &Tensor, x: &Tensor, past: &[Tensor]) -> Result<Tensor> {
+    pub fn forward_residual(&self, start: &Tensor, x: &Tensor, past: &[Tensor]) -> Result<Tensor> {
         self.product(x, past, Some(start))
     }
 
@@ -283,8 +283,8 @@ mod tests {
         let conv = conv([1, 3, 3], 4, 6, SAME);
         let (x, start) = (tensor(5 * 6 * 4, &[5, 6, 4], 3), tensor(5 * 6 * 6, &[5, 6, 6], 4));
         let expected = (conv.forward(&x, &[]).unwrap() + &start).unwrap();
-        assert_close("onto", &flat(&conv.forward_onto(&start, &x, &[]).unwrap()), &flat(&expected), 1e-5);
-        let error = conv.forward_onto(&x, &x, &[]).unwrap_err().to_string();
+        assert_close("onto", &flat(&conv.forward_residual(&start, &x, &[]).unwrap()), &flat(&expected), 1e-5);
+        let error = conv.forward_residual(&x, &x, &[]).unwrap_err().to_string();
         assert!(error.contains("expected f32 [5, 6, 6], found F32 [5, 6, 4]"), "{error}");
     }
 

@@ -82,7 +82,7 @@ pub fn upload(x: &Tensor, device: &Device) -> Result<Tensor> {
 
 /// Runs one step of a loop. What the system holds back for the device until the end of a step, it then lets go of:
 /// without that, every step of a long loop would keep some memory.
-pub fn within_step<T>(work: impl FnOnce() -> T) -> T {
+pub fn with_autorelease_pool<T>(work: impl FnOnce() -> T) -> T {
     #[cfg(all(feature = "metal", target_os = "macos"))]
     return objc2::rc::autoreleasepool(|_| work());
     #[cfg(not(all(feature = "metal", target_os = "macos")))]

@@ -27,7 +27,7 @@ mod vector;
 pub(crate) use affine_cpu::Affine;
 pub(crate) use attention::{Attention, Heads, Kept, Single, attend_singly};
 pub(crate) use conv_cpu::{Frames, Geometry, add_conv};
-pub use gemm::{MatRef, Real, add_product};
+pub use gemm::{MatRef, Real, add_matmul};
 pub(crate) use norm_cpu::{pixel_norm, rms_norm};
 use pointwise::add_to;
 pub(crate) use pointwise::swiglu;

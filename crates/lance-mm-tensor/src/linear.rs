@@ -4,14 +4,14 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 
 use crate::affine::{AffineParts, AffineWeight};
+use crate::cpu_values::Values;
 use crate::dense::{DenseWeight, FloatType, hidden_dtype};
 use crate::error::{Error, Result};
-use crate::float_mode::FloatModeWeight;
-use crate::gate::swiglu;
 use crate::kernels::metal::{self, DeviceWeight};
 use crate::kernels::{Addends, Layer, Matrix, Rows, gated, matmul, matmul_each};
-use crate::quantization::{Mode, Scheme};
-use crate::values::Values;
+use crate::mx_formats::MxWeight;
+use crate::quantization::{QuantMode, Scheme};
+use crate::swiglu::swiglu;
 use crate::weights::{Bytes, View, Weights};
 
 /// A weight matrix `(R, K)` in the form its file holds.
@@ -23,7 +23,7 @@ pub enum Weight {
     /// MLX's affine format.
     Affine(AffineWeight),
     /// One of MLX's floating modes.
-    FloatMode(FloatModeWeight),
+    Mx(MxWeight),
     /// One of these in buffers of a device.
     Device(DeviceWeight),
 }
@@ -83,7 +83,7 @@ impl Weight {
             let what = format!("expected packed U32 words, found {:?}", words.dtype);
             return Err(weights.problem("weight", what));
         }
-        if scheme.mode() != Mode::Affine {
+        if scheme.mode() != QuantMode::Affine {
             return Self::float_mode(weights, words.bytes, scales, scheme, rows, cols);
         }
         let biases = weights.view("biases", &groups)?;
@@ -115,14 +115,14 @@ impl Weight {
             return Err(weights.problem("scales", format!("expected U8, found {:?}", scales.dtype)));
         }
         let name = module(weights);
-        Ok(Self::FloatMode(FloatModeWeight::new(&name, words, scales.bytes, scheme, rows, cols)))
+        Ok(Self::Mx(MxWeight::new(&name, words, scales.bytes, scheme, rows, cols)))
     }
 
     fn rows(&self) -> &dyn Rows {
         match self {
             Self::Dense(w) => w,
             Self::Affine(w) => w,
-            Self::FloatMode(w) => w,
+            Self::Mx(w) => w,
             Self::Device(w) => w.host().rows(),
         }
     }
@@ -142,7 +142,7 @@ impl Weight {
         match self {
             Self::Dense(w) => vec![w.bytes()],
             Self::Affine(w) => vec![w.word_bytes(), w.scale_bytes(), w.bias_bytes()],
-            Self::FloatMode(w) => w.stored().to_vec(),
+            Self::Mx(w) => w.stored().to_vec(),
             Self::Device(w) => w.host().stored(),
         }
     }
@@ -210,7 +210,7 @@ impl Weight {
                     return Ok(Matrix::Affine(w));
                 }
             }
-            Self::FloatMode(w) => w.check()?,
+            Self::Mx(w) => w.check()?,
             Self::Dense(_) | Self::Device(_) => {}
         }
         Ok(Matrix::Rows(self.rows()))
@@ -293,7 +293,7 @@ impl Linear {
     ///
     /// # Errors
     /// As [`Weight::matmul`]; a residual of another shape or type.
-    pub fn forward_onto(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
+    pub fn forward_residual(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         let fits = residual.dims().split_last().is_some_and(|(width, rows)| {
             *width == self.weight.n_rows() && x.dims().split_last().is_some_and(|(_, x)| x == rows)
         });
@@ -325,7 +325,7 @@ impl Linear {
     ///
     /// # Errors
     /// As [`Weight::matmul`]; layers of different shapes.
-    pub fn forward_gated(gate: &Self, up: &Self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward_swiglu(gate: &Self, up: &Self, x: &Tensor) -> Result<Tensor> {
         let shape = |layer: &Self| [layer.weight.n_rows(), layer.weight.n_cols()];
         if shape(gate) != shape(up) {
             return Err(Error::input("gate", format!("{:?}", shape(up)), format!("{:?}", shape(gate))));
@@ -423,7 +423,7 @@ impl Embedding {
             let row = *id as usize;
             match &self.weight {
                 Weight::Affine(w) => w.check_row(row)?,
-                Weight::FloatMode(w) => w.check_row(row)?,
+                Weight::Mx(w) => w.check_row(row)?,
                 Weight::Dense(_) | Weight::Device(_) => {}
             }
             self.weight.read_row(row, out);

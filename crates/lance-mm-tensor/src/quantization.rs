@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// How codes become values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Mode {
+pub enum QuantMode {
     /// `scale · code + bias` per group.
     Affine,
     /// e2m1 elements, one power of two per 32.
@@ -20,7 +20,7 @@ pub enum Mode {
     NvFp4,
 }
 
-impl Mode {
+impl QuantMode {
     fn parse(name: &str, text: &str) -> Result<Self> {
         match text {
             "affine" => Ok(Self::Affine),
@@ -32,7 +32,7 @@ impl Mode {
     }
 }
 
-impl fmt::Display for Mode {
+impl fmt::Display for QuantMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Affine => "affine",
@@ -48,7 +48,7 @@ impl fmt::Display for Mode {
 pub struct Scheme {
     bits: usize,
     group_size: usize,
-    mode: Mode,
+    mode: QuantMode,
 }
 
 impl Scheme {
@@ -57,7 +57,7 @@ impl Scheme {
     /// # Errors
     /// Any other combination.
     pub fn affine(bits: usize, group_size: usize) -> Result<Self> {
-        Self::new(bits, group_size, Mode::Affine)
+        Self::new(bits, group_size, QuantMode::Affine)
     }
 
     /// A scheme of any mode. The floating modes have one combination each: mxfp4 (4, 32), mxfp8 (8, 32),
@@ -65,19 +65,19 @@ impl Scheme {
     ///
     /// # Errors
     /// A combination the mode does not have.
-    pub fn new(bits: usize, group_size: usize, mode: Mode) -> Result<Self> {
+    pub fn new(bits: usize, group_size: usize, mode: QuantMode) -> Result<Self> {
         let found = format!("{bits} bits, group size {group_size}");
         let legal = match mode {
-            Mode::Affine => [2, 3, 4, 5, 6, 8].contains(&bits) && [32, 64, 128].contains(&group_size),
-            Mode::MxFp4 => (bits, group_size) == (4, 32),
-            Mode::MxFp8 => (bits, group_size) == (8, 32),
-            Mode::NvFp4 => (bits, group_size) == (4, 16),
+            QuantMode::Affine => [2, 3, 4, 5, 6, 8].contains(&bits) && [32, 64, 128].contains(&group_size),
+            QuantMode::MxFp4 => (bits, group_size) == (4, 32),
+            QuantMode::MxFp8 => (bits, group_size) == (8, 32),
+            QuantMode::NvFp4 => (bits, group_size) == (4, 16),
         };
         let expected = match mode {
-            Mode::Affine => "bits 2, 3, 4, 5, 6 or 8 and group size 32, 64 or 128",
-            Mode::MxFp4 => "4 bits, group size 32",
-            Mode::MxFp8 => "8 bits, group size 32",
-            Mode::NvFp4 => "4 bits, group size 16",
+            QuantMode::Affine => "bits 2, 3, 4, 5, 6 or 8 and group size 32, 64 or 128",
+            QuantMode::MxFp4 => "4 bits, group size 32",
+            QuantMode::MxFp8 => "8 bits, group size 32",
+            QuantMode::NvFp4 => "4 bits, group size 16",
         };
         match legal {
             true => Ok(Self { bits, group_size, mode }),
@@ -96,7 +96,7 @@ impl Scheme {
     }
 
     /// How codes become values.
-    pub fn mode(&self) -> Mode {
+    pub fn mode(&self) -> QuantMode {
         self.mode
     }
 
@@ -152,7 +152,9 @@ impl Quantization {
         };
         let top = Fields::read(name, object)?;
         let default = match (top.bits, top.group_size) {
-            (Some(bits), Some(group)) => Some(Scheme::new(bits, group, top.mode.unwrap_or(Mode::Affine))?),
+            (Some(bits), Some(group)) => {
+                Some(Scheme::new(bits, group, top.mode.unwrap_or(QuantMode::Affine))?)
+            }
             (None, None) => None,
             _ => return Err(Error::setting(name, "both `bits` and `group_size`", "one of them")),
         };
@@ -237,7 +239,7 @@ fn stored_scheme(cols: usize, words: usize, groups: usize) -> Option<(usize, usi
 struct Fields {
     bits: Option<usize>,
     group_size: Option<usize>,
-    mode: Option<Mode>,
+    mode: Option<QuantMode>,
 }
 
 impl Fields {
@@ -251,7 +253,7 @@ impl Fields {
         };
         let mode = match object.get("mode") {
             None => None,
-            Some(Value::String(text)) => Some(Mode::parse(&format!("{name}.mode"), text)?),
+            Some(Value::String(text)) => Some(QuantMode::parse(&format!("{name}.mode"), text)?),
             Some(other) => return Err(Error::setting(format!("{name}.mode"), "a string", other)),
         };
         Ok(Self { bits: number("bits")?, group_size: number("group_size")?, mode })
@@ -263,7 +265,7 @@ impl Fields {
         Scheme::new(
             self.bits.or(over.bits).ok_or_else(|| missing("bits"))?,
             self.group_size.or(over.group_size).ok_or_else(|| missing("group_size"))?,
-            self.mode.or(over.mode).unwrap_or(Mode::Affine),
+            self.mode.or(over.mode).unwrap_or(QuantMode::Affine),
         )
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lance_mm::tensor::limits::{self, Peak, ReadBuffer};
+use lance_mm::tensor::roofline::{self, Peak, ReadBuffer};
 use serde::Serialize;
 
 use super::row::{self, Row};
@@ -35,14 +35,14 @@ impl Limits {
 
     /// Operations on int8 values a second now.
     pub(super) fn int8(&mut self) -> f64 {
-        let found = limits::int8(PEAK_TIME);
+        let found = roofline::int8(PEAK_TIME);
         self.int8.push(found);
         found.per_second
     }
 
     /// Operations on bf16 values a second now.
     pub(super) fn bf16(&mut self) -> f64 {
-        let found = limits::bf16(PEAK_TIME);
+        let found = roofline::bf16(PEAK_TIME);
         self.bf16.push(found);
         found.per_second
     }
@@ -81,7 +81,7 @@ impl Machine {
             cpu: cpu(),
             arch: std::env::consts::ARCH,
             os: std::env::consts::OS,
-            threads: limits::threads(),
+            threads: roofline::threads(),
             limits: rows,
         }
     }

@@ -81,7 +81,7 @@ impl Attention {
 
     /// An expert's output projection of rows of [`heads`](Self::heads), added to `x`.
     pub(super) fn project_onto(&self, x: &Tensor, heads: &Tensor, expert: Expert) -> Result<Tensor> {
-        self.parts.get(expert)?.o_proj.forward_onto(x, heads)
+        self.parts.get(expert)?.o_proj.forward_residual(x, heads)
     }
 
     /// What the heads give, side by side: `(T, D)` to `(T, H·D)`; keys and values of the rows go into layer `index` of the

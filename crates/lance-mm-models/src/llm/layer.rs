@@ -87,7 +87,7 @@ impl Layer {
         let m = self.mlp.by_span(&m, spans, Mlp::gated)?;
         monitor.show(format_args!("layers.{index}.mlp.gated"), &m)?;
         match spans {
-            [span] if !monitor.is_probed() => self.mlp.get(span.expert)?.down_proj.forward_onto(&x, &m),
+            [span] if !monitor.is_probed() => self.mlp.get(span.expert)?.down_proj.forward_residual(&x, &m),
             _ => {
                 let m = self.mlp.by_span(&m, spans, |mlp, x| mlp.down_proj.forward(x))?;
                 monitor.show(format_args!("layers.{index}.mlp"), &m)?;
@@ -161,6 +161,6 @@ impl Mlp {
 
     /// What `down_proj` reads.
     fn gated(&self, x: &Tensor) -> Result<Tensor> {
-        Linear::forward_gated(&self.gate_proj, &self.up_proj, x)
+        Linear::forward_swiglu(&self.gate_proj, &self.up_proj, x)
     }
 }

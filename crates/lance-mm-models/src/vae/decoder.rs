@@ -225,6 +225,6 @@ impl Stage {
     fn upsampled(&self, y: &Tensor, x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
         let Some((upsample, repeat)) = &self.upsample else { return Ok(vec![y.clone()]) };
         let copies = repeat.forward(x, tails)?;
-        upsample.forward_onto(&copies, y, tails)
+        upsample.forward_residual(&copies, y, tails)
     }
 }

@@ -90,13 +90,13 @@ impl Upsample {
     ///
     /// # Errors
     /// As [`forward`](Self::forward); another number of frames to add to.
-    pub fn forward_onto(&self, starts: &[Tensor], x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
+    pub fn forward_residual(&self, starts: &[Tensor], x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
         let frames = self.in_time(x, tails)?;
         if frames.len() != starts.len() {
             return Err(Error::input("frames to add to", frames.len(), starts.len()));
         }
         let frames = starts.iter().zip(&frames);
-        frames.map(|(start, x)| self.resample.forward_onto(start, x, &[])).collect()
+        frames.map(|(start, x)| self.resample.forward_residual(start, x, &[])).collect()
     }
 
     /// The frames that become larger.

@@ -38,8 +38,8 @@ impl Residual {
         let y = self.convs[0].forward(&self.norms[0].forward_silu(x)?, tails)?;
         let y = self.norms[1].forward_silu(&y)?;
         match &self.shortcut {
-            None => self.convs[1].forward_onto(x, &y, tails),
-            Some(shortcut) => self.convs[1].forward_onto(&shortcut.forward(x, &[])?, &y, tails),
+            None => self.convs[1].forward_residual(x, &y, tails),
+            Some(shortcut) => self.convs[1].forward_residual(&shortcut.forward(x, &[])?, &y, tails),
         }
     }
 }

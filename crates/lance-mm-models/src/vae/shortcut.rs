@@ -3,7 +3,7 @@
 //! Both see a value's place in its neighbourhood as part of its channel: channel, then frame, row and column.
 
 use candle_core::Tensor;
-use lance_mm_tensor::{Error, Result, repeat_pixels};
+use lance_mm_tensor::{Error, Result, upsample_repeat};
 
 use super::tails::Tails;
 
@@ -75,6 +75,6 @@ impl Repeat {
             _ if std::mem::replace(&mut tails.claim().started, true) => 0,
             _ => frames - 1,
         };
-        (first..frames).map(|frame| repeat_pixels(x, n_out, frames, frame, side)).collect()
+        (first..frames).map(|frame| upsample_repeat(x, n_out, frames, frame, side)).collect()
     }
 }

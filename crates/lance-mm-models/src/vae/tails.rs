@@ -59,8 +59,8 @@ impl CausalConv {
     }
 
     /// `start` plus the result's frame.
-    pub(super) fn forward_onto(&self, start: &Tensor, x: &Tensor, tails: &mut Tails) -> Result<Tensor> {
-        self.with_past(x, tails, |past| self.0.forward_onto(start, x, past))
+    pub(super) fn forward_residual(&self, start: &Tensor, x: &Tensor, tails: &mut Tails) -> Result<Tensor> {
+        self.with_past(x, tails, |past| self.0.forward_residual(start, x, past))
     }
 
     /// Runs on the frames before `x`, then remembers it.

@@ -59,12 +59,12 @@ impl VitBlock {
             (x + a)?
         } else {
             // No probe attached: fuse the residual add into the matmul.
-            self.proj.forward_onto(x, &a)?
+            self.proj.forward_residual(x, &a)?
         };
         let m = self.norm2.forward(&x)?;
-        let m = Linear::forward_gated(&self.gate_proj, &self.up_proj, &m)?;
+        let m = Linear::forward_swiglu(&self.gate_proj, &self.up_proj, &m)?;
         if !monitor.is_probed() {
-            return self.down_proj.forward_onto(&x, &m);
+            return self.down_proj.forward_residual(&x, &m);
         }
         let m = self.down_proj.forward(&m)?;
         monitor.show(format_args!("blocks.{index}.mlp"), &m)?;

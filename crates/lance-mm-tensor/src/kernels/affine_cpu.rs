@@ -16,7 +16,7 @@ use super::pointwise::{add_to, swiglu_here};
 use super::vector::{Isa, Simd};
 use super::{Addends, Layer, Matrix, added};
 use crate::dense::FloatType;
-use crate::pool::zeros;
+use crate::thread_pool::zeros;
 use activations::{Activations, Order};
 
 /// Codes that are read together.

@@ -20,7 +20,7 @@ use super::simd::Simd;
 use super::tile::PANEL;
 use crate::attention::Block;
 use crate::dense::ActivationPrecision;
-use crate::pool::zeros;
+use crate::thread_pool::zeros;
 use panel::{KEYS, Panel};
 pub(crate) use single::{Single, attend_singly};
 

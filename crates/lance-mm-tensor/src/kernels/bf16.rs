@@ -15,7 +15,7 @@ use super::amx::{Filled, Output, product};
 use super::columns::{Columns, Part};
 use super::{Addends, Rows, added};
 use crate::dense::ActivationPrecision;
-use crate::pool::zeros;
+use crate::thread_pool::zeros;
 pub(super) use avx512::{Avx512Bf16, Terms};
 use avx512::{COLS, PanelWord};
 

@@ -14,7 +14,7 @@ use super::simd::Simd;
 use super::tile::{self, Left, PANEL};
 use crate::conv::Window;
 use crate::dense::DenseWeight;
-use crate::pool::zeros;
+use crate::thread_pool::zeros;
 
 /// Values summed in registers before they are added to the result: a panel of this depth, 32 kB, stays in the
 /// first-level cache while the pixels of a tile pass by.

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-/// The types [`add_product`] multiplies.
+/// The types [`add_matmul`] multiplies.
 pub trait Real: Copy + Debug + Send + Sync + sealed::Sealed + 'static {
     #[doc(hidden)]
     const ONE: Self;
@@ -60,7 +60,7 @@ fn assert_fits(len: usize, rows: usize, cols: usize, stride: usize) {
 /// # Panics
 /// When the inner sizes differ or `out` is too short.
 #[expect(unsafe_code, reason = "gemm takes pointers and strides")]
-pub fn add_product<T: Real>(out: &mut [T], stride: usize, factor: T, a: MatRef<'_, T>, b: MatRef<'_, T>) {
+pub fn add_matmul<T: Real>(out: &mut [T], stride: usize, factor: T, a: MatRef<'_, T>, b: MatRef<'_, T>) {
     let ([m, k], [k_b, n]) = (a.dims, b.dims);
     assert_eq!(k, k_b, "inner sizes");
     assert_fits(out.len(), m, n, stride);
@@ -118,7 +118,7 @@ mod tests {
             true => MatRef::new(data, cols, rows, rows + gap).t(),
             false => MatRef::new(data, rows, cols, cols + gap),
         };
-        add_product(&mut out, n + gap, from(-0.5), view(&a, m, k, ta), view(&b, k, n, tb));
+        add_matmul(&mut out, n + gap, from(-0.5), view(&a, m, k, ta), view(&b, k, n, tb));
         out.into_iter().map(|value| value.into() as f32).collect()
     }
 
@@ -175,6 +175,6 @@ mod tests {
     #[should_panic(expected = "rows within the slice")]
     fn a_short_output_is_refused() {
         let a = [1.0f64; 4];
-        add_product(&mut [0.0; 3], 2, 1.0, MatRef::new(&a, 2, 2, 2), MatRef::new(&a, 2, 2, 2));
+        add_matmul(&mut [0.0; 3], 2, 1.0, MatRef::new(&a, 2, 2, 2), MatRef::new(&a, 2, 2, 2));
     }
 }

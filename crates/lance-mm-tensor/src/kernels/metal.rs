@@ -1,6 +1,6 @@
 //! Plans of Metal kernels: for given shapes, which kernel runs on how many threads with which arguments.
 //!
-//! A [`Plan`] is the whole of what a device is told. It is made by plain functions that compile and are tested
+//! A [`KernelPlan`] is the whole of what a device is told. It is made by plain functions that compile and are tested
 //! everywhere: the tests run the same plans on the CPU, in a simulator, against references in f64. On a Mac an
 //! encoder hands them to the device as they are. One file of functions and one `.metal` file belong to each
 //! family of operations.
@@ -32,13 +32,13 @@ mod runner;
 mod values;
 mod weight;
 
-pub use affine::{Affine, affine_matmul, affine_rows};
+pub use affine::{AffineShape, affine_matmul, affine_rows};
 pub use apply::apply;
 pub(crate) use attention::attend;
-pub use attention::{Heads, MAX_HEAD_DIM, attention, key_ranges};
+pub use attention::{AttentionShape, MAX_HEAD_DIM, attention, key_ranges};
 pub(crate) use conv::convolve;
 pub use conv::{ConvShape, conv};
-pub use dense::{Dense, dense_matmul, dense_rows};
+pub use dense::{DenseShape, dense_matmul, dense_rows};
 #[doc(hidden)]
 pub use executor::Executor;
 pub(crate) use executor::{runs_on, with_executor};
@@ -50,7 +50,7 @@ use crate::dense::FloatType;
 
 /// Metal source, compiled when a kernel of it is first used.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct KernelSource {
     /// Name in errors and as key of the cache of compiled sources.
     pub name: &'static str,
     /// The text.
@@ -59,9 +59,9 @@ pub struct Source {
 
 /// One dispatch of one kernel.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub struct KernelPlan {
     /// Where the kernel is.
-    pub source: &'static Source,
+    pub source: &'static KernelSource,
     /// Its host name.
     pub kernel: String,
     /// Values of `[[function_constant(i)]]`, for `i` from 0.
@@ -71,20 +71,22 @@ pub struct Plan {
     /// Threads of a threadgroup.
     pub threads: [usize; 3],
     /// Arguments in the order of their buffer slots.
-    pub args: Vec<Arg>,
+    pub args: Vec<KernelArg>,
 }
 
-impl Plan {
+impl KernelPlan {
     /// Values of the output, and their type.
     pub fn output(&self) -> (usize, FloatType) {
-        let output = |arg: &Arg| if let Arg::Output(len, float) = arg { Some((*len, *float)) } else { None };
+        let output = |arg: &KernelArg| {
+            if let KernelArg::Output(len, float) = arg { Some((*len, *float)) } else { None }
+        };
         self.args.iter().find_map(output).unwrap_or((0, FloatType::F32))
     }
 }
 
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Arg {
+pub enum KernelArg {
     /// The input of this index, contiguous; the functions that make plans say which is which.
     Input(usize),
     /// The same, laid out from its first value on as other arguments say.
@@ -111,15 +113,15 @@ fn type_name(float: FloatType) -> &'static str {
 }
 
 /// Sizes travel as `uint`; shapes that do not fit are refused where weights are loaded.
-fn size(n: usize) -> Arg {
-    Arg::U32(u32::try_from(n).expect("sizes of tensors on a device are below 2^32"))
+fn size(n: usize) -> KernelArg {
+    KernelArg::U32(u32::try_from(n).expect("sizes of tensors on a device are below 2^32"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SOURCES: [&Source; 6] = [
+    const SOURCES: [&KernelSource; 6] = [
         &affine::SOURCE,
         &attention::SOURCE,
         &conv::SOURCE,

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::pointwise::silu;
 use super::simd::{Loop, Simd, mul_add};
-use crate::pool::zeros;
+use crate::thread_pool::zeros;
 
 /// Values that a thread takes at once.
 const CHUNK: usize = 16 * 1024;

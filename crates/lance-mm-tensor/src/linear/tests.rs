@@ -225,9 +225,9 @@ fn layers_at_once_give_what_each_gives() {
                 let each = Linear::forward_each([first, second], &x).unwrap();
                 same(&each[0], &expected[0]);
                 same(&each[1], &expected[1]);
-                let onto = first.forward_onto(&expected[1], &x).unwrap();
+                let onto = first.forward_residual(&expected[1], &x).unwrap();
                 same(&onto, &(&expected[0] + &expected[1]).unwrap());
-                let gated = Linear::forward_gated(first, second, &x).unwrap();
+                let gated = Linear::forward_swiglu(first, second, &x).unwrap();
                 same(&gated, &(expected[0].silu().unwrap() * &expected[1]).unwrap());
             }
         }
@@ -240,15 +240,15 @@ fn layers_that_do_not_fit_are_refused() {
     let x = Tensor::zeros((3, 8), DType::F32, &Device::Cpu).unwrap();
     for shape in [(3, 5), (2, 4)] {
         let residual = Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
-        assert!(layer(4).forward_onto(&residual, &x).is_err(), "{shape:?}");
+        assert!(layer(4).forward_residual(&residual, &x).is_err(), "{shape:?}");
     }
-    assert!(Linear::forward_gated(&layer(4), &layer(5), &x).is_err());
+    assert!(Linear::forward_swiglu(&layer(4), &layer(5), &x).is_err());
     let bias = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
     let lopsided = Linear::new(layer(4).weight, Some(bias));
     assert!(lopsided.forward(&x).is_err());
     assert!(Linear::forward_each([&layer(4), &lopsided], &x).is_err());
-    assert!(Linear::forward_gated(&layer(4), &lopsided, &x).is_err());
+    assert!(Linear::forward_swiglu(&layer(4), &lopsided, &x).is_err());
     let narrow = Tensor::zeros((3, 7), DType::F32, &Device::Cpu).unwrap();
-    assert!(Linear::forward_gated(&layer(4), &layer(4), &narrow).is_err());
+    assert!(Linear::forward_swiglu(&layer(4), &layer(4), &narrow).is_err());
     assert!(Linear::forward_each([&layer(4), &layer(5)], &narrow).is_err());
 }

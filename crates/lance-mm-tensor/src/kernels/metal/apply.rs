@@ -3,16 +3,16 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Storage, Tensor};
 
 use super::executor::{bytes_of, execute};
-use super::{Arg, Plan};
+use super::{KernelArg, KernelPlan};
 use crate::error::{Error, Result};
 
 /// Runs a plan on the device that its inputs are on: `inputs` as the plan numbers them; the result has `shape`.
 ///
 /// # Errors
 /// Inputs that are not on a Metal device or not laid out as the plan says, source the device refuses.
-pub fn apply(plan: &Plan, inputs: &[&Tensor], shape: &[usize]) -> Result<Tensor> {
+pub fn apply(plan: &KernelPlan, inputs: &[&Tensor], shape: &[usize]) -> Result<Tensor> {
     for arg in &plan.args {
-        if let Arg::Input(i) = arg
+        if let KernelArg::Input(i) = arg
             && !inputs[*i].is_contiguous()
         {
             let found = format!("{:?} of strides {:?}", inputs[*i].dims(), inputs[*i].stride());
@@ -24,7 +24,7 @@ pub fn apply(plan: &Plan, inputs: &[&Tensor], shape: &[usize]) -> Result<Tensor>
 }
 
 struct Apply<'a> {
-    plan: &'a Plan,
+    plan: &'a KernelPlan,
     /// Inputs after the first: candle's operations take three at most.
     rest: &'a [&'a Tensor],
     shape: &'a [usize],

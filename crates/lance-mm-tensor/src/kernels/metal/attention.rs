@@ -2,12 +2,13 @@
 
 use candle_core::{DType, Tensor};
 
-use super::{Arg, Plan, Source, apply, size, type_name};
+use super::{KernelArg, KernelPlan, KernelSource, apply, size, type_name};
 use crate::attention::Block;
 use crate::dense::FloatType;
 use crate::error::{Error, Result};
 
-pub(super) static SOURCE: Source = Source { name: "attention", text: include_str!("attention.metal") };
+pub(super) static SOURCE: KernelSource =
+    KernelSource { name: "attention", text: include_str!("attention.metal") };
 
 /// Rows of q up to which each has a threadgroup a head of its own; their ranges of keys go by value.
 const FEW: usize = 4;
@@ -20,7 +21,7 @@ const SCORES: usize = 1 << 26;
 
 /// Shapes of one call.
 #[derive(Clone, Copy, Debug)]
-pub struct Heads {
+pub struct AttentionShape {
     /// Rows of q, `N`.
     pub rows: usize,
     /// Query heads, `H`.
@@ -46,25 +47,31 @@ pub fn key_ranges(blocks: &[Block]) -> [Vec<u32>; 2] {
 ///
 /// # Panics
 /// Heads that are no multiple of the key heads, or a width the kernels have no room for.
-pub fn attention(shape: Heads, blocks: &[Block], x: FloatType) -> Plan {
-    let Heads { rows, heads, kv_heads, stride, dim } = shape;
+pub fn attention(shape: AttentionShape, blocks: &[Block], x: FloatType) -> KernelPlan {
+    let AttentionShape { rows, heads, kv_heads, stride, dim } = shape;
     assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "query heads share key heads evenly");
     assert!(dim.is_multiple_of(8) && dim <= MAX_HEAD_DIM, "a width of head that the kernels have room for");
-    let mut args = vec![Arg::Input(0), Arg::Strided(1), Arg::Strided(2)];
+    let mut args = vec![KernelArg::Input(0), KernelArg::Strided(1), KernelArg::Strided(2)];
     match rows <= FEW {
         true => args.extend(
             key_ranges(blocks)
-                .map(|keys| Arg::U32s(std::array::from_fn(|row| keys.get(row).copied().unwrap_or(0)))),
+                .map(|keys| KernelArg::U32s(std::array::from_fn(|row| keys.get(row).copied().unwrap_or(0)))),
         ),
-        false => args.extend([Arg::Input(3), Arg::Input(4)]),
+        false => args.extend([KernelArg::Input(3), KernelArg::Input(4)]),
     }
-    args.extend([Arg::Output(rows * heads * dim, x), size(rows), size(heads), size(kv_heads), size(stride)]);
-    args.push(Arg::F32(1.0 / (dim as f32).sqrt()));
+    args.extend([
+        KernelArg::Output(rows * heads * dim, x),
+        size(rows),
+        size(heads),
+        size(kv_heads),
+        size(stride),
+    ]);
+    args.push(KernelArg::F32(1.0 / (dim as f32).sqrt()));
     let (kernel, groups, threads) = match rows <= FEW {
         true => ("attention_row", rows, 256),
         false => ("attention_tiles", rows.div_ceil(TILE), 128),
     };
-    Plan {
+    KernelPlan {
         source: &SOURCE,
         kernel: format!("{kernel}_{}", type_name(x)),
         constants: vec![u16::try_from(dim).expect("checked above")],
@@ -94,9 +101,9 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Re
         _ => (k.contiguous()?, v.contiguous()?, k.dim(1)?),
     };
     let float = FloatType::try_from(q.dtype())?;
-    let plan = attention(Heads { rows, heads, kv_heads: k.dim(0)?, stride, dim }, blocks, float);
+    let plan = attention(AttentionShape { rows, heads, kv_heads: k.dim(0)?, stride, dim }, blocks, float);
     let mut inputs = vec![q, k, v];
-    if plan.args.contains(&Arg::Input(3)) {
+    if plan.args.contains(&KernelArg::Input(3)) {
         let ranges = key_ranges(blocks).map(|keys| Tensor::new(keys, inputs[0].device()));
         inputs.extend(ranges.into_iter().collect::<candle_core::Result<Vec<_>>>()?);
     }
@@ -138,7 +145,7 @@ mod tests {
     use crate::testing::{assert_close, seeded};
 
     struct Case {
-        shape: Heads,
+        shape: AttentionShape,
         blocks: Vec<Block>,
         x_type: FloatType,
         inputs: [Vec<u8>; 5],
@@ -148,7 +155,7 @@ mod tests {
     fn case([heads, kv_heads, dim]: [usize; 3], spare: usize, blocks: &[Block], x_type: FloatType) -> Case {
         let rows = blocks.last().map_or(0, |b| b.queries.end);
         let stride = blocks.iter().map(|b| b.keys.end).max().unwrap_or(0) + spare;
-        let shape = Heads { rows, heads, kv_heads, stride, dim };
+        let shape = AttentionShape { rows, heads, kv_heads, stride, dim };
         let values = |n, seed| rounded(&seeded(n, seed).iter().map(|v| 2.0 * v).collect::<Vec<_>>(), x_type);
         let q = values(heads * rows * dim, 1);
         let mut k = values(kv_heads * stride * dim, 2);

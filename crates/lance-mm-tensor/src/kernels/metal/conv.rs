@@ -2,11 +2,11 @@
 
 use candle_core::Tensor;
 
-use super::{Arg, Plan, Source, apply, size, type_name};
+use super::{KernelArg, KernelPlan, KernelSource, apply, size, type_name};
 use crate::dense::FloatType;
 use crate::error::{Error, Result};
 
-pub(super) static SOURCE: Source = Source { name: "conv", text: include_str!("conv.metal") };
+pub(super) static SOURCE: KernelSource = KernelSource { name: "conv", text: include_str!("conv.metal") };
 
 /// Positions and filters in one tile.
 const TILE: usize = 32;
@@ -39,16 +39,18 @@ pub struct ConvShape {
 ///
 /// # Panics
 /// No frames, or more than there are slots for.
-pub fn conv(shape: &ConvShape) -> Plan {
+pub fn conv(shape: &ConvShape) -> KernelPlan {
     assert!((1..=FRAMES).contains(&shape.frames), "one to three frames");
     let [rows, columns] = shape.positions;
     let positions = rows * columns;
-    let mut args = vec![Arg::Input(0), Arg::Input(1)];
-    args.extend((0..FRAMES).map(|i| if i < shape.frames { Arg::Input(2 + i) } else { Arg::Unused }));
-    args.push(Arg::Output(positions * shape.filters, FloatType::F32));
+    let mut args = vec![KernelArg::Input(0), KernelArg::Input(1)];
+    args.extend(
+        (0..FRAMES).map(|i| if i < shape.frames { KernelArg::Input(2 + i) } else { KernelArg::Unused }),
+    );
+    args.push(KernelArg::Output(positions * shape.filters, FloatType::F32));
     args.extend(shape.frame.into_iter().chain(shape.kernel).chain(shape.window).map(size));
     args.extend([columns, positions, shape.filters, shape.filter].map(size));
-    Plan {
+    KernelPlan {
         source: &SOURCE,
         kernel: format!("conv_{}", type_name(shape.float)),
         constants: vec![u16::try_from(shape.frames).expect("checked above")],
@@ -89,7 +91,7 @@ mod tests {
     use crate::testing::{assert_close, seeded};
 
     struct Case {
-        plan: Plan,
+        plan: KernelPlan,
         inputs: Vec<Vec<u8>>,
         expected: Vec<f32>,
     }

@@ -1,9 +1,9 @@
 //! Products of rows with dense matrices, and lookups of their rows; kernels in `dense.metal`.
 
-use super::{Arg, Plan, Source, size, type_name};
+use super::{KernelArg, KernelPlan, KernelSource, size, type_name};
 use crate::dense::FloatType;
 
-pub(super) static SOURCE: Source = Source { name: "dense", text: include_str!("dense.metal") };
+pub(super) static SOURCE: KernelSource = KernelSource { name: "dense", text: include_str!("dense.metal") };
 
 /// Rows of x up to which every row of the matrix is read once for all of them by a matrix-vector product.
 const MATVEC_ROWS: usize = 8;
@@ -16,7 +16,7 @@ const TILE: usize = 32;
 
 /// A matrix `(R, K)` of values of `float` on the device: input 0 of every plan.
 #[derive(Clone, Copy, Debug)]
-pub struct Dense {
+pub struct DenseShape {
     /// Rows `R`.
     pub rows: usize,
     /// Columns `K`.
@@ -25,12 +25,19 @@ pub struct Dense {
     pub float: FloatType,
 }
 
-impl Dense {
-    fn plan(&self, kernel: &str, x: FloatType, groups: [usize; 3], threads: usize, args: Vec<Arg>) -> Plan {
-        Plan {
+impl DenseShape {
+    fn plan(
+        &self,
+        kernel: &str,
+        x: FloatType,
+        groups: [usize; 3],
+        threads: usize,
+        args: Vec<KernelArg>,
+    ) -> KernelPlan {
+        KernelPlan {
             source: &SOURCE,
             kernel: format!("{kernel}_{}_{}", type_name(x), type_name(self.float)),
-            constants: vec![u16::from(args.contains(&Arg::Input(2)))],
+            constants: vec![u16::from(args.contains(&KernelArg::Input(2)))],
             groups,
             threads: [threads, 1, 1],
             args,
@@ -40,9 +47,9 @@ impl Dense {
 
 /// `x · Wᵀ`: input 1 is x `(n, K)` of type `x`, the output `(n, R)` of the same type; sums are f32. With `add`, input 2
 /// is added to every row, f32 `(R)`.
-pub fn dense_matmul(w: &Dense, n: usize, x: FloatType, add: bool) -> Plan {
-    let added = if add { Arg::Input(2) } else { Arg::Unused };
-    let mut args = vec![Arg::Input(0), Arg::Input(1), added, Arg::Output(n * w.rows, x)];
+pub fn dense_matmul(w: &DenseShape, n: usize, x: FloatType, add: bool) -> KernelPlan {
+    let added = if add { KernelArg::Input(2) } else { KernelArg::Unused };
+    let mut args = vec![KernelArg::Input(0), KernelArg::Input(1), added, KernelArg::Output(n * w.rows, x)];
     args.extend([size(n), size(w.rows), size(w.cols)]);
     if n <= MATVEC_ROWS {
         w.plan("dense_matvec", x, [w.rows.div_ceil(MATVEC_TILE), n.div_ceil(PASS), 1], 64, args)
@@ -52,8 +59,9 @@ pub fn dense_matmul(w: &Dense, n: usize, x: FloatType, add: bool) -> Plan {
 }
 
 /// Rows of the matrix: input 1 holds `n` indices (`uint`) below `R`, the output is `(n, K)` of type `out`.
-pub fn dense_rows(w: &Dense, n: usize, out: FloatType) -> Plan {
-    let args = vec![Arg::Input(0), Arg::Input(1), Arg::Output(n * w.cols, out), size(w.cols)];
+pub fn dense_rows(w: &DenseShape, n: usize, out: FloatType) -> KernelPlan {
+    let args =
+        vec![KernelArg::Input(0), KernelArg::Input(1), KernelArg::Output(n * w.cols, out), size(w.cols)];
     w.plan("dense_rows", out, [w.cols.div_ceil(64), n, 1], 64, args)
 }
 
@@ -68,7 +76,7 @@ mod tests {
     const TYPES: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::BF16];
 
     struct Case {
-        plan: Plan,
+        plan: KernelPlan,
         inputs: Vec<Vec<u8>>,
         expected: Vec<f64>,
         size: Vec<f64>,
@@ -90,7 +98,7 @@ mod tests {
         }
         let mut inputs = vec![encode(&w, float), encode(&x, x_type)];
         inputs.extend(add.then(|| encode(&added, FloatType::F32)));
-        let plan = dense_matmul(&Dense { rows, cols, float }, n, x_type, add);
+        let plan = dense_matmul(&DenseShape { rows, cols, float }, n, x_type, add);
         Case { plan, inputs, expected, size, x_type }
     }
 
@@ -131,11 +139,11 @@ mod tests {
     }
 
     /// A lookup of rows of 70 values: the plan, its inputs, what it finds.
-    fn lookup(float: FloatType, out: FloatType) -> (Plan, [Vec<u8>; 2], Vec<f32>) {
+    fn lookup(float: FloatType, out: FloatType) -> (KernelPlan, [Vec<u8>; 2], Vec<f32>) {
         let w = rounded(&seeded(5 * 70, 1), float);
         let ids = [4u32, 0, 0];
         let inputs = [encode(&w, float), ids.iter().flat_map(|id| id.to_le_bytes()).collect()];
-        let plan = dense_rows(&Dense { rows: 5, cols: 70, float }, ids.len(), out);
+        let plan = dense_rows(&DenseShape { rows: 5, cols: 70, float }, ids.len(), out);
         let expected: Vec<f32> = ids.iter().flat_map(|id| w[*id as usize * 70..][..70].to_vec()).collect();
         (plan, inputs, rounded(&expected, out))
     }

@@ -12,7 +12,7 @@ use objc2::available;
 use objc2::rc::Retained;
 use objc2_metal::{MTLCompileOptions, MTLLanguageVersion, MTLMathMode, MTLSize};
 
-use super::{Arg, Plan};
+use super::{KernelArg, KernelPlan};
 
 /// The values of one tensor from the first on.
 pub(super) struct Input<'a> {
@@ -31,7 +31,7 @@ impl<'a> Input<'a> {
 }
 
 /// Encodes one dispatch; the device runs it when its command buffer is committed.
-pub(super) fn run(plan: &Plan, device: &MetalDevice, inputs: &[Input<'_>]) -> Result<MetalStorage> {
+pub(super) fn run(plan: &KernelPlan, device: &MetalDevice, inputs: &[Input<'_>]) -> Result<MetalStorage> {
     let pipeline = pipeline(plan, device)?;
     let (count, float) = plan.output();
     let dtype = DType::from(float);
@@ -43,15 +43,15 @@ pub(super) fn run(plan: &Plan, device: &MetalDevice, inputs: &[Input<'_>]) -> Re
         encoder.set_compute_pipeline_state(&pipeline);
         for (slot, arg) in plan.args.iter().enumerate() {
             match arg {
-                Arg::Input(i) | Arg::Strided(i) => {
+                KernelArg::Input(i) | KernelArg::Strided(i) => {
                     encoder.set_input_buffer(slot, Some(inputs[*i].buffer), inputs[*i].offset);
                 }
-                Arg::Output(..) => encoder.set_output_buffer(slot, Some(&output), 0),
+                KernelArg::Output(..) => encoder.set_output_buffer(slot, Some(&output), 0),
                 // Some buffer has to be there.
-                Arg::Unused => encoder.set_input_buffer(slot, Some(inputs[0].buffer), inputs[0].offset),
-                Arg::U32s(n) => encoder.set_bytes(slot, n),
-                Arg::U32(n) => encoder.set_bytes(slot, n),
-                Arg::F32(n) => encoder.set_bytes(slot, n),
+                KernelArg::Unused => encoder.set_input_buffer(slot, Some(inputs[0].buffer), inputs[0].offset),
+                KernelArg::U32s(n) => encoder.set_bytes(slot, n),
+                KernelArg::U32(n) => encoder.set_bytes(slot, n),
+                KernelArg::F32(n) => encoder.set_bytes(slot, n),
             }
         }
         encoder.dispatch_thread_groups(size(plan.groups), size(plan.threads));
@@ -81,7 +81,7 @@ type Libraries = HashMap<(DeviceId, &'static str), Library>;
 type Pipelines = HashMap<(DeviceId, String, Vec<u16>), ComputePipeline>;
 
 /// The compiled kernel of a plan. A source is compiled once a device, a kernel once for each set of constants.
-fn pipeline(plan: &Plan, device: &MetalDevice) -> Result<ComputePipeline> {
+fn pipeline(plan: &KernelPlan, device: &MetalDevice) -> Result<ComputePipeline> {
     static LIBRARIES: LazyLock<Mutex<Libraries>> = LazyLock::new(Mutex::default);
     static PIPELINES: LazyLock<Mutex<Pipelines>> = LazyLock::new(Mutex::default);
     let mut pipelines = PIPELINES.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,11 +6,11 @@ use std::rc::Rc;
 use candle_core::{CpuStorage, Device, Layout, bail};
 use half::{bf16, f16};
 
-use super::Plan;
+use super::KernelPlan;
 use crate::dense::FloatType;
 
 /// The bytes of a plan's output, from those of its inputs; an error in words.
-pub type Executor = dyn Fn(&Plan, &[Vec<u8>]) -> Result<Vec<u8>, String>;
+pub type Executor = dyn Fn(&KernelPlan, &[Vec<u8>]) -> Result<Vec<u8>, String>;
 
 thread_local! {
     static EXECUTOR: RefCell<Option<Rc<Executor>>> = const { RefCell::new(None) };
@@ -35,7 +35,7 @@ pub(crate) fn with_executor<T>(executor: Rc<Executor>, work: impl FnOnce() -> T)
 }
 
 /// Runs a plan.
-pub(super) fn execute(plan: &Plan, inputs: &[Vec<u8>]) -> candle_core::Result<CpuStorage> {
+pub(super) fn execute(plan: &KernelPlan, inputs: &[Vec<u8>]) -> candle_core::Result<CpuStorage> {
     let Some(executor) = EXECUTOR.with_borrow(Clone::clone) else {
         bail!("{}: expected tensors on a Metal device, found the CPU's", plan.kernel)
     };

@@ -2,24 +2,30 @@
 
 use std::ops::Range;
 
-use super::{Arg, Plan, Source, size, type_name};
+use super::{KernelArg, KernelPlan, KernelSource, size, type_name};
 use crate::dense::FloatType;
 
-pub(super) static SOURCE: Source = Source { name: "norm", text: include_str!("norm.metal") };
+pub(super) static SOURCE: KernelSource = KernelSource { name: "norm", text: include_str!("norm.metal") };
 
 /// SIMD groups, and so heads, of a threadgroup that turns heads.
 const HEADS: usize = 4;
 
 /// RMS norm of rows: input 0 is x `(n, D)` of type `x`, input 1 the weight f32 `(D)`; output `(n, D)`.
-pub fn rms_norm(n: usize, dim: usize, eps: f32, x: FloatType) -> Plan {
-    Plan {
+pub fn rms_norm(n: usize, dim: usize, eps: f32, x: FloatType) -> KernelPlan {
+    KernelPlan {
         source: &SOURCE,
         kernel: format!("rms_norm_{}", type_name(x)),
         constants: vec![],
         groups: [n, 1, 1],
         // Eight values a thread, in whole SIMD groups.
         threads: [dim.div_ceil(8).next_multiple_of(32).clamp(32, 256), 1, 1],
-        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(n * dim, x), size(dim), Arg::F32(eps)],
+        args: vec![
+            KernelArg::Input(0),
+            KernelArg::Input(1),
+            KernelArg::Output(n * dim, x),
+            size(dim),
+            KernelArg::F32(eps),
+        ],
     }
 }
 
@@ -35,17 +41,17 @@ pub struct HeadNorm {
 /// Heads turned by a rotary table, and laid out for attention: inputs are x `(n, H, D)` of type `x`, cosines and
 /// sines f32 `(n, D/2)`; output `(H, n, D)`. With `norm` each head is normed first, with the weight f32 `(D)` that
 /// input 3 is, those of `others` with the one that input 4 is.
-pub fn norm_rope([n, heads, dim]: [usize; 3], norm: Option<&HeadNorm>, x: FloatType) -> Plan {
+pub fn norm_rope([n, heads, dim]: [usize; 3], norm: Option<&HeadNorm>, x: FloatType) -> KernelPlan {
     let others = norm.and_then(|norm| norm.others.clone());
     let n_weights = usize::from(norm.is_some()) + usize::from(others.is_some());
     // Weights come last among the inputs, so that they can be left out.
-    let weight = |i: usize| if i < n_weights { Arg::Input(3 + i) } else { Arg::Unused };
-    let mut args = vec![Arg::Input(0), weight(0), weight(1), Arg::Input(1), Arg::Input(2)];
-    args.extend([Arg::Output(n * heads * dim, x), size(n), size(heads), size(dim)]);
-    args.push(Arg::F32(norm.map_or(0.0, |norm| norm.eps)));
+    let weight = |i: usize| if i < n_weights { KernelArg::Input(3 + i) } else { KernelArg::Unused };
+    let mut args = vec![KernelArg::Input(0), weight(0), weight(1), KernelArg::Input(1), KernelArg::Input(2)];
+    args.extend([KernelArg::Output(n * heads * dim, x), size(n), size(heads), size(dim)]);
+    args.push(KernelArg::F32(norm.map_or(0.0, |norm| norm.eps)));
     let others = others.unwrap_or(0..0);
     args.extend([size(others.start), size(others.end)]);
-    Plan {
+    KernelPlan {
         source: &SOURCE,
         kernel: format!("norm_rope_{}", type_name(x)),
         constants: vec![n_weights as u16],
@@ -57,8 +63,8 @@ pub fn norm_rope([n, heads, dim]: [usize; 3], norm: Option<&HeadNorm>, x: FloatT
 
 /// Pixels divided by their length: inputs are x f32 `(n, C)` and factors f32 `(C)`; output f32 `(n, C)`, with `silu`
 /// through that.
-pub fn pixel_norm(n: usize, channels: usize, silu: bool) -> Plan {
-    Plan {
+pub fn pixel_norm(n: usize, channels: usize, silu: bool) -> KernelPlan {
+    KernelPlan {
         source: &SOURCE,
         kernel: "pixel_norm".to_owned(),
         // The first belongs to heads.
@@ -66,9 +72,9 @@ pub fn pixel_norm(n: usize, channels: usize, silu: bool) -> Plan {
         groups: [n.div_ceil(HEADS), 1, 1],
         threads: [32 * HEADS, 1, 1],
         args: vec![
-            Arg::Input(0),
-            Arg::Input(1),
-            Arg::Output(n * channels, FloatType::F32),
+            KernelArg::Input(0),
+            KernelArg::Input(1),
+            KernelArg::Output(n * channels, FloatType::F32),
             size(n),
             size(channels),
         ],
@@ -144,7 +150,7 @@ mod tests {
     }
 
     struct Heads {
-        plan: Plan,
+        plan: KernelPlan,
         inputs: Vec<Vec<u8>>,
         expected: Vec<f32>,
     }

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use candle_core::{DType, Device, Tensor};
 
 use super::values::encode;
-use super::{Plan, apply};
+use super::{KernelPlan, apply};
 use crate::DeviceChoice;
 
 /// The device has an order of its own.
@@ -16,7 +16,7 @@ static DEVICE: LazyLock<Device> =
     LazyLock::new(|| DeviceChoice::Metal.open().expect("tests with the feature run on a machine with Metal"));
 
 /// The bytes of a plan's output.
-pub(crate) fn run(plan: &Plan, inputs: &[Vec<u8>], _order: u32) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn run(plan: &KernelPlan, inputs: &[Vec<u8>], _order: u32) -> anyhow::Result<Vec<u8>> {
     let upload = |bytes: &Vec<u8>| Tensor::from_slice(bytes.as_slice(), bytes.len(), &DEVICE);
     let inputs = inputs.iter().map(upload).collect::<candle_core::Result<Vec<_>>>()?;
     let (len, float) = plan.output();

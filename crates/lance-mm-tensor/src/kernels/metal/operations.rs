@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::runner::on_device;
-use crate::float_mode::FloatModeWeight;
-use crate::quantization::Mode;
+use crate::mx_formats::MxWeight;
+use crate::quantization::QuantMode;
 use crate::testing::{assert_close, seeded};
 use crate::weights::Bytes;
 use crate::{ActivationPrecision, Conv, PixelNorm, Weights, Window, attention, hidden_dtype, swiglu};
@@ -187,12 +187,12 @@ fn activations_stay_in_their_type() {
     for n in [2, 12] {
         compare_halves("onto a residual", 8.0, |device, make| {
             let layer = Linear::new(Weight::Affine(affine(4)), Some(tensor(&[9], 3))).to_device(device)?;
-            layer.forward_onto(&make(&[n, 9], 1), &make(&[n, 64], 2))
+            layer.forward_residual(&make(&[n, 9], 1), &make(&[n, 64], 2))
         });
         compare_halves("gated", 8.0, |device, make| {
             let layer = |seed| Linear::from(DenseWeight::rounded(&seeded(5 * 30, seed), 30, FloatType::BF16));
             let [gate, up] = [1, 2].map(|seed| layer(seed).to_device(device));
-            Linear::forward_gated(&gate?, &up?, &make(&[n, 30], 3))
+            Linear::forward_swiglu(&gate?, &up?, &make(&[n, 30], 3))
         });
     }
     let positions = [vec![0, 1, 2, 900, 901], vec![0, 3, 4, 5, 1000], vec![9, 8, 7, 6, 5]];
@@ -243,7 +243,7 @@ fn types_that_do_not_go_together_are_refused() {
         let (blocks, onto) = ([Block::full(0..4, 0..4)], tensor(&[2, 9], 2).to_device(device)?);
         let errors = [
             layer.forward(&x.to_dtype(DType::F64)?).unwrap_err(),
-            layer.forward_onto(&onto, &half).unwrap_err(),
+            layer.forward_residual(&onto, &half).unwrap_err(),
             swiglu(x, &half).unwrap_err(),
             attention(&heads, &heads.to_dtype(DType::BF16)?, &heads, &blocks, ActivationPrecision::Bf16)
                 .unwrap_err(),
@@ -262,9 +262,9 @@ fn types_that_do_not_go_together_are_refused() {
 
 #[test]
 fn what_has_no_kernel_is_refused() {
-    let scheme = Scheme::new(4, 32, Mode::MxFp4).unwrap();
+    let scheme = Scheme::new(4, 32, QuantMode::MxFp4).unwrap();
     let bytes = |n| Bytes::from_vec(vec![0; n]);
-    let weight = Weight::FloatMode(FloatModeWeight::new("w", bytes(16), bytes(1), scheme, 1, 32));
+    let weight = Weight::Mx(MxWeight::new("w", bytes(16), bytes(1), scheme, 1, 32));
     let text = on_device(|device| weight.to_device(device)).err().unwrap().to_string();
     assert!(text.contains("weights on a device: expected dense or affine weights"), "{text}");
     let heads = tensor(&[1, 2, 12], 14);

@@ -1,22 +1,23 @@
 //! Value by value: the gate of an MLP; kernels in `pointwise.metal`.
 
-use super::{Arg, Plan, Source, size, type_name};
+use super::{KernelArg, KernelPlan, KernelSource, size, type_name};
 use crate::dense::FloatType;
 
-pub(super) static SOURCE: Source = Source { name: "pointwise", text: include_str!("pointwise.metal") };
+pub(super) static SOURCE: KernelSource =
+    KernelSource { name: "pointwise", text: include_str!("pointwise.metal") };
 
 /// Values that one threadgroup handles.
 const GROUP: usize = 1024;
 
 /// `silu(gate) · up`: inputs are gate and up, `n` values of type `x` each, and so is the output.
-pub fn swiglu(n: usize, x: FloatType) -> Plan {
-    Plan {
+pub fn swiglu(n: usize, x: FloatType) -> KernelPlan {
+    KernelPlan {
         source: &SOURCE,
         kernel: format!("swiglu_{}", type_name(x)),
         constants: vec![],
         groups: [n.div_ceil(GROUP), 1, 1],
         threads: [GROUP / 4, 1, 1],
-        args: vec![Arg::Input(0), Arg::Input(1), Arg::Output(n, x), size(n)],
+        args: vec![KernelArg::Input(0), KernelArg::Input(1), KernelArg::Output(n, x), size(n)],
     }
 }
 

@@ -8,7 +8,7 @@ use candle_core::Device;
 pub(crate) use msl_sim::Build;
 use msl_sim::{Launch, Program};
 
-use super::{Arg, Plan};
+use super::{KernelArg, KernelPlan};
 
 /// Lane orders every kernel is run in: ascending, descending, two shuffles.
 pub(crate) const ORDERS: [u32; 4] = [0, 1, 2, 3];
@@ -25,25 +25,25 @@ fn program(text: &str, build: Build) -> Arc<Program> {
 }
 
 /// The bytes of a plan's output.
-pub(crate) fn run(plan: &Plan, inputs: &[Vec<u8>], order: u32) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn run(plan: &KernelPlan, inputs: &[Vec<u8>], order: u32) -> anyhow::Result<Vec<u8>> {
     run_source(plan.source.text, plan, inputs, order, Build::Plain)
 }
 
 /// Runs operations as on a device, whose place the simulator takes.
 pub(crate) fn on_device<T>(work: impl FnOnce(&Device) -> T) -> T {
-    let executor = |plan: &Plan, inputs: &[Vec<u8>]| run(plan, inputs, 3).map_err(|e| format!("{e:#}"));
+    let executor = |plan: &KernelPlan, inputs: &[Vec<u8>]| run(plan, inputs, 3).map_err(|e| format!("{e:#}"));
     crate::testing::with_executor(Rc::new(executor), || work(&Device::Cpu))
 }
 
 /// A run in which unordered accesses of two lanes to one place are errors.
-pub(crate) fn check_races(plan: &Plan, inputs: &[Vec<u8>]) -> anyhow::Result<()> {
+pub(crate) fn check_races(plan: &KernelPlan, inputs: &[Vec<u8>]) -> anyhow::Result<()> {
     run_source(plan.source.text, plan, inputs, 0, Build::RaceCheck).map(|_| ())
 }
 
 /// Runs the plan with other source, such as a broken copy of its own.
 pub(crate) fn run_source(
     text: &str,
-    plan: &Plan,
+    plan: &KernelPlan,
     inputs: &[Vec<u8>],
     order: u32,
     build: Build,
@@ -59,15 +59,15 @@ pub(crate) fn run_source(
     let mut output_slot = Some(&mut output);
     for (slot, arg) in (0..).zip(&plan.args) {
         launch = launch.arg(match arg {
-            Arg::Input(i) | Arg::Strided(i) => {
+            KernelArg::Input(i) | KernelArg::Strided(i) => {
                 msl_sim::Arg::Buffer(slot, inputs[*i].take().expect("an input is bound once"))
             }
-            Arg::Output(..) => msl_sim::Arg::Buffer(slot, output_slot.take().expect("one output")),
+            KernelArg::Output(..) => msl_sim::Arg::Buffer(slot, output_slot.take().expect("one output")),
             // So short that a kernel that reads it is noticed.
-            Arg::Unused => msl_sim::Arg::Bytes(slot, vec![]),
-            Arg::U32s(n) => msl_sim::Arg::Bytes(slot, n.iter().flat_map(|n| n.to_le_bytes()).collect()),
-            Arg::U32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
-            Arg::F32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
+            KernelArg::Unused => msl_sim::Arg::Bytes(slot, vec![]),
+            KernelArg::U32s(n) => msl_sim::Arg::Bytes(slot, n.iter().flat_map(|n| n.to_le_bytes()).collect()),
+            KernelArg::U32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
+            KernelArg::F32(n) => msl_sim::Arg::Bytes(slot, n.to_le_bytes().to_vec()),
         });
     }
     program(text, build).run(launch)?;

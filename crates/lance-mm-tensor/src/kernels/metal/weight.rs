@@ -2,7 +2,9 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{Affine, Dense, Plan, affine_matmul, affine_rows, apply, dense_matmul, dense_rows};
+use super::{
+    AffineShape, DenseShape, KernelPlan, affine_matmul, affine_rows, apply, dense_matmul, dense_rows,
+};
 use crate::dense::FloatType;
 use crate::error::{Error, Result};
 use crate::linear::Weight;
@@ -19,8 +21,8 @@ pub struct DeviceWeight {
 
 #[derive(Clone, Copy)]
 enum Form {
-    Affine(Affine),
-    Dense(Dense),
+    Affine(AffineShape),
+    Dense(DenseShape),
 }
 
 impl DeviceWeight {
@@ -37,11 +39,11 @@ impl DeviceWeight {
             }
             Weight::Affine(w) => {
                 w.check()?;
-                let form = Form::Affine(Affine::new(w.scheme(), rows, cols, w.dtype()));
+                let form = Form::Affine(AffineShape::new(w.scheme(), rows, cols, w.dtype()));
                 (form, vec![w.word_bytes(), w.scale_bytes(), w.bias_bytes()])
             }
-            Weight::Dense(w) => (Form::Dense(Dense { rows, cols, float: w.dtype() }), vec![w.bytes()]),
-            Weight::FloatMode(w) => {
+            Weight::Dense(w) => (Form::Dense(DenseShape { rows, cols, float: w.dtype() }), vec![w.bytes()]),
+            Weight::Mx(w) => {
                 let expected = "dense or affine weights, which alone have kernels";
                 return Err(Error::setting("weights on a device", expected, w.scheme().mode()));
             }
@@ -90,7 +92,7 @@ impl DeviceWeight {
         self.run(&plan, [Some(&Tensor::new(ids, device)?), None], &shape)
     }
 
-    fn run(&self, plan: &Plan, others: [Option<&Tensor>; 2], shape: &[usize]) -> Result<Tensor> {
+    fn run(&self, plan: &KernelPlan, others: [Option<&Tensor>; 2], shape: &[usize]) -> Result<Tensor> {
         let (len, float) = plan.output();
         if len == 0 {
             return Ok(Tensor::zeros(shape, float.into(), self.parts[0].device())?);

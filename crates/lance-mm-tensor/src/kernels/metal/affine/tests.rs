@@ -39,12 +39,12 @@ fn case(scheme: Scheme, [n, rows, cols]: [usize; 3], x_type: FloatType, scales: 
 }
 
 impl Case {
-    fn plan(&self) -> Plan {
+    fn plan(&self) -> KernelPlan {
         affine_matmul(&self.matrix(), self.x.len() / self.w.n_cols(), self.x_type, self.added.is_some())
     }
 
-    fn matrix(&self) -> Affine {
-        Affine::new(self.w.scheme(), self.w.n_rows(), self.w.n_cols(), self.w.dtype())
+    fn matrix(&self) -> AffineShape {
+        AffineShape::new(self.w.scheme(), self.w.n_rows(), self.w.n_cols(), self.w.dtype())
     }
 
     fn weight_inputs(&self) -> Vec<Vec<u8>> {
@@ -112,7 +112,7 @@ fn wide_rows_and_whole_tiles_equal_the_reference() {
 }
 
 /// A lookup in a matrix of 9 rows of 640: the plan, its inputs, what it finds.
-fn lookup(scheme: Scheme, out: FloatType, scales: FloatType) -> (Plan, Vec<Vec<u8>>, Vec<f32>) {
+fn lookup(scheme: Scheme, out: FloatType, scales: FloatType) -> (KernelPlan, Vec<Vec<u8>>, Vec<f32>) {
     let case = case(scheme, [1, 9, 640], FloatType::F32, scales);
     let ids = [8u32, 0, 3, 3];
     let mut inputs = case.weight_inputs();
@@ -136,7 +136,7 @@ fn looked_up_rows_are_the_rows() {
 
 #[test]
 fn plans_cover_every_row() {
-    let w = Affine::new(Scheme::affine(4, 128).unwrap(), 151_936, 2048, FloatType::BF16);
+    let w = AffineShape::new(Scheme::affine(4, 128).unwrap(), 151_936, 2048, FloatType::BF16);
     let plan = affine_matmul(&w, 1, FloatType::F32, false);
     assert_eq!((plan.kernel.as_str(), plan.groups), ("affine_matvec_f32_bf16", [18_992, 1, 1]));
     let plan = affine_matmul(&w, 607, FloatType::BF16, true);

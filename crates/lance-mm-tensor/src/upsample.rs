@@ -3,10 +3,10 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use crate::cpu_values::Values;
 use crate::error::{Error, Result};
 use crate::kernels::metal;
-use crate::pool::zeros;
-use crate::values::Values;
+use crate::thread_pool::zeros;
 
 /// Repeats every channel of f32 `(H, W, C)` as often as fills `frames` frames of `side` by `side` pixels with `n_out`
 /// channels, the values of each pixel seen as channel, frame, row and column: frame `frame` of them, f32
@@ -16,7 +16,7 @@ use crate::values::Values;
 ///
 /// # Errors
 /// Channels that do not divide the values of the result, a frame past the last, another type.
-pub fn repeat_pixels(x: &Tensor, n_out: usize, frames: usize, frame: usize, side: usize) -> Result<Tensor> {
+pub fn upsample_repeat(x: &Tensor, n_out: usize, frames: usize, frame: usize, side: usize) -> Result<Tensor> {
     let (h, w, c) = x.dims3()?;
     let values = n_out * frames * side * side;
     if c == 0 || !values.is_multiple_of(c) || frame >= frames {
@@ -63,7 +63,7 @@ mod tests {
                 Tensor::arange(0f32, (h * w * c) as f32, &Device::Cpu).unwrap().reshape((h, w, c)).unwrap();
             let copies = n_out * frames * side * side / c;
             for frame in 0..frames {
-                let y = repeat_pixels(&x, n_out, frames, frame, side).unwrap();
+                let y = upsample_repeat(&x, n_out, frames, frame, side).unwrap();
                 assert_eq!(y.dims(), [h * side, w * side, n_out]);
                 let y = y.to_vec3::<f32>().unwrap();
                 for (i, row) in y.iter().enumerate() {
@@ -78,6 +78,6 @@ mod tests {
             }
         }
         let x = Tensor::zeros((1, 1, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
-        assert!(repeat_pixels(&x, 4, 1, 0, 1).is_err() && repeat_pixels(&x, 3, 1, 1, 1).is_err());
+        assert!(upsample_repeat(&x, 4, 1, 0, 1).is_err() && upsample_repeat(&x, 3, 1, 1, 1).is_err());
     }
 }

@@ -8,12 +8,12 @@ use std::sync::{Arc, OnceLock};
 use crate::affine::unpack_row;
 use crate::error::{Error, Result};
 use crate::kernels::Rows;
-use crate::quantization::{Mode, Scheme};
+use crate::quantization::{QuantMode, Scheme};
 use crate::weights::Bytes;
 
 /// A `(R, K)` matrix of packed small floats with one byte of scale per group. Cloning shares the bytes.
 #[derive(Clone)]
-pub struct FloatModeWeight {
+pub struct MxWeight {
     words: Bytes,
     scales: Bytes,
     scheme: Scheme,
@@ -29,7 +29,7 @@ struct Check {
     damage: OnceLock<Option<usize>>,
 }
 
-impl FloatModeWeight {
+impl MxWeight {
     /// Puts a matrix together from what a file holds. `name` names it in errors.
     pub(crate) fn new(
         name: &str,
@@ -39,7 +39,7 @@ impl FloatModeWeight {
         rows: usize,
         cols: usize,
     ) -> Self {
-        assert_ne!(scheme.mode(), Mode::Affine, "the loader chose by mode");
+        assert_ne!(scheme.mode(), QuantMode::Affine, "the loader chose by mode");
         assert_eq!(words.len(), rows * scheme.words(cols) * 4, "shapes were checked");
         assert_eq!(scales.len(), rows * (cols / scheme.group_size()), "shapes were checked");
         let check = Arc::new(Check { name: name.to_owned(), damage: OnceLock::new() });
@@ -76,7 +76,7 @@ impl FloatModeWeight {
         }
     }
 
-    /// Mode, bits and group size.
+    /// QuantMode, bits and group size.
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
@@ -88,14 +88,14 @@ impl FloatModeWeight {
 
     fn scale(&self, byte: u8) -> f32 {
         match self.scheme.mode() {
-            Mode::NvFp4 => e4m3(byte),
+            QuantMode::NvFp4 => e4m3(byte),
             _ if byte == 0xff => f32::NAN,
             _ => f32::exp2(f32::from(byte) - 127.0),
         }
     }
 }
 
-impl Rows for FloatModeWeight {
+impl Rows for MxWeight {
     fn n_rows(&self) -> usize {
         self.rows
     }
@@ -150,15 +150,15 @@ mod tests {
     #[test]
     fn one_row_of_each_mode() {
         let cases = [
-            (Mode::MxFp4, 4, 32, 128u8, 2.0),
-            (Mode::MxFp8, 8, 32, 126, 0.5),
-            (Mode::NvFp4, 4, 16, 0x40, 2.0),
+            (QuantMode::MxFp4, 4, 32, 128u8, 2.0),
+            (QuantMode::MxFp8, 8, 32, 126, 0.5),
+            (QuantMode::NvFp4, 4, 16, 0x40, 2.0),
         ];
         for (mode, bits, group, scale, factor) in cases {
             let one = if bits == 4 { 0x22 } else { 0x38 };
             let words = Bytes::from_vec(vec![one; 32 * bits / 8]);
             let scales = Bytes::from_vec(vec![scale; 32 / group]);
-            let w = FloatModeWeight::new("w", words, scales, Scheme::new(bits, group, mode).unwrap(), 1, 32);
+            let w = MxWeight::new("w", words, scales, Scheme::new(bits, group, mode).unwrap(), 1, 32);
             let mut out = [f32::NAN; 32];
             w.read_row(0, &mut out);
             assert_eq!(out, [factor; 32], "{mode}");

@@ -4,7 +4,7 @@ use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, Device, Storage, StorageRef, Tensor};
 
-use crate::device::{download, within_step};
+use crate::device::{download, with_autorelease_pool};
 use crate::error::{Error, Result};
 
 /// Calls `read` with the f32 values of `tensor` in order: where they lie on the CPU, else copied from their device.
@@ -23,7 +23,9 @@ use crate::error::{Error, Result};
 pub fn read_values<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result<T> {
     match Values::of(tensor) {
         Ok(values) => Ok(read(&values)),
-        Err(_) => Ok(read(&within_step(|| download(tensor, &Device::Cpu)?.flatten_all()?.to_vec1())?)),
+        Err(_) => {
+            Ok(read(&with_autorelease_pool(|| download(tensor, &Device::Cpu)?.flatten_all()?.to_vec1())?))
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use candle_core::Device;
 use rayon::prelude::*;
 
-use crate::device::within_step;
+use crate::device::with_autorelease_pool;
 use crate::kernels::metal;
 
 /// Runs `run` on one of the threads that operations share, and keeps the others awake meanwhile: operations that
@@ -17,20 +17,20 @@ use crate::kernels::metal;
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
-/// use lance_mm_tensor::{DenseWeight, Linear, on_pool};
+/// use lance_mm_tensor::{DenseWeight, Linear, in_thread_pool};
 ///
 /// let layer = Linear::from(DenseWeight::from_f32(&[1.0, 2.0, 3.0, 4.0], 2));
 /// let x = Tensor::new(&[[1f32, 1.0]], &Device::Cpu)?;
-/// let y = on_pool(|| layer.forward(&layer.forward(&x)?))?;
+/// let y = in_thread_pool(|| layer.forward(&layer.forward(&x)?))?;
 /// assert_eq!(y.to_vec2::<f32>()?, [[17.0, 37.0]]);
 /// # Ok::<(), lance_mm_tensor::Error>(())
 /// ```
-pub fn on_pool<R: Send>(run: impl FnOnce() -> R + Send) -> R {
+pub fn in_thread_pool<R: Send>(run: impl FnOnce() -> R + Send) -> R {
     // What stands in for a device does so on its own thread.
     match metal::runs_on(&Device::Cpu) || HERE.get() {
         true => run(),
         // What the system holds back for a device it holds back for a thread, and the caller's is another.
-        false => run_with_others(|| within_step(run)),
+        false => run_with_others(|| with_autorelease_pool(run)),
     }
 }
 
@@ -50,7 +50,7 @@ pub(crate) fn zeros(n: usize) -> Vec<f32> {
     zeros
 }
 
-/// Runs of [`on_pool`] there are now.
+/// Runs of [`in_thread_pool`] there are now.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
@@ -149,10 +149,13 @@ mod tests {
 
     #[test]
     fn a_run_within_a_run_leaves_the_others_awake() {
-        assert_eq!(on_pool(|| on_pool(|| on_pool(|| RUNNING.load(Ordering::Relaxed)))), 1);
+        assert_eq!(
+            in_thread_pool(|| in_thread_pool(|| in_thread_pool(|| RUNNING.load(Ordering::Relaxed)))),
+            1
+        );
         assert!(!HERE.get());
-        let failed = std::panic::catch_unwind(|| on_pool(|| panic!("as wanted")));
-        assert!(failed.is_err() && on_pool(|| HERE.get()) && !HERE.get());
+        let failed = std::panic::catch_unwind(|| in_thread_pool(|| panic!("as wanted")));
+        assert!(failed.is_err() && in_thread_pool(|| HERE.get()) && !HERE.get());
     }
 
     #[test]

@@ -6,9 +6,9 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use lance_mm_tensor::limits;
+//! use lance_mm_tensor::roofline;
 //!
-//! let int8 = limits::int8(Duration::from_millis(2));
+//! let int8 = roofline::int8(Duration::from_millis(2));
 //! println!("{:.0} Gop/s with {}", int8.per_second / 1e9, int8.with);
 //! ```
 
