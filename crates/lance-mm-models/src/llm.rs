@@ -151,7 +151,7 @@ impl Llm {
     /// # Errors
     /// All missing, misshapen or unknown tensors at once.
     pub fn load(config: &Config, weights: &Weights, experts: Experts) -> Result<Self> {
-        weights.leave(|name| {
+        weights.ignore(|name| {
             let other = if experts == Experts::Both { is_latent(name) } else { is_generation(name) };
             // A table that older exports carry; it follows from the configuration.
             other || name.ends_with("rotary_emb.inv_freq")

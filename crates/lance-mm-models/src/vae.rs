@@ -40,9 +40,9 @@ use encoder::Encoder;
 /// Filters over three frames and three by three pixels.
 const CAUSAL: [usize; 3] = [3, 3, 3];
 /// A border of one pixel: results are of the frame's size.
-const SAME: Window = Window { stride: 1, before: 1, after: 1, zoom: 1 };
+const SAME: Window = Window { stride: 1, pad_before: 1, pad_after: 1, upsample: 1 };
 /// Single pixels.
-const POINT: Window = Window { stride: 1, before: 0, after: 0, zoom: 1 };
+const POINT: Window = Window { stride: 1, pad_before: 0, pad_after: 0, upsample: 1 };
 
 /// Pixels a latent is high and wide.
 pub const SIDE: usize = 16;

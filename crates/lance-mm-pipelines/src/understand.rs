@@ -181,8 +181,8 @@ impl Understanding {
 
     /// Tensors of the files that are no part of Lance; they are not read.
     pub fn unknown_tensors(&self) -> Vec<String> {
-        let vit = self.checkpoint.vit.iter().flat_map(Weights::unused);
-        self.checkpoint.model.unused().into_iter().chain(vit).collect()
+        let vit = self.checkpoint.vit.iter().flat_map(Weights::unread);
+        self.checkpoint.model.unread().into_iter().chain(vit).collect()
     }
 
     /// Whether matrices of the language model are quantized. The published quantized checkpoint was made

@@ -9,7 +9,7 @@ use lance_mm_tensor::{ActivationPrecision, Conv, DenseWeight, FloatType, Window}
 fn convolutions(c: &mut Criterion) {
     let mut group = c.benchmark_group("conv");
     group.sample_size(10);
-    let window = Window { stride: 1, before: 1, after: 1, zoom: 1 };
+    let window = Window { stride: 1, pad_before: 1, pad_after: 1, upsample: 1 };
     // Side, channels in and out, filters of three by three pixels.
     for (side, n_in, n_out) in [
         (16, 1024, 1024),

@@ -17,16 +17,16 @@ pub struct Window {
     /// Pixels from one filter position to the next.
     pub stride: usize,
     /// Rows of zeros above and columns of zeros to the left.
-    pub before: usize,
+    pub pad_before: usize,
     /// Rows of zeros below and columns of zeros to the right.
-    pub after: usize,
+    pub pad_after: usize,
     /// Rows and columns that each pixel counts as: 2 is a frame doubled by repeating its pixels.
-    pub zoom: usize,
+    pub upsample: usize,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self { stride: 1, before: 0, after: 0, zoom: 1 }
+        Self { stride: 1, pad_before: 0, pad_after: 0, upsample: 1 }
     }
 }
 
@@ -61,8 +61,10 @@ impl Conv {
     ) -> Result<Self> {
         let [taps, rows, columns] = kernel;
         let filter = kernel.iter().try_fold(channels, |n, k| n.checked_mul(*k));
-        if filter.is_none_or(|n| n == 0 || n != weight.n_cols()) || window.stride == 0 || window.zoom == 0 {
-            let expected = format!("{kernel:?} filters of {channels} channels, stride and zoom above 0");
+        if filter.is_none_or(|n| n == 0 || n != weight.n_cols()) || window.stride == 0 || window.upsample == 0
+        {
+            let expected =
+                format!("{kernel:?} filters of {channels} channels, stride and upsampling above 0");
             let found = format!("filters of {} values, {window:?}", weight.n_cols());
             return Err(Error::input("convolution", expected, found));
         }
@@ -204,12 +206,12 @@ impl Conv {
         positions: [usize; 2],
     ) -> Result<Tensor> {
         let (height, width, channels) = x.dims3()?;
-        let Window { stride, before, zoom, .. } = self.geometry.window;
+        let Window { stride, pad_before, upsample, .. } = self.geometry.window;
         let frames: Vec<Tensor> = past.into_iter().chain([x.clone()]).rev().collect();
         let shape = metal::ConvShape {
             frame: [height, width, channels],
             kernel: self.geometry.kernel,
-            window: [stride, before, zoom],
+            window: [stride, pad_before, upsample],
             positions,
             filters: self.weight.n_rows(),
             filter: self.weight.n_cols(),
@@ -232,7 +234,7 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, seeded};
 
-    const SAME: Window = Window { stride: 1, before: 1, after: 1, zoom: 1 };
+    const SAME: Window = Window { stride: 1, pad_before: 1, pad_after: 1, upsample: 1 };
 
     fn tensor(n: usize, shape: &[usize], seed: u64) -> Tensor {
         Tensor::from_vec(seeded(n, seed), shape, &Device::Cpu).unwrap()
@@ -290,7 +292,7 @@ mod tests {
 
     #[test]
     fn the_number_of_products_is_that_of_the_sums() {
-        let conv = conv([3, 3, 3], 4, 6, Window { stride: 2, before: 0, after: 1, zoom: 1 });
+        let conv = conv([3, 3, 3], 4, 6, Window { stride: 2, pad_before: 0, pad_after: 1, upsample: 1 });
         assert_eq!(conv.products(4, 6, 0), 2 * 3 * 6 * 9 * 4);
         assert_eq!(conv.products(4, 6, 2), 3 * conv.products(4, 6, 0));
     }

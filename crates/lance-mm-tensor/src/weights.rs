@@ -282,7 +282,7 @@ impl Weights {
     ///
     /// `load` gets a handle with which a missing or misshapen tensor does not end loading: a placeholder stands in for it.
     /// What `load` returns is given out only if there was none, and every tensor below the `prefixes` was
-    /// [read](Self::unused) or [known](Self::leave): a forgotten tensor is a wrong model.
+    /// [read](Self::unread) or [known](Self::ignore): a forgotten tensor is a wrong model.
     ///
     /// ```
     /// use lance_mm_tensor::{Linear, Result, RmsNorm, Weights};
@@ -317,7 +317,7 @@ impl Weights {
         let below = |name: &String| prefixes.iter().any(|prefix| name.starts_with(&self.full(prefix)));
         let what = "no part of the model that config.json describes";
         let problem = |tensor| Problem { tensor, what: what.into(), missing: None };
-        self.unused().into_iter().filter(below).map(problem).collect()
+        self.unread().into_iter().filter(below).map(problem).collect()
     }
 
     /// Reports something wrong with the tensor `name`.
@@ -353,13 +353,13 @@ impl Weights {
     }
 
     /// Counts tensors as used that a caller knows and does not read: `leave(|name| ...)`.
-    pub fn leave(&self, known: impl Fn(&str) -> bool) {
+    pub fn ignore(&self, known: impl Fn(&str) -> bool) {
         let mut used = lock(&self.inner.used);
         used.extend(self.inner.store.all().into_iter().map(|t| t.name).filter(|name| known(name)));
     }
 
     /// Tensors of the files that nobody has read or left.
-    pub fn unused(&self) -> Vec<String> {
+    pub fn unread(&self) -> Vec<String> {
         let used = lock(&self.inner.used);
         self.inner.store.all().into_iter().map(|t| t.name).filter(|name| !used.contains(name)).collect()
     }

@@ -6,9 +6,9 @@ use lance_mm_tensor::{Conv, Error, Result, Weights, Window};
 use super::tails::Tails;
 
 /// Filters lie on every other pixel; what reaches past the frame does so to the right and below.
-const HALF: Window = Window { stride: 2, before: 0, after: 1, zoom: 1 };
+const HALF: Window = Window { stride: 2, pad_before: 0, pad_after: 1, upsample: 1 };
 /// Pixels are repeated in rows and columns first.
-const DOUBLE: Window = Window { stride: 1, before: 1, after: 1, zoom: 2 };
+const DOUBLE: Window = Window { stride: 1, pad_before: 1, pad_after: 1, upsample: 2 };
 
 /// Half the sides and, with a convolution in time, the first frame and every second one after it.
 #[derive(Clone)]

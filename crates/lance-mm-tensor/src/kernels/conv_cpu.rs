@@ -42,14 +42,14 @@ pub(crate) struct Geometry {
 impl Geometry {
     /// Filter positions along a side of `n` pixels; `None` if the filter, `kernel[axis]` long, does not fit.
     pub(crate) fn positions(&self, n: usize, axis: usize) -> Option<usize> {
-        let Window { stride, before, after, zoom } = self.window;
-        let padded = n.checked_mul(zoom)?.checked_add(before)?.checked_add(after)?;
+        let Window { stride, pad_before, pad_after, upsample } = self.window;
+        let padded = n.checked_mul(upsample)?.checked_add(pad_before)?.checked_add(pad_after)?;
         Some(padded.checked_sub(self.kernel[axis])? / stride + 1)
     }
 
     /// The pixel at padded place `at` of a side of `n`; `None` in the border.
     fn pixel(&self, at: usize, n: usize) -> Option<usize> {
-        let at = at.checked_sub(self.window.before)? / self.window.zoom;
+        let at = at.checked_sub(self.window.pad_before)? / self.window.upsample;
         (at < n).then_some(at)
     }
 }
@@ -339,7 +339,8 @@ mod tests {
 
     /// One product at a time, in f64.
     fn naive(case: &Case, frames: &[Vec<f32>], weight: &[f32], out: &mut [f32]) {
-        let Geometry { kernel: [kr, kc], window: Window { stride, before, zoom, .. } } = case.geometry;
+        let Geometry { kernel: [kr, kc], window: Window { stride, pad_before, upsample, .. } } =
+            case.geometry;
         let ([h, w], [n_in, n_out]) = (case.size, case.channels);
         let columns = case.geometry.positions(w, 1).unwrap();
         for (at, out) in out.iter_mut().enumerate() {
@@ -348,10 +349,13 @@ mod tests {
             for (tap, present) in case.frames.iter().enumerate() {
                 for (y, x, c) in (0..kr * kc * n_in).map(|i| (i / n_in / kc, i / n_in % kc, i % n_in)) {
                     let [py, px] = [row * stride + y, column * stride + x];
-                    let inside =
-                        py >= before && px >= before && py < before + zoom * h && px < before + zoom * w;
+                    let inside = py >= pad_before
+                        && px >= pad_before
+                        && py < pad_before + upsample * h
+                        && px < pad_before + upsample * w;
                     if *present && inside {
-                        let pixel = ((py - before) / zoom * w + (px - before) / zoom) * n_in + c;
+                        let pixel =
+                            ((py - pad_before) / upsample * w + (px - pad_before) / upsample) * n_in + c;
                         let value =
                             weight[(((filter * case.frames.len() + tap) * kr + y) * kc + x) * n_in + c];
                         sum += f64::from(frames[tap][pixel]) * f64::from(value);
@@ -370,7 +374,7 @@ mod tests {
     #[test]
     fn the_number_of_threads_changes_no_bit() {
         let (size, n_in, n_out) = ([9, 14], 5, 100);
-        let window = Window { stride: 1, before: 1, after: 1, zoom: 1 };
+        let window = Window { stride: 1, pad_before: 1, pad_after: 1, upsample: 1 };
         let geometry = Geometry { kernel: [3, 3], window };
         let frame = seeded(size[0] * size[1] * n_in, 1);
         let weight = DenseWeight::from_f32(&seeded(n_out * 9 * n_in, 2), 9 * n_in);
@@ -387,7 +391,7 @@ mod tests {
 
     #[test]
     fn convolutions_equal_the_naive_reference() {
-        let window = Window { stride: 1, before: 1, after: 1, zoom: 1 };
+        let window = Window { stride: 1, pad_before: 1, pad_after: 1, upsample: 1 };
         let same = Geometry { kernel: [3, 3], window };
         let cases = [
             Case { frames: &[true], size: [1, 1], channels: [1, 1], geometry: same },
@@ -400,13 +404,13 @@ mod tests {
                 frames: &[true],
                 size: [6, 9],
                 channels: [4, 5],
-                geometry: Geometry { window: Window { stride: 2, before: 0, ..window }, ..same },
+                geometry: Geometry { window: Window { stride: 2, pad_before: 0, ..window }, ..same },
             },
             Case {
                 frames: &[true],
                 size: [5, 4],
                 channels: [6, 64],
-                geometry: Geometry { window: Window { zoom: 2, ..window }, ..same },
+                geometry: Geometry { window: Window { upsample: 2, ..window }, ..same },
             },
             Case {
                 frames: &[true, true, true],

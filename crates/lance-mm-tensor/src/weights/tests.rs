@@ -28,7 +28,7 @@ fn a_tensor_is_read_by_path_and_shape() {
     let weights = Weights::open(&[path]).unwrap();
     let t = weights.pp("a").pp("norm").tensor("weight", &[3]).unwrap();
     assert_eq!(t.to_vec1::<f32>().unwrap(), [1.0, 2.0, 3.0]);
-    assert!(weights.unused().is_empty());
+    assert!(weights.unread().is_empty());
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn every_wrong_tensor_is_named_at_once() {
     assert!(text.contains("a: expected [3], found [2]"), "{text}");
     assert!(text.contains("b: expected F32, F16 or BF16, found I32"), "{text}");
     assert!(text.contains("c: missing, expected [4, 5]"), "{text}");
-    assert_eq!(weights.unused(), ["extra"]);
+    assert_eq!(weights.unread(), ["extra"]);
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn a_load_ends_with_the_check_of_what_it_did_not_read() {
     let weights = open();
     let text = weights.pp("m").load_all(&[""], a).unwrap_err().to_string();
     assert!(text.contains("1 problem: m.b: no part of the model"), "{text}");
-    weights.leave(|name| name == "m.b");
+    weights.ignore(|name| name == "m.b");
     weights.pp("m").load_all(&[""], a).unwrap();
     // Problems of a load within a load are not lost, and an error that they may have caused does not hide them.
     let weights = open();

@@ -100,13 +100,14 @@ mod tests {
     fn case(
         frame: [usize; 3],
         kernel: [usize; 2],
-        [stride, before, after, zoom]: [usize; 4],
+        [stride, pad_before, pad_after, upsample]: [usize; 4],
         [taps, there, filters]: [usize; 3],
         float: FloatType,
     ) -> Case {
         let [h, w, c] = frame;
         let area = kernel[0] * kernel[1] * c;
-        let positions = [0, 1].map(|i| (frame[i] * zoom + before + after - kernel[i]) / stride + 1);
+        let positions =
+            [0, 1].map(|i| (frame[i] * upsample + pad_before + pad_after - kernel[i]) / stride + 1);
         let weight = rounded(&seeded(filters * taps * area, 1), float);
         let bias = seeded(filters, 2);
         let frames: Vec<Vec<f32>> = (0..there).map(|i| seeded(h * w * c, 3 + i as u64)).collect();
@@ -117,10 +118,10 @@ mod tests {
                 for (age, frame) in frames.iter().enumerate() {
                     for (ky, kx) in (0..kernel[0]).flat_map(|y| (0..kernel[1]).map(move |x| (y, x))) {
                         let (py, px) = (y * stride + ky, x * stride + kx);
-                        if py < before || px < before {
+                        if py < pad_before || px < pad_before {
                             continue;
                         }
-                        let (py, px) = ((py - before) / zoom, (px - before) / zoom);
+                        let (py, px) = ((py - pad_before) / upsample, (px - pad_before) / upsample);
                         if py >= h || px >= w {
                             continue;
                         }
@@ -137,7 +138,7 @@ mod tests {
         let shape = ConvShape {
             frame,
             kernel,
-            window: [stride, before, zoom],
+            window: [stride, pad_before, upsample],
             positions,
             filters,
             filter: taps * area,

@@ -150,7 +150,8 @@ fn heads_are_normed_turned_and_attended_the_same() {
 #[test]
 fn frames_are_normed_convolved_and_attended_the_same() {
     let frames = [20, 21, 22].map(|seed| tensor(&[4, 5, 6], seed));
-    for (there, window) in [(1, Window { before: 1, after: 1, ..Window::default() }), (3, Window::default())]
+    for (there, window) in
+        [(1, Window { pad_before: 1, pad_after: 1, ..Window::default() }), (3, Window::default())]
     {
         compare("convolved", 2e-5, |device| {
             let weight = DenseWeight::rounded(&seeded(7 * 3 * 9 * 6, 23), 3 * 9 * 6, FloatType::BF16);
