@@ -6,8 +6,8 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
-use lance_mm::image::{self, FileKind, LoadOptions, RgbImage, Several};
-use lance_mm::video::{Clip, Ffmpeg, UNKNOWN_FPS, is_animated};
+use lance_mm::image::{self, FileKind, LoadOptions, MultiFrame, RgbImage};
+use lance_mm::video::{Clip, Ffmpeg, UNKNOWN_FPS, is_animated_gif};
 use lance_mm::{Options, Understanding, Visual};
 
 use crate::args::PictureArgs;
@@ -89,11 +89,11 @@ pub(crate) fn still(path: &Path, options: &LoadOptions, hints: Hints, of_video: 
     let of_file = if is_stdin(path) { VIDEO_ON_STDIN } else { of_video };
     let bytes = bytes(path).map_err(|error| hinted(error, of_file))?;
     let picture = image::decode(&bytes, &name, options)?;
-    match image::several(&bytes) {
-        Some(Several::Pages) => {
+    match image::multi_frame(&bytes) {
+        Some(MultiFrame::Pages) => {
             hints.note(&format!("note: {name} has more than one page: the first is used"));
         }
-        Some(_) if is_animated(&bytes) => {
+        Some(_) if is_animated_gif(&bytes) => {
             hints.note(&format!("note: {name} is animated: its first frame is used ({of_video})"));
         }
         Some(_) => hints.note(&format!("note: {name} is animated: its first frame is used")),
@@ -124,13 +124,13 @@ fn bytes(path: &Path) -> image::Result<Vec<u8>> {
 /// An error of a file that is no picture, with what makes one of it; `of_video` is that for a video.
 fn hinted(error: image::Error, of_video: &str) -> anyhow::Error {
     match error {
-        image::Error::Format { kind: FileKind::OtherPicture("HEIC"), .. } => {
+        image::Error::UnsupportedFormat { kind: FileKind::UnsupportedImage("HEIC"), .. } => {
             anyhow!("{error} (on a Mac: sips -s format jpeg in.heic --out out.jpg)")
         }
-        image::Error::Format { kind: FileKind::OtherPicture("AVIF"), .. } => {
+        image::Error::UnsupportedFormat { kind: FileKind::UnsupportedImage("AVIF"), .. } => {
             anyhow!("{error} (on a Mac: sips -s format jpeg in.avif --out out.jpg)")
         }
-        image::Error::Format { kind: FileKind::Video(_), .. } => anyhow!("{error} ({of_video})"),
+        image::Error::UnsupportedFormat { kind: FileKind::Video(_), .. } => anyhow!("{error} ({of_video})"),
         error => error.into(),
     }
 }
@@ -151,11 +151,11 @@ pub(crate) fn clip(path: &Path, fps: Option<f64>, options: &LoadOptions) -> Resu
     let file = File::open(path).and_then(|file| file.take(256).read_to_end(&mut start));
     file.map_err(|error| anyhow!("{name}: {error}"))?;
     match FileKind::of(&start) {
-        FileKind::Picture("GIF") => return animation(&bytes(path)?, &name, fps, options),
-        FileKind::Picture(format) => match image::several(&bytes(path)?) {
+        FileKind::Image("GIF") => return animation(&bytes(path)?, &name, fps, options),
+        FileKind::Image(format) => match image::multi_frame(&bytes(path)?) {
             // ffmpeg reads its frames.
-            Some(Several::Frames) if format == "PNG" => {}
-            Some(Several::Frames) => bail!(
+            Some(MultiFrame::Animation) if format == "PNG" => {}
+            Some(MultiFrame::Animation) => bail!(
                 "{name}: expected a video, found an animated {format}, which is read as a picture \
                  (GIF files, folders of pictures and video files are videos)"
             ),

@@ -263,7 +263,7 @@ impl Pair<'_> {
     /// Both models' estimates go through the reference's VAE: quantizing leaves it as it is.
     fn picture(&self, run: &Run, latents: &Tensor) -> Result<RgbImage> {
         let pixels = self.reference.pixels(latents, run.drawn.grid)?;
-        let mut frames = lance_mm_pipelines::frames_of(&pixels)?;
+        let mut frames = lance_mm_pipelines::tensor_to_frames(&pixels)?;
         Ok(frames.swap_remove(0))
     }
 }

@@ -21,7 +21,7 @@ pub enum Error {
     },
     /// A file that is no picture of a format that is read.
     #[error("{name}: {kind}, expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM{}", kind.remedy())]
-    Format {
+    UnsupportedFormat {
         /// The file or stream.
         name: String,
         /// What it is instead.

@@ -14,9 +14,9 @@ pub(super) const START: u64 = 256;
 #[non_exhaustive]
 pub enum FileKind {
     /// A picture of this format, which [`decode`](super::decode) reads.
-    Picture(&'static str),
+    Image(&'static str),
     /// A picture of this format, which is not read.
-    OtherPicture(&'static str),
+    UnsupportedImage(&'static str),
     /// A document, whose pages are no pictures yet.
     Pdf,
     /// A video in this container.
@@ -39,8 +39,8 @@ impl FileKind {
             [0x1a, 0x45, 0xdf, 0xa3, ..] => Self::Video("Matroska or WebM"),
             [b'R', b'I', b'F', b'F', _, _, _, _, b'A', b'V', b'I', b' ', ..] => Self::Video("AVI"),
             _ => match guess_format(start) {
-                Ok(format) if format.reading_enabled() => Self::Picture(name(format)),
-                Ok(format) => Self::OtherPicture(name(format)),
+                Ok(format) if format.reading_enabled() => Self::Image(name(format)),
+                Ok(format) => Self::UnsupportedImage(name(format)),
                 Err(_) => Self::Unknown,
             },
         }
@@ -49,9 +49,9 @@ impl FileKind {
     /// What makes pictures of it, for the end of an error.
     pub(crate) fn remedy(self) -> &'static str {
         match self {
-            Self::OtherPicture(_) => ": convert it to JPEG or PNG first",
+            Self::UnsupportedImage(_) => ": convert it to JPEG or PNG first",
             Self::Pdf => ": render its pages to pictures first",
-            Self::Picture(_) | Self::Video(_) | Self::Empty | Self::Unknown => "",
+            Self::Image(_) | Self::Video(_) | Self::Empty | Self::Unknown => "",
         }
     }
 }
@@ -59,8 +59,8 @@ impl FileKind {
 impl fmt::Display for FileKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Picture(format) => write!(f, "{format} picture"),
-            Self::OtherPicture(format) => write!(f, "unsupported format {format}"),
+            Self::Image(format) => write!(f, "{format} picture"),
+            Self::UnsupportedImage(format) => write!(f, "unsupported format {format}"),
             Self::Pdf => f.write_str("unsupported format PDF"),
             Self::Video(container) => write!(f, "unsupported format {container} (video)"),
             Self::Empty => f.write_str("no data"),
@@ -76,8 +76,8 @@ impl fmt::Display for FileKind {
 /// Everything else, by the name that `name` gives the file.
 pub(super) fn check(start: &[u8], name: &str) -> Result<ImageFormat> {
     match (FileKind::of(start), guess_format(start)) {
-        (FileKind::Picture(_), Ok(format)) => Ok(format),
-        (kind, _) => Err(Error::Format { name: name.to_owned(), kind }),
+        (FileKind::Image(_), Ok(format)) => Ok(format),
+        (kind, _) => Err(Error::UnsupportedFormat { name: name.to_owned(), kind }),
     }
 }
 
@@ -111,11 +111,13 @@ fn iso_media(start: &[u8]) -> Option<FileKind> {
     let (major, others) = content.split_first_chunk::<4>()?;
     let is_avif = |brand: &[u8]| matches!(brand, b"avif" | b"avis");
     Some(match major {
-        major if is_avif(major) => FileKind::OtherPicture("AVIF"),
-        b"mif1" | b"msf1" if others.chunks_exact(4).skip(1).any(is_avif) => FileKind::OtherPicture("AVIF"),
-        b"mif1" | b"msf1" => FileKind::OtherPicture("HEIC"),
-        b"heic" | b"heix" | b"heim" | b"heis" => FileKind::OtherPicture("HEIC"),
-        b"hevc" | b"hevx" | b"hevm" | b"hevs" => FileKind::OtherPicture("HEIC"),
+        major if is_avif(major) => FileKind::UnsupportedImage("AVIF"),
+        b"mif1" | b"msf1" if others.chunks_exact(4).skip(1).any(is_avif) => {
+            FileKind::UnsupportedImage("AVIF")
+        }
+        b"mif1" | b"msf1" => FileKind::UnsupportedImage("HEIC"),
+        b"heic" | b"heix" | b"heim" | b"heis" => FileKind::UnsupportedImage("HEIC"),
+        b"hevc" | b"hevx" | b"hevm" | b"hevs" => FileKind::UnsupportedImage("HEIC"),
         _ => FileKind::Video("MP4 or QuickTime"),
     })
 }
@@ -163,7 +165,7 @@ mod tests {
     fn the_first_box_alone_tells_the_brands() {
         // What follows the box is no brand, whatever it says.
         let file = [&ftyp("mif1", &["heic"])[..], b"avif"].concat();
-        assert_eq!(FileKind::of(&file), FileKind::OtherPicture("HEIC"));
+        assert_eq!(FileKind::of(&file), FileKind::UnsupportedImage("HEIC"));
         for n in 0..file.len() {
             FileKind::of(&file[..n]);
         }

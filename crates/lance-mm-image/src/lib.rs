@@ -28,12 +28,12 @@ mod geometry;
 mod gif;
 mod jpeg;
 mod load;
+mod multi_frame;
 mod patches;
 mod resample;
 mod resize;
 mod rgb;
-mod several;
-mod signed;
+mod vae_pixels;
 pub mod video;
 mod write_png;
 
@@ -44,11 +44,11 @@ pub use error::{Error, Result, VideoProblem};
 pub use format::FileKind;
 pub use geometry::{Crop, bucket, buckets, crop, native_size};
 pub use load::{LoadOptions, decode, from_raw, load, read};
-pub use patches::{PATCH_VALUES, PatchRows, patches};
+pub use multi_frame::{MultiFrame, multi_frame};
+pub use patches::{PATCH_VALUES, Patches, patches};
 pub use resample::resample;
 pub use resize::{Resize, resize, resize_frames, resize_to_bucket};
-pub use several::{Several, several};
-pub use signed::{from_signed, to_signed};
+pub use vae_pixels::{from_vae_pixels, to_vae_pixels};
 pub use write_png::{encode_png, encode_png_animation};
 
 /// Sides of a prepared picture are multiples of this: a 2 x 2 group of patches of 14 pixels, one token.

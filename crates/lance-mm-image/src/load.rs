@@ -62,7 +62,7 @@ pub fn read(mut input: impl Read, name: &str) -> Result<Vec<u8>> {
 ///
 /// The format is recognised by content. Transparency becomes white, except that the alpha of gray pictures
 /// and a PNG colour key are ignored; of 16 bits the high byte is kept; of an animation the first frame, of
-/// several pages the first, see [`several`](super::several()). Colour profiles are ignored.
+/// several pages the first, see [`multi_frame`](super::multi_frame()). Colour profiles are ignored.
 ///
 /// # Errors
 ///
@@ -269,7 +269,10 @@ mod tests {
         let mut endless = std::io::repeat(b'x');
         let error = read(b"%PDF-1.7".chain(&mut endless), "x").unwrap_err().to_string();
         assert!(error.starts_with("x: unsupported format PDF"), "{error}");
-        assert!(matches!(read(std::io::empty(), "x"), Err(Error::Format { kind: FileKind::Empty, .. })));
+        assert!(matches!(
+            read(std::io::empty(), "x"),
+            Err(Error::UnsupportedFormat { kind: FileKind::Empty, .. })
+        ));
     }
 
     #[test]

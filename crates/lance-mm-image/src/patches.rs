@@ -23,7 +23,7 @@ const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 /// A picture or a video as the ViT reads it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct PatchRows {
+pub struct Patches {
     /// `t * h * w` rows of [`PATCH_VALUES`] normalised values, in merge-group order: by time, then groups of
     /// 2 x 2 patches row by row, then the four of a group row by row. Within a row: channel, frame of the
     /// pair, y, x.
@@ -43,7 +43,7 @@ pub struct PatchRows {
 /// # Errors
 ///
 /// No frames, frames of different sizes, or sides that are not multiples of 28.
-pub fn patches(frames: &[RgbImage]) -> Result<PatchRows> {
+pub fn patches(frames: &[RgbImage]) -> Result<Patches> {
     let (width, height) = check_frames(frames)?.dimensions();
     if width == 0 || height == 0 || width % FACTOR != 0 || height % FACTOR != 0 {
         let message = format!("expected sides that are multiples of {FACTOR}");
@@ -57,7 +57,7 @@ pub fn patches(frames: &[RgbImage]) -> Result<PatchRows> {
         let pair = [&frames[2 * pair], &frames[(2 * pair + 1).min(frames.len() - 1)]];
         fill(row, pair, y * PATCH, x * PATCH, &table);
     });
-    Ok(PatchRows { values, t, h, w })
+    Ok(Patches { values, t, h, w })
 }
 
 /// What a level of each channel becomes: (level / 255 - mean) / std, in f32 and in this order.
@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn a_picture_is_doubled_and_an_odd_last_frame_repeated() {
         let rows = |n: u8| patches(&(0..n).map(|i| frame(i, 28, 56)).collect::<Vec<_>>()).unwrap();
-        let last_pair = |rows: &PatchRows| {
+        let last_pair = |rows: &Patches| {
             let row = &rows.values[rows.values.len() - PATCH_VALUES..];
             [level(row[4 * 196], 2), level(row[5 * 196], 2)]
         };

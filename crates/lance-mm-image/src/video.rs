@@ -129,7 +129,7 @@ impl Clip {
 }
 
 /// Whether the bytes are a GIF of more than one frame, which [`Clip::from_gif`] reads. Nothing is decoded.
-pub fn is_animated(bytes: &[u8]) -> bool {
+pub fn is_animated_gif(bytes: &[u8]) -> bool {
     gif::is_animated(bytes)
 }
 

@@ -261,7 +261,7 @@ impl Generation {
         let plan = self.plan(prompt, request.task(), &encoded, grid, options.unconditional)?;
         let latents = self.denoise(&plan, request.task(), &encoded, options, observe)?;
         begin(observe, Stage::Decode)?;
-        let frames = crate::pixels::frames_of(&self.pixels(&latents, grid)?)?;
+        let frames = crate::pixels::tensor_to_frames(&self.pixels(&latents, grid)?)?;
         Ok(Generated { frames, latents, grid })
     }
 
@@ -289,7 +289,7 @@ impl Generation {
             false => None,
         };
         begin(observe, Stage::Encode)?;
-        let pixels = crate::pixels::tensor_of(&image::resize_to_bucket(&frames, resolution.vae)?)?;
+        let pixels = crate::pixels::frames_to_tensor(&image::resize_to_bucket(&frames, resolution.vae)?)?;
         let latents = self.latents_of(&pixels, options.source_noise.as_ref())?;
         Ok(Encoded { features, latents: Some(latents) })
     }

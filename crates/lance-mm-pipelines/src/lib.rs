@@ -30,7 +30,7 @@ pub use error::{Error, Result};
 pub use generate::{Generation, GenerationOptions, Request};
 pub use guidance::{Guidance, Renorm};
 pub use noise::noise;
-pub use pixels::{frames_of, tensor_of};
+pub use pixels::{frames_to_tensor, tensor_to_frames};
 pub use sampling::{Sampler, Sampling};
 pub use schedule::{Schedule, Step};
 pub use solver::{Method, Solver};

@@ -1,7 +1,7 @@
 //! Frames as tensors, which the VAE reads and writes.
 
 use candle_core::{Device, Tensor};
-use lance_mm_image::{RgbImage, from_signed, to_signed};
+use lance_mm_image::{RgbImage, from_vae_pixels, to_vae_pixels};
 
 use crate::error::Result;
 
@@ -9,8 +9,8 @@ use crate::error::Result;
 ///
 /// # Errors
 /// No frames, frames of different sizes.
-pub fn tensor_of(frames: &[RgbImage]) -> Result<Tensor> {
-    let values = to_signed(frames)?;
+pub fn frames_to_tensor(frames: &[RgbImage]) -> Result<Tensor> {
+    let values = to_vae_pixels(frames)?;
     let (width, height) = frames[0].dimensions();
     Ok(Tensor::from_vec(values, (3, frames.len(), height as usize, width as usize), &Device::Cpu)?)
 }
@@ -19,14 +19,14 @@ pub fn tensor_of(frames: &[RgbImage]) -> Result<Tensor> {
 ///
 /// # Errors
 /// A tensor of another shape or dtype.
-pub fn frames_of(pixels: &Tensor) -> Result<Vec<RgbImage>> {
+pub fn tensor_to_frames(pixels: &Tensor) -> Result<Vec<RgbImage>> {
     let (channels, _, height, width) = pixels.dims4()?;
     if channels != 3 {
         let found = format!("{:?}", pixels.dims());
         return Err(lance_mm_tensor::Error::input("pixels", "(3, T, H, W)", found).into());
     }
     let values: Vec<f32> = pixels.flatten_all()?.to_vec1()?;
-    Ok(from_signed(&values, height as u32, width as u32)?)
+    Ok(from_vae_pixels(&values, height as u32, width as u32)?)
 }
 
 #[cfg(test)]
@@ -37,14 +37,14 @@ mod tests {
     fn frames_survive_the_way_there_and_back() {
         let frames: Vec<_> =
             (0..3).map(|i| RgbImage::from_fn(5, 4, |x, y| [x as u8, y as u8, i].into())).collect();
-        let tensor = tensor_of(&frames).unwrap();
+        let tensor = frames_to_tensor(&frames).unwrap();
         assert_eq!(tensor.dims(), [3, 3, 4, 5]);
-        assert_eq!(frames_of(&tensor).unwrap(), frames);
+        assert_eq!(tensor_to_frames(&tensor).unwrap(), frames);
         // Any strides.
         let turned = tensor.transpose(2, 3).unwrap();
-        assert_eq!(frames_of(&turned).unwrap()[2].get_pixel(3, 4).0, [4, 3, 2]);
+        assert_eq!(tensor_to_frames(&turned).unwrap()[2].get_pixel(3, 4).0, [4, 3, 2]);
         let gray = Tensor::zeros((1, 1, 2, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
-        assert!(frames_of(&gray).is_err());
-        assert!(tensor_of(&[]).is_err());
+        assert!(tensor_to_frames(&gray).is_err());
+        assert!(frames_to_tensor(&[]).is_err());
     }
 }

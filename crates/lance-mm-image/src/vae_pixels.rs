@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// No frames, frames of different sizes.
-pub fn to_signed(frames: &[RgbImage]) -> Result<Vec<f32>> {
+pub fn to_vae_pixels(frames: &[RgbImage]) -> Result<Vec<f32>> {
     let (width, height) = check_frames(frames)?.dimensions();
     let table: Vec<f32> = (0..256).map(|level| (level as f32 / 255.0 - 0.5) / 0.5).collect();
     let mut values = Vec::with_capacity(frames.len() * 3 * width as usize * height as usize);
@@ -26,7 +26,7 @@ pub fn to_signed(frames: &[RgbImage]) -> Result<Vec<f32>> {
 ///
 /// # Errors
 /// Sides of zero, values that are not a whole number of frames.
-pub fn from_signed(values: &[f32], height: u32, width: u32) -> Result<Vec<RgbImage>> {
+pub fn from_vae_pixels(values: &[f32], height: u32, width: u32) -> Result<Vec<RgbImage>> {
     let area = height as usize * width as usize;
     if area == 0 || !values.len().is_multiple_of(3 * area) {
         let message = format!("expected sides above 0 and whole frames, found {} values", values.len());
@@ -50,22 +50,22 @@ mod tests {
         let frames: Vec<_> = (0..3u8)
             .map(|i| RgbImage::from_fn(16, 32, |x, y| ::image::Rgb([(x * 16) as u8, (y * 8) as u8, 100 + i])))
             .collect();
-        let signed = to_signed(&frames).unwrap();
+        let signed = to_vae_pixels(&frames).unwrap();
         assert_eq!(signed.len(), 3 * 3 * 32 * 16);
         let value = |c: usize, t: usize, y: usize, x: usize| signed[((c * 3 + t) * 32 + y) * 16 + x];
         assert_eq!((value(0, 0, 0, 0), value(1, 2, 1, 0)), (-1.0, (8.0 / 255.0 - 0.5) / 0.5));
         assert_eq!(value(2, 1, 31, 15), (101.0 / 255.0 - 0.5) / 0.5);
-        assert_eq!(from_signed(&signed, 32, 16).unwrap(), frames);
-        assert!(to_signed(&[]).is_err());
+        assert_eq!(from_vae_pixels(&signed, 32, 16).unwrap(), frames);
+        assert!(to_vae_pixels(&[]).is_err());
     }
 
     #[test]
     fn values_beyond_the_range_are_clamped_and_ties_go_to_even() {
         let values = [-9.0, 9.0, 0.0, 1.0 / 255.0, f32::NAN, 3.0 / 255.0];
         // 127.5 is nearer to the even 128, and so is 128.5; NaN has no level and is black.
-        assert_eq!(from_signed(&values, 1, 2).unwrap()[0].as_raw(), &[0, 128, 0, 255, 128, 129]);
+        assert_eq!(from_vae_pixels(&values, 1, 2).unwrap()[0].as_raw(), &[0, 128, 0, 255, 128, 129]);
         for (height, width) in [(0, 2), (1, 0), (2, 2)] {
-            assert!(from_signed(&values, height, width).is_err(), "{height}x{width}");
+            assert!(from_vae_pixels(&values, height, width).is_err(), "{height}x{width}");
         }
     }
 }

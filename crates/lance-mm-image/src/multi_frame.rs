@@ -5,23 +5,23 @@ use super::gif;
 /// What a file holds beside the picture that [`decode`](super::decode) gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Several {
+pub enum MultiFrame {
     /// More frames, of an animated GIF, WebP or PNG.
-    Frames,
+    Animation,
     /// More pages, of a TIFF.
     Pages,
 }
 
 /// Whether a file holds more pictures than the one that [`decode`](super::decode) gives. Nothing is decoded; of
 /// damaged data it is `None`.
-pub fn several(bytes: &[u8]) -> Option<Several> {
+pub fn multi_frame(bytes: &[u8]) -> Option<MultiFrame> {
     let animated = gif::is_animated(bytes)
         || is_animated_webp(bytes).unwrap_or(false)
         || is_animated_png(bytes).unwrap_or(false);
     if animated {
-        return Some(Several::Frames);
+        return Some(MultiFrame::Animation);
     }
-    next_page(bytes).filter(|offset| *offset != 0).map(|_| Several::Pages)
+    next_page(bytes).filter(|offset| *offset != 0).map(|_| MultiFrame::Pages)
 }
 
 /// The flag for animation of the extended header, which comes first (WebP Container Specification).
@@ -79,11 +79,11 @@ mod tests {
     }
 
     /// No beginning of a file may panic.
-    fn of_all(bytes: &[u8]) -> Option<Several> {
+    fn of_all(bytes: &[u8]) -> Option<MultiFrame> {
         for n in 0..bytes.len() {
-            several(&bytes[..n]);
+            multi_frame(&bytes[..n]);
         }
-        several(bytes)
+        multi_frame(bytes)
     }
 
     #[test]
@@ -91,7 +91,7 @@ mod tests {
         let frames = [RgbImage::new(5, 3), RgbImage::from_pixel(5, 3, ::image::Rgb([9; 3]))];
         for animation in [Animation::Gif, Animation::Png, Animation::WebP] {
             let bytes = animation.encode(&frames, 12, &[("prompt", "A fox")]).unwrap();
-            assert_eq!(of_all(&bytes), Some(Several::Frames), "{animation:?}");
+            assert_eq!(of_all(&bytes), Some(MultiFrame::Animation), "{animation:?}");
         }
         let one = Animation::Png.encode(&frames[..1], 12, &[]).unwrap();
         assert_eq!(of_all(&one), None);
@@ -114,12 +114,12 @@ mod tests {
             (&b"II*\0\x08\0\0\0\x01\0\0\x01\x03\0\x01\0\0\0\x05\0\0\0"[..], &b"\x1a\0\0\0"[..]),
             (b"MM\0*\0\0\0\x08\0\x01\x01\0\0\x03\0\0\0\x01\0\x05\0\0", b"\0\0\0\x1a"),
         ] {
-            assert_eq!(of_all(&[start, next].concat()), Some(Several::Pages));
+            assert_eq!(of_all(&[start, next].concat()), Some(MultiFrame::Pages));
             assert_eq!(of_all(&[start, &[0; 4]].concat()), None);
         }
         // Offsets that lie.
-        assert_eq!(several(b"II*\0\xff\xff\xff\xff\x01\0"), None);
-        assert_eq!(several(b"II*\0\x08\0\0\0\xff\xff\x01\0"), None);
-        assert_eq!(several(b"\x89PNG\r\n\x1a\n\xff\xff\xff\xffIHDR\0\0"), None);
+        assert_eq!(multi_frame(b"II*\0\xff\xff\xff\xff\x01\0"), None);
+        assert_eq!(multi_frame(b"II*\0\x08\0\0\0\xff\xff\x01\0"), None);
+        assert_eq!(multi_frame(b"\x89PNG\r\n\x1a\n\xff\xff\xff\xffIHDR\0\0"), None);
     }
 }
