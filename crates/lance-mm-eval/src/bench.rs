@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use lance_mm_image::RgbImage;
+use lance_mm_image::{RgbImage, Size};
 use lance_mm_models::{Cache, Cursor, Grid, NextToken, Segment, Sequence};
 use lance_mm_tensor::{in_thread_pool, read_values, roofline};
 
@@ -227,7 +227,7 @@ pub fn picture(side: u32) -> Result<RgbImage> {
     let value = |i: u32| (128.0 + 100.0 * (f64::from(i) * 0.01).sin()) as u8;
     let pixels =
         (0..side * side).flat_map(|i| [value(i % side), value(i / side), value(i % side + i / side)]);
-    Ok(lance_mm_image::from_raw(side, side, pixels.collect())?)
+    Ok(lance_mm_image::from_raw(Size { width: side, height: side }, pixels.collect())?)
 }
 
 /// A cache that is filled with text.

@@ -5,8 +5,8 @@ use std::io::Cursor;
 
 use ::image::{ColorType, ImageError, ImageFormat, ImageReader, Limits};
 
-use super::{LoadOptions, format, jpeg, rgb};
 use crate::error::{Error, Result};
+use crate::{LoadOptions, Size, format, jpeg, rgb};
 
 /// Bytes of a known format, and what to call them in errors.
 pub(super) struct Encoded<'a> {
@@ -38,13 +38,12 @@ impl<'a> Encoded<'a> {
     }
 
     /// Refuses a picture without pixels or with more than may be decoded.
-    pub(super) fn check_size(&self, width: u32, height: u32) -> Result<()> {
-        let format = self.format_name();
-        match u64::from(width) * u64::from(height) {
-            0 => Err(self.error(format!("{format} without pixels ({width}x{height})"))),
-            n if n > self.options.max_pixels => {
-                let limit = self.options.max_pixels;
-                let message = format!("{format} of {width}x{height} is {n} pixels, expected at most {limit}");
+    pub(super) fn check_size(&self, size: Size) -> Result<()> {
+        let (format, limit) = (self.format_name(), self.options.max_pixels);
+        match size.area() {
+            0 => Err(self.error(format!("expected sides above 0, found a {format} of {size}"))),
+            found if found > limit => {
+                let message = format!("expected at most {limit} pixels, found {found} ({format} of {size})");
                 Err(self.too_large(limit, message))
             }
             _ => Ok(()),
@@ -60,14 +59,11 @@ impl<'a> Encoded<'a> {
     }
 
     /// Bytes of all pixels as the decoder writes them.
-    pub(super) fn buffer_len(&self, width: u32, height: u32, color: ColorType) -> Result<usize> {
-        let pixels = u64::from(width) * u64::from(height);
-        pixels
-            .checked_mul(u64::from(color.bytes_per_pixel()))
+    pub(super) fn buffer_len(&self, size: Size, color: ColorType) -> Result<usize> {
+        let bytes = size.area().checked_mul(u64::from(color.bytes_per_pixel()));
+        bytes
             .and_then(|bytes| usize::try_from(bytes).ok())
-            .ok_or_else(|| {
-                self.error(format!("{} of {width}x{height} exceeds the memory", self.format_name()))
-            })
+            .ok_or_else(|| self.error(format!("{} of {size} exceeds the memory", self.format_name())))
     }
 
     /// What transparency of this picture means.

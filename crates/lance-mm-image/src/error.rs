@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::FileKind;
+use crate::{FileKind, Size};
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -84,18 +84,15 @@ pub enum VideoProblem {
     /// A file without a video.
     #[error("expected a video, found none in the file")]
     NoStream,
-    /// Frames of different sizes, in pixels (width, height).
-    #[error(
-        "frame {index}: expected {}x{} pixels like frame 0, found {}x{}",
-        expected.0, expected.1, found.0, found.1
-    )]
+    /// Frames of different sizes.
+    #[error("frame {index}: expected {expected} pixels like frame 0, found {found}")]
     FrameSize {
         /// The first frame that differs, counted from 0.
         index: usize,
-        /// Width and height of frame 0.
-        expected: (u32, u32),
-        /// Width and height of the frame.
-        found: (u32, u32),
+        /// Size of frame 0.
+        expected: Size,
+        /// Size of the frame.
+        found: Size,
     },
     /// Shorter than half of a frame that the model samples.
     #[error("expected at least {least} frames at {fps} frames per second, found {found}")]
@@ -122,16 +119,18 @@ impl Error {
         Self::Option { name, expected: expected.to_string(), found: found.to_string() }
     }
 
-    /// A picture of this size that cannot be used.
-    pub(crate) fn of_size(what: &str, (width, height): (u32, u32), message: impl ToString) -> Self {
-        let name = format!("{what} of {width}x{height} pixels");
-        Self::Image { name, message: message.to_string() }
+    /// An image of this size that cannot be used.
+    pub(crate) fn of_size(what: &str, size: Size, message: impl ToString) -> Self {
+        Self::Image { name: format!("{what} of {size} pixels"), message: message.to_string() }
     }
 
-    /// Gives an error about frames the name of their file or folder.
-    pub(crate) fn named(self, path: &std::path::Path) -> Self {
+    /// Gives an error about a video the name of its file or folder.
+    pub(crate) fn named(self, name: impl ToString) -> Self {
+        let name = name.to_string();
         match self {
-            Self::Video { problem, .. } => Self::Video { name: path.display().to_string(), problem },
+            Self::Video { problem, .. } => Self::Video { name, problem },
+            Self::TooLarge { limit, message, .. } => Self::TooLarge { name, limit, message },
+            Self::Io { source, .. } => Self::Io { path: name.into(), source },
             error => error,
         }
     }

@@ -1,12 +1,16 @@
-//! Which part of a picture is used, and at which size.
+//! Sizes and crops: which part of an image is used, and the size it is resized to.
 //!
-//! Upstream trains on six aspect ratios. A picture goes to the bucket nearest to its own ratio and loses what
-//! does not fit at the sides. [`native_size`] is the way without a crop.
+//! Lance was trained on six aspect ratios. An image goes to the bucket nearest to its own ratio and loses what
+//! does not fit at the sides. [`native_size`] keeps all of it.
 
-use super::FACTOR;
+use std::fmt;
+
+use ::image::RgbImage;
+
+use crate::FACTOR;
 use crate::error::{Error, Result};
 
-/// Sides of a bucket are multiples of this. (The ViT needs 28 and crops once more.)
+/// Sides of a bucket are multiples of this. (The vision encoder needs 28, so the result is cropped once more.)
 const STRIDE: f64 = 16.0;
 
 /// Width and height of the ratios, in the order that decides ties.
@@ -18,38 +22,82 @@ const MAX_RATIO: f64 = 200.0;
 /// Most pixels [`native_size`] may be asked for: 16 384 tokens, the limit of the published processor.
 const MAX_NATIVE_PIXELS: u64 = 12_845_056;
 
-/// A rectangle of a picture, in pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Crop {
-    /// Rows above the rectangle.
-    pub top: u32,
-    /// Columns left of the rectangle.
-    pub left: u32,
-    /// Rows of the rectangle.
-    pub height: u32,
-    /// Columns of the rectangle.
+/// Width and height in pixels; `1280x720` when printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Size {
+    /// Columns of pixels.
     pub width: u32,
+    /// Rows of pixels.
+    pub height: u32,
 }
 
-impl Crop {
-    /// The rectangle of `height` x `width` in the middle of a picture of `of` (height, width) pixels.
-    ///
-    /// An odd rest leaves the smaller half above and to the left. The rectangle must fit.
-    pub(crate) fn centred((height, width): (u32, u32), of: (u32, u32)) -> Self {
-        Crop { top: (of.0 - height) / 2, left: (of.1 - width) / 2, height, width }
+impl Size {
+    /// The size of an image.
+    pub fn of(image: &RgbImage) -> Self {
+        let (width, height) = image.dimensions();
+        Size { width, height }
+    }
+
+    /// Number of pixels.
+    pub fn area(self) -> u64 {
+        u64::from(self.width) * u64::from(self.height)
+    }
+
+    /// Width over height.
+    fn ratio(self) -> f64 {
+        f64::from(self.width) / f64::from(self.height)
+    }
+
+    /// The size itself, unless a side is zero; `what` is the thing that has it.
+    pub(crate) fn not_empty(self, what: &str) -> Result<Self> {
+        if self.area() == 0 {
+            return Err(Error::of_size(what, self, "expected sides above 0"));
+        }
+        Ok(self)
     }
 }
 
-/// The six sizes (height, width) of a base size, for 21:9, 16:9, 4:3, 1:1, 3:4 and 9:16.
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+/// A rectangle of an image, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crop {
+    /// Pixels above the rectangle.
+    pub top: u32,
+    /// Pixels left of the rectangle.
+    pub left: u32,
+    /// Size of the rectangle.
+    pub size: Size,
+}
+
+impl Crop {
+    /// All of an image of this size.
+    pub fn whole(size: Size) -> Self {
+        Crop { top: 0, left: 0, size }
+    }
+
+    /// The rectangle of `size` in the middle of an image of `source`.
+    ///
+    /// An odd rest leaves the smaller half above and to the left. The rectangle must fit.
+    pub(crate) fn centred(size: Size, source: Size) -> Self {
+        Crop { top: (source.height - size.height) / 2, left: (source.width - size.width) / 2, size }
+    }
+}
+
+/// The six sizes of a base size, for 21:9, 16:9, 4:3, 1:1, 3:4 and 9:16.
 ///
-/// Sides are multiples of 16 and the area is about `base * base`. The same rule makes the buckets of the ViT
-/// and of the VAE, which differ in the base only.
-pub fn buckets(base: u32) -> Vec<(u32, u32)> {
-    RATIOS.iter().map(|&(w, h)| bucket_of_ratio(f64::from(base), w / h)).collect()
+/// Sides are multiples of 16 and the area is about `base * base`. The same rule makes the buckets of the vision
+/// encoder and of the VAE, which differ in the base only.
+pub fn buckets(base: u32) -> [Size; 6] {
+    RATIOS.map(|(w, h)| bucket_of_ratio(f64::from(base), w / h))
 }
 
 /// The better of two roundings: width first or height first. Nearer ratio wins, then nearer area.
-fn bucket_of_ratio(base: f64, ratio: f64) -> (u32, u32) {
+fn bucket_of_ratio(base: f64, ratio: f64) -> Size {
     let round = |x: f64| STRIDE * (x / STRIDE).round_ties_even();
     let area = base * base;
 
@@ -60,26 +108,30 @@ fn bucket_of_ratio(base: f64, ratio: f64) -> (u32, u32) {
 
     let errors = |(h, w): (f64, f64)| ((w / h - ratio).abs(), (w * h - area).abs());
     let (h, w) = if errors(by_height) < errors(by_width) { by_height } else { by_width };
-    (h as u32, w as u32)
+    Size { width: w as u32, height: h as u32 }
 }
 
-/// The bucket (height, width) of `base` whose ratio is nearest to that of a picture, the first on a tie.
-pub fn bucket(height: u32, width: u32, base: u32) -> (u32, u32) {
-    let ratio = f64::from(width) / f64::from(height);
-    let distance = |&(h, w): &(u32, u32)| (ratio - f64::from(w) / f64::from(h)).abs();
-    let sizes = buckets(base);
-    sizes[1..].iter().fold(sizes[0], |best, size| if distance(size) < distance(&best) { *size } else { best })
-}
-
-/// The part of a `height` x `width` picture that is resized to `bucket` (height, width).
+/// The bucket of `base` whose ratio is nearest to that of an image of size `source`, the first on a tie.
 ///
-/// It has the bucket's ratio as nearly as whole pixels allow and lies in the middle. Where the ratios nearly
-/// agree, upstream moves it by about a pixel at random; here it stays in the middle.
-pub fn crop(height: u32, width: u32, bucket: (u32, u32)) -> Crop {
-    let (h, w) = (f64::from(height), f64::from(width));
-    let ratio = f64::from(bucket.1) / f64::from(bucket.0);
+/// # Errors
+///
+/// A side of zero.
+pub fn bucket(source: Size, base: u32) -> Result<Size> {
+    source.not_empty("image")?;
+    let distance = |size: Size| (source.ratio() - size.ratio()).abs();
+    let [first, others @ ..] = buckets(base);
+    Ok(others.into_iter().fold(first, |best, size| if distance(size) < distance(best) { size } else { best }))
+}
 
-    // A crop of the picture's own area fits only when the ratios agree up to rounding.
+/// The part of an image of size `source` that is resized to `bucket`.
+///
+/// It has the bucket's ratio as nearly as whole pixels allow and is centred. Where the ratios nearly agree,
+/// upstream moves it by about a pixel at random; here it stays in the middle.
+pub fn crop(source: Size, bucket: Size) -> Crop {
+    let (h, w) = (f64::from(source.height), f64::from(source.width));
+    let ratio = bucket.ratio();
+
+    // A crop of the image's own area fits only when the ratios agree up to rounding.
     let same_area = ((w * h / ratio).sqrt().round_ties_even(), (w * h * ratio).sqrt().round_ties_even());
     let fits = |(ch, cw): (f64, f64)| 0.0 < cw && cw <= w && 0.0 < ch && ch <= h;
     let (ch, cw) = if fits(same_area) {
@@ -91,30 +143,31 @@ pub fn crop(height: u32, width: u32, bucket: (u32, u32)) -> Crop {
     } else {
         (h, w)
     };
-    Crop::centred((ch as u32, cw as u32), (height, width))
+    Crop::centred(Size { width: cw as u32, height: ch as u32 }, source)
 }
 
-/// The size (height, width) of a whole picture whose sides are multiples of 28, near its own size.
+/// The size of a whole image whose sides are multiples of 28, near its own size.
 ///
 /// The area is brought between `min_pixels` and `max_pixels`, the ratio kept as nearly as 28 allows. (A side
-/// never gets shorter than 28, so a very long strip may end above `max_pixels`.)
+/// never gets shorter than 28, so a very long strip may end above `max_pixels`.) This is `smart_resize` of the
+/// Qwen2-VL image processor in transformers.
 ///
 /// # Errors
 ///
 /// A side of zero, a ratio above 200, or bounds other than `min_pixels <= max_pixels` with `max_pixels` from
 /// 784 (one token) to 12 845 056 (16 384 tokens).
-pub fn native_size(height: u32, width: u32, min_pixels: u64, max_pixels: u64) -> Result<(u32, u32)> {
+pub(crate) fn native_size(source: Size, min_pixels: u64, max_pixels: u64) -> Result<Size> {
     check_bounds(min_pixels, max_pixels)?;
-    check_ratio(height, width)?;
+    check_ratio(source)?;
     let factor = f64::from(FACTOR);
-    let (h, w) = (f64::from(height), f64::from(width));
+    let (h, w) = (f64::from(source.height), f64::from(source.width));
     let (min, max) = (min_pixels as f64, max_pixels as f64);
 
     let nearest = |side: f64| factor * (side / factor).round_ties_even();
     let area = nearest(h) * nearest(w);
     let (h, w) = if area > max {
         let by = (h * w / max).sqrt();
-        // Two divisions, as the published processor does: where the exact quotient is whole, one division
+        // Two divisions, as the published processor does: where the exact quotient is an integer, one division
         // by the product may round to the other side.
         let shrunk = |side: f64| factor.max(factor * (side / by / factor).floor());
         (shrunk(h), shrunk(w))
@@ -125,7 +178,7 @@ pub fn native_size(height: u32, width: u32, min_pixels: u64, max_pixels: u64) ->
     } else {
         (nearest(h), nearest(w))
     };
-    Ok((h as u32, w as u32))
+    Ok(Size { width: w as u32, height: h as u32 })
 }
 
 fn check_bounds(min_pixels: u64, max_pixels: u64) -> Result<()> {
@@ -137,18 +190,23 @@ fn check_bounds(min_pixels: u64, max_pixels: u64) -> Result<()> {
     Err(Error::option("pixels", expected, format!("{min_pixels} to {max_pixels}")))
 }
 
-fn check_ratio(height: u32, width: u32) -> Result<()> {
-    let (short, long) = (height.min(width), height.max(width));
+fn check_ratio(source: Size) -> Result<()> {
+    let (short, long) = (source.height.min(source.width), source.height.max(source.width));
     if short > 0 && f64::from(long) / f64::from(short) <= MAX_RATIO {
         return Ok(());
     }
     let message = format!("expected sides above 0 and a ratio of at most {MAX_RATIO}");
-    Err(Error::of_size("picture", (width, height), message))
+    Err(Error::of_size("image", source, message))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Height first, as upstream's tables have it.
+    fn hw((height, width): (u32, u32)) -> Size {
+        Size { width, height }
+    }
 
     #[test]
     fn buckets_are_upstreams() {
@@ -158,7 +216,7 @@ mod tests {
             (112, [(80, 192), (80, 144), (96, 128), (112, 112), (128, 96), (144, 80)]),
         ];
         for (base, expected) in cases {
-            assert_eq!(buckets(base), expected, "base {base}");
+            assert_eq!(buckets(base), expected.map(hw), "base {base}");
         }
     }
 
@@ -184,19 +242,20 @@ mod tests {
             case((1080, 1920), 672, (512, 912), [1, 0, 1078, 1920]),
             case((1500, 500), 672, (912, 512), [304, 0, 891, 500]),
         ];
-        for Case { source: (h, w), base, bucket: expected, crop: [top, left, height, width] } in cases {
-            let found = bucket(h, w, base);
-            assert_eq!(found, expected, "{h}x{w}");
-            assert_eq!(crop(h, w, found), Crop { top, left, height, width }, "{h}x{w}");
+        for Case { source, base, bucket: expected, crop: [top, left, height, width] } in cases {
+            let source = hw(source);
+            let found = bucket(source, base).unwrap();
+            assert_eq!(found, hw(expected), "{source}");
+            assert_eq!(crop(source, found), Crop { top, left, size: Size { width, height } }, "{source}");
         }
     }
 
     #[test]
     fn crop_stays_inside_for_extreme_sizes() {
-        for (h, w) in [(1, u32::MAX), (u32::MAX, 1), (2, 3), (65535, 65535), (1, 1)] {
-            let crop = crop(h, w, bucket(h, w, 672));
-            assert!(crop.height >= 1 && crop.width >= 1, "{h}x{w}: {crop:?}");
-            assert!(crop.top + crop.height <= h && crop.left + crop.width <= w, "{h}x{w}: {crop:?}");
+        for source in [(1, u32::MAX), (u32::MAX, 1), (2, 3), (65535, 65535), (1, 1)].map(hw) {
+            let Crop { top, left, size } = crop(source, bucket(source, 672).unwrap());
+            assert!(size.height >= 1 && size.width >= 1, "{source}: {size}");
+            assert!(top + size.height <= source.height && left + size.width <= source.width, "{source}");
         }
     }
 
@@ -213,20 +272,21 @@ mod tests {
             ((8000, 8000), (3584, 3584)),
             ((2000, 10), (812, 28)),
         ];
-        for ((h, w), expected) in cases {
-            assert_eq!(native_size(h, w, 3136, MAX_NATIVE_PIXELS).unwrap(), expected, "{h}x{w}");
+        for (source, expected) in cases {
+            let found = native_size(hw(source), 3136, MAX_NATIVE_PIXELS).unwrap();
+            assert_eq!(found, hw(expected), "{source:?}");
         }
-        assert_eq!(native_size(3000, 4000, 3136, 1_003_520).unwrap(), (840, 1148));
+        assert_eq!(native_size(hw((3000, 4000)), 3136, 1_003_520).unwrap(), hw((840, 1148)));
     }
 
     #[test]
     fn native_size_refuses() {
-        for (h, w) in [(2001, 10), (0, 5), (5, 0)] {
-            let error = native_size(h, w, 3136, 1_003_520).unwrap_err();
-            assert!(error.to_string().contains(&format!("{w}x{h}")), "{error}");
+        for source in [(2001, 10), (0, 5), (5, 0)].map(hw) {
+            let error = native_size(source, 3136, 1_003_520).unwrap_err();
+            assert!(error.to_string().contains(&source.to_string()), "{error}");
         }
         for (min, max) in [(5000, 4000), (0, 783), (0, MAX_NATIVE_PIXELS + 1)] {
-            let error = native_size(100, 100, min, max).unwrap_err();
+            let error = native_size(hw((100, 100)), min, max).unwrap_err();
             assert!(matches!(error, Error::Option { name: "pixels", .. }), "{error}");
         }
     }

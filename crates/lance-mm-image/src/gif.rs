@@ -6,10 +6,10 @@ use std::time::Duration;
 use ::image::codecs::gif::GifDecoder;
 use ::image::{AnimationDecoder, ColorType, Frame as Decoded, ImageDecoder, ImageFormat, RgbImage};
 
-use super::LoadOptions;
-use super::encoded::Encoded;
-use super::rgb::{self, Alpha};
+use crate::encoded::Encoded;
 use crate::error::Result;
+use crate::rgb::{self, Alpha};
+use crate::{LoadOptions, Size};
 
 /// Delays up to this are not meant: browsers and we use [`DEFAULT_DELAY`] instead.
 const LEAST_DELAY: Duration = Duration::from_millis(10);
@@ -76,9 +76,10 @@ pub(crate) fn frames(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<
     let mut decoder = GifDecoder::new(Cursor::new(file.bytes)).map_err(|e| file.decoding(&e))?;
     decoder.set_limits(file.limits()).map_err(|e| file.decoding(&e))?;
     let (width, height) = decoder.dimensions();
-    file.check_size(width, height)?;
+    let size = Size { width, height };
+    file.check_size(size)?;
 
-    let max_frames = (options.max_clip_pixels / (u64::from(width) * u64::from(height))) as usize;
+    let max_frames = (options.max_clip_pixels / size.area()) as usize;
     let mut frames = Vec::new();
     let mut decoded = decoder.into_frames();
     // The limit comes first: asking for a frame decodes it.
@@ -92,10 +93,9 @@ pub(crate) fn frames(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<
         None => Ok(frames),
         Some(_) => {
             let limit = options.max_clip_pixels;
-            let message = format!(
-                "GIF of more than {max_frames} frames of {width}x{height}, expected at most {limit} pixels in all"
-            );
-            Err(file.too_large(limit, message))
+            let found = format!("a GIF of more than {max_frames} frames of {size}");
+            Err(file
+                .too_large(limit, format!("expected at most {limit} pixels in all frames, found {found}")))
         }
     }
 }
@@ -185,7 +185,7 @@ mod tests {
         let frames = all(&bytes);
         assert_eq!(ends(&frames[0]), [WHITE, BLUE]);
         assert_eq!(frames[0].image.get_pixel(3, 1).0, WHITE);
-        assert_eq!(super::super::decode(&bytes, "x", &LoadOptions::default()).unwrap(), frames[0].image);
+        assert_eq!(crate::decode(&bytes, "x", &LoadOptions::default()).unwrap(), frames[0].image);
     }
 
     #[test]
@@ -220,8 +220,8 @@ mod tests {
         };
         assert_eq!(limited(8, 16).unwrap().len(), 2);
         for (of_frame, of_clip, message) in [
-            (8, 15, "x: GIF of more than 1 frames of 4x2, expected at most 15 pixels in all"),
-            (7, 16, "x: GIF of 4x2 is 8 pixels, expected at most 7"),
+            (8, 15, "x: expected at most 15 pixels in all frames, found a GIF of more than 1 frames of 4x2"),
+            (7, 16, "x: expected at most 7 pixels, found 8 (GIF of 4x2)"),
         ] {
             assert_eq!(limited(of_frame, of_clip).map(|_| ()).unwrap_err().to_string(), message);
         }

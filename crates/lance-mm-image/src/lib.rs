@@ -8,7 +8,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # use lance_mm_image as image;
 //! // A picture that is in memory already needs no file.
-//! let picture = image::from_raw(300, 400, vec![127; 300 * 400 * 3])?;
+//! let picture = image::from_raw(image::Size { width: 400, height: 300 }, vec![127; 300 * 400 * 3])?;
 //! let picture = image::resize(&picture, image::Resize::resolution("image_768res")?)?;
 //! assert_eq!((picture.height(), picture.width()), (560, 756));
 //!
@@ -42,10 +42,10 @@ pub use ::image::{Rgb, RgbImage};
 pub use error::{Error, Result, VideoProblem};
 
 pub use format::FileKind;
-pub use geometry::{Crop, bucket, buckets, crop, native_size};
+pub use geometry::{Crop, Size, bucket, buckets, crop};
 pub use load::{LoadOptions, decode, from_raw, load, read};
 pub use multi_frame::{MultiFrame, multi_frame};
-pub use patches::{PATCH_VALUES, Patches, patches};
+pub use patches::{PATCH_VALUES, Patches, patches, prepare_image, prepare_video};
 pub use resample::resample;
 pub use resize::{Resize, resize, resize_frames, resize_to_bucket};
 pub use vae_pixels::{from_vae_pixels, to_vae_pixels};

@@ -7,9 +7,9 @@ use std::path::Path;
 use ::image::metadata::Orientation;
 use ::image::{DynamicImage, ImageDecoder, RgbImage};
 
-use super::encoded::Encoded;
-use super::{format, rgb};
+use crate::encoded::Encoded;
 use crate::error::{Error, Result};
+use crate::{Size, format, rgb};
 
 /// What a loader does beyond decoding, and what it refuses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +72,8 @@ pub fn decode(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<RgbImag
     let file = Encoded::detect(bytes, name, options)?;
     let mut decoder = file.reader().into_decoder().map_err(|e| file.decoding(&e))?;
     let (width, height) = decoder.dimensions();
-    file.check_size(width, height)?;
+    let size = Size { width, height };
+    file.check_size(size)?;
     file.check_end()?;
 
     let color = decoder.color_type();
@@ -85,33 +86,30 @@ pub fn decode(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<RgbImag
     } else {
         Orientation::NoTransforms
     };
-    let mut samples = vec![0; file.buffer_len(width, height, color)?];
+    let mut samples = vec![0; file.buffer_len(size, color)?];
     decoder.read_image(&mut samples).map_err(|e| file.decoding(&e))?;
 
     let pixels = rgb::from_samples(samples, color, file.alpha());
-    let image = RgbImage::from_raw(width, height, pixels).expect("one pixel per pixel of the source");
-    Ok(turned(image, orientation))
+    Ok(rotated(from_raw(size, pixels)?, orientation))
 }
 
-/// A picture from its pixels: rows from the top, red, green, blue.
+/// An image from its pixels `(H, W, 3)`: rows from the top, red, green, blue.
 ///
 /// # Errors
 ///
 /// Sides of zero, or a number of bytes other than `height * width * 3`.
-pub fn from_raw(height: u32, width: u32, pixels: Vec<u8>) -> Result<RgbImage> {
-    let error = |message: String| Err(Error::of_size("raw picture", (width, height), message));
-    let expected = (u64::from(height) * u64::from(width)).saturating_mul(3);
-    if expected == 0 {
-        return error("expected sides above 0".to_owned());
-    }
+pub fn from_raw(size: Size, pixels: Vec<u8>) -> Result<RgbImage> {
+    let expected = size.not_empty("raw image")?.area().saturating_mul(3);
     let found = pixels.len();
-    match RgbImage::from_raw(width, height, pixels) {
+    match RgbImage::from_raw(size.width, size.height, pixels) {
         Some(image) if found as u64 == expected => Ok(image),
-        _ => error(format!("expected {expected} bytes of RGB, found {found}")),
+        _ => {
+            Err(Error::of_size("raw image", size, format!("expected {expected} bytes of RGB, found {found}")))
+        }
     }
 }
 
-fn turned(image: RgbImage, orientation: Orientation) -> RgbImage {
+fn rotated(image: RgbImage, orientation: Orientation) -> RgbImage {
     if orientation == Orientation::NoTransforms {
         return image;
     }
@@ -231,13 +229,13 @@ mod tests {
     fn size_is_checked_before_anything_is_decoded() {
         assert_eq!(
             message(&png_of_size(60_000, 60_000)),
-            "x: PNG of 60000x60000 is 3600000000 pixels, expected at most 179000000"
+            "x: expected at most 179000000 pixels, found 3600000000 (PNG of 60000x60000)"
         );
         let options = LoadOptions { max_pixels: 116, ..LoadOptions::default() };
         for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Gif, ImageFormat::Tiff] {
             let bytes = encode(small(), format);
             let error = decode(&bytes, "x", &options).unwrap_err().to_string();
-            assert!(error.ends_with("of 13x9 is 117 pixels, expected at most 116"), "{error}");
+            assert!(error.starts_with("x: expected at most 116 pixels, found 117 ("), "{error}");
             assert!(decode(&bytes, "x", &LoadOptions { max_pixels: 117, ..options }).is_ok(), "{format:?}");
         }
     }
@@ -311,11 +309,12 @@ mod tests {
 
     #[test]
     fn raw_pixels() {
-        let image = from_raw(2, 1, vec![1, 2, 3, 4, 5, 6]).unwrap();
+        let size = |width, height| Size { width, height };
+        let image = from_raw(size(1, 2), vec![1, 2, 3, 4, 5, 6]).unwrap();
         assert_eq!((image.height(), image.width(), image.get_pixel(0, 1).0), (2, 1, [4, 5, 6]));
-        let error = from_raw(2, 1, vec![0; 8]).unwrap_err().to_string();
-        assert_eq!(error, "raw picture of 1x2 pixels: expected 6 bytes of RGB, found 8");
-        assert!(from_raw(0, 1, vec![]).is_err());
-        assert!(from_raw(u32::MAX, u32::MAX, vec![]).is_err());
+        let error = from_raw(size(1, 2), vec![0; 8]).unwrap_err().to_string();
+        assert_eq!(error, "raw image of 1x2 pixels: expected 6 bytes of RGB, found 8");
+        assert!(from_raw(size(1, 0), vec![]).is_err());
+        assert!(from_raw(size(u32::MAX, u32::MAX), vec![]).is_err());
     }
 }

@@ -3,9 +3,10 @@
 use ::image::RgbImage;
 use rayon::prelude::*;
 
-use super::FACTOR;
-use super::resize::check_frames;
+use crate::FACTOR;
 use crate::error::{Error, Result};
+use crate::resize::{Resize, frame_size, resize, resize_frames};
+use crate::video::Clip;
 
 /// Side of a patch in pixels.
 const PATCH: usize = 14;
@@ -36,6 +37,24 @@ pub struct Patches {
     pub w: usize,
 }
 
+/// Resizes an image and cuts it into patches: all that the vision encoder needs of it.
+///
+/// # Errors
+///
+/// As [`resize`].
+pub fn prepare_image(image: &RgbImage, how: Resize) -> Result<Patches> {
+    patches(&[resize(image, how)?])
+}
+
+/// Samples the frames of a video, resizes them and cuts them into patches.
+///
+/// # Errors
+///
+/// As [`Clip::sampled`] and [`resize_frames`].
+pub fn prepare_video(clip: &Clip, how: Resize) -> Result<Patches> {
+    patches(&resize_frames(&clip.sampled()?, how)?)
+}
+
 /// Cuts frames into patches.
 ///
 /// A single frame is a picture and is doubled. Of an odd number of frames the last is repeated.
@@ -44,12 +63,12 @@ pub struct Patches {
 ///
 /// No frames, frames of different sizes, or sides that are not multiples of 28.
 pub fn patches(frames: &[RgbImage]) -> Result<Patches> {
-    let (width, height) = check_frames(frames)?.dimensions();
-    if width == 0 || height == 0 || width % FACTOR != 0 || height % FACTOR != 0 {
+    let size = frame_size(frames)?;
+    if size.area() == 0 || !size.width.is_multiple_of(FACTOR) || !size.height.is_multiple_of(FACTOR) {
         let message = format!("expected sides that are multiples of {FACTOR}");
-        return Err(Error::of_size("frame", (width, height), message));
+        return Err(Error::of_size("frame", size, message));
     }
-    let (t, h, w) = (frames.len().div_ceil(2), height as usize / PATCH, width as usize / PATCH);
+    let (t, h, w) = (frames.len().div_ceil(2), size.height as usize / PATCH, size.width as usize / PATCH);
     let table = normalised();
     let mut values = vec![0.0; t * h * w * PATCH_VALUES];
     values.par_chunks_exact_mut(PATCH_VALUES).enumerate().for_each(|(i, row)| {

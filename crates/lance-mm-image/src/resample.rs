@@ -10,7 +10,7 @@
 use ::image::RgbImage;
 use rayon::prelude::*;
 
-use super::Crop;
+use crate::{Crop, Size};
 
 /// Fractional bits of a weight: 32 bits less 8 of the pixel and 2 for overshoot.
 const PRECISION: u32 = 22;
@@ -18,7 +18,7 @@ const PRECISION: u32 = 22;
 /// Half the kernel's width at full size.
 const SUPPORT: f64 = 2.0;
 
-/// Resizes the part `crop` of `image` to `size` (height, width), bit equal to Pillow's bicubic filter.
+/// Resizes the part `crop` of `image` to `size`, bit equal to Pillow's bicubic filter.
 ///
 /// Pixels outside the crop have no influence, as if the crop had been copied first. (It is not: memory beside
 /// the source is one band of the new width and the result.) Enlarging is allowed.
@@ -26,21 +26,20 @@ const SUPPORT: f64 = 2.0;
 /// # Panics
 ///
 /// When the crop is empty or reaches outside the image.
-pub fn resample(image: &RgbImage, crop: Crop, size: (u32, u32)) -> RgbImage {
-    let whole = Crop { top: 0, left: 0, height: size.0, width: size.1 };
-    resample_part(image, crop, size, whole)
+pub fn resample(image: &RgbImage, crop: Crop, size: Size) -> RgbImage {
+    resample_part(image, crop, size, Crop::whole(size))
 }
 
 /// The part `keep` of what [`resample`] returns, without computing the rest.
-pub(crate) fn resample_part(image: &RgbImage, crop: Crop, size: (u32, u32), keep: Crop) -> RgbImage {
-    assert!(crop.height > 0 && crop.width > 0, "an empty crop has no pixels to resize: {crop:?}");
+pub(crate) fn resample_part(image: &RgbImage, crop: Crop, size: Size, keep: Crop) -> RgbImage {
+    assert!(crop.size.area() > 0, "an empty crop has no pixels to resize: {crop:?}");
     assert!(
-        crop.top + crop.height <= image.height() && crop.left + crop.width <= image.width(),
-        "{crop:?} reaches outside an image of {:?} (width, height)",
-        image.dimensions()
+        crop.top + crop.size.height <= image.height() && crop.left + crop.size.width <= image.width(),
+        "{crop:?} reaches outside an image of {}",
+        Size::of(image)
     );
-    let columns = axis_taps(crop.width, size.1, keep.left, keep.width);
-    let rows = axis_taps(crop.height, size.0, keep.top, keep.height);
+    let columns = axis_taps(crop.size.width, size.width, keep.left, keep.size.width);
+    let rows = axis_taps(crop.size.height, size.height, keep.top, keep.size.height);
 
     // Source rows that any kept row of the result reads.
     let first = rows.first().map_or(0, |taps| taps.first);
@@ -48,7 +47,8 @@ pub(crate) fn resample_part(image: &RgbImage, crop: Crop, size: (u32, u32), keep
     let source = Source { image, top: crop.top as usize + first, left: crop.left as usize };
     let band = horizontal(&source, &columns, end - first);
     let pixels = vertical(&band, &rows, first, columns.len() * 3);
-    RgbImage::from_raw(keep.width, keep.height, pixels).expect("both passes fill the size they were given")
+    RgbImage::from_raw(keep.size.width, keep.size.height, pixels)
+        .expect("both passes fill the size they were given")
 }
 
 /// The source pixels one output sample is made of: `weights.len()` of them from `first` on.
@@ -175,7 +175,12 @@ mod tests {
     }
 
     fn whole(image: &RgbImage) -> Crop {
-        Crop { top: 0, left: 0, height: image.height(), width: image.width() }
+        Crop::whole(Size::of(image))
+    }
+
+    /// Height first.
+    fn hw((height, width): (u32, u32)) -> Size {
+        Size { width, height }
     }
 
     /// The definition in floats: every source sample weighted by the stretched kernel, per axis.
@@ -197,7 +202,7 @@ mod tests {
         (0..n_out).map(output).collect()
     }
 
-    fn naive_image(image: &RgbImage, (height, width): (u32, u32)) -> RgbImage {
+    fn naive_image(image: &RgbImage, Size { width, height }: Size) -> RgbImage {
         let mut out = RgbImage::new(width, height);
         for c in 0..3 {
             let rows: Vec<Vec<f64>> = image
@@ -224,7 +229,7 @@ mod tests {
             ((64, 5), (2, 50)),
         ];
         for (from, to) in cases {
-            let image = noise(from.0, from.1);
+            let (image, to) = (noise(from.0, from.1), hw(to));
             let found = resample(&image, whole(&image), to);
             for (a, b) in found.iter().zip(naive_image(&image, to).iter()) {
                 assert!(a.abs_diff(*b) <= 1, "{from:?} -> {to:?}: {a} against {b}");
@@ -238,9 +243,9 @@ mod tests {
         let source = RgbImage::from_fn(1280, 720, |x, y| {
             ::image::Rgb([(7 * x + 13 * y) as u8, (x * x / 50 + 3 * y) as u8, (x ^ y) as u8])
         });
-        let crop = Crop { top: 0, left: 0, height: 719, width: 1280 };
-        let keep = Crop::centred((504, 896), (512, 912));
-        let out = resample_part(&source, crop, (512, 912), keep);
+        let crop = Crop::whole(hw((719, 1280)));
+        let keep = Crop::centred(hw((504, 896)), hw((512, 912)));
+        let out = resample_part(&source, crop, hw((512, 912)), keep);
         let first = [[155, 19, 12], [165, 20, 10], [175, 20, 9], [184, 22, 17], [194, 22, 22], [204, 23, 21]];
         let last =
             [[143, 241, 35], [153, 72, 35], [163, 122, 37], [173, 207, 37], [183, 165, 46], [192, 66, 57]];
@@ -253,38 +258,41 @@ mod tests {
     #[test]
     fn same_size_changes_nothing() {
         let image = noise(13, 17);
-        assert_eq!(resample(&image, whole(&image), (13, 17)), image);
+        assert_eq!(resample(&image, whole(&image), hw((13, 17))), image);
     }
 
     #[test]
     fn crop_equals_copying_first() {
         let image = noise(30, 40);
-        let crop = Crop { top: 5, left: 7, height: 19, width: 23 };
+        let crop = Crop { top: 5, left: 7, size: hw((19, 23)) };
         let copy = ::image::imageops::crop_imm(&image, 7, 5, 23, 19).to_image();
-        assert_eq!(resample(&image, crop, (11, 50)), resample(&copy, whole(&copy), (11, 50)));
+        assert_eq!(resample(&image, crop, hw((11, 50))), resample(&copy, whole(&copy), hw((11, 50))));
     }
 
     #[test]
     fn part_equals_cutting_afterwards() {
         let image = noise(50, 33);
-        let keep = Crop { top: 3, left: 2, height: 14, width: 9 };
-        let all = resample(&image, whole(&image), (20, 15));
+        let keep = Crop { top: 3, left: 2, size: hw((14, 9)) };
+        let all = resample(&image, whole(&image), hw((20, 15)));
         let expected = ::image::imageops::crop_imm(&all, 2, 3, 9, 14).to_image();
-        assert_eq!(resample_part(&image, whole(&image), (20, 15), keep), expected);
+        assert_eq!(resample_part(&image, whole(&image), hw((20, 15)), keep), expected);
     }
 
     #[test]
     fn flat_stays_flat() {
         for level in [0, 1, 127, 254, 255] {
             let image = RgbImage::from_pixel(37, 21, ::image::Rgb([level; 3]));
-            assert!(resample(&image, whole(&image), (64, 5)).iter().all(|v| *v == level), "level {level}");
+            assert!(
+                resample(&image, whole(&image), hw((64, 5))).iter().all(|v| *v == level),
+                "level {level}"
+            );
         }
     }
 
     #[test]
     fn empty_results_are_empty() {
         let image = noise(4, 4);
-        assert_eq!(resample(&image, whole(&image), (0, 3)).dimensions(), (3, 0));
-        assert_eq!(resample(&image, whole(&image), (3, 0)).dimensions(), (0, 3));
+        assert_eq!(resample(&image, whole(&image), hw((0, 3))).dimensions(), (3, 0));
+        assert_eq!(resample(&image, whole(&image), hw((3, 0))).dimensions(), (0, 3));
     }
 }

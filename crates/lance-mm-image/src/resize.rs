@@ -1,12 +1,13 @@
-//! The two ways to bring a picture to a size the ViT accepts.
+//! The two ways to bring an image to a size the vision encoder accepts.
 
 use std::borrow::Borrow;
 
 use ::image::RgbImage;
 
-use super::resample::{resample, resample_part};
-use super::{Crop, FACTOR, bucket, crop, native_size};
+use crate::FACTOR;
 use crate::error::{Error, Result, VideoProblem};
+use crate::geometry::{Crop, Size, bucket, crop, native_size};
+use crate::resample::{resample, resample_part};
 
 /// Base sizes of the ViT by upstream's resolution names.
 const RESOLUTIONS: [(&str, u32); 6] = [
@@ -21,28 +22,32 @@ const RESOLUTIONS: [(&str, u32); 6] = [
 /// Largest accepted base size. A bucket then has about 21 000 tokens, more than any preset by 30 times.
 const MAX_BASE: u32 = 4096;
 
-/// How a picture is brought to sides that are multiples of 28.
+/// How an image is brought to sides that are multiples of 28, as the vision encoder needs them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resize {
-    /// Upstream's way, in which the model was trained and evaluated: crop to the nearest of six ratios,
-    /// resize to about `base * base` pixels, crop the sides to multiples of 28.
+    /// Upstream's way, in which Lance was trained and evaluated: crop to the nearest of six ratios, resize to
+    /// about `base * base` pixels, crop the sides to multiples of 28.
     ///
     /// A 3:1 panorama loses 22 % of its width, a 1:3 strip 41 % of its height.
     Bucket {
         /// Side of the square bucket, in pixels.
         base: u32,
     },
-    /// The whole picture near its own size, as lance-mlx does; see [`native_size`].
+    /// The whole image near its own size, as Qwen2.5-VL and lance-mlx do.
+    ///
+    /// The area is brought between the bounds, the ratio kept as nearly as 28 allows: `smart_resize` of the
+    /// Qwen2-VL image processor in transformers. (A side never gets shorter than 28, so a very long strip may end
+    /// above `max_pixels`.)
     Native {
-        /// Smaller pictures are enlarged to this area.
+        /// Smaller images are enlarged to this area; at most `max_pixels`.
         min_pixels: u64,
-        /// Larger pictures are reduced to this area.
+        /// Larger images are reduced to this area: 784 (one token) to 12 845 056 (16 384 tokens).
         max_pixels: u64,
     },
 }
 
 impl Resize {
-    /// The whole picture with 4 to 1280 tokens.
+    /// The whole image with 4 to 1280 tokens.
     pub const fn native() -> Self {
         Resize::Native { min_pixels: 3136, max_pixels: 1_003_520 }
     }
@@ -58,102 +63,95 @@ impl Resize {
             None => Err(Error::option("resolution", RESOLUTIONS.map(|(known, _)| known).join(", "), name)),
         }
     }
+
+    /// The size that [`resize`] gives an image of size `source`; nothing is computed but numbers.
+    ///
+    /// The vision encoder makes one token of 28 x 28 pixels.
+    ///
+    /// # Errors
+    ///
+    /// A side of zero, a base size that is too large or whose bucket has a side below 28, a ratio above 200 or
+    /// bounds out of range for [`Resize::Native`].
+    pub fn output_size(self, source: Size) -> Result<Size> {
+        Ok(Plan::new(source, self)?.keep.size)
+    }
 }
 
-/// Crops and resizes a picture so that its sides are multiples of 28.
+/// Crops and resizes an image so that its sides are multiples of 28.
 ///
 /// # Errors
 ///
-/// A picture without pixels, a base size that is too large or whose bucket has a side below 28, or what
-/// [`native_size`] refuses.
+/// As [`Resize::output_size`].
 pub fn resize(image: &RgbImage, resize: Resize) -> Result<RgbImage> {
-    let plan = Plan::new(image, resize)?;
-    Ok(plan.apply(image))
+    Ok(Plan::new(Size::of(image), resize)?.apply(image))
 }
 
-/// [`resize`] for the frames of a video, all of which get the size that fits the first.
+/// Crops and resizes the frames of a video, all to the size that fits the first.
 ///
-/// Frames may be owned or borrowed, so those that [`Clip::sampled`](crate::video::Clip::sampled) picked need
+/// Frames may be owned or borrowed, so those that [`Clip::sampled`](crate::video::Clip::sampled) selects need
 /// not be copied.
 ///
 /// # Errors
 ///
-/// No frames, frames of different sizes, or what [`resize`] refuses.
+/// No frames, frames of different sizes, or as [`Resize::output_size`].
 pub fn resize_frames<F: Borrow<RgbImage>>(frames: &[F], resize: Resize) -> Result<Vec<RgbImage>> {
-    let first = check_frames(frames)?;
-    let plan = Plan::new(first, resize)?;
+    let plan = Plan::new(frame_size(frames)?, resize)?;
     Ok(frames.iter().map(|frame| plan.apply(frame.borrow())).collect())
 }
 
 /// Crops frames to the ratio of the bucket of `base` that is nearest to the first, and resizes them to that
-/// bucket: its sides are multiples of 16, and the whole crop is kept.
+/// bucket, as a VAE needs them: sides are multiples of 16, and the whole crop is kept.
 ///
 /// # Errors
+///
 /// No frames, frames without pixels or of different sizes.
 pub fn resize_to_bucket<F: Borrow<RgbImage>>(frames: &[F], base: u32) -> Result<Vec<RgbImage>> {
-    let (width, height) = check_sides(check_frames(frames)?)?;
-    let size = bucket(height, width, base);
-    let crop = crop(height, width, size);
+    let source = frame_size(frames)?;
+    let size = bucket(source, base)?;
+    let crop = crop(source, size);
     Ok(frames.iter().map(|frame| resample(frame.borrow(), crop, size)).collect())
 }
 
-/// The first of frames that all have its size.
-pub(crate) fn check_frames<F: Borrow<RgbImage>>(frames: &[F]) -> Result<&RgbImage> {
-    let Some(first) = frames.first() else {
-        return Err(VideoProblem::NoFrames.into());
-    };
-    let first = first.borrow();
-    let size = first.dimensions();
-    match frames.iter().position(|frame| frame.borrow().dimensions() != size) {
-        None => Ok(first),
-        Some(index) => {
-            let found = frames[index].borrow().dimensions();
-            Err(VideoProblem::FrameSize { index, expected: size, found }.into())
-        }
+/// The size that all frames share.
+pub(crate) fn frame_size<F: Borrow<RgbImage>>(frames: &[F]) -> Result<Size> {
+    let mut sizes = frames.iter().map(|frame| Size::of(frame.borrow()));
+    let expected = sizes.next().ok_or(VideoProblem::NoFrames)?;
+    match (1..).zip(sizes).find(|(_, size)| *size != expected) {
+        None => Ok(expected),
+        Some((index, found)) => Err(VideoProblem::FrameSize { index, expected, found }.into()),
     }
 }
 
-/// Width and height of a picture that has pixels.
-fn check_sides(image: &RgbImage) -> Result<(u32, u32)> {
-    match image.dimensions() {
-        (0, _) | (_, 0) => Err(Error::of_size("picture", image.dimensions(), "expected sides above 0")),
-        size => Ok(size),
-    }
-}
-
-/// Everything that follows from the size of a picture.
+/// Everything that follows from the size of an image.
 struct Plan {
-    /// What is used of the source.
+    /// Part of the source that is used.
     crop: Crop,
-    /// To which size (height, width) the crop is resized.
-    size: (u32, u32),
-    /// What is kept of the resized picture.
+    /// Size that the crop is resized to.
+    size: Size,
+    /// Part of the resized image that is kept.
     keep: Crop,
 }
 
 impl Plan {
-    fn new(image: &RgbImage, resize: Resize) -> Result<Self> {
-        let (width, height) = check_sides(image)?;
+    fn new(source: Size, resize: Resize) -> Result<Self> {
         match resize {
-            Resize::Bucket { base } => Plan::bucket(height, width, base),
+            Resize::Bucket { base } => Plan::bucket(source, base),
             Resize::Native { min_pixels, max_pixels } => {
-                let size = native_size(height, width, min_pixels, max_pixels)?;
-                let crop = Crop { top: 0, left: 0, height, width };
-                Ok(Plan { crop, size, keep: Crop::centred(size, size) })
+                let size = native_size(source, min_pixels, max_pixels)?;
+                Ok(Plan { crop: Crop::whole(source), size, keep: Crop::whole(size) })
             }
         }
     }
 
-    fn bucket(height: u32, width: u32, base: u32) -> Result<Self> {
-        let size = bucket(height, width, base);
-        if base > MAX_BASE || size.0 < FACTOR || size.1 < FACTOR {
+    fn bucket(source: Size, base: u32) -> Result<Self> {
+        let size = bucket(source, base)?;
+        if base > MAX_BASE || size.height < FACTOR || size.width < FACTOR {
             let expected = format!("at most {MAX_BASE}, and buckets with sides of at least {FACTOR}");
-            let found = format!("{base}, whose bucket here is {}x{}", size.1, size.0);
-            return Err(Error::option("base size", expected, found));
+            return Err(Error::option("base size", expected, format!("{base}, whose bucket here is {size}")));
         }
-        let kept = (size.0 / FACTOR * FACTOR, size.1 / FACTOR * FACTOR);
-        // Both sizes are even, so the offsets are whole and the rounding of `centred` never matters.
-        Ok(Plan { crop: crop(height, width, size), size, keep: Crop::centred(kept, size) })
+        let kept = Size { width: size.width / FACTOR * FACTOR, height: size.height / FACTOR * FACTOR };
+        // Both sizes are even, so the offsets are integers and the rounding of `centred` never matters.
+        Ok(Plan { crop: crop(source, size), size, keep: Crop::centred(kept, size) })
     }
 
     fn apply(&self, image: &RgbImage) -> RgbImage {
@@ -166,8 +164,10 @@ mod tests {
     use super::*;
 
     fn size_of(height: u32, width: u32, how: Resize) -> (u32, u32) {
-        let out = resize(&RgbImage::new(width, height), how).unwrap();
-        (out.height(), out.width())
+        let source = RgbImage::new(width, height);
+        let size = Size::of(&resize(&source, how).unwrap());
+        assert_eq!(how.output_size(Size::of(&source)).unwrap(), size);
+        (size.height, size.width)
     }
 
     #[test]

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result, VideoProblem};
-use crate::resize::check_frames;
-use crate::{LoadOptions, RgbImage, gif, load};
+use crate::resize::frame_size;
+use crate::{LoadOptions, RgbImage, Size, gif, load};
 pub use animation::Animation;
 pub use ffmpeg::Ffmpeg;
 
@@ -77,7 +77,7 @@ impl Clip {
     ///
     /// No frames, or frames of different sizes.
     pub fn from_frames(frames: Vec<RgbImage>, fps: f64) -> Result<Self> {
-        check_frames(&frames)?;
+        frame_size(&frames)?;
         Ok(Clip { frames, fps })
     }
 
@@ -135,14 +135,12 @@ pub fn is_animated_gif(bytes: &[u8]) -> bool {
 
 /// Refuses when `n` frames like this one are more than may be decoded.
 fn check_total(dir: &Path, n: usize, frame: &RgbImage, options: &LoadOptions) -> Result<()> {
-    let (width, height) = frame.dimensions();
-    let total = u64::from(width) * u64::from(height) * n as u64;
-    if total <= options.max_clip_pixels {
+    let (size, limit) = (Size::of(frame), options.max_clip_pixels);
+    let total = size.area().saturating_mul(n as u64);
+    if total <= limit {
         return Ok(());
     }
-    let limit = options.max_clip_pixels;
-    let message =
-        format!("{n} sampled frames of {width}x{height} are {total} pixels, expected at most {limit}");
+    let message = format!("expected at most {limit} pixels, found {total} ({n} sampled frames of {size})");
     Err(Error::TooLarge { name: dir.display().to_string(), limit, message })
 }
 
@@ -154,9 +152,9 @@ fn check_total(dir: &Path, n: usize, frame: &RgbImage, options: &LoadOptions) ->
 pub fn sampled_files(dir: &Path, fps: f64) -> Result<Vec<PathBuf>> {
     let files = files_in_order(dir)?;
     if files.is_empty() {
-        return Err(Error::from(VideoProblem::NoFrames).named(dir));
+        return Err(Error::from(VideoProblem::NoFrames).named(dir.display()));
     }
-    let indices = sample_indices(files.len(), fps).map_err(|error| error.named(dir))?;
+    let indices = sample_indices(files.len(), fps).map_err(|error| error.named(dir.display()))?;
     Ok(indices.into_iter().map(|i| files[i].clone()).collect())
 }
 
@@ -285,7 +283,7 @@ mod tests {
 
         let options = LoadOptions { max_clip_pixels: 53, ..LoadOptions::default() };
         let error = Clip::from_dir(dir, 24.0, &options).unwrap_err().to_string();
-        assert!(error.ends_with("9 sampled frames of 3x2 are 54 pixels, expected at most 53"), "{error}");
+        assert!(error.ends_with("expected at most 53 pixels, found 54 (9 sampled frames of 3x2)"), "{error}");
 
         let error = Clip::from_dir(dir, 600.0, &LoadOptions::default()).unwrap_err().to_string();
         let expected = "expected at least 26 frames at 600 frames per second, found 20";

@@ -5,8 +5,9 @@ use std::io::Write;
 use ::image::RgbImage;
 use ::png::{BitDepth, ColorType, Encoder, EncodingError};
 
-use super::resize::check_frames;
+use crate::Size;
 use crate::error::{Error, Result};
+use crate::resize::frame_size;
 
 /// A PNG file of a picture; `texts` are keywords of 1 to 79 Latin characters and what they say, kept as
 /// international text.
@@ -20,27 +21,35 @@ pub fn encode_png(picture: &RgbImage, texts: &[(&str, &str)]) -> Result<Vec<u8>>
 /// An animated PNG file of frames of one size at `fps` frames a second, repeated for ever.
 ///
 /// # Errors
-/// No frames, frames of different sizes, and as [`encode_png`].
+/// No frames, frames of different sizes, a rate of 0, and as [`encode_png`].
 pub fn encode_png_animation(frames: &[RgbImage], fps: u16, texts: &[(&str, &str)]) -> Result<Vec<u8>> {
+    check_fps(fps)?;
     encode(&frames.iter().collect::<Vec<_>>(), Some(fps), texts)
 }
 
+/// Refuses an animation that stands still.
+pub(crate) fn check_fps(fps: u16) -> Result<()> {
+    if fps == 0 {
+        return Err(Error::option("fps", "at least 1", fps));
+    }
+    Ok(())
+}
+
 fn encode(frames: &[&RgbImage], fps: Option<u16>, texts: &[(&str, &str)]) -> Result<Vec<u8>> {
-    let (width, height) = check_frames(frames)?.dimensions();
+    let size = frame_size(frames)?;
     let mut bytes = Vec::new();
-    let result = write(&mut bytes, frames, (width, height), fps, texts);
-    result.map_err(|error| Error::of_size("PNG", (width, height), error))?;
+    write(&mut bytes, frames, size, fps, texts).map_err(|error| Error::of_size("PNG", size, error))?;
     Ok(bytes)
 }
 
 fn write(
     out: impl Write,
     frames: &[&RgbImage],
-    (width, height): (u32, u32),
+    size: Size,
     fps: Option<u16>,
     texts: &[(&str, &str)],
 ) -> std::result::Result<(), EncodingError> {
-    let mut encoder = Encoder::new(out, width, height);
+    let mut encoder = Encoder::new(out, size.width, size.height);
     encoder.set_color(ColorType::Rgb);
     encoder.set_depth(BitDepth::Eight);
     if let Some(fps) = fps {

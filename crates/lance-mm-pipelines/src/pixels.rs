@@ -1,7 +1,7 @@
 //! Frames as tensors, which the VAE reads and writes.
 
 use candle_core::{Device, Tensor};
-use lance_mm_image::{RgbImage, from_vae_pixels, to_vae_pixels};
+use lance_mm_image::{RgbImage, Size, from_vae_pixels, to_vae_pixels};
 
 use crate::error::Result;
 
@@ -20,13 +20,13 @@ pub fn frames_to_tensor(frames: &[RgbImage]) -> Result<Tensor> {
 /// # Errors
 /// A tensor of another shape or dtype.
 pub fn tensor_to_frames(pixels: &Tensor) -> Result<Vec<RgbImage>> {
-    let (channels, _, height, width) = pixels.dims4()?;
+    let (channels, _, h, w) = pixels.dims4()?;
     if channels != 3 {
         let found = format!("{:?}", pixels.dims());
         return Err(lance_mm_tensor::Error::input("pixels", "(3, T, H, W)", found).into());
     }
     let values: Vec<f32> = pixels.flatten_all()?.to_vec1()?;
-    Ok(from_vae_pixels(&values, height as u32, width as u32)?)
+    Ok(from_vae_pixels(&values, Size { width: w as u32, height: h as u32 })?)
 }
 
 #[cfg(test)]

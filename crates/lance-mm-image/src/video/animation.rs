@@ -4,9 +4,11 @@ use ::image::codecs::gif::{GifEncoder, Repeat};
 use ::image::codecs::webp::WebPEncoder;
 use ::image::{Delay, DynamicImage, ExtendedColorType, Frame, ImageError, RgbImage};
 
+use crate::Size;
 use crate::encode_png_animation;
 use crate::error::{Error, Result};
-use crate::resize::check_frames;
+use crate::resize::frame_size;
+use crate::write_png::check_fps;
 
 /// How carefully a GIF's 256 colours are chosen, from 1 (best) to 30.
 const GIF_SPEED: i32 = 10;
@@ -26,14 +28,15 @@ impl Animation {
     /// A file of frames of one size at `fps` frames a second. `texts` are kept by PNG only.
     ///
     /// # Errors
-    /// No frames, frames of different sizes or too large for the format.
+    /// No frames, frames of different sizes, without pixels or too large for the format, a rate of 0.
     pub fn encode(self, frames: &[RgbImage], fps: u16, texts: &[(&str, &str)]) -> Result<Vec<u8>> {
-        let (width, height) = check_frames(frames)?.dimensions();
-        let bad = |error: ImageError| Error::of_size(&format!("{self:?}"), (width, height), error);
+        check_fps(fps)?;
+        let size = frame_size(frames)?.not_empty("frame")?;
+        let bad = |error: ImageError| Error::of_size(&format!("{self:?}"), size, error);
         match self {
             Self::Png => encode_png_animation(frames, fps, texts),
             Self::Gif => gif(frames, fps).map_err(bad),
-            Self::WebP => webp(frames, (width, height), fps).map_err(bad),
+            Self::WebP => webp(frames, size, fps).map_err(bad),
         }
     }
 }
@@ -54,7 +57,7 @@ fn gif(frames: &[RgbImage], fps: u16) -> std::result::Result<Vec<u8>, ImageError
 /// The container of an animation around still pictures (WebP Container Specification, "Animation").
 fn webp(
     frames: &[RgbImage],
-    (width, height): (u32, u32),
+    Size { width, height }: Size,
     fps: u16,
 ) -> std::result::Result<Vec<u8>, ImageError> {
     /// Flags of `VP8X`: it is animated.
@@ -143,6 +146,8 @@ mod tests {
     fn frames_must_fit_together() {
         for format in [Animation::Gif, Animation::Png, Animation::WebP] {
             assert!(format.encode(&[], 12, &[]).is_err());
+            assert!(format.encode(&[RgbImage::new(0, 2)], 12, &[]).is_err());
+            assert!(format.encode(&frames(), 0, &[]).is_err());
             assert!(format.encode(&[RgbImage::new(2, 2), RgbImage::new(3, 2)], 12, &[]).is_err());
         }
         let wide = RgbImage::new(16_400, 1);

@@ -1,16 +1,18 @@
 //! Video files, through the program ffmpeg.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::iter::repeat_n;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use super::{Clip, SAMPLED_FPS, sample_indices};
 use crate::error::{Error, Result, VideoProblem};
-use crate::resize::check_frames;
-use crate::{LoadOptions, RgbImage, from_raw};
+use crate::resize::frame_size;
+use crate::{LoadOptions, RgbImage, Size, from_raw};
 
 /// The programs ffmpeg and ffprobe, looked for in `PATH`.
 #[derive(Clone, Debug)]
@@ -40,21 +42,24 @@ impl Ffmpeg {
     /// A file that ffmpeg cannot read or that has no video, more than [`LoadOptions::max_clip_pixels`] pixels in all
     /// sampled frames, or what [`sample_indices`](super::sample_indices) refuses.
     pub fn read(&self, path: &Path, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
-        std::fs::File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        let named = |error: Error| error.named(path);
-        let (count, rate) = probe(path).map_err(named)?;
-        let indices = sample_indices(count, fps.unwrap_or(rate)).map_err(named)?;
-        let mut wanted = indices.clone();
-        wanted.dedup();
-        let frames = sampled(path, &wanted, options).map_err(named)?;
-        let last = frames.len().checked_sub(1).ok_or(VideoProblem::NoFrames).map_err(|e| named(e.into()))?;
-        // Counting packets may find more frames than decoding does.
-        let mut times = vec![0; frames.len()];
-        for index in &indices {
-            times[wanted.binary_search(index).unwrap_or(last).min(last)] += 1;
-        }
-        let picked = frames.into_iter().zip(times).flat_map(|(frame, times)| repeat_n(frame, times));
-        Clip::from_frames(picked.collect(), SAMPLED_FPS)
+        File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        read(path, fps, options).map_err(|error| error.named(path.display()))
+    }
+
+    /// As [`read`](Self::read), for a video in memory; `name` is what an error calls it. A temporary file holds it
+    /// meanwhile, since most containers cannot be read from a pipe.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read); no room for the file.
+    pub fn read_bytes(
+        &self,
+        bytes: &[u8],
+        name: &str,
+        fps: Option<f64>,
+        options: &LoadOptions,
+    ) -> Result<Clip> {
+        let read = TemporaryFile::new(bytes).and_then(|file| read(&file.0, fps, options));
+        read.map_err(|error| error.named(name))
     }
 
     /// Writes frames of one size as the video file `path`, whose name tells ffmpeg the format.
@@ -62,10 +67,10 @@ impl Ffmpeg {
     /// # Errors
     /// No frames, frames of different sizes, or what ffmpeg refuses.
     pub fn write(&self, frames: &[RgbImage], fps: u16, path: &Path) -> Result<()> {
-        let (width, height) = check_frames(frames)?.dimensions();
+        let size = frame_size(frames)?;
         // Without the first it ends as if all were well when a disk is full.
         let mut command = ffmpeg(["-xerror", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]);
-        command.args(["-video_size", &format!("{width}x{height}"), "-framerate", &fps.to_string()]);
+        command.args(["-video_size", &size.to_string(), "-framerate", &fps.to_string()]);
         // Players want colours at half resolution.
         command.args(["-i", "-", "-an", "-pix_fmt", "yuv420p"]).arg(file(path));
         let mut running = Running::start(command.stdin(Stdio::piped()).stdout(Stdio::null()))?;
@@ -75,6 +80,46 @@ impl Ffmpeg {
         };
         running.finish()?;
         written.map_err(|error| not_run("ffmpeg", &error))
+    }
+}
+
+/// Sampled frames of a video file. Errors do not name it.
+fn read(path: &Path, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
+    let (count, rate) = probe(path)?;
+    let indices = sample_indices(count, fps.unwrap_or(rate))?;
+    let mut wanted = indices.clone();
+    wanted.dedup();
+    let frames = sampled(path, &wanted, options)?;
+    let last = frames.len().checked_sub(1).ok_or(VideoProblem::NoFrames)?;
+    // Counting packets may find more frames than decoding does.
+    let mut times = vec![0; frames.len()];
+    for index in &indices {
+        times[wanted.binary_search(index).unwrap_or(last).min(last)] += 1;
+    }
+    let picked = frames.into_iter().zip(times).flat_map(|(frame, times)| repeat_n(frame, times));
+    Clip::from_frames(picked.collect(), SAMPLED_FPS)
+}
+
+/// A file that is removed when it is dropped.
+struct TemporaryFile(PathBuf);
+
+impl TemporaryFile {
+    fn new(bytes: &[u8]) -> Result<Self> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("lance-mm-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        let io = |source| Error::Io { path: path.clone(), source };
+        // Never a file that exists: somebody else may have put a link there.
+        let mut file = File::create_new(&path).map_err(io)?;
+        let temporary = Self(path.clone());
+        file.write_all(bytes).map_err(io)?;
+        Ok(temporary)
+    }
+}
+
+impl Drop for TemporaryFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -179,20 +224,19 @@ fn ppm(input: &mut impl Read, pixels: &mut u64, max_pixels: u64) -> Result<Optio
     let text = String::from_utf8_lossy(&header);
     let fields: Vec<&str> = text.split_ascii_whitespace().collect();
     let size = match fields[..] {
-        ["P6", width, height, "255"] => width.parse::<u32>().ok().zip(height.parse::<u32>().ok()),
+        ["P6", width, height, "255"] => width.parse().ok().zip(height.parse().ok()),
         _ => None,
     };
-    let Some((width, height)) = size else {
-        return Err(said(format!("expected frames, found {text:?}")));
-    };
-    *pixels += u64::from(width) * u64::from(height);
+    let (width, height) = size.ok_or_else(|| said(format!("expected frames, found {text:?}")))?;
+    let size = Size { width, height };
+    *pixels = pixels.saturating_add(size.area());
     if *pixels > max_pixels {
         let message = format!("expected at most {max_pixels} pixels in the sampled frames, found more");
         return Err(Error::TooLarge { name: "video".to_owned(), limit: max_pixels, message });
     }
-    let mut bytes = vec![0; width as usize * height as usize * 3];
+    let mut bytes = vec![0; size.width as usize * size.height as usize * 3];
     input.read_exact(&mut bytes).map_err(said)?;
-    from_raw(height, width, bytes).map(Some)
+    from_raw(size, bytes).map(Some)
 }
 
 /// ffmpeg at work. What it says is read as it comes: of a damaged video that is more than a pipe holds, and ffmpeg
@@ -281,6 +325,39 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(count_and_rate(text), expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_temporary_file_is_removed() {
+        let (a, b) = (TemporaryFile::new(b"one").unwrap(), TemporaryFile::new(b"two").unwrap());
+        assert_eq!(std::fs::read(&a.0).unwrap(), b"one");
+        assert_eq!(std::fs::read(&b.0).unwrap(), b"two");
+        let path = a.0.clone();
+        drop(a);
+        assert!(!path.exists() && b.0.exists());
+    }
+
+    #[test]
+    #[ignore = "needs ffmpeg"]
+    fn a_video_comes_back_from_a_file_and_from_memory() {
+        let ffmpeg = Ffmpeg::find().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.mp4");
+        let frames: Vec<_> = (0..12).map(|i| RgbImage::from_pixel(32, 16, [i * 20; 3].into())).collect();
+        ffmpeg.write(&frames, 12, &path).unwrap();
+        let options = LoadOptions::default();
+        let clip = ffmpeg.read(&path, None, &options).unwrap();
+        assert_eq!((clip.frames.len(), clip.fps), (9, SAMPLED_FPS));
+        assert!(clip.frames[8].get_pixel(3, 3).0[0].abs_diff(220) < 4);
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(ffmpeg.read_bytes(&bytes, "x", None, &options).unwrap(), clip);
+        let error = ffmpeg.read_bytes(b"no video", "x", None, &options).unwrap_err().to_string();
+        assert!(error.starts_with("x: ffprobe: "), "{error}");
+        let few = LoadOptions { max_clip_pixels: 600, ..options };
+        let error = ffmpeg.read_bytes(&bytes, "x", None, &few).unwrap_err();
+        assert!(matches!(error, Error::TooLarge { ref name, limit: 600, .. } if name == "x"), "{error}");
+        let error = ffmpeg.read_bytes(&bytes, "x", Some(600.0), &options).unwrap_err();
+        assert!(matches!(error, Error::Video { problem: VideoProblem::TooShort { .. }, .. }), "{error}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What is asked for, and how it is to be drawn.
 
 use candle_core::Tensor;
+use lance_mm_image::RgbImage;
 use lance_mm_image::video::Clip;
-use lance_mm_image::{RgbImage, bucket};
 use lance_mm_models::Grid;
 
 use super::Unconditional;
@@ -170,13 +170,8 @@ impl Request<'_> {
 }
 
 fn bucket_of(image: &RgbImage, resolution: Resolution) -> Result<Size> {
-    let (width, height) = image.dimensions();
-    if width == 0 || height == 0 {
-        let name = format!("picture of {width}x{height} pixels");
-        return Err(lance_mm_image::Error::Image { name, message: "expected sides above 0".into() }.into());
-    }
-    let (height, width) = bucket(height, width, resolution.vae);
-    Ok(Size { height, width })
+    let bucket = lance_mm_image::bucket(lance_mm_image::Size::of(image), resolution.vae)?;
+    Ok(Size { height: bucket.height, width: bucket.width })
 }
 
 /// How something is drawn. The default is upstream's published setting.
