@@ -13,7 +13,8 @@ use std::ops::Range;
 
 use candle_core::{DType, Tensor};
 use lance_mm_tensor::{
-    Embedding, Error, Linear, Result, RmsNorm, Rotary, StopFlag, Weights, in_thread_pool, kv_dtype,
+    Embedding, Error, Linear, Result, RmsNorm, Rotary, StopFlag, Weights, device_name, in_thread_pool,
+    kv_dtype,
 };
 
 use crate::config::Config;
@@ -50,13 +51,12 @@ struct PerExpert<T> {
     gen_: Option<T>,
 }
 
-impl<T> PerExpert<T> {
-    fn load(experts: Experts, load: impl Fn(Expert) -> Result<T>) -> Result<Self> {
-        let gen_ = match experts {
-            Experts::Und => None,
-            Experts::Both => Some(load(Expert::Gen)?),
-        };
-        Ok(Self { und: load(Expert::Und)?, gen_ })
+impl<T: Clone> PerExpert<T> {
+    /// Loads a value for each expert; that of UND is shared with `base`, if there is one.
+    fn load(base: Option<&Self>, experts: Experts, load: impl Fn(Expert) -> Result<T>) -> Result<Self> {
+        let gen_ = (experts == Experts::Both).then(|| load(Expert::Gen)).transpose()?;
+        let und = base.map_or_else(|| load(Expert::Und), |base| Ok(base.und.clone()))?;
+        Ok(Self { und, gen_ })
     }
 
     fn get(&self, expert: Expert) -> Result<&T> {
@@ -132,6 +132,8 @@ fn suffix(expert: Expert) -> &'static str {
 
 /// The language model. Rows `(T, D)` are f32, on a device of the type that [`hidden_dtype`](lance_mm_tensor::hidden_dtype())
 /// says of the weights; features and logits are f32 on every one.
+///
+/// Clones share the weights.
 #[derive(Clone)]
 pub struct Llm {
     config: Config,
@@ -151,35 +153,63 @@ impl Llm {
     /// # Errors
     /// All missing, misshapen or unknown tensors at once.
     pub fn load(config: &Config, weights: &Weights, experts: Experts) -> Result<Self> {
+        Self::load_on(None, config, weights, experts)
+    }
+
+    /// This model with the GEN expert of `weights` besides its UND expert, whose weights both models share: on a
+    /// device they are there once. `weights` are read with the settings (device, activations) that this model's were;
+    /// all but the GEN expert's are left where they are.
+    ///
+    /// # Errors
+    /// All missing, misshapen or unknown tensors of the GEN expert at once; weights for another device.
+    pub fn with_gen(&self, weights: &Weights) -> Result<Self> {
+        let device = self.norm.und.weight().device();
+        if !device.same_device(weights.device()) {
+            let (expected, found) = (device_name(device), device_name(weights.device()));
+            return Err(Error::input("device of the GEN expert", expected, found));
+        }
+        Self::load_on(Some(self), &self.config, weights, Experts::Both)
+    }
+
+    /// Loads all that is not shared with `base`.
+    fn load_on(base: Option<&Self>, config: &Config, weights: &Weights, experts: Experts) -> Result<Self> {
         weights.ignore(|name| {
-            let other = if experts == Experts::Both { is_latent(name) } else { is_generation(name) };
+            let other = match (base, experts) {
+                (Some(_), _) => !is_gen(name),
+                (None, Experts::Both) => is_latent(name),
+                (None, Experts::Und) => is_generation(name),
+            };
             // A table that older exports carry; it follows from the configuration.
             other || name.ends_with("rotary_emb.inv_freq")
         });
         let prefixes = ["layers.", "embed_tokens.", "norm", "lm_head."];
-        weights.load_all(&prefixes, |weights| Self::read(config, weights, experts))
+        weights.load_all(&prefixes, |weights| Self::read(base, config, weights, experts))
     }
 
-    fn read(config: &Config, weights: &Weights, experts: Experts) -> Result<Self> {
+    fn read(base: Option<&Self>, config: &Config, weights: &Weights, experts: Experts) -> Result<Self> {
         let (d, vocab) = (config.hidden_size, config.vocab_size);
         let layers = weights.pp("layers");
-        let embed_tokens = Embedding::load(&weights.pp("embed_tokens"), vocab, d)?;
+        let embed_tokens = match base {
+            Some(base) => base.embed_tokens.clone(),
+            None => Embedding::load(&weights.pp("embed_tokens"), vocab, d)?,
+        };
         let lm_head = weights.pp("lm_head");
         let tied = config.tie_word_embeddings && !lm_head.has("weight");
         Ok(Self {
             layers: (0..config.num_hidden_layers)
-                .map(|i| Layer::load(config, &layers.pp(i), experts))
+                .map(|i| Layer::load(base.map(|base| &base.layers[i]), config, &layers.pp(i), experts))
                 .collect::<Result<_>>()?,
-            norm: PerExpert::load(experts, |expert| {
+            norm: PerExpert::load(base.map(|base| &base.norm), experts, |expert| {
                 let name = format!("norm{}", suffix(expert));
                 RmsNorm::load(&weights.pp(name), d, config.rms_norm_eps as f32)
             })?,
-            lm_head: match tied {
-                true => Linear::new(embed_tokens.weight().clone(), None),
-                false => Linear::load(&lm_head, d, vocab)?,
+            lm_head: match base {
+                Some(base) => base.lm_head.clone(),
+                None if tied => Linear::new(embed_tokens.weight().clone(), None),
+                None => Linear::load(&lm_head, d, vocab)?,
             },
             rotary: Rotary::new(config.head_dim(), config.rope_theta, config.mrope_section)?,
-            kept: kv_dtype(weights.activation_precision()),
+            kept: base.map_or_else(|| kv_dtype(weights.activation_precision()), |base| base.kept),
             embed_tokens,
             config: config.clone(),
         })
@@ -495,7 +525,12 @@ fn in_layer(path: &str) -> Option<(usize, &str)> {
 
 /// Whether only generation reads a tensor of this name: the GEN expert and the latent layers.
 pub fn is_generation(name: &str) -> bool {
-    name.contains("_moe_gen") || is_latent(name)
+    is_gen(name) || is_latent(name)
+}
+
+/// The GEN expert.
+fn is_gen(name: &str) -> bool {
+    name.contains(suffix(Expert::Gen))
 }
 
 /// The latent layers.

@@ -46,9 +46,17 @@ impl Projections {
 }
 
 impl Attention {
-    pub(super) fn load(config: &Config, weights: &Weights, experts: Experts) -> Result<Self> {
+    /// Loads all that is not shared with `base`.
+    pub(super) fn load(
+        base: Option<&Self>,
+        config: &Config,
+        weights: &Weights,
+        experts: Experts,
+    ) -> Result<Self> {
         Ok(Self {
-            parts: PerExpert::load(experts, |expert| Projections::load(config, weights, expert))?,
+            parts: PerExpert::load(base.map(|base| &base.parts), experts, |expert| {
+                Projections::load(config, weights, expert)
+            })?,
             n_heads: config.num_attention_heads,
             n_kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim(),

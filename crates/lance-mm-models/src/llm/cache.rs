@@ -10,6 +10,8 @@ const CHUNK: usize = 256;
 
 /// Keys (after norm and rotation) and values of every layer, `(G, rows, D)` each, in the type that
 /// [`kv_dtype`](lance_mm_tensor::kv_dtype()) says. Grows in chunks, so a step does not copy what is there.
+///
+/// A cache borrows nothing of its model and may be sent to another thread: a server keeps one for each conversation.
 pub struct Cache {
     layers: Vec<Option<LayerCache>>,
     rows: Vec<usize>,
@@ -104,17 +106,18 @@ impl Cache {
         Ok(())
     }
 
-    /// A copy that goes on independently.
+    /// A copy that goes on independently, of the rows in use.
     ///
     /// # Errors
     /// What candle refuses.
     pub fn fork(&self) -> Result<Self> {
-        // candle's `copy` shares the buffer on Metal, and rows are written where they are.
-        let copy = |l: &LayerCache| -> Result<LayerCache> {
-            Ok(LayerCache { k: l.k.force_contiguous()?, v: l.v.force_contiguous()? })
+        let copy = |(layer, rows): (&Option<LayerCache>, &usize)| -> Result<Option<LayerCache>> {
+            let Some(l) = layer.as_ref().filter(|_| *rows > 0) else { return Ok(None) };
+            let capacity = rows.next_multiple_of(CHUNK);
+            Ok(Some(LayerCache { k: grown(&l.k, *rows, capacity)?, v: grown(&l.v, *rows, capacity)? }))
         };
         Ok(Self {
-            layers: self.layers.iter().map(|l| l.as_ref().map(copy).transpose()).collect::<Result<_>>()?,
+            layers: self.layers.iter().zip(&self.rows).map(copy).collect::<Result<_>>()?,
             rows: self.rows.clone(),
             shape: self.shape,
             dtype: self.dtype,
@@ -131,16 +134,14 @@ impl Cache {
         let rows = self.rows[layer];
         let capacity = self.layers[layer].as_ref().map_or(0, |l| l.k.dims()[1]);
         if rows + t > capacity {
-            let grown = (rows + t).next_multiple_of(CHUNK);
-            let grow = |old: Option<&Tensor>| -> Result<Tensor> {
-                let new = Tensor::zeros((g, grown, d), self.dtype, k.device())?;
-                if let Some(old) = old.filter(|_| rows > 0) {
-                    new.slice_set(&old.narrow(1, 0, rows)?.contiguous()?, 1, 0)?;
+            let capacity = (rows + t).next_multiple_of(CHUNK);
+            let (k, v) = match &self.layers[layer] {
+                Some(l) => (grown(&l.k, rows, capacity)?, grown(&l.v, rows, capacity)?),
+                None => {
+                    let zeros = || Tensor::zeros((g, capacity, d), self.dtype, k.device());
+                    (zeros()?, zeros()?)
                 }
-                Ok(new)
             };
-            let old = self.layers[layer].as_ref();
-            let (k, v) = (grow(old.map(|l| &l.k))?, grow(old.map(|l| &l.v))?);
             self.layers[layer] = Some(LayerCache { k, v });
         }
         if let Some(l) = &self.layers[layer] {
@@ -153,4 +154,14 @@ impl Cache {
         };
         Ok((of(self.keys(layer))?, of(self.values(layer))?))
     }
+}
+
+/// The first `rows` of `old` `(G, _, D)` in new memory for `capacity` rows.
+fn grown(old: &Tensor, rows: usize, capacity: usize) -> Result<Tensor> {
+    let (g, _, d) = old.dims3()?;
+    let new = Tensor::zeros((g, capacity, d), old.dtype(), old.device())?;
+    if rows > 0 {
+        new.slice_set(&old.narrow(1, 0, rows)?.contiguous()?, 1, 0)?;
+    }
+    Ok(new)
 }

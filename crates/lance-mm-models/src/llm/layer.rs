@@ -19,18 +19,34 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    pub(super) fn load(config: &Config, weights: &Weights, experts: Experts) -> Result<Self> {
-        let norm = |name: &'static str| {
-            PerExpert::load(experts, move |expert| {
+    /// Loads all that is not shared with `base`.
+    pub(super) fn load(
+        base: Option<&Self>,
+        config: &Config,
+        weights: &Weights,
+        experts: Experts,
+    ) -> Result<Self> {
+        let norm = |base, name: &'static str| {
+            PerExpert::load(base, experts, move |expert| {
                 let weights = weights.pp(format!("{name}{}", suffix(expert)));
                 RmsNorm::load(&weights, config.hidden_size, config.rms_norm_eps as f32)
             })
         };
         Ok(Self {
-            input_layernorm: norm("input_layernorm")?,
-            self_attn: Attention::load(config, &weights.pp("self_attn"), experts)?,
-            post_attention_layernorm: norm("post_attention_layernorm")?,
-            mlp: PerExpert::load(experts, |expert| Mlp::load(config, weights, expert))?,
+            input_layernorm: norm(base.map(|base| &base.input_layernorm), "input_layernorm")?,
+            self_attn: Attention::load(
+                base.map(|base| &base.self_attn),
+                config,
+                &weights.pp("self_attn"),
+                experts,
+            )?,
+            post_attention_layernorm: norm(
+                base.map(|base| &base.post_attention_layernorm),
+                "post_attention_layernorm",
+            )?,
+            mlp: PerExpert::load(base.map(|base| &base.mlp), experts, |expert| {
+                Mlp::load(config, weights, expert)
+            })?,
         })
     }
 

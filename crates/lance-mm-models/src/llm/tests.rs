@@ -253,6 +253,70 @@ fn each_row_runs_on_its_own_expert() {
 }
 
 #[test]
+fn an_added_gen_expert_shares_the_weights_of_und() {
+    let config = config();
+    let tensors = llm_tensors(&config);
+    let (und, both) = (llm(Experts::Und), llm(Experts::Both));
+    // The GEN expert's file may hold everything or that expert alone.
+    let gen_only: Vec<_> = tensors.iter().filter(|(name, ..)| is_gen(name)).cloned().collect();
+    for tensors in [&tensors, &gen_only] {
+        let added = und.with_gen(&weights(tensors)).unwrap();
+        for path in ["layers.1.self_attn.q_proj", "layers.0.mlp.down_proj", "lm_head"] {
+            let bytes = |llm: &Llm| llm.linear(path).unwrap().weight().stored()[0].as_ptr();
+            assert_eq!(bytes(&added), bytes(&und), "{path}");
+            assert_ne!(bytes(&both), bytes(&und), "{path}");
+        }
+        let table = |llm: &Llm| llm.embed_tokens.weight().stored()[0].as_ptr();
+        assert_eq!(table(&added), table(&und));
+        for path in ["layers.1.input_layernorm", "norm"] {
+            let weight = |llm: &Llm| llm.residual_norm(path).unwrap().weight().id();
+            assert_eq!(weight(&added), weight(&und), "{path}");
+        }
+        let segments = [Segment::Text(vec![1, 2]), Segment::Noise(Grid { t: 1, h: 1, w: 3 })];
+        let sequence = Sequence::new(&segments, &config.layout(), Cursor::default());
+        let x = both.embed(&sequence, &[features(3, 5)]).unwrap();
+        let hidden = |llm: &Llm| flat(&llm.forward(&x, &sequence, &mut llm.cache()).unwrap());
+        assert_eq!(hidden(&added), hidden(&both));
+    }
+    let mut wrong = gen_only;
+    wrong.retain(|(name, ..)| !name.ends_with("q_norm_moe_gen.weight"));
+    let text = und.with_gen(&weights(&wrong)).err().unwrap().to_string();
+    assert!(
+        text.contains("layers.{0..1}.self_attn.q_norm_moe_gen.weight: missing, expected [8] (2)"),
+        "{text}"
+    );
+    let mut unknown = tensors;
+    unknown.push(("layers.2.mlp_moe_gen.up_proj.weight".into(), vec![48, 32], vec![0.0; 48 * 32]));
+    let text = und.with_gen(&weights(&unknown)).err().unwrap().to_string();
+    assert!(text.contains("layers.2.mlp_moe_gen.up_proj.weight: no part of the model"), "{text}");
+}
+
+#[test]
+fn models_and_caches_may_go_to_other_threads() {
+    fn shared<T: Clone + Send + Sync>() {}
+    fn sent<T: Send>() {}
+    shared::<Llm>();
+    sent::<Cache>();
+}
+
+#[test]
+fn a_fork_takes_memory_for_the_rows_in_use() {
+    let llm = llm(Experts::Und);
+    let mut cache = llm.cache();
+    let (_, at) = run(&llm, &[Segment::Text(vec![1; 300])], &[], Cursor::default(), &mut cache);
+    assert_eq!(cache.fork().unwrap().bytes(), cache.bytes());
+    cache.truncate(100).unwrap();
+    let mut fork = cache.fork().unwrap();
+    assert_eq!((fork.len(), 2 * fork.bytes()), (100, cache.bytes()));
+    let start = Cursor { rows: 100, position: at.position };
+    let (found, _) = run(&llm, &[Segment::Text(vec![2])], &[], start, &mut fork);
+    let (expected, _) = run(&llm, &[Segment::Text(vec![2])], &[], start, &mut cache);
+    assert_eq!(flat(&found), flat(&expected));
+    cache.truncate(0).unwrap();
+    assert_eq!(cache.fork().unwrap().bytes(), 0);
+}
+
+#[test]
 fn rows_that_do_not_fit_are_refused_and_leave_the_cache() {
     let llm = llm(Experts::Und);
     let layout = llm.config().layout();
