@@ -49,3 +49,8 @@ pub use report::Report;
 
 #[cfg(test)]
 mod tests;
+
+/// The example of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

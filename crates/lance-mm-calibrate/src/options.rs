@@ -8,23 +8,20 @@ use crate::drawings::Drawings;
 use crate::error::{Error, Result};
 use crate::scheme::Schemes;
 
-/// How weights are rounded. The serialized names are those of the reports.
+/// How weights are rounded. Reports have the names in kebab case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Recipe {
     /// Plain rounding to nearest; no calibration.
-    #[serde(rename = "rtn")]
     Rtn,
     /// The recipe of the published checkpoint (xocialize/lance-mlx), with the input activations of the dataset.
-    #[serde(rename = "seed")]
     LanceMlx,
     /// Scale search, clipping, refit and error feedback on recorded input activations; embedding and head in more
     /// bits.
     #[default]
-    #[serde(rename = "vqa-int4")]
     Awq,
     /// [`Awq`](Self::Awq) with bits and group size of every matrix by its sensitivity, within
     /// [`bits_per_weight`](QuantizeOptions::bits_per_weight).
-    #[serde(rename = "vqa-mixed")]
     AwqMixed,
 }
 

@@ -72,7 +72,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::try_parse_from(quantize::joined(std::env::args_os())) {
+    let result = match Cli::try_parse() {
         Err(error) => Err(error.into()),
         Ok(Cli { command }) => match &command {
             Command::Ask(args) => ask::run(args),
@@ -102,11 +102,12 @@ mod tests {
     fn every_help_has_examples_and_all_of_them_parse() {
         let mut commands = vec![Cli::command()];
         while let Some(command) = commands.pop() {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let help = command.get_after_long_help().or(command.get_after_help());
+            let help = help.map(ToString::to_string).unwrap_or_default();
             let calls: Vec<Vec<String>> = help.lines().filter_map(call).collect();
             assert!(!calls.is_empty(), "{}: {help}", command.get_name());
             for call in calls {
-                let parsed = Cli::try_parse_from(quantize::joined(call.iter().map(Into::into)));
+                let parsed = Cli::try_parse_from(&call);
                 assert!(parsed.is_ok(), "{call:?}: {}", parsed.err().unwrap());
             }
             commands.extend(command.get_subcommands().cloned());

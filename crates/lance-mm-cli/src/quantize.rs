@@ -11,8 +11,8 @@ use lance_mm_eval::Dataset;
 use crate::eval::data::bundled;
 use crate::model;
 use crate::output::{self as out, Hints};
-use args::Preset;
-pub(crate) use args::{Args, joined};
+pub(crate) use args::Args;
+use args::Method;
 use page::Page;
 use progress::Display;
 
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let source = model::folder(&args.model)?;
     let dataset = match args.recipe {
-        Preset::Rtn => None,
+        Method::Rtn => None,
         _ => Some(dataset(args)?),
     };
     let mut display = Display::new(hints);
@@ -69,8 +69,8 @@ fn dataset(args: &Args) -> Result<Dataset> {
         }
         Some(path) => Ok(Dataset::read(path)?),
         None => bail!(
-            "--calib: expected a file of questions about pictures, found none (--recipe rtn needs none; a nano \
-             model is fitted to those in this program by --calib bundled)"
+            "--calib: expected a file of questions about images, found none (--recipe rtn needs none; \
+             --calib bundled is for the nano model)"
         ),
     }
 }

@@ -1,98 +1,132 @@
 //! Arguments of `lance-mm quantize`.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
+use clap::error::ErrorKind;
 use lance_mm::quant::Scaling;
 use lance_mm_calibrate::{Drawings, GenExpert, QuantizeOptions, Recipe};
 
 const EXAMPLES: &str = "\
 Examples:
-  lance-mm quantize ./Lance-3B-bf16 ./Lance-3B-mine --calib questions.jsonl
-  lance-mm quantize --recipe rtn --gen keep ./Lance-3B-bf16 ./Lance-3B-plain
-  lance-mm quantize --bits 3 --calib bundled tests/fixtures/nano-bf16 ./nano-3bit
-  lance-mm quantize --recipe vqa-mixed --bits-per-weight 4.5 --calib questions.jsonl ./Lance-3B-bf16 ./Lance-3B-mixed
-  lance-mm quantize --gen calibrate drawings.jsonl --calib questions.jsonl ./Lance-3B-bf16 ./Lance-3B-mine
+  lance-mm quantize ./Lance-3B-bf16 ./Lance-3B-int4 --calib questions.jsonl
+  lance-mm quantize --recipe rtn --gen keep ./Lance-3B-bf16 ./Lance-3B-rtn
+  lance-mm quantize --bits 3 --calib bundled tests/fixtures/nano-bf16 ./nano-3bit";
 
-The calibration file has one JSON object a line: {\"image\": \"a.png\", \"question\": \"What?\", \"answer\": \"A star\"};
-without an answer the model's own is taken. Requests for pictures are {\"prompt\": \"A red fox\"}, with
-\"image\": \"a.png\" for an edit, and where wanted size, resolution, steps and seed. An interrupted run goes on with the same command.";
+const LONG_EXAMPLES: &str = "\
+Examples:
+  lance-mm quantize ./Lance-3B-bf16 ./Lance-3B-int4 --calib questions.jsonl
+  lance-mm quantize --recipe rtn --gen keep ./Lance-3B-bf16 ./Lance-3B-rtn
+  lance-mm quantize --bits 3 --calib bundled tests/fixtures/nano-bf16 ./nano-3bit
+  lance-mm quantize --recipe awq-mixed --bits-per-weight 4.5 --calib questions.jsonl DIR OUT
+  lance-mm quantize --gen-calib images.jsonl --calib questions.jsonl DIR OUT
+
+A line of --calib, where the model's own answer stands in for a missing one:
+  {\"image\": \"a.png\", \"question\": \"What is this?\", \"answer\": \"A star\"}
+A line of --gen-calib, optionally with size, resolution, steps and seed; an edit has an image:
+  {\"prompt\": \"Make it winter\", \"image\": \"a.png\"}";
 
 /// Quantize a checkpoint in the MLX layout.
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, after_long_help = LONG_EXAMPLES)]
 pub(crate) struct Args {
-    /// The checkpoint: a folder, or org/name in the hub's cache.
+    /// Checkpoint to quantize: a folder, or ORG/NAME in the hub's cache.
     #[arg(value_name = "MODEL")]
     pub(super) model: String,
-    /// The folder to write.
+    /// Folder to write. A rerun of the same command resumes.
     #[arg(value_name = "OUT")]
     pub(super) out: PathBuf,
-    /// How weights are rounded.
-    #[arg(long, value_enum, default_value = "vqa-int4")]
-    pub(super) recipe: Preset,
-    /// Bits of the linear layers: 2, 3, 4, 5, 6 or 8. With vqa-mixed those of the GEN expert, and those at
-    /// which the others are tried out.
+    /// Calibration set: questions about images (none for rtn).
+    #[arg(long, value_name = "FILE|bundled")]
+    pub(super) calib: Option<PathBuf>,
+    /// Quantization method.
+    #[arg(long, value_name = "NAME", default_value = "awq", value_parser = Renamed::<Method>::new(&RECIPES))]
+    pub(super) recipe: Method,
+    /// Bits of the linear layers: 2, 3, 4, 5, 6 or 8.
     #[arg(long, value_name = "N", default_value_t = 4)]
     bits: usize,
-    /// Neighbouring weights that share a scale: 32, 64 or 128.
+    /// Weights that share a scale: 32, 64 or 128.
     #[arg(long, value_name = "N", default_value_t = 128)]
     group_size: usize,
-    /// The same bits for embedding and output head too, as the published checkpoint: lance-mlx loads it.
+    /// Embedding and output head in --bits too, for lance-mlx.
     #[arg(long)]
-    size_like_seed: bool,
-    /// Size that vqa-mixed divides among the matrices: bits for each weight of the model file, scales and
-    /// norms included. [default: 4.75]
+    uniform_bits: bool,
+    /// Average bits per weight, for awq-mixed [default: 4.75]
     #[arg(long, value_name = "F")]
     bits_per_weight: Option<f64>,
-    /// How vqa-mixed measures what answers mind. [default: layer]
-    #[arg(long, value_enum, value_name = "WHAT")]
-    sensitivity: Option<Sensitivity>,
-    /// The GEN expert: quantized without inputs (fit), kept in bf16 (keep), left out (drop), or fitted to what it
-    /// reads while it draws the requests of a file (calibrate FILE).
-    #[arg(long = "gen", value_name = "fit|keep|drop|calibrate FILE", default_value = "fit")]
-    #[arg(value_parser = gen_setting)]
-    gen_: GenSetting,
-    /// Bits of the vision transformer, in groups of 64. [default: kept in bf16]
+    /// GEN expert: round without calibration, keep in bf16, or drop.
+    #[arg(long = "gen", value_name = "fit|keep|drop", default_value = "fit", hide_possible_values = true)]
+    #[arg(value_parser = Renamed::<Gen>::new(&GENS))]
+    gen_: Gen,
+    /// Calibrate the GEN expert, on requests for images.
+    #[arg(long, value_name = "FILE", conflicts_with = "gen_")]
+    gen_calib: Option<PathBuf>,
+    /// Bits of the vision encoder [default: not quantized]
     #[arg(long, alias = "vit", value_name = "8|4")]
     vit_bits: Option<usize>,
-    /// Rounding with error feedback as a candidate of vqa-int4 and vqa-mixed. [default: auto]
-    #[arg(long, value_enum, value_name = "WHERE")]
+    /// GPTQ (rounding with error feedback) in awq and awq-mixed; auto: up to 4096 inputs wide [default: auto]
+    #[arg(long, value_enum, value_name = "WHERE", help_heading = ADVANCED, hide_short_help = true)]
     gptq: Option<Gptq>,
-    /// Steps of vqa-int4 and vqa-mixed to leave out, to see what each brings.
+    /// Steps of awq and awq-mixed to skip, for an ablation.
     #[arg(long, value_enum, value_name = "STEP", value_delimiter = ',')]
+    #[arg(help_heading = ADVANCED, hide_short_help = true)]
     without: Vec<Step>,
-    /// Questions about pictures to fit to, with every recipe but rtn; `bundled`: the drawn ones that the nano
-    /// model knows.
-    #[arg(long, value_name = "FILE.jsonl|bundled")]
-    pub(super) calib: Option<PathBuf>,
-    /// Recorded inputs of every linear layer; a quarter of them is held back. [default: 1024]
-    #[arg(long, value_name = "N")]
-    rows: Option<usize>,
-    /// Seed of the choice of inputs. [default: 0]
-    #[arg(long, value_name = "N")]
+    /// Granularity at which awq-mixed measures sensitivity to rounding [default: layer]
+    #[arg(long, value_enum, value_name = "UNIT", help_heading = ADVANCED, hide_short_help = true)]
+    sensitivity: Option<Sensitivity>,
+    /// Calibration tokens recorded for each linear layer, a quarter held out [default: 1024]
+    #[arg(long, value_name = "N", help_heading = ADVANCED, hide_short_help = true)]
+    calib_tokens: Option<usize>,
+    /// Seed of the choice of calibration tokens [default: 0]
+    #[arg(long, value_name = "N", help_heading = ADVANCED, hide_short_help = true)]
     seed: Option<u64>,
     /// No progress on standard error.
     #[arg(short, long)]
     pub(super) quiet: bool,
+    /// Former name of --uniform-bits.
+    #[arg(long, hide = true)]
+    size_like_seed: bool,
+    /// Former name of --calib-tokens.
+    #[arg(long, hide = true)]
+    rows: Option<String>,
 }
+
+/// Heading of the options that `-h` hides.
+const ADVANCED: &str = "Advanced";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Preset {
-    /// Plain rounding, no calibration.
+pub(super) enum Method {
+    /// AWQ on recorded activations: scales, clipping, GPTQ; embedding and output head in more bits.
+    Awq,
+    /// awq with bits and group size of every matrix by its sensitivity, within --bits-per-weight.
+    AwqMixed,
+    /// Recipe of the published checkpoint (xocialize/lance-mlx).
+    LanceMlx,
+    /// Round to nearest; no calibration.
     Rtn,
-    /// As the published checkpoint was made, with the inputs of the questions at hand.
-    Seed,
-    /// Scales, clipping, refit and error feedback on recorded inputs; embedding and head wider.
-    VqaInt4,
-    /// The same, bits and groups of every matrix by what answers mind, within --bits-per-weight.
-    VqaMixed,
 }
 
-impl Preset {
-    /// What it is called on the command line.
+/// Former names of recipes.
+const RECIPES: [(&str, &str); 3] = [
+    ("vqa-int4", "expected awq, found its former name"),
+    ("vqa-mixed", "expected awq-mixed, found its former name"),
+    ("seed", "expected lance-mlx, found its former name"),
+];
+
+impl Method {
+    fn recipe(self) -> Recipe {
+        match self {
+            Self::Awq => Recipe::Awq,
+            Self::AwqMixed => Recipe::AwqMixed,
+            Self::LanceMlx => Recipe::LanceMlx,
+            Self::Rtn => Recipe::Rtn,
+        }
+    }
+
+    /// Its name on the command line.
     fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
@@ -100,86 +134,88 @@ impl Preset {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Gen {
-    /// Quantized without inputs.
+    /// Quantized without input activations.
     Fit,
     /// Kept in bf16.
     Keep,
     /// Left out.
     Drop,
-    /// Fitted to what it reads while it draws.
-    Calibrate,
 }
 
-/// The argument of `--gen`.
-#[derive(Clone, Debug)]
-struct GenSetting {
-    gen_: Gen,
-    /// Requests for pictures, to calibrate with.
-    drawings: Option<PathBuf>,
+/// Former values of `--gen`.
+const GENS: [(&str, &str); 1] = [("calibrate", "expected --gen-calib FILE instead")];
+
+/// Values of an enum; former names are refused with a message.
+#[derive(Clone)]
+struct Renamed<T> {
+    former: &'static [(&'static str, &'static str)],
+    values: std::marker::PhantomData<T>,
 }
 
-/// `fit`, `keep`, `drop` or `calibrate=FILE`, which is what `calibrate FILE` is [joined] to.
-fn gen_setting(text: &str) -> Result<GenSetting, String> {
-    let (name, file) = match text.split_once('=') {
-        Some((name, file)) => (name, Some(PathBuf::from(file))),
-        None => (text, None),
-    };
-    match (Gen::from_str(name, false), file) {
-        (Ok(Gen::Calibrate), None) => Err("expected calibrate FILE, a file of requests for pictures".into()),
-        (Ok(gen_), drawings) if drawings.is_none() || gen_ == Gen::Calibrate => {
-            Ok(GenSetting { gen_, drawings })
-        }
-        _ => Err("expected fit, keep, drop or calibrate FILE".into()),
+impl<T> Renamed<T> {
+    fn new(former: &'static [(&'static str, &'static str)]) -> Self {
+        Self { former, values: std::marker::PhantomData }
     }
 }
 
-/// Arguments with `--gen calibrate FILE` as one value: a second value of an option that may have one or two
-/// would be taken from what follows.
-pub(crate) fn joined(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut out: Vec<OsString> = Vec::new();
-    for arg in args {
-        let awaits_file = match out.as_slice() {
-            [_, command, .., name, value] => command == "quantize" && name == "--gen" && value == "calibrate",
-            _ => false,
+impl<T: ValueEnum + Clone + Send + Sync + 'static> TypedValueParser for Renamed<T> {
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<T, clap::Error> {
+        let Some((name, message)) = self.former.iter().find(|(name, _)| value == *name) else {
+            return EnumValueParser::new().parse_ref(command, arg, value);
         };
-        match out.last_mut().filter(|last| awaits_file || *last == "--gen=calibrate") {
-            Some(last) => last.extend([OsStr::new("="), &arg]),
-            None => out.push(arg),
-        }
+        let arg = arg.and_then(clap::Arg::get_long).unwrap_or_default();
+        Err(command.clone().error(ErrorKind::InvalidValue, format!("--{arg} {name}: {message}")))
     }
-    out
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let values = T::value_variants().iter();
+        Some(Box::new(values.filter_map(ValueEnum::to_possible_value)))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Gptq {
-    /// Where inputs are at most 4096 wide.
+    /// Linear layers of up to 4096 inputs.
     Auto,
-    /// Everywhere.
+    /// Every linear layer.
     All,
-    /// Nowhere.
+    /// None.
     Off,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Step {
+    /// Scale search (AWQ).
     Scaling,
+    /// The scale from v to o.
     #[value(name = "v-o")]
     VO,
+    /// The scale from up to down.
     UpDown,
+    /// Clipping of group ranges.
     Clip,
+    /// Least-squares refit of scales and biases.
     Refit,
+    /// Coordinate descent on codes after GPTQ.
     Descent,
-    /// Fitting weights to what they read in the quantized model.
+    /// Fitting weights to the activations of the quantized model.
     Compensation,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Sensitivity {
-    /// Not at all: every weight counts the same.
+    /// Not measured: every weight counts the same.
     None,
-    /// By rounding one layer at a time.
+    /// One layer at a time.
     Layer,
-    /// By rounding one matrix at a time.
+    /// One matrix at a time, seven times as long.
     Linear,
 }
 
@@ -188,27 +224,18 @@ impl Args {
     pub(super) fn options(&self) -> Result<QuantizeOptions> {
         self.check()?;
         let defaults = QuantizeOptions::default();
-        let gen_expert = match (self.gen_.gen_, &self.gen_.drawings) {
-            // Checked before the file is read.
-            (Gen::Calibrate, _) if self.recipe == Preset::Rtn => {
-                bail!("--gen calibrate: expected a recipe that is fitted to inputs, found rtn")
-            }
-            (Gen::Calibrate, Some(file)) => GenExpert::Calibrate(Drawings::read(file)?),
-            (Gen::Fit | Gen::Calibrate, _) => GenExpert::Fit,
-            (Gen::Keep, _) => GenExpert::Keep,
-            (Gen::Drop, _) => GenExpert::Drop,
+        let gen_expert = match (&self.gen_calib, self.gen_) {
+            (Some(file), _) => GenExpert::Calibrate(Drawings::read(file)?),
+            (None, Gen::Fit) => GenExpert::Fit,
+            (None, Gen::Keep) => GenExpert::Keep,
+            (None, Gen::Drop) => GenExpert::Drop,
         };
         let options = QuantizeOptions {
-            recipe: match self.recipe {
-                Preset::Rtn => Recipe::Rtn,
-                Preset::Seed => Recipe::LanceMlx,
-                Preset::VqaInt4 => Recipe::Awq,
-                Preset::VqaMixed => Recipe::AwqMixed,
-            },
+            recipe: self.recipe.recipe(),
             steps: self.steps(defaults.steps),
             bits: self.bits,
             group_size: self.group_size,
-            uniform_bits: self.size_like_seed,
+            uniform_bits: self.uniform_bits,
             bits_per_weight: self.bits_per_weight.unwrap_or(defaults.bits_per_weight),
             sensitivity: match self.sensitivity.unwrap_or(Sensitivity::Layer) {
                 Sensitivity::None => lance_mm_calibrate::Sensitivity::None,
@@ -217,7 +244,7 @@ impl Args {
             },
             gen_expert,
             vit_bits: self.vit_bits,
-            calib_tokens: self.rows.unwrap_or(defaults.calib_tokens),
+            calib_tokens: self.calib_tokens.unwrap_or(defaults.calib_tokens),
             seed: self.seed.unwrap_or(defaults.seed),
             stop: defaults.stop,
         };
@@ -246,26 +273,32 @@ impl Args {
         steps
     }
 
-    /// Refuses options that say nothing to the recipe.
+    /// Refuses former names, and options that the recipe ignores.
     fn check(&self) -> Result<()> {
-        let is_ours = matches!(self.recipe, Preset::VqaInt4 | Preset::VqaMixed);
-        let is_fitted = self.recipe != Preset::Rtn;
-        let ours = "--recipe vqa-int4 or vqa-mixed";
-        let fitted = "a recipe that is fitted to inputs";
+        if self.size_like_seed {
+            bail!("--size-like-seed: expected --uniform-bits, found its former name");
+        }
+        if self.rows.is_some() {
+            bail!("--rows: expected --calib-tokens, found its former name");
+        }
+        let is_mixed = self.recipe == Method::AwqMixed;
+        let is_awq = is_mixed || self.recipe == Method::Awq;
+        let is_calibrated = self.recipe.recipe().is_calibrated();
+        let (mixed, awq, calibrated) =
+            ("--recipe awq-mixed", "--recipe awq or awq-mixed", "a calibrated recipe");
         for (name, is_given, is_heard, expected) in [
-            ("--gptq", self.gptq.is_some(), is_ours, ours),
-            ("--without", !self.without.is_empty(), is_ours, ours),
-            ("--calib", self.calib.is_some(), is_fitted, fitted),
-            ("--rows", self.rows.is_some(), is_fitted, fitted),
-            ("--seed", self.seed.is_some(), is_fitted, fitted),
+            ("--gptq", self.gptq.is_some(), is_awq, awq),
+            ("--without", !self.without.is_empty(), is_awq, awq),
+            ("--bits-per-weight", self.bits_per_weight.is_some(), is_mixed, mixed),
+            ("--sensitivity", self.sensitivity.is_some(), is_mixed, mixed),
+            ("--calib", self.calib.is_some(), is_calibrated, calibrated),
+            ("--gen-calib", self.gen_calib.is_some(), is_calibrated, calibrated),
+            ("--calib-tokens", self.calib_tokens.is_some(), is_calibrated, calibrated),
+            ("--seed", self.seed.is_some(), is_calibrated, calibrated),
         ] {
             if is_given && !is_heard {
                 bail!("{name}: expected with {expected} only, found --recipe {}", self.recipe.name());
             }
-        }
-        let is_mixed = self.recipe == Preset::VqaMixed;
-        if !is_mixed && (self.bits_per_weight.is_some() || self.sensitivity.is_some()) {
-            bail!("--bits-per-weight and --sensitivity: expected with --recipe vqa-mixed only");
         }
         Ok(())
     }

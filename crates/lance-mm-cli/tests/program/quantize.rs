@@ -50,7 +50,7 @@ fn a_quantized_checkpoint_answers_as_the_original() {
     let calib = calibration(&files, dir.path());
     let out = dir.path().join("out");
     let target = out.display().to_string();
-    let run = lance_mm(["quantize", "-q", NANO_BF16, &target, "--calib", &calib, "--size-like-seed"]);
+    let run = lance_mm(["quantize", "-q", NANO_BF16, &target, "--calib", &calib, "--uniform-bits"]);
     assert_eq!((run.code, run.stderr.as_str()), (0, ""));
     assert!(
         run.stdout.contains("self_attn.q_proj") && run.stdout.contains("bits per weight"),
@@ -83,7 +83,7 @@ fn a_run_says_how_far_it_is() {
     let calib = calibration(&files, files.root());
     let quantize = |out: &str, more: &[&str]| {
         let out = files.arg(out);
-        let args = ["quantize", NANO_BF16, &out, "--calib", &calib, "--rows", "128", "--gptq", "off"];
+        let args = ["quantize", NANO_BF16, &out, "--calib", &calib, "--calib-tokens", "128", "--gptq", "off"];
         let run = lance_mm(args.iter().chain(more));
         assert_eq!(run.code, 0, "{}", run.stderr);
         assert!(run.stdout.starts_with('#') && !run.stdout.contains("layer 1 of 4"), "{}", run.stdout);
@@ -97,7 +97,7 @@ fn a_run_says_how_far_it_is() {
     ];
     in_order(&quantize("out", &["--bits", "3"]), &whole.concat());
     let measured = ["answers of the unchanged model", "measuring the embedding", "measuring layer 1 of 4"];
-    let mixed = quantize("mixed", &["--recipe", "vqa-mixed", "--without", "clip,refit"]);
+    let mixed = quantize("mixed", &["--recipe", "awq-mixed", "--without", "clip,refit"]);
     in_order(&mixed, &[&measured[..], &["measuring layer 4 of 4", "measuring the head"], &parts].concat());
     assert_eq!(quantize("quiet", &["-q"]), "");
 }
@@ -117,8 +117,8 @@ fn a_budget_is_divided_among_the_matrices() {
     let calib = calibration(&files, dir.path());
     let quantize = |out: &Path, bits: &str| {
         let out = out.display().to_string();
-        let mixed = ["--recipe", "vqa-mixed", "--bits-per-weight", bits, "--calib", &calib];
-        let quick = ["--rows", "256", "--gptq", "off", "--without", "clip,refit"];
+        let mixed = ["--recipe", "awq-mixed", "--bits-per-weight", bits, "--calib", &calib];
+        let quick = ["--calib-tokens", "256", "--gptq", "off", "--without", "clip,refit"];
         lance_mm(["quantize", "-q", NANO_BF16, &out].into_iter().chain(mixed).chain(quick))
     };
     let out = dir.path().join("out");
@@ -164,7 +164,7 @@ fn killed_and_whole(more: &[&str]) {
     let (whole, cut) = (dir.path().join("whole"), dir.path().join("cut"));
     let args = |out: &Path| -> Vec<String> {
         let out = out.display().to_string();
-        let args = ["quantize", "-q", NANO_BF16, &out, "--calib", &calib, "--rows", "128"];
+        let args = ["quantize", "-q", NANO_BF16, &out, "--calib", &calib, "--calib-tokens", "128"];
         args.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
     };
     let start = Instant::now();
@@ -192,7 +192,7 @@ fn a_run_that_is_killed_goes_on_to_the_same_bytes() {
 
 #[test]
 fn a_run_with_a_budget_that_is_killed_goes_on_to_the_same_bytes() {
-    let budget = ["--recipe", "vqa-mixed", "--bits-per-weight", "4.1", "--sensitivity", "linear"];
+    let budget = ["--recipe", "awq-mixed", "--bits-per-weight", "4.1", "--sensitivity", "linear"];
     killed_and_whole(&[budget.as_slice(), &["--gptq", "off", "--without", "clip,refit"]].concat());
 }
 
@@ -217,13 +217,21 @@ fn the_generating_expert_is_fitted_to_what_it_reads_while_drawing() {
     let quantize = |out: &str, gen_: &[&str]| {
         let out = files.arg(out);
         let args = ["quantize", "-q"].into_iter().chain(gen_.iter().copied());
-        let run =
-            lance_mm(args.chain([&model, &out, "--calib", &calib, "--group-size", "32", "--rows", "256"]));
+        let run = lance_mm(args.chain([
+            &model,
+            &out,
+            "--calib",
+            &calib,
+            "--group-size",
+            "32",
+            "--calib-tokens",
+            "256",
+        ]));
         assert_eq!((run.code, run.stderr.as_str()), (0, ""));
         let report = fs::read(Path::new(&out).join("quantization_report.json")).unwrap();
         serde_json::from_slice::<serde_json::Value>(&report).unwrap()
     };
-    let report = quantize("fitted", &["--gen", "calibrate", &drawings]);
+    let report = quantize("fitted", &["--gen-calib", &drawings]);
     let linears = report["parts"]["layer_001"]["linears"].as_array().unwrap();
     assert_eq!(linears.len(), 14);
     for linear in linears {
@@ -266,7 +274,7 @@ fn a_full_disk_leaves_no_half_file() {
     let (whole, full) = (dir.path().join("whole"), dir.path().join("full"));
     let args = |out: &Path| {
         let out = out.display().to_string();
-        ["quantize", "-q", NANO_BF16, &out, "--calib", &calib, "--rows", "64", "--without", "descent"]
+        ["quantize", "-q", NANO_BF16, &out, "--calib", &calib, "--calib-tokens", "64", "--without", "descent"]
             .map(str::to_owned)
     };
     // In the plan, in the recorded inputs or a layer, in the model file or the vision transformer.
@@ -392,8 +400,9 @@ fn an_interrupted_run_does_not_go_on_with_other_inputs() {
     let files = Files::nano_bf16();
     let calib = calibration(&files, files.root());
     let (model, out) = (files.arg("nano"), files.arg("out"));
-    let args = ["quantize", "-q", &model, &out, "--calib", &calib, "--rows", "64", "--without", "descent"]
-        .map(str::to_owned);
+    let args =
+        ["quantize", "-q", &model, &out, "--calib", &calib, "--calib-tokens", "64", "--without", "descent"]
+            .map(str::to_owned);
     assert!(with_little_space(200, &args).error().contains(".out.work"));
     let weights = files.path("nano/model.safetensors");
     let picture = files.path(lance_mm_nano::DEMOS[3].file);
@@ -547,30 +556,38 @@ fn what_cannot_be_quantized_is_refused() {
     let vit = lance_mm(["quantize", "-q", NANO_BF16, &other, "--vit-bits", "5"]);
     assert!(vit.error().contains("--vit-bits: expected 8 or 4, found 5"), "{}", vit.stderr);
     for (gen_, expected) in [
-        (&["--gen", "all"][..], "expected fit, keep, drop or calibrate FILE"),
-        (&["--gen", "keep=a.jsonl"], "expected fit, keep, drop or calibrate FILE"),
-        (&["--gen=calibrate"], "expected calibrate FILE, a file of requests for pictures"),
+        (&["--gen", "all"][..], "[possible values: fit, keep, drop]"),
+        (&["--gen", "calibrate"], "--gen calibrate: expected --gen-calib FILE instead"),
+        (&["--gen", "keep", "--gen-calib", "a.jsonl"], "cannot be used with"),
+        (&["--recipe", "vqa-int4"], "--recipe vqa-int4: expected awq, found its former name"),
+        (&["--recipe", "vqa-mixed"], "--recipe vqa-mixed: expected awq-mixed, found its former name"),
+        (&["--recipe", "seed"], "--recipe seed: expected lance-mlx, found its former name"),
     ] {
         let gen_ = lance_mm(["quantize", "-q", NANO_BF16, &other].iter().chain(gen_));
         assert_eq!(gen_.code, 2);
         assert!(gen_.stderr.contains(expected), "{}", gen_.stderr);
     }
-    let plain = ["--recipe", "rtn", "--gen", "calibrate", "a.jsonl"];
-    let plain = lance_mm(["quantize", NANO_BF16, &other].into_iter().chain(plain));
-    assert!(plain.error().contains("expected a recipe that is fitted to inputs"), "{}", plain.stderr);
-    let budget = lance_mm(["quantize", "-q", NANO_BF16, &other, "--bits-per-weight", "4"]);
-    assert!(budget.error().contains("--recipe vqa-mixed only"), "{}", budget.stderr);
-    let mixed = ["--recipe", "vqa-mixed", "--bits-per-weight", "16"];
+    for (former, name) in [
+        (&["--size-like-seed"][..], "--size-like-seed: expected --uniform-bits"),
+        (&["--rows", "64"], "--rows: expected --calib-tokens"),
+    ] {
+        let run = lance_mm(["quantize", NANO_BF16, &other].iter().chain(former));
+        assert_eq!(run.error(), format!("{name}, found its former name"));
+    }
+    let mixed = ["--recipe", "awq-mixed", "--bits-per-weight", "16"];
     let budget = lance_mm([&["quantize", "-q", NANO_BF16, &other], &mixed[..]].concat());
     assert!(budget.error().contains("below the 16 of bf16, found 16"), "{}", budget.stderr);
-    let (ours, fitted) = ("--recipe vqa-int4 or vqa-mixed", "a recipe that is fitted to inputs");
+    let (mixed, ours, fitted) = ("--recipe awq-mixed", "--recipe awq or awq-mixed", "a calibrated recipe");
     for (recipe, option, value, expected) in [
         ("rtn", "--gptq", "auto", ours),
-        ("seed", "--gptq", "off", ours),
+        ("lance-mlx", "--gptq", "off", ours),
         ("rtn", "--without", "clip", ours),
-        ("seed", "--without", "scaling,v-o", ours),
+        ("lance-mlx", "--without", "scaling,v-o", ours),
+        ("awq", "--bits-per-weight", "4", mixed),
+        ("lance-mlx", "--sensitivity", "layer", mixed),
+        ("rtn", "--gen-calib", "a.jsonl", fitted),
         ("rtn", "--calib", "bundled", fitted),
-        ("rtn", "--rows", "1024", fitted),
+        ("rtn", "--calib-tokens", "1024", fitted),
         ("rtn", "--seed", "0", fitted),
     ] {
         let unheard = lance_mm(["quantize", "-q", NANO_BF16, &other, "--recipe", recipe, option, value]);
@@ -580,7 +597,7 @@ fn what_cannot_be_quantized_is_refused() {
     let missing = lance_mm(["quantize", "-q", NANO_BF16, &other, "--calib", "nowhere.jsonl"]);
     assert!(missing.error().contains("nowhere.jsonl"), "{}", missing.stderr);
     let none = lance_mm(["quantize", "-q", NANO_BF16, &other]);
-    assert!(none.error().contains("--calib: expected a file of questions"), "{}", none.stderr);
+    assert!(none.error().contains("--calib: expected a file of questions about images"), "{}", none.stderr);
     let bundled = lance_mm(["quantize", "-q", "nano", &other, "--recipe", "rtn"]);
     assert!(bundled.error().ends_with("tests/fixtures/nano-bf16 in the repository)"), "{}", bundled.stderr);
     let few = dir.path().join("few.jsonl");
