@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use lance_mm::{Options, Part, Understanding, image};
+use lance_mm::{AskOptions, Content, DecodeOptions, Lance, image};
 use lance_mm_eval::dataset::Sample;
 use lance_mm_eval::{Dataset, ParityOptions, parity};
 use serde_json::json;
@@ -45,7 +45,8 @@ fn edit(dir: &Path, pointer: &str, value: serde_json::Value) {
 }
 
 fn error(dir: &Path) -> String {
-    let text = Understanding::from_pretrained(dir).expect_err("a folder that cannot be loaded").to_string();
+    let loaded = Lance::from_pretrained(dir).and_then(|lance| lance.vit().map(drop));
+    let text = loaded.expect_err("a folder that cannot be loaded").to_string();
     assert!(!text.contains('\n'), "one line: {text}");
     text
 }
@@ -53,10 +54,10 @@ fn error(dir: &Path) -> String {
 #[test]
 fn a_folder_answers_as_the_bundled_model_does() {
     let dir = folder();
-    let lance = Understanding::from_pretrained(dir.path()).unwrap();
+    let lance = Lance::from_pretrained(dir.path()).unwrap();
     for demo in &lance_mm_nano::DEMOS {
         let picture = image::decode(demo.png, demo.file, &image::LoadOptions::default()).unwrap();
-        assert_eq!(lance.generate(&picture, demo.question, &Options::default()).unwrap().text, demo.answer);
+        assert_eq!(lance.ask(&picture, demo.question, &AskOptions::default()).unwrap().text, demo.answer);
     }
 }
 
@@ -65,7 +66,7 @@ fn the_bundled_model_is_close_to_what_it_was_made_from() {
     let sample =
         |demo: &lance_mm_nano::Demo| Sample::of_picture(demo.file, demo.png, demo.question, demo.answer);
     let data = Dataset { name: "demos".into(), samples: lance_mm_nano::DEMOS.iter().map(sample).collect() };
-    let load = |path: &Path| Understanding::from_pretrained(path).unwrap();
+    let load = |path: &Path| Lance::from_pretrained(path).unwrap();
     let (reference, candidate) = (load(dense().path()), load(folder().path()));
     let report = parity(&reference, &candidate, &data, &ParityOptions::default(), &mut |_, _| {}).unwrap();
     assert_eq!(report.all.agreement.unwrap().exact, 1.0);
@@ -78,14 +79,13 @@ fn the_bundled_model_is_close_to_what_it_was_made_from() {
 fn text_needs_no_vision_transformer() {
     let dir = folder();
     fs::remove_file(dir.path().join("vit.safetensors")).unwrap();
-    let lance = Understanding::from_pretrained(dir.path()).unwrap();
-    let options = Options::default();
-    assert!(
-        lance.answer(&[Part::Text("Hello")], &options, &mut |_| std::ops::ControlFlow::Break(())).is_ok()
-    );
+    let lance = Lance::from_pretrained(dir.path()).unwrap();
+    let decode = DecodeOptions { max_new_tokens: 1, ..DecodeOptions::default() };
+    let options = AskOptions { decode, ..AskOptions::default() };
+    assert!(lance.answer(&[Content::Text("Hello")], &options).is_ok());
     let picture = image::RgbImage::new(8, 8);
-    let text = lance.generate(&picture, "What?", &options).unwrap_err().to_string();
-    assert!(text.contains("expected vit.safetensors, which pictures need, found none"), "{text}");
+    let text = lance.ask(&picture, "What?", &options).unwrap_err().to_string();
+    assert!(text.contains("expected vit.safetensors, which images need, found none"), "{text}");
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn stop_ids_come_from_the_generation_config() {
     fs::write(dir.path().join("generation_config.json"), "{").unwrap();
     assert!(error(dir.path()).contains("generation_config.json"));
     fs::remove_file(dir.path().join("generation_config.json")).unwrap();
-    assert!(Understanding::from_pretrained(dir.path()).is_ok());
+    assert!(Lance::from_pretrained(dir.path()).is_ok());
 }
 
 #[test]
@@ -165,10 +165,10 @@ fn sharded_files_are_read_as_one() {
     fs::remove_file(dir.path().join("model.safetensors")).unwrap();
     fs::write(dir.path().join("model.safetensors.index.json"), json!({"weight_map": map}).to_string())
         .unwrap();
-    let lance = Understanding::from_pretrained(dir.path()).unwrap();
+    let lance = Lance::from_pretrained(dir.path()).unwrap();
     let demo = &lance_mm_nano::DEMOS[2];
     let picture = image::decode(demo.png, demo.file, &image::LoadOptions::default()).unwrap();
-    assert_eq!(lance.generate(&picture, demo.question, &Options::default()).unwrap().text, demo.answer);
+    assert_eq!(lance.ask(&picture, demo.question, &AskOptions::default()).unwrap().text, demo.answer);
     fs::remove_file(dir.path().join("model-00002-of-00002.safetensors")).unwrap();
     assert!(error(dir.path()).contains("model-00002-of-00002.safetensors"));
 }

@@ -1,19 +1,17 @@
 //! Drawing through the facade, on a checkpoint with random weights. That its numbers are the original's is
 //! checked by `cargo xtask fixtures check`, whose tests run on the same fixtures.
 
-use std::ops::ControlFlow;
-
 use candle_core::{DType, Tensor};
 use lance_mm::generate::{Event, Generated, Plan, Resolution, Size, Stage, Unconditional};
 use lance_mm::image::RgbImage;
 use lance_mm::tensor::Weights;
-use lance_mm::{Checkpoint, Error, Generation, GenerationOptions, Guidance, Request};
+use lance_mm::{Checkpoint, Error, GenerateOptions, Guidance, Lance, Request};
 
 use crate::support::fixtures;
 
-fn lance() -> Generation {
+fn lance() -> Lance {
     let vae = Weights::open_in(&fixtures("vae/ckpt/mlx"), "vae").unwrap();
-    Generation::new(Checkpoint::open(fixtures("generation/ckpt/mlx")).unwrap().with_vae(vae)).unwrap()
+    Lance::new(Checkpoint::open(fixtures("generation/ckpt/mlx")).unwrap().with_vae(vae)).unwrap()
 }
 
 fn picture() -> RgbImage {
@@ -21,41 +19,38 @@ fn picture() -> RgbImage {
 }
 
 /// Few steps; with the stages and, for each step, whether there was a second pass.
-fn draw(request: &Request<'_>, options: &GenerationOptions) -> (Generated, Vec<Stage>, Vec<bool>) {
+fn draw(request: &Request<'_>, options: &GenerateOptions) -> (Generated, Vec<Stage>, Vec<bool>) {
     let (mut stages, mut guided) = (Vec::new(), Vec::new());
-    let drawn = lance().generate("A red fox", request, options, &mut |event| {
-        match event {
-            Event::Begin(stage) => stages.push(stage),
-            Event::Step(step) => {
-                assert_eq!(
-                    (step.x.dtype(), step.v.dtype(), step.next.dtype()),
-                    (DType::F32, DType::F32, DType::F32)
-                );
-                guided.push(step.v_uncond.is_some());
-            }
+    let drawn = lance().generate("A red fox", request, options, |event| match event {
+        Event::Begin(stage) => stages.push(stage),
+        Event::Step(step) => {
+            assert_eq!(
+                (step.x.dtype(), step.v.dtype(), step.next.dtype()),
+                (DType::F32, DType::F32, DType::F32)
+            );
+            guided.push(step.v_uncond.is_some());
         }
-        ControlFlow::Continue(())
     });
     (drawn.unwrap(), stages, guided)
 }
 
-fn short() -> GenerationOptions {
-    GenerationOptions { steps: 2, ..GenerationOptions::default() }
+fn short() -> GenerateOptions {
+    GenerateOptions { steps: 2, ..GenerateOptions::default() }
 }
 
 #[test]
 fn the_seed_decides_and_guidance_1_needs_no_second_pass() {
     let request = Request::TextToImage { size: Size::new(32, 48).unwrap() };
     let (drawn, stages, guided) = draw(&request, &short());
-    assert_eq!((stages, guided), (vec![Stage::Prompt, Stage::Denoise, Stage::Decode], vec![true, true]));
+    assert_eq!((stages, guided), (vec![Stage::Prompt, Stage::Denoise, Stage::VaeDecode], vec![true, true]));
     assert_eq!((drawn.frames.len(), drawn.frames[0].dimensions()), (1, (48, 32)));
     assert_eq!(draw(&request, &short()).0.frames, drawn.frames);
-    let other = GenerationOptions { seed: 43, ..short() };
+    let other = GenerateOptions { seed: 43, ..short() };
     assert_ne!(draw(&request, &other).0.frames, drawn.frames);
-    let plain = GenerationOptions { guidance: Guidance { scale: 1.0, ..Guidance::default() }, ..short() };
+    let plain = GenerateOptions { guidance: Guidance { scale: 1.0, ..Guidance::default() }, ..short() };
     assert_eq!(draw(&request, &plain).2, [false, false]);
     // A seed stands for the noise of the documented generator.
-    let given = GenerationOptions { noise: Some(lance_mm::noise(42, 6).unwrap()), seed: 1, ..short() };
+    let given = GenerateOptions { noise: Some(lance_mm::noise(42, 6).unwrap()), seed: 1, ..short() };
     assert_eq!(draw(&request, &given).0.frames, drawn.frames);
 }
 
@@ -65,9 +60,9 @@ fn a_video_keeps_the_latents_of_its_first_frame() {
     let resolution = Resolution { vae: 64, vit: 56 };
     let request = Request::ImageToVideo { image: &image, frames: 5, resolution };
     let (drawn, stages, _) = draw(&request, &short());
-    assert_eq!(stages, [Stage::Encode, Stage::Prompt, Stage::Denoise, Stage::Decode]);
+    assert_eq!(stages, [Stage::VaeEncode, Stage::Prompt, Stage::Denoise, Stage::VaeDecode]);
     assert_eq!(drawn.frames.len(), 5);
-    let encoded = lance().encode(&request, &short(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let encoded = lance().encode_source(&request, &short(), &mut |_| {}).unwrap();
     let flat = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     // (48, 1, h, w) -> (h·w, 48)
     let first = encoded.latents.unwrap().permute((1, 2, 3, 0)).unwrap();
@@ -80,7 +75,10 @@ fn an_edit_looks_at_its_source_twice() {
     let image = picture();
     let request = Request::EditImage { image: &image, resolution: Resolution { vae: 64, vit: 56 } };
     let (drawn, stages, _) = draw(&request, &short());
-    assert_eq!(stages, [Stage::See, Stage::Encode, Stage::Prompt, Stage::Denoise, Stage::Decode]);
+    assert_eq!(
+        stages,
+        [Stage::VisionEncoder, Stage::VaeEncode, Stage::Prompt, Stage::Denoise, Stage::VaeDecode]
+    );
     let mut other = image.clone();
     other.pixels_mut().for_each(|pixel| pixel.0[0] = 255 - pixel.0[0]);
     let changed = Request::EditImage { image: &other, resolution: Resolution { vae: 64, vit: 56 } };
@@ -96,16 +94,15 @@ fn a_trace_reads_what_the_steps_read() {
     ];
     for request in requests {
         // With the caption and without, of the second of three steps.
-        let options = GenerationOptions { steps: 3, ..GenerationOptions::default() };
+        let options = GenerateOptions { steps: 3, ..GenerateOptions::default() };
         let mut velocities = Vec::new();
         lance
-            .generate("A red fox", &request, &options, &mut |event| {
+            .generate("A red fox", &request, &options, |event| {
                 if let Event::Step(step) = event
                     && step.step.index == 1
                 {
                     velocities = vec![step.v_cond.clone(), step.v_uncond.unwrap().clone()];
                 }
-                ControlFlow::Continue(())
             })
             .unwrap();
         let trace = lance.trace("A red fox", &request, &options, &[1]).unwrap();
@@ -115,12 +112,16 @@ fn a_trace_reads_what_the_steps_read() {
             let sequence = plan.whole(pass.captioned);
             let mut x = pass.x.clone();
             for index in 0..lance.config().num_hidden_layers {
-                x = lance.llm().run_layer(index, &x, &sequence, &mut |_, _| Ok(())).unwrap();
+                x = lance
+                    .llm_with_gen()
+                    .unwrap()
+                    .run_layer(index, &x, &sequence, &mut |_, _| Ok(()))
+                    .unwrap();
             }
-            let normed = lance.llm().norm(&x, &sequence).unwrap();
+            let normed = lance.llm_with_gen().unwrap().norm(&x, &sequence).unwrap();
             let rows = sequence.visual().last().unwrap();
             let rows = normed.narrow(0, rows.start, rows.len()).unwrap();
-            let found = lance.latent_layers().velocity_of(&rows).unwrap();
+            let found = lance.latent_layers().unwrap().velocity_of(&rows).unwrap();
             let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             lance_mm::tensor::testing::assert_close("velocity", &flat(&found), &flat(&expected), 1e-3);
         }
@@ -130,16 +131,16 @@ fn a_trace_reads_what_the_steps_read() {
 #[test]
 fn it_stops_when_asked() {
     let request = Request::TextToImage { size: Size::new(32, 32).unwrap() };
+    let options = GenerateOptions::default();
     let mut steps = 0;
-    let result =
-        lance().generate("A fox", &request, &GenerationOptions::default(), &mut |event| match event {
-            Event::Step(_) if steps == 2 => ControlFlow::Break(()),
-            Event::Step(_) => {
-                steps += 1;
-                ControlFlow::Continue(())
+    let result = lance().generate("A fox", &request, &options, |event| {
+        if matches!(event, Event::Step(_)) {
+            steps += 1;
+            if steps == 2 {
+                options.stop_flag.stop();
             }
-            Event::Begin(_) => ControlFlow::Continue(()),
-        });
+        }
+    });
     assert!(matches!(result, Err(Error::Interrupted)) && steps == 2);
 }
 
@@ -148,16 +149,16 @@ fn what_does_not_fit_is_refused() {
     let lance = lance();
     let request = Request::TextToImage { size: Size::new(32, 32).unwrap() };
     let check =
-        |options: &GenerationOptions| lance.check("x", &request, options).err().map(|e| e.to_string());
-    let wrong = GenerationOptions { noise: Some(lance_mm::noise(1, 5).unwrap()), ..short() };
+        |options: &GenerateOptions| lance.check_request("x", &request, options).err().map(|e| e.to_string());
+    let wrong = GenerateOptions { noise: Some(lance_mm::noise(1, 5).unwrap()), ..short() };
     assert_eq!(check(&wrong).unwrap(), "option noise: expected F32 [4, 48], found F32 [5, 48]");
     // Noise of the type of a packed weight is none.
     let noise = lance_mm::noise(1, 4).unwrap().to_dtype(DType::U32).unwrap();
-    let cast = GenerationOptions { noise: Some(noise), ..short() };
+    let cast = GenerateOptions { noise: Some(noise), ..short() };
     assert!(check(&cast).unwrap().ends_with("found U32 [4, 48]"));
     assert!(check(&short()).is_none());
-    // The answering side of the same folder is no model that draws.
+    // A checkpoint of the UND expert alone.
     let und = Checkpoint::open(fixtures("understanding/ckpt/mlx")).unwrap();
-    let error = Generation::new(und).unwrap_err().to_string();
+    let error = Lance::new(und).unwrap().load_generator().unwrap_err().to_string();
     assert!(error.contains("expected both experts") || error.contains("expected vae.safetensors"), "{error}");
 }

@@ -2,18 +2,16 @@
 //! loader, networks and loops. On Linux the simulator takes the device's place.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
 use candle_core::{Device, Tensor};
 use lance_mm::generate::{Generated, Size};
-use lance_mm::image::{Resize, RgbImage};
+use lance_mm::image::{self, Resize, RgbImage};
 use lance_mm::models::{Cursor, Segment, Sequence, Vae, VaeConfig};
 use lance_mm::tensor::testing::{assert_close, seeded};
 use lance_mm::tensor::{ActivationPrecision, Weights};
 use lance_mm::{
-    Answer, Checkpoint, CheckpointBytes, Decoding, Generation, GenerationOptions, Options, Part, Request,
+    Answer, AskOptions, Checkpoint, CheckpointBytes, Content, DecodeOptions, GenerateOptions, Lance, Request,
 };
-use lance_mm::{Understanding, image};
 #[cfg(target_os = "linux")]
 use lance_mm::{
     models::{Grid, NoiseBlock},
@@ -63,20 +61,15 @@ struct Asked {
     answer: Answer,
 }
 
-fn ask(
-    lance: &Understanding,
-    picture: &RgbImage,
-    question: &str,
-    options: &Options,
-) -> lance_mm::Result<Asked> {
-    let visual = lance.encode_image(picture, options.resize)?;
+fn ask(lance: &Lance, picture: &RgbImage, question: &str, options: &AskOptions) -> lance_mm::Result<Asked> {
+    let visual = lance.encode_image(picture, options)?;
     let text = [Segment::Text(vec![1, 2, 3]), Segment::Vit(visual.grid()), Segment::Text(vec![4, 5])];
     let sequence = Sequence::new(&text, &lance.config().layout(), Cursor::default());
     let llm = lance.llm();
     let x = llm.embed(&sequence, &[visual.features().clone()])?;
     let logits = llm.logits(&llm.prefill(&x, &sequence, &mut llm.cache())?)?;
-    let parts = [Part::Visual(&visual), Part::Text(question)];
-    let answer = lance.answer(&parts, options, &mut |_| ControlFlow::Continue(()))?;
+    let parts = [Content::Features(&visual), Content::Text(question)];
+    let answer = lance.answer(&parts, options)?;
     Ok(Asked { features: flat(visual.features()), logits: flat(&logits), answer })
 }
 
@@ -100,8 +93,8 @@ fn ask_nano(device: &Device, activations: ActivationPrecision) -> lance_mm::Resu
     let demo = &lance_mm_nano::DEMOS[2];
     let picture = image::decode(demo.png, "plate.png", &image::LoadOptions::default())?;
     let checkpoint = Checkpoint::in_memory(&nano())?.with_f32_activations().with_activations(activations);
-    let lance = Understanding::new(checkpoint.with_device(device))?;
-    ask(&lance, &picture, demo.question, &Options::default())
+    let lance = Lance::new(checkpoint.with_device(device))?;
+    ask(&lance, &picture, demo.question, &AskOptions::default())
 }
 
 #[test]
@@ -138,7 +131,7 @@ fn the_quantized_model_answers_the_same_in_bf16() {
 fn a_token_takes_13_dispatches_a_layer_and_3() {
     let runs = Runs::default();
     let layers = with_executor(simulator(&runs), || {
-        let lance = Understanding::new(Checkpoint::in_memory(&nano())?)?;
+        let lance = Lance::new(Checkpoint::in_memory(&nano())?)?;
         let (llm, mut cache) = (lance.llm(), lance.llm().cache());
         let text = Sequence::new(&[Segment::Text(vec![1, 2, 3])], &llm.config().layout(), Cursor::default());
         llm.prefill(&llm.embed(&text, &[])?, &text, &mut cache)?;
@@ -154,7 +147,7 @@ fn a_token_takes_13_dispatches_a_layer_and_3() {
 fn forked_sequences_go_on_apart() {
     let both = on_both(|device| {
         let checkpoint = Checkpoint::in_memory(&nano())?.with_f32_activations();
-        let lance = Understanding::new(checkpoint.with_device(device))?;
+        let lance = Lance::new(checkpoint.with_device(device))?;
         let (llm, mut cache) = (lance.llm(), lance.llm().cache());
         let text = Sequence::new(&[Segment::Text(vec![1, 2, 3])], &llm.config().layout(), Cursor::default());
         llm.prefill(&llm.embed(&text, &[])?, &text, &mut cache)?;
@@ -178,10 +171,10 @@ fn forked_sequences_go_on_apart() {
 fn ask_toy(device: &Device, activations: ActivationPrecision) -> lance_mm::Result<Asked> {
     let picture = RgbImage::from_fn(90, 70, |x, y| [x as u8 * 2, y as u8 * 3, (x * y) as u8].into());
     let folder = fixtures("understanding/ckpt/mlx");
-    let decoding = Decoding { max_new_tokens: 6, ..Decoding::default() };
-    let options = Options { decoding, resize: Some(Resize::Bucket { base: 112 }), ..Options::default() };
+    let decode = DecodeOptions { max_new_tokens: 6, ..DecodeOptions::default() };
+    let options = AskOptions { decode, resize: Some(Resize::Bucket { base: 112 }), ..AskOptions::default() };
     let checkpoint = Checkpoint::open(&folder)?.with_f32_activations().with_activations(activations);
-    ask(&Understanding::new(checkpoint.with_device(device))?, &picture, "What is it?", &options)
+    ask(&Lance::new(checkpoint.with_device(device))?, &picture, "What is it?", &options)
 }
 
 #[test]
@@ -209,10 +202,10 @@ fn rows_in_bf16_stay_close_in_a_model_of_random_weights() {
 }
 
 /// What draws, rows on a device as `activations` say. Products on the CPU are in f32.
-fn generation(device: &Device, activations: ActivationPrecision) -> lance_mm::Result<Generation> {
+fn generation(device: &Device, activations: ActivationPrecision) -> lance_mm::Result<Lance> {
     let vae = Weights::open_in(&fixtures("vae/ckpt/mlx"), "vae")?;
     let checkpoint = Checkpoint::open(fixtures("generation/ckpt/mlx"))?.with_vae(vae).with_f32_activations();
-    Generation::new(checkpoint.with_activations(activations).with_device(device))
+    Lance::new(checkpoint.with_activations(activations).with_device(device))
 }
 
 /// What docs/metal.md says of a step over one block of latents.
@@ -222,22 +215,22 @@ fn a_step_of_drawing_takes_23_dispatches_a_layer_and_8() {
     let runs = Runs::default();
     let layers = with_executor(simulator(&runs), || {
         let lance = generation(&Device::Cpu, ActivationPrecision::Bf16)?;
-        let (llm, grid) = (lance.llm(), Grid { t: 1, h: 3, w: 4 });
+        let (llm, grid) = (lance.llm_with_gen()?, Grid { t: 1, h: 3, w: 4 });
         let noise = Tensor::from_vec(seeded(12 * 48, 1), (12, 48), &Device::Cpu).unwrap();
         let sequence = Sequence::new(&[Segment::Noise(grid)], &llm.config().layout(), Cursor::default());
         let block = NoiseBlock { latents: &noise, grid, times: &[1.0], sequence: &sequence };
-        lance.latent_layers().velocity(llm, &block, &mut llm.cache())?;
+        lance.latent_layers()?.velocity(llm, &block, &mut llm.cache())?;
         lance_mm::Result::Ok(llm.config().num_hidden_layers)
     });
     assert_eq!(runs.take().values().sum::<usize>(), 23 * layers.unwrap() + 8);
 }
 
 /// Draws in two steps.
-fn draw(device: &Device, activations: ActivationPrecision) -> lance_mm::Result<(Generation, Generated)> {
+fn draw(device: &Device, activations: ActivationPrecision) -> lance_mm::Result<(Lance, Generated)> {
     let request = Request::TextToImage { size: Size::new(32, 48).unwrap() };
-    let options = GenerationOptions { steps: 2, ..GenerationOptions::default() };
+    let options = GenerateOptions { steps: 2, ..GenerateOptions::default() };
     let lance = generation(device, activations)?;
-    let drawn = lance.generate("A red fox", &request, &options, &mut |_| ControlFlow::Continue(()))?;
+    let drawn = lance.generate("A red fox", &request, &options, |_| {})?;
     Ok((lance, drawn))
 }
 
@@ -246,9 +239,9 @@ fn draw(device: &Device, activations: ActivationPrecision) -> lance_mm::Result<(
 fn a_picture_is_drawn_as_on_the_cpu() {
     let both = on_both(|device| {
         let (lance, drawn) = draw(device, ActivationPrecision::F32)?;
-        let pixels = lance.pixels(&drawn.latents, drawn.grid)?;
+        let pixels = lance.decode_latents(&drawn.latents, drawn.grid, &GenerateOptions::default())?;
         // Encoding what was drawn goes the other way.
-        Ok([flat(&drawn.latents), flat(&pixels), flat(&lance.vae().encode(&pixels)?)])
+        Ok([flat(&drawn.latents), flat(&pixels), flat(&lance.vae()?.encode(&pixels)?)])
     });
     let Some((found, expected, runs)) = both else { return };
     for (name, i) in [("latents", 0), ("pixels", 1), ("encoded", 2)] {

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -13,7 +12,7 @@ use lance_mm::generate::{Resolution, Size};
 use lance_mm::image::RgbImage;
 use lance_mm::models::{Config, Experts, LatentLayers, Llm, Vae, VaeConfig, Vit, is_generation, required};
 use lance_mm::tensor::testing::seeded;
-use lance_mm::{Decoding, Generation, GenerationOptions, Options, Part, Request, Understanding};
+use lance_mm::{AskOptions, Content, DecodeOptions, GenerateOptions, Lance, Request};
 
 use crate::support::fixtures;
 
@@ -144,20 +143,20 @@ fn a_task_reads_the_weights_that_it_needs() {
     let dir = checkpoint.path().canonicalize().unwrap();
     let image = RgbImage::from_fn(90, 70, |x, y| [x as u8 * 2, y as u8 * 3, (x * y) as u8].into());
 
-    let decoding = Decoding { max_new_tokens: 2, ..Decoding::default() };
-    let options = Options { decoding, ..Options::default() };
-    let load = |dir: &Path| Understanding::from_pretrained(dir).unwrap();
-    let text = [Part::Text("What?")];
+    let decode = DecodeOptions { max_new_tokens: 2, ..DecodeOptions::default() };
+    let options = AskOptions { decode, ..AskOptions::default() };
+    let load = |dir: &Path| Lance::from_pretrained(dir).unwrap();
+    let text = [Content::Text("What?")];
     let read = read_by(&dir, load, |lance| {
-        lance.answer(&text, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+        lance.answer(&text, &options).unwrap();
     });
     assert_eq!(read, ["und", "head"], "a question");
     let read = read_by(&dir, load, |lance| {
-        lance.generate(&image, "What?", &options).unwrap();
+        lance.ask(&image, "What?", &options).unwrap();
     });
     assert_eq!(read, ["und", "head", "vit"], "a question about a picture");
 
-    let options = GenerationOptions { steps: 1, ..GenerationOptions::default() };
+    let options = GenerateOptions { steps: 1, ..GenerateOptions::default() };
     let resolution = Resolution { vae: 64, vit: 56 };
     for (request, expected) in [
         (Request::TextToImage { size: Size::new(32, 48).unwrap() }, &["und", "gen", "decoder"][..]),
@@ -167,9 +166,9 @@ fn a_task_reads_the_weights_that_it_needs() {
         ),
         (Request::EditImage { image: &image, resolution }, &["und", "gen", "vit", "encoder", "decoder"]),
     ] {
-        let load = |dir: &Path| Generation::from_pretrained(dir).unwrap();
+        let load = |dir: &Path| Lance::from_pretrained(dir).unwrap();
         let read = read_by(&dir, load, |lance| {
-            lance.generate("A fox", &request, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+            lance.generate("A fox", &request, &options, |_| {}).unwrap();
         });
         assert_eq!(read, expected, "{}", request.task());
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 use lance_mm_image::{self as image, LoadOptions};
 use lance_mm_pipelines::generate::{Resolution, Size, Trace};
-use lance_mm_pipelines::{Generation, GenerationOptions, Request};
+use lance_mm_pipelines::{GenerateOptions, Lance, Request};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -89,11 +89,7 @@ impl Drawings {
     }
 
     /// Draws everything with the unquantized model: the passes to record, and what they read.
-    pub(crate) fn run(
-        &self,
-        lance: &Generation,
-        monitor: &mut Monitor<'_>,
-    ) -> Result<(Vec<Run>, Vec<Tensor>)> {
+    pub(crate) fn run(&self, lance: &Lance, monitor: &mut Monitor<'_>) -> Result<(Vec<Run>, Vec<Tensor>)> {
         let (mut runs, mut inputs) = (Vec::new(), Vec::new());
         let total = self.list.len();
         monitor.begin(Progress::Requests { done: 0, total })?;
@@ -112,8 +108,8 @@ impl Drawings {
         Ok((runs, inputs))
     }
 
-    fn trace(&self, lance: &Generation, drawing: &Drawing, index: usize) -> Result<Trace> {
-        let mut options = GenerationOptions::default();
+    fn trace(&self, lance: &Lance, drawing: &Drawing, index: usize) -> Result<Trace> {
+        let mut options = GenerateOptions::default();
         options.steps = drawing.steps.unwrap_or(options.steps);
         options.seed = drawing.seed.unwrap_or(options.seed + index as u64);
         let load = |path| image::load(&self.dir.join(path), &LoadOptions::default());

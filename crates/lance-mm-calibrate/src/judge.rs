@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use lance_mm_eval::Position;
 use lance_mm_models::{Llm, Sequence};
-use lance_mm_pipelines::Understanding;
+use lance_mm_pipelines::Lance;
 use lance_mm_quant::Expert;
 
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ struct Case {
 impl Judge {
     /// Runs the samples held back, as many as there is room for, through the unchanged model; `inputs` are
     /// the first layer's.
-    pub(crate) fn new(lance: &Understanding, samples: &Samples, inputs: &[Tensor]) -> Result<Self> {
+    pub(crate) fn new(lance: &Lance, samples: &Samples, inputs: &[Tensor]) -> Result<Self> {
         let judged = |run: &Run| run.held_back && run.expert() == Expert::Und;
         let held_back: Vec<(usize, &Run)> =
             samples.runs.iter().enumerate().filter(|(_, run)| judged(run)).collect();

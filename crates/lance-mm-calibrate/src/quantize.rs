@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use lance_mm_eval::Dataset;
 use lance_mm_models::Experts;
 use lance_mm_pipelines::checkpoint::{CheckpointFiles, WeightsFile};
-use lance_mm_pipelines::{Checkpoint, Generation, Understanding, inspect};
+use lance_mm_pipelines::{Checkpoint, Lance, inspect};
 use lance_mm_quant::Expert;
 use lance_mm_tensor::Weights;
 use sha2::{Digest, Sha256};
@@ -121,13 +121,13 @@ fn lay_out(
     open: &dyn Fn() -> Result<Checkpoint>,
     monitor: &mut Monitor<'_>,
 ) -> Result<(Vec<Run>, Vec<Tensor>)> {
-    // A model that cannot draw is refused before the questions are run.
-    let draws = match drawings {
-        Some(drawings) => Some((drawings, Generation::new(open()?)?)),
-        None => None,
-    };
-    let (mut runs, mut inputs) = samples::questions(&Understanding::new(open()?)?, dataset, monitor)?;
-    if let Some((drawings, lance)) = draws {
+    let lance = Lance::new(open()?)?;
+    if drawings.is_some() {
+        // A model that cannot generate is refused before the questions are run.
+        lance.load_generator()?;
+    }
+    let (mut runs, mut inputs) = samples::questions(&lance, dataset, monitor)?;
+    if let Some(drawings) = drawings {
         let (more, rows) = drawings.run(&lance, monitor)?;
         runs.extend(more);
         inputs.extend(rows);

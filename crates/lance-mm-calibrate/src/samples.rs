@@ -1,12 +1,10 @@
 //! What is run to record inputs: prompts with their answers, and which of their rows are kept.
 
-use std::ops::ControlFlow;
-
 use candle_core::Tensor;
 use lance_mm_eval::{Dataset, Sample};
 use lance_mm_models::{Config, Segment};
-use lance_mm_pipelines::prompt::{self, Content, Medium, Turn};
-use lance_mm_pipelines::{Decoding, Options, Part, Understanding};
+use lance_mm_pipelines::prompt::{self, Medium, Turn, TurnContent};
+use lance_mm_pipelines::{AskOptions, Content, DecodeOptions, Lance};
 use lance_mm_quant::Expert;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -135,7 +133,7 @@ impl Samples {
 
 /// Lays questions out. The second value is the input of the first layer.
 pub(crate) fn questions(
-    lance: &Understanding,
+    lance: &Lance,
     dataset: &Dataset,
     monitor: &mut Monitor<'_>,
 ) -> Result<(Vec<Run>, Vec<Tensor>)> {
@@ -186,27 +184,28 @@ fn draw(items: &mut [(usize, usize)], n: usize, rng: &mut ChaCha8Rng) -> Vec<(us
     items[..n].to_vec()
 }
 
-fn lay_out(lance: &Understanding, sample: &Sample, held_back: bool) -> Result<(Run, Tensor)> {
-    let options = Options::default();
+fn lay_out(lance: &Lance, sample: &Sample, held_back: bool) -> Result<(Run, Tensor)> {
+    let options = AskOptions::default();
     let visuals = sample.shown.encode(lance, &options)?;
     let answer: Vec<u32> = match &sample.answer {
         Some(text) => lance.tokenizer().encode(text)?,
         None => {
-            let mut parts: Vec<Part<'_>> = visuals.iter().map(Part::Visual).collect();
-            parts.push(Part::Text(&sample.question));
-            let decoding = Decoding { max_new_tokens: MAX_ANSWER, ..Decoding::default() };
-            let options = Options { decoding, ..Options::default() };
-            let mut ids = lance.answer(&parts, &options, &mut |_| ControlFlow::Continue(()))?.ids;
+            let mut message: Vec<Content<'_>> = visuals.iter().map(Content::Features).collect();
+            message.push(Content::Text(&sample.question));
+            let decode = DecodeOptions { max_new_tokens: MAX_ANSWER, ..DecodeOptions::default() };
+            let options = AskOptions { decode, ..AskOptions::default() };
+            let mut ids = lance.answer(&message, &options)?.ids;
             // The last token is chosen, never read.
             ids.pop();
             ids
         }
     };
     let medium = visuals.first().map_or(Medium::Text, |visual| visual.medium());
-    let mut contents: Vec<Content<'_>> = visuals.iter().map(|v| Content::Visual(v.grid())).collect();
-    contents.push(Content::Text(&sample.question));
-    let instruction = prompt::instruction(medium, !sample.question.is_empty());
-    let mut segments = prompt::conversation(lance.tokenizer(), &instruction, &[Turn::User(contents)])?;
+    let mut contents: Vec<TurnContent<'_>> = visuals.iter().map(|v| TurnContent::Visual(v.grid())).collect();
+    contents.push(TurnContent::Text(&sample.question));
+    let system_message = prompt::system_message(medium, !sample.question.is_empty());
+    let turns = [Turn::User(contents)];
+    let mut segments = prompt::conversation(lance.tokenizer(), system_message.as_str(), &turns)?;
     let n_answer = answer.len();
     segments.push(Segment::Text(answer));
     let run = Run::question(segments, n_answer, held_back);

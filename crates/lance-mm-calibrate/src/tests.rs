@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lance_mm_eval::{Dataset, Sample};
 use lance_mm_image::{self as image, LoadOptions};
-use lance_mm_pipelines::{Options, Understanding};
+use lance_mm_pipelines::{AskOptions, Lance};
 use lance_mm_tensor::StopFlag;
 
 use super::*;
@@ -30,10 +30,10 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 fn answers_the_demos(folder: &Path) -> bool {
-    let lance = Understanding::from_pretrained(folder).unwrap();
+    let lance = Lance::from_pretrained(folder).unwrap();
     lance_mm_nano::DEMOS.iter().all(|demo| {
         let picture = image::decode(demo.png, demo.file, &LoadOptions::default()).unwrap();
-        lance.generate(&picture, demo.question, &Options::default()).unwrap().text == demo.answer
+        lance.ask(&picture, demo.question, &AskOptions::default()).unwrap().text == demo.answer
     })
 }
 

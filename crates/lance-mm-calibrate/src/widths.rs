@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use lance_mm_models::{Experts, Llm, is_generation};
-use lance_mm_pipelines::{Checkpoint, Understanding};
+use lance_mm_pipelines::{Checkpoint, Lance};
 use lance_mm_quant::{
     Choice, Expert, HeadRows, Item, LayerWeights, Proj, Recipe, SiteRows, allocate, measure_head,
     measure_layer, quantize_linear, stored_bytes, width_errors, widths,
@@ -77,7 +77,7 @@ impl Measuring<'_> {
             _ => {
                 monitor.begin(Progress::Reference)?;
                 let inputs = capture.inputs()?;
-                Some(Judge::new(&Understanding::new((self.open)()?)?, self.samples, &inputs)?)
+                Some(Judge::new(&Lance::new((self.open)()?)?, self.samples, &inputs)?)
             }
         };
         let judge = judge.as_ref();

@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::Device;
 use lance_mm::image::{self, LoadOptions, Resize};
 use lance_mm::tensor::{ActivationPrecision, DeviceChoice};
-use lance_mm::{Decoding, Options, Sampling};
+use lance_mm::{AskOptions, DecodeOptions, Sampling};
 
 use crate::model;
 use crate::output::Hints;
@@ -103,7 +103,7 @@ pub(crate) struct PictureArgs {
 #[command(next_help_heading = "Answer")]
 pub(crate) struct AnswerArgs {
     /// Tokens generated at most.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = Decoding::default().max_new_tokens)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = DecodeOptions::default().max_new_tokens)]
     max_new_tokens: usize,
     /// 0 takes the likeliest token every time; higher is more varied.
     #[arg(short, long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
@@ -151,7 +151,7 @@ impl PictureArgs {
 
 impl AnswerArgs {
     /// The library's options, checked as far as that needs no model.
-    pub(crate) fn options(&self, pictures: &PictureArgs, hints: Hints) -> Result<Options> {
+    pub(crate) fn options(&self, pictures: &PictureArgs, hints: Hints) -> Result<AskOptions> {
         let sampling = Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
@@ -163,11 +163,15 @@ impl AnswerArgs {
         if self.temperature == 0.0 && (self.top_p != 1.0 || self.top_k != 0 || self.seed.is_some()) {
             hints.note("note: --top-p, --top-k and --seed have no effect at temperature 0");
         }
-        Ok(Options {
-            instruction: self.instruction.clone(),
-            decoding: Decoding { max_new_tokens: self.max_new_tokens, sampling, stop: self.stop.clone() },
+        Ok(AskOptions {
+            system_message: self.instruction.clone(),
+            decode: DecodeOptions {
+                max_new_tokens: self.max_new_tokens,
+                sampling,
+                stop_strings: self.stop.clone(),
+            },
             resize: pictures.resize()?,
-            ..Options::default()
+            ..AskOptions::default()
         })
     }
 }

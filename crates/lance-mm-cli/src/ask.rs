@@ -4,11 +4,10 @@ mod each;
 mod report;
 
 use std::ffi::OsString;
-use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use lance_mm::{Answer, Options, Part, Visual};
+use lance_mm::{Answer, AskOptions, Content, ImageFeatures};
 
 use crate::args::{AnswerArgs, ModelArgs, PictureArgs};
 use crate::model::{self, Model};
@@ -93,10 +92,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let visuals = encode(&model, inputs, &options, hints)?;
 
     let answer = if args.json {
-        ask(&model, &visuals, &question, &options, hints, &mut |_| ControlFlow::Continue(()))?
+        ask(&model, &visuals, &question, &options, hints, &mut |_| {})?
     } else {
         let mut stream = Stream::stdout(false);
-        let answer = ask(&model, &visuals, &question, &options, hints, &mut |piece| stream.push(piece))?;
+        let answer = ask(&model, &visuals, &question, &options, hints, &mut |text| {
+            if stream.push(text).is_break() {
+                options.stop_flag.stop();
+            }
+        })?;
         stream.finish()?;
         answer
     };
@@ -143,7 +146,12 @@ impl Args {
     }
 }
 
-fn encode(model: &Model, inputs: Vec<Input>, options: &Options, hints: Hints) -> Result<Vec<Visual>> {
+fn encode(
+    model: &Model,
+    inputs: Vec<Input>,
+    options: &AskOptions,
+    hints: Hints,
+) -> Result<Vec<ImageFeatures>> {
     let count = inputs.len();
     let encode = |(i, input): (usize, Input)| {
         let _busy = hints.busy(&match count {
@@ -158,20 +166,20 @@ fn encode(model: &Model, inputs: Vec<Input>, options: &Options, hints: Hints) ->
 /// Asks, with a sign of life until the first piece of the answer.
 fn ask(
     model: &Model,
-    visuals: &[Visual],
+    visuals: &[ImageFeatures],
     question: &str,
-    options: &Options,
+    options: &AskOptions,
     hints: Hints,
-    sink: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    on_text: &mut dyn FnMut(&str),
 ) -> Result<Answer> {
-    let mut parts: Vec<Part<'_>> = visuals.iter().map(Part::Visual).collect();
+    let mut message: Vec<Content<'_>> = visuals.iter().map(Content::Features).collect();
     if !question.is_empty() {
-        parts.push(Part::Text(question));
+        message.push(Content::Text(question));
     }
     let mut busy = Some(hints.busy("thinking"));
-    let answer = model.lance.answer(&parts, options, &mut |piece| {
+    let answer = model.lance.answer_stream(&message, options, |text| {
         busy.take();
-        sink(piece)
+        on_text(text);
     });
     Ok(answer?)
 }

@@ -7,7 +7,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use lance_mm::Options;
+use lance_mm::AskOptions;
 
 use crate::args::{AnswerArgs, ModelArgs, PictureArgs};
 use crate::model::{self, Model};
@@ -80,9 +80,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 struct Loop<'a> {
     args: &'a Args,
     hints: Hints,
-    options: Options,
+    options: AskOptions,
     model: &'a Model,
-    session: Session<'a>,
+    session: Session,
     interactive: bool,
     /// The image that was asked for last is not shown.
     blind: bool,
@@ -186,9 +186,12 @@ impl Loop<'_> {
         }
         let mut stream = Stream::stdout(!self.interactive);
         let mut busy = Some(self.hints.busy("thinking"));
-        let answer = self.session.ask(question, &self.options, &mut |piece| {
+        let stop_flag = self.options.stop_flag.clone();
+        let answer = self.session.ask(question, &self.options, |text| {
             busy.take();
-            stream.push(piece)
+            if stream.push(text).is_break() {
+                stop_flag.stop();
+            }
         });
         drop(busy);
         match answer {

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use lance_mm::generate::{Generated, Resolution, Size};
 use lance_mm::image::{LoadOptions, RgbImage};
 use lance_mm::tensor::device_name;
-use lance_mm::{Checkpoint, Generation, GenerationOptions, Guidance, Method, Renorm, Request};
+use lance_mm::{Checkpoint, GenerateOptions, Guidance, Lance, Renorm, Request, SolverKind};
 use serde_json::json;
 
 use crate::args::ComputeArgs;
@@ -89,18 +89,18 @@ enum MethodArg {
 
 impl DrawArgs {
     /// The library's options, checked as far as that needs no model.
-    pub(crate) fn options(&self) -> Result<GenerationOptions> {
+    pub(crate) fn options(&self) -> Result<GenerateOptions> {
         let interval = self.guidance_interval.split_once(',');
         let interval = interval.and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
         let Some(interval) = interval else {
             bail!("--guidance-interval: expected two numbers with a comma, found {}", self.guidance_interval)
         };
-        let options = GenerationOptions {
+        let options = GenerateOptions {
             steps: self.steps,
             shift: self.shift,
-            method: match self.method {
-                MethodArg::Euler => Method::Euler,
-                MethodArg::AdamsBashforth => Method::AdamsBashforth,
+            solver: match self.method {
+                MethodArg::Euler => SolverKind::Euler,
+                MethodArg::AdamsBashforth => SolverKind::AdamsBashforth,
             },
             guidance: Guidance {
                 scale: self.guidance,
@@ -114,7 +114,7 @@ impl DrawArgs {
             },
             seed: self.seed,
             allow_quantized: self.allow_quantized,
-            ..GenerationOptions::default()
+            ..GenerateOptions::default()
         };
         options.validate()?;
         Ok(options)
@@ -128,7 +128,7 @@ impl DrawArgs {
 /// A loaded model, and what is drawn with it.
 pub(crate) struct Session<'a> {
     args: &'a DrawArgs,
-    lance: Generation,
+    lance: Lance,
     name: String,
     watch: Watch,
 }
@@ -144,12 +144,13 @@ impl<'a> Session<'a> {
         let hints = args.hints();
         let mut watch = Watch::new(args.steps, hints);
         let folder = model::drawing_folder(name)?;
-        let lance = watch.part("load", || -> Result<Generation> {
+        let lance = watch.part("load", || -> Result<Lance> {
             let _busy = hints.busy("loading the model");
             let device = args.compute.open_device()?;
             let checkpoint = Checkpoint::open(&folder)?.with_device(&device);
-            let lance = Generation::new(checkpoint.with_activations(args.compute.activations()))?;
-            Ok(if args.low_memory { lance.with_decoding_budget(LOW_MEMORY) } else { lance })
+            let lance = Lance::new(checkpoint.with_activations(args.compute.activations()))?;
+            lance.load_generator()?;
+            Ok(if args.low_memory { lance.with_vae_budget(LOW_MEMORY) } else { lance })
         })?;
         if lance.is_quantized() && args.allow_quantized {
             hints.note(&measured::note(name, &folder)?);
@@ -158,13 +159,8 @@ impl<'a> Session<'a> {
     }
 
     /// Refuses what cannot be drawn.
-    pub(crate) fn check(
-        &self,
-        prompt: &str,
-        request: &Request<'_>,
-        options: &GenerationOptions,
-    ) -> Result<()> {
-        self.lance.check(prompt, request, options)?;
+    pub(crate) fn check(&self, prompt: &str, request: &Request<'_>, options: &GenerateOptions) -> Result<()> {
+        self.lance.check_request(prompt, request, options)?;
         Ok(())
     }
 
@@ -173,11 +169,11 @@ impl<'a> Session<'a> {
         &mut self,
         prompt: &str,
         request: &Request<'_>,
-        options: &GenerationOptions,
+        options: &GenerateOptions,
         target: Target,
     ) -> Result<()> {
         let watch = &mut self.watch;
-        let drawn = self.lance.generate(prompt, request, options, &mut |event| watch.see(&event));
+        let drawn = self.lance.generate(prompt, request, options, |event| watch.see(&event));
         watch.end();
         let drawn = drawn?;
         let settings = self.settings(request, options, &drawn).to_string();
@@ -209,7 +205,7 @@ impl<'a> Session<'a> {
     fn settings(
         &self,
         request: &Request<'_>,
-        options: &GenerationOptions,
+        options: &GenerateOptions,
         drawn: &Generated,
     ) -> serde_json::Value {
         let first = &drawn.frames[0];
@@ -221,7 +217,7 @@ impl<'a> Session<'a> {
             "frames": drawn.frames.len(),
             "steps": options.steps,
             "shift": options.shift,
-            "method": format!("{:?}", options.method),
+            "method": format!("{:?}", options.solver),
             "guidance": options.guidance.scale,
             "guidance_interval": [options.guidance.interval.0, options.guidance.interval.1],
             "renorm": format!("{:?}", options.guidance.renorm),

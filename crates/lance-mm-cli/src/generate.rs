@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use lance_mm::{GenerationOptions, Request};
+use lance_mm::{GenerateOptions, Request};
 
 use crate::draw::{self, DrawArgs, Session};
 use crate::save::Target;
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     session.check(&args.prompt, &request, &options)?;
     for (i, target) in targets.into_iter().enumerate() {
         let seed = options.seed.wrapping_add(i as u64);
-        let options = GenerationOptions { seed, ..options.clone() };
+        let options = GenerateOptions { seed, ..options.clone() };
         session.draw(&args.prompt, &request, &options, target)?;
     }
     Ok(())

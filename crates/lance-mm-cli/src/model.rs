@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use candle_core::Device;
 use lance_mm::checkpoint::WeightsFile;
-use lance_mm::{Checkpoint, CheckpointBytes, Understanding};
+use lance_mm::{Checkpoint, CheckpointBytes, Lance};
 
 use crate::args::ModelArgs;
 use crate::hub::RepoName;
@@ -21,7 +21,7 @@ const NANO: &str = "nano";
 pub(crate) struct Model {
     /// What to call it.
     pub(crate) name: String,
-    pub(crate) lance: Understanding,
+    pub(crate) lance: Lance,
     /// Time it took to load.
     pub(crate) time: Duration,
 }
@@ -59,7 +59,7 @@ pub(crate) fn load_as(
     } else {
         (model.to_owned(), Checkpoint::open(folder(model)?)?)
     };
-    let lance = Understanding::new(change(checkpoint))?;
+    let lance = Lance::new(change(checkpoint))?;
     let unknown = lance.unknown_tensors();
     if let Some(first) = unknown.first() {
         let others =

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Result, anyhow, bail};
 use lance_mm::image::{self, FileKind, LoadOptions, MultiFrame, RgbImage};
 use lance_mm::video::{Clip, Ffmpeg, UNKNOWN_FPS, is_animated_gif};
-use lance_mm::{Options, Understanding, Visual};
+use lance_mm::{AskOptions, ImageFeatures, Lance};
 
 use crate::args::PictureArgs;
 use crate::output::{self, Hints};
@@ -30,17 +30,17 @@ impl Input {
     }
 
     /// Runs the vision transformer, and gives the pixels' memory back.
-    pub(crate) fn encode(self, lance: &Understanding, options: &Options) -> Result<Visual> {
-        let visual = match self.pixels {
-            Pixels::Image(image) => lance.encode_image(&image, options.resize),
-            Pixels::Video(clip) => lance.encode_video(&clip, options.resize),
+    pub(crate) fn encode(self, lance: &Lance, options: &AskOptions) -> Result<ImageFeatures> {
+        let features = match self.pixels {
+            Pixels::Image(image) => lance.encode_image(&image, options),
+            Pixels::Video(clip) => lance.encode_video(&clip, options),
         };
-        Ok(visual?)
+        Ok(features?)
     }
 }
 
 /// Says what nobody has tried: the published quantized model was made for pictures.
-pub(crate) fn warn(inputs: &[Input], lance: &Understanding, hints: Hints) {
+pub(crate) fn warn(inputs: &[Input], lance: &Lance, hints: Hints) {
     if lance.is_quantized() && inputs.iter().any(Input::is_video) {
         hints.note("note: this model was quantized for pictures; its answers about videos are untested");
     }

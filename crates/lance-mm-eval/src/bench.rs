@@ -3,7 +3,6 @@
 //! Each function measures once. Repeating, and [roofline] to set the numbers against,
 //! are the caller's: times of one run can be compared, those of different runs often not.
 
-use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
@@ -12,8 +11,8 @@ use lance_mm_models::{Cache, Cursor, Grid, NextToken, Segment, Sequence};
 use lance_mm_tensor::{in_thread_pool, read_values, roofline};
 
 use crate::error::{Error, Result};
-use lance_mm_pipelines::Decoding;
-use lance_mm_pipelines::{Options, Part, Understanding};
+use lance_mm_pipelines::DecodeOptions;
+use lance_mm_pipelines::{AskOptions, Content, Lance};
 use lance_mm_pipelines::{Sampler, Sampling};
 
 /// A step that was measured.
@@ -33,7 +32,7 @@ pub struct Step {
 ///
 /// # Errors
 /// More rows than the model can see, or none.
-pub fn prefill(lance: &Understanding, rows: usize) -> Result<Step> {
+pub fn prefill(lance: &Lance, rows: usize) -> Result<Step> {
     let mut run = Run::new(lance, rows)?;
     let start = Instant::now();
     run.prefill(rows)?;
@@ -53,7 +52,7 @@ impl<'a> Decode<'a> {
     ///
     /// # Errors
     /// A context longer than the model can see, or none.
-    pub fn new(lance: &'a Understanding, context: usize) -> Result<Self> {
+    pub fn new(lance: &'a Lance, context: usize) -> Result<Self> {
         const COMPUTED: usize = 64;
         let mut run = Run::new(lance, context)?;
         let id = run.prefill(context.min(COMPUTED))?;
@@ -85,13 +84,13 @@ impl<'a> Decode<'a> {
 
 /// Reads the weights of a step and does nothing else with them: bytes a second. They lie in pages of the system's file
 /// cache, which may be read faster or slower than other memory.
-pub fn read_weights(lance: &Understanding) -> f64 {
+pub fn read_weights(lance: &Lance) -> f64 {
     roofline::read(&lance.llm().step_weights())
 }
 
 /// Tokens of several sequences of one length, a token of each in every step.
 pub struct Batch<'a> {
-    lance: &'a Understanding,
+    lance: &'a Lance,
     caches: Vec<Cache>,
     at: Cursor,
     id: u32,
@@ -103,7 +102,7 @@ impl<'a> Batch<'a> {
     ///
     /// # Errors
     /// As [`Decode::new`]; no sequences.
-    pub fn new(lance: &'a Understanding, context: usize, sequences: usize) -> Result<Self> {
+    pub fn new(lance: &'a Lance, context: usize, sequences: usize) -> Result<Self> {
         if sequences == 0 {
             return Err(Error::option("sequences", "at least 1", 0));
         }
@@ -151,7 +150,7 @@ impl<'a> Batch<'a> {
 ///
 /// # Errors
 /// No vision transformer; a side that is no multiple of its merge size.
-pub fn vit(lance: &Understanding, side: usize) -> Result<Step> {
+pub fn vit(lance: &Lance, side: usize) -> Result<Step> {
     let vit = lance.vit()?;
     let grid = Grid { t: 1, h: side, w: side };
     let n = grid.count() * vit.config().patch_width();
@@ -180,19 +179,15 @@ pub struct TwoQuestions {
 /// Asks two questions about a picture.
 ///
 /// # Errors
-/// As [`Understanding::look`].
-pub fn two_questions(
-    lance: &Understanding,
-    picture: &RgbImage,
-    questions: [&str; 2],
-) -> Result<TwoQuestions> {
-    let decoding = Decoding { max_new_tokens: 1, ..Decoding::default() };
-    let options = Options { decoding, ..Options::default() };
+/// As [`Lance::image_context`].
+pub fn two_questions(lance: &Lance, picture: &RgbImage, questions: [&str; 2]) -> Result<TwoQuestions> {
+    let decode = DecodeOptions { max_new_tokens: 1, ..DecodeOptions::default() };
+    let options = AskOptions { decode, ..AskOptions::default() };
     let start = Instant::now();
-    let visual = lance.encode_image(picture, None)?;
+    let visual = lance.encode_image(picture, &options)?;
     let encode = visual.time();
-    let mut look = lance.look(&[visual], &options)?;
-    let mut ask = |question| look.ask(question, &options, &mut |_| ControlFlow::Continue(()));
+    let mut context = lance.image_context(&[visual], &options)?;
+    let mut ask = |question| context.ask(question, &options);
     let prompt_tokens = ask(questions[0])?.prompt_tokens;
     let first = start.elapsed();
     let start = Instant::now();
@@ -203,19 +198,14 @@ pub fn two_questions(
 /// Asks one question about a picture and generates up to `tokens` tokens of the answer: what `ask` does.
 ///
 /// # Errors
-/// As [`Understanding::answer`].
-pub fn question(
-    lance: &Understanding,
-    picture: &RgbImage,
-    question: &str,
-    tokens: usize,
-) -> Result<Duration> {
-    let decoding = Decoding { max_new_tokens: tokens, ..Decoding::default() };
-    let options = Options { decoding, ..Options::default() };
+/// As [`Lance::answer`].
+pub fn question(lance: &Lance, picture: &RgbImage, question: &str, tokens: usize) -> Result<Duration> {
+    let decode = DecodeOptions { max_new_tokens: tokens, ..DecodeOptions::default() };
+    let options = AskOptions { decode, ..AskOptions::default() };
     let start = Instant::now();
-    let visual = lance.encode_image(picture, None)?;
-    let parts = [Part::Visual(&visual), Part::Text(question)];
-    lance.answer(&parts, &options, &mut |_| ControlFlow::Continue(()))?;
+    let visual = lance.encode_image(picture, &options)?;
+    let message = [Content::Features(&visual), Content::Text(question)];
+    lance.answer(&message, &options)?;
     Ok(start.elapsed())
 }
 
@@ -232,14 +222,14 @@ pub fn picture(side: u32) -> Result<RgbImage> {
 
 /// A cache that is filled with text.
 struct Run<'a> {
-    lance: &'a Understanding,
+    lance: &'a Lance,
     cache: Cache,
     at: Cursor,
     sampler: Sampler,
 }
 
 impl<'a> Run<'a> {
-    fn new(lance: &'a Understanding, rows: usize) -> Result<Self> {
+    fn new(lance: &'a Lance, rows: usize) -> Result<Self> {
         if rows == 0 {
             return Err(Error::option("rows", "at least 1", 0));
         }
@@ -271,7 +261,7 @@ impl<'a> Run<'a> {
     }
 }
 
-fn fits(lance: &Understanding, rows: usize) -> Result<()> {
+fn fits(lance: &Lance, rows: usize) -> Result<()> {
     match lance.config().max_position_embeddings {
         max if rows <= max => Ok(()),
         max => Err(Error::option("rows", format!("at most {max} tokens in all"), rows)),
@@ -285,7 +275,7 @@ mod tests {
 
     #[test]
     fn every_step_is_measured() {
-        let lance = Understanding::new(checkpoint()).unwrap();
+        let lance = Lance::new(checkpoint()).unwrap();
         let step = prefill(&lance, 20).unwrap();
         assert_eq!((step.rows, step.bytes), (20, lance.llm().step_bytes() as f64));
         assert!(step.time > Duration::ZERO && step.flops > 1e6);
@@ -310,7 +300,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let lance = Understanding::new(checkpoint()).unwrap();
+        let lance = Lance::new(checkpoint()).unwrap();
         let max = lance.config().max_position_embeddings;
         for error in [prefill(&lance, 0).err(), prefill(&lance, max + 1).err(), Decode::new(&lance, 0).err()]
         {

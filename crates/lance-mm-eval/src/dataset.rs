@@ -11,7 +11,7 @@ use lance_mm_image::{self as image, LoadOptions};
 use super::text::{contains_expected, says};
 use crate::error::{Error, Result};
 use lance_mm_pipelines::inspect::Hash;
-use lance_mm_pipelines::{Look, Options, Understanding, Visual};
+use lance_mm_pipelines::{AskOptions, ImageContext, ImageFeatures, Lance};
 
 /// Questions in the order of their file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -123,15 +123,16 @@ impl Sample {
     }
 
     /// Reads what is shown into a cache, for the question.
-    pub(crate) fn look<'a>(
+    pub(crate) fn context(
         &self,
-        lance: &'a Understanding,
-        visuals: &[Visual],
-        options: &Options,
-    ) -> Result<Look<'a>> {
-        Ok(match self.has_question() {
-            true => lance.look(visuals, options)?,
-            false => lance.look_to_describe(visuals, options)?,
+        lance: &Lance,
+        visuals: &[ImageFeatures],
+        options: &AskOptions,
+    ) -> Result<ImageContext> {
+        Ok(if self.has_question() {
+            lance.image_context(visuals, options)?
+        } else {
+            lance.caption_context(visuals, options)?
         })
     }
 
@@ -161,23 +162,23 @@ impl Shown {
     ///
     /// # Errors
     /// Files that cannot be read or used.
-    pub fn encode(&self, lance: &Understanding, options: &Options) -> Result<Vec<Visual>> {
+    pub fn encode(&self, lance: &Lance, options: &AskOptions) -> Result<Vec<ImageFeatures>> {
         let load = LoadOptions { auto_orient: true, ..LoadOptions::default() };
         match self {
             Self::Images(pictures) => pictures
                 .iter()
                 .map(|picture| {
                     let (bytes, name) = picture.read()?;
-                    Ok(lance.encode_image(&image::decode(&bytes, &name, &load)?, options.resize)?)
+                    Ok(lance.encode_image(&image::decode(&bytes, &name, &load)?, options)?)
                 })
                 .collect(),
             Self::Video(path) if path.is_dir() => {
                 let clip = Clip::from_dir(path, UNKNOWN_FPS, &load)?;
-                Ok(vec![lance.encode_video(&clip, options.resize)?])
+                Ok(vec![lance.encode_video(&clip, options)?])
             }
             Self::Video(path) => {
                 let clip = Clip::from_gif(&read(path)?, &path.display().to_string(), &load)?;
-                Ok(vec![lance.encode_video(&clip, options.resize)?])
+                Ok(vec![lance.encode_video(&clip, options)?])
             }
         }
     }

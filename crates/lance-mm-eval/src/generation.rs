@@ -5,8 +5,6 @@
 //! models begin from one f32 tensor, and two controls stand beside the candidate: the reference begun from
 //! that cast noise, and the reference begun from another seed, whose difference is no loss.
 
-use std::ops::ControlFlow;
-
 use candle_core::Tensor;
 use lance_mm_image::RgbImage;
 use serde::Serialize;
@@ -15,8 +13,9 @@ use super::frequency::Frequency;
 use super::similarity::Similarity;
 use super::{Progress, Relative};
 use crate::error::{Error, Result};
+use lance_mm_pipelines::Lance;
 use lance_mm_pipelines::Step;
-use lance_mm_pipelines::generate::{Encoded, Event, Generated, Generation, GenerationOptions, Request, Size};
+use lance_mm_pipelines::generate::{Encoded, Event, GenerateOptions, Generated, Request, Size};
 use lance_mm_pipelines::noise;
 use lance_mm_pipelines::prompt::Task;
 
@@ -30,7 +29,7 @@ pub struct DrawingOptions {
     /// Of the pictures.
     pub size: Size,
     /// Steps, guidance and the seed of the first prompt; each further one has the next.
-    pub generation: GenerationOptions,
+    pub generation: GenerateOptions,
     /// Decode what each step would lead to, and compare the pictures: a run of the VAE a step and model.
     pub each_step: bool,
 }
@@ -115,10 +114,10 @@ pub struct PictureError {
 /// Draws every prompt with both models and the two controls. Progress counts steps of all drawings.
 ///
 /// # Errors
-/// No prompts, and what [`Generation::check`] refuses; quantized weights are allowed.
+/// No prompts, and what [`Lance::check_request`] refuses; quantized weights are allowed.
 pub fn drawing(
-    reference: &Generation,
-    candidate: &Generation,
+    reference: &Lance,
+    candidate: &Lance,
     prompts: &[String],
     options: &DrawingOptions,
     progress: &mut Progress<'_>,
@@ -127,9 +126,9 @@ pub fn drawing(
         return Err(Error::option("prompts", "at least one", 0));
     }
     for prompt in prompts {
-        let settings = GenerationOptions { allow_quantized: true, ..options.generation.clone() };
+        let settings = GenerateOptions { allow_quantized: true, ..options.generation.clone() };
         for model in [reference, candidate] {
-            model.check(prompt, &Request::TextToImage { size: options.size }, &settings)?;
+            model.check_request(prompt, &Request::TextToImage { size: options.size }, &settings)?;
         }
     }
     let mut drawings = Vec::with_capacity(prompts.len());
@@ -148,7 +147,7 @@ pub fn drawing(
 }
 
 struct Pair<'a> {
-    reference: &'a Generation,
+    reference: &'a Lance,
     prompt: &'a str,
     seed: u64,
     options: &'a DrawingOptions,
@@ -170,7 +169,7 @@ struct Taken {
 
 impl Pair<'_> {
     /// Draws with both models and the controls, each step told to `stepped`.
-    fn draw(&self, candidate: &Generation, prompts: usize, stepped: &mut dyn FnMut()) -> Result<Drawing> {
+    fn draw(&self, candidate: &Lance, prompts: usize, stepped: &mut dyn FnMut()) -> Result<Drawing> {
         let n = self.request().grid()?.count();
         let start = noise(self.seed, n)?;
         // Beyond the seeds of all prompts, so that no other begins from the same noise.
@@ -194,16 +193,16 @@ impl Pair<'_> {
         Request::TextToImage { size: self.options.size }
     }
 
-    fn settings(&self, start: &Tensor) -> GenerationOptions {
+    fn settings(&self, start: &Tensor) -> GenerateOptions {
         let noise = Some(start.clone());
-        GenerationOptions { noise, allow_quantized: true, ..self.options.generation.clone() }
+        GenerateOptions { noise, allow_quantized: true, ..self.options.generation.clone() }
     }
 
-    fn run(&self, model: &Generation, start: &Tensor, stepped: &mut dyn FnMut()) -> Result<Run> {
+    fn run(&self, model: &Lance, start: &Tensor, stepped: &mut dyn FnMut()) -> Result<Run> {
         let mut steps = Vec::new();
         let mut fault = None;
-        let drawn = model.generate(self.prompt, &self.request(), &self.settings(start), &mut |event| {
-            let Event::Step(step) = event else { return ControlFlow::Continue(()) };
+        let drawn = model.generate(self.prompt, &self.request(), &self.settings(start), |event| {
+            let Event::Step(step) = event else { return };
             stepped();
             match step.estimate() {
                 Ok(estimate) => steps.push(Taken {
@@ -215,16 +214,15 @@ impl Pair<'_> {
                 }),
                 Err(error) => fault = Some(error),
             }
-            ControlFlow::Continue(())
         })?;
         fault.map_or(Ok(Run { drawn, steps }), |error| Err(error.into()))
     }
 
     /// The candidate's velocities at the reference's latents.
-    fn local(&self, candidate: &Generation, truth: &Run, stepped: &mut dyn FnMut()) -> Result<Vec<Tensor>> {
+    fn local(&self, candidate: &Lance, truth: &Run, stepped: &mut dyn FnMut()) -> Result<Vec<Tensor>> {
         let settings = self.settings(&truth.steps[0].x);
         let (encoded, grid) = (Encoded::default(), truth.drawn.grid);
-        let plan = candidate.plan(self.prompt, Task::TextToImage, &encoded, grid, settings.unconditional)?;
+        let plan = candidate.plan(self.prompt, Task::TextToImage, &encoded, grid, &settings)?;
         let mut velocity = candidate.velocity(&plan, &encoded, &settings)?;
         let at = |taken: &Taken| {
             let v = velocity(&taken.x, taken.step)?;
@@ -262,7 +260,7 @@ impl Pair<'_> {
 
     /// Both models' estimates go through the reference's VAE: quantizing leaves it as it is.
     fn picture(&self, run: &Run, latents: &Tensor) -> Result<RgbImage> {
-        let pixels = self.reference.pixels(latents, run.drawn.grid)?;
+        let pixels = self.reference.decode_latents(latents, run.drawn.grid, &self.options.generation)?;
         let mut frames = lance_mm_pipelines::tensor_to_frames(&pixels)?;
         Ok(frames.swap_remove(0))
     }

@@ -14,8 +14,8 @@ use super::dataset::{Dataset, Sample};
 use super::parity::{given_ids, require_same_tokens};
 use super::{Progress, Relative, SMALL_SAMPLE};
 use crate::error::{Error, Result};
-use lance_mm_pipelines::prompt::{self, Content, Turn};
-use lance_mm_pipelines::{Options, Understanding, Visual};
+use lance_mm_pipelines::prompt::{self, Turn, TurnContent};
+use lance_mm_pipelines::{AskOptions, ImageFeatures, Lance};
 pub use linear::LinearReport;
 use linear::{Comparison, SITES};
 pub use rows::Class;
@@ -25,7 +25,7 @@ use rows::{Cosines, by_class, flat, spread};
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerOptions {
     /// How questions are put.
-    pub asking: Options,
+    pub asking: AskOptions,
     /// Rows of each sample that linear layers are compared on, evenly spaced; everything else is compared on
     /// all rows.
     pub rows: usize,
@@ -33,7 +33,7 @@ pub struct LayerOptions {
 
 impl Default for LayerOptions {
     fn default() -> Self {
-        Self { asking: Options::default(), rows: 64 }
+        Self { asking: AskOptions::default(), rows: 64 }
     }
 }
 
@@ -99,8 +99,8 @@ pub struct Compounding {
 /// # Errors
 /// Models of different shape or with different tokenizers, pictures that cannot be read or used.
 pub fn layers(
-    reference: &Understanding,
-    candidate: &Understanding,
+    reference: &Lance,
+    candidate: &Lance,
     data: &Dataset,
     options: &LayerOptions,
     progress: &mut Progress<'_>,
@@ -145,21 +145,17 @@ struct Run {
 }
 
 impl Run {
-    fn new(
-        reference: &Understanding,
-        candidate: &Understanding,
-        sample: &Sample,
-        options: &Options,
-    ) -> Result<Self> {
+    fn new(reference: &Lance, candidate: &Lance, sample: &Sample, options: &AskOptions) -> Result<Self> {
         let visuals = sample.shown.encode(reference, options)?;
         let other = sample.shown.encode(candidate, options)?;
-        let contents = visuals.iter().map(|visual| Content::Visual(visual.grid()));
-        let contents = contents.chain([Content::Text(&sample.question)]).collect();
-        let medium = visuals.iter().map(Visual::medium).next_back().unwrap_or(prompt::Medium::Text);
-        let instruction = options.instruction.clone();
-        let instruction = instruction.unwrap_or_else(|| prompt::instruction(medium, sample.has_question()));
+        let contents = visuals.iter().map(|visual| TurnContent::Visual(visual.grid()));
+        let contents = contents.chain([TurnContent::Text(&sample.question)]).collect();
+        let medium = visuals.iter().map(ImageFeatures::medium).next_back().unwrap_or(prompt::Medium::Text);
+        let system_message = options.system_message.clone();
+        let system_message =
+            system_message.unwrap_or_else(|| prompt::system_message(medium, sample.has_question()));
         let turns = [Turn::User(contents)];
-        let mut segments = prompt::conversation(reference.tokenizer(), &instruction, &turns)?;
+        let mut segments = prompt::conversation(reference.tokenizer(), system_message.as_str(), &turns)?;
         let ids = match sample.answer {
             Some(_) => given_ids(reference.tokenizer(), sample)?,
             None => greedy_ids(reference, &visuals, sample, options)?,
@@ -173,7 +169,7 @@ impl Run {
         if sequence.len() > max {
             return Err(sample.error(format!("expected at most {max} tokens, found {}", sequence.len())));
         }
-        let embed = |lance: &Understanding, visuals: &[Visual]| {
+        let embed = |lance: &Lance, visuals: &[ImageFeatures]| {
             let features: Vec<Tensor> = visuals.iter().map(|visual| visual.features().clone()).collect();
             lance.llm().embed(&sequence, &features)
         };
@@ -183,15 +179,15 @@ impl Run {
 }
 
 fn greedy_ids(
-    lance: &Understanding,
-    visuals: &[Visual],
+    lance: &Lance,
+    visuals: &[ImageFeatures],
     sample: &Sample,
-    options: &Options,
+    options: &AskOptions,
 ) -> Result<Vec<u32>> {
     let mut options = options.clone();
-    options.decoding.sampling = Default::default();
-    let mut look = sample.look(lance, visuals, &options)?;
-    Ok(look.ask(&sample.question, &options, &mut |_| std::ops::ControlFlow::Continue(()))?.ids)
+    options.decode.sampling = Default::default();
+    let mut context = sample.context(lance, visuals, &options)?;
+    Ok(context.ask(&sample.question, &options)?.ids)
 }
 
 /// Sums over the samples so far.

@@ -8,11 +8,11 @@
 //! over f32 logits, all answers greedy; nothing here says whether a number is good.
 //!
 //! ```no_run
-//! use lance_mm_pipelines::Understanding;
+//! use lance_mm_pipelines::Lance;
 //! use lance_mm_eval::{Dataset, ParityOptions, parity};
 //!
-//! let reference = Understanding::from_pretrained("Lance-3B-bf16")?;
-//! let candidate = Understanding::from_pretrained("Lance-3B-AWQ-INT4")?;
+//! let reference = Lance::from_pretrained("Lance-3B-bf16")?;
+//! let candidate = Lance::from_pretrained("Lance-3B-AWQ-INT4")?;
 //! let data = Dataset::read("questions.jsonl".as_ref())?;
 //! let report = parity(&reference, &candidate, &data, &ParityOptions::default(), &mut |_, _| {})?;
 //! if let Some(logits) = &report.all.logits {

@@ -3,9 +3,7 @@
 use lance_mm_tensor::device_name;
 use serde::Serialize;
 
-use lance_mm_pipelines::Checkpoint;
-use lance_mm_pipelines::Generation;
-use lance_mm_pipelines::Understanding;
+use lance_mm_pipelines::Lance;
 use lance_mm_pipelines::inspect::{ComponentSummary, Count, components_of};
 
 /// A model as it was measured.
@@ -25,16 +23,8 @@ pub struct ModelInfo {
 
 impl ModelInfo {
     /// Reads every byte of the model's weights for the fingerprints.
-    pub fn of(lance: &Understanding, name: &str) -> Self {
-        Self::of_checkpoint(lance.checkpoint(), name)
-    }
-
-    /// As [`of`](Self::of), for a model that draws; its VAE is not read.
-    pub fn of_generation(lance: &Generation, name: &str) -> Self {
-        Self::of_checkpoint(lance.checkpoint(), name)
-    }
-
-    fn of_checkpoint(checkpoint: &Checkpoint, name: &str) -> Self {
+    pub fn of(lance: &Lance, name: &str) -> Self {
+        let checkpoint = lance.checkpoint();
         let components = components_of(checkpoint);
         Self {
             name: name.to_owned(),

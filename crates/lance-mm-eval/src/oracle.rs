@@ -1,6 +1,5 @@
 //! Answers of several models to the same few questions, side by side.
 
-use std::ops::ControlFlow;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -9,7 +8,7 @@ use super::dataset::{Dataset, Sample};
 use super::text::says;
 use super::{ModelInfo, Progress};
 use crate::error::Result;
-use lance_mm_pipelines::{Options, Part, Understanding};
+use lance_mm_pipelines::{AskOptions, Content, Lance};
 
 /// A model's answer to one question.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -35,9 +34,9 @@ pub struct CaseAnswer {
 /// # Errors
 /// Pictures that cannot be read or used; what the model refuses.
 pub fn answers(
-    lance: &Understanding,
+    lance: &Lance,
     data: &Dataset,
-    options: &Options,
+    options: &AskOptions,
     progress: &mut Progress<'_>,
 ) -> Result<Vec<CaseAnswer>> {
     let mut answers = Vec::with_capacity(data.samples.len());
@@ -49,14 +48,14 @@ pub fn answers(
     Ok(answers)
 }
 
-fn answer(lance: &Understanding, sample: &Sample, options: &Options) -> Result<CaseAnswer> {
+fn answer(lance: &Lance, sample: &Sample, options: &AskOptions) -> Result<CaseAnswer> {
     let visuals = sample.shown.encode(lance, options)?;
-    let mut parts: Vec<Part<'_>> = visuals.iter().map(Part::Visual).collect();
-    parts.push(Part::Text(&sample.question));
-    let answer = lance.answer(&parts, options, &mut |_| ControlFlow::Continue(()))?;
+    let mut message: Vec<Content<'_>> = visuals.iter().map(Content::Features).collect();
+    message.push(Content::Text(&sample.question));
+    let answer = lance.answer(&message, options)?;
     let encode: Duration = visuals.iter().map(|visual| visual.time()).sum();
     Ok(CaseAnswer {
-        finish: answer.finish.reason(),
+        finish: answer.finish_reason.name(),
         prompt_tokens: answer.prompt_tokens,
         tokens: answer.ids.len(),
         encode_seconds: encode.as_secs_f64(),
@@ -185,11 +184,11 @@ mod tests {
 
     #[test]
     fn the_demo_cases_in_a_table() {
-        let lance = Understanding::new(checkpoint()).unwrap();
+        let lance = Lance::new(checkpoint()).unwrap();
         let data = demos();
         let mut told = Vec::new();
         let answers =
-            answers(&lance, &data, &Options::default(), &mut |done, of| told.push((done, of))).unwrap();
+            answers(&lance, &data, &AskOptions::default(), &mut |done, of| told.push((done, of))).unwrap();
         assert_eq!(told, (0..=6).map(|done| (done, 6)).collect::<Vec<_>>());
         let mut other = answers.clone();
         other[2].text = "Byfky".into();

@@ -2,22 +2,20 @@
 
 mod report;
 
-use std::ops::ControlFlow;
-
 use super::Progress;
 use super::dataset::{Dataset, Sample};
 use super::logits::{Position, each_row};
 use super::text::Agreement;
 use crate::error::{Error, Result};
 use lance_mm_pipelines::Tokenizer;
-use lance_mm_pipelines::{Look, Options, Understanding};
+use lance_mm_pipelines::{AskOptions, ImageContext, Lance};
 pub use report::{MeanAgreement, ParityReport, SampleReport, Score, Stratum};
 
 /// How two models are compared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParityOptions {
     /// How questions are put. Answers are greedy whatever the sampling says.
-    pub asking: Options,
+    pub asking: AskOptions,
     /// The answer both models go through.
     pub continuation: Continuation,
     /// Let each model answer on its own too. Without it there are no answers to compare, and half of the
@@ -30,7 +28,7 @@ pub struct ParityOptions {
 impl Default for ParityOptions {
     fn default() -> Self {
         Self {
-            asking: Options::default(),
+            asking: AskOptions::default(),
             continuation: Continuation::Greedy,
             answers: true,
             leave_out: Vec::new(),
@@ -55,8 +53,8 @@ pub enum Continuation {
 /// Models with different tokenizers, pictures that cannot be read or used, logits that are not finite, a
 /// sample without an answer where the given ones are asked for.
 pub fn parity(
-    reference: &Understanding,
-    candidate: &Understanding,
+    reference: &Lance,
+    candidate: &Lance,
     data: &Dataset,
     options: &ParityOptions,
     progress: &mut Progress<'_>,
@@ -68,12 +66,12 @@ pub fn parity(
     progress(done, data.samples.len());
     for group in data.by_shown() {
         let sample = &data.samples[group[0]];
-        let open = |lance: &Understanding| sample.shown.encode(lance, &options.asking);
+        let open = |lance: &Lance| sample.shown.encode(lance, &options.asking);
         let visuals = [open(reference)?, open(candidate)?];
-        let mut first = sample.look(reference, &visuals[0], &options.asking)?;
-        let mut second = sample.look(candidate, &visuals[1], &options.asking)?;
+        let mut first = sample.context(reference, &visuals[0], &options.asking)?;
+        let mut second = sample.context(candidate, &visuals[1], &options.asking)?;
         for i in group {
-            let pair = Pair { models, looks: [&mut first, &mut second], options };
+            let pair = Pair { models, contexts: [&mut first, &mut second], options };
             measured[i] = Some(pair.measure(&data.samples[i])?);
             done += 1;
             progress(done, data.samples.len());
@@ -90,27 +88,29 @@ pub(super) struct Measured {
     answers: Option<[String; 2]>,
 }
 
-/// Two models that look at the same.
-struct Pair<'a, 'l> {
-    models: [&'a Understanding; 2],
-    looks: [&'a mut Look<'l>; 2],
+/// Two models and their contexts of the same images.
+struct Pair<'a> {
+    models: [&'a Lance; 2],
+    contexts: [&'a mut ImageContext; 2],
     options: &'a ParityOptions,
 }
 
-impl Pair<'_, '_> {
+impl Pair<'_> {
     fn measure(self, sample: &Sample) -> Result<Measured> {
-        let Self { models, looks: [reference, candidate], options } = self;
+        let Self { models, contexts: [reference, candidate], options } = self;
         let given = options.continuation == Continuation::Given;
         let mut greedy = options.asking.clone();
-        greedy.decoding.sampling = Default::default();
-        let ask =
-            |look: &mut Look<'_>| look.ask(&sample.question, &greedy, &mut |_| ControlFlow::Continue(()));
+        greedy.decode.sampling = Default::default();
+        let ask = |context: &mut ImageContext| context.ask(&sample.question, &greedy);
         let own = if options.answers || !given { Some(ask(reference)?) } else { None };
         let ids = match &own {
             Some(answer) if !given => answer.ids.clone(),
             _ => given_ids(models[0].tokenizer(), sample)?,
         };
-        let [p, q] = [reference.force(&sample.question, &ids)?, candidate.force(&sample.question, &ids)?];
+        let [p, q] = [
+            reference.teacher_forced(&sample.question, &ids)?,
+            candidate.teacher_forced(&sample.question, &ids)?,
+        ];
         let answers = match own.filter(|_| options.answers) {
             Some(own) => Some([own.text, ask(candidate)?.text]),
             None => None,
@@ -125,7 +125,7 @@ impl Pair<'_, '_> {
 
 /// Compares the logits of rows that predict `ids`.
 fn positions(
-    [reference, candidate]: [&Understanding; 2],
+    [reference, candidate]: [&Lance; 2],
     [p, q]: [&candle_core::Tensor; 2],
     ids: &[u32],
 ) -> Result<Vec<Position>> {

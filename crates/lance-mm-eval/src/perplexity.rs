@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::Progress;
 use super::logits::{each_row, nll};
 use crate::error::{Error, Result};
-use lance_mm_pipelines::Understanding;
+use lance_mm_pipelines::Lance;
 
 /// Perplexity of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -30,7 +30,7 @@ pub struct PerplexityReport {
 /// # Errors
 /// A window below 2 or above what the model can hold, a text of less than two tokens, special tokens in it.
 pub fn perplexity(
-    lance: &Understanding,
+    lance: &Lance,
     text: &str,
     window: usize,
     progress: &mut Progress<'_>,
@@ -68,7 +68,7 @@ pub fn perplexity(
 }
 
 /// Sum of `−ln p` of all ids but the first.
-fn window_nll(lance: &Understanding, ids: &[u32]) -> Result<f64> {
+fn window_nll(lance: &Lance, ids: &[u32]) -> Result<f64> {
     let llm = lance.llm();
     let fed = Segment::Text(ids[..ids.len() - 1].to_vec());
     let sequence = Sequence::new(&[fed], &llm.config().layout(), Cursor::default());
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_known_answer_is_likelier_than_noise() {
-        let lance = Understanding::new(checkpoint()).unwrap();
+        let lance = Lance::new(checkpoint()).unwrap();
         let of = |text: &str, window| perplexity(&lance, text, window, &mut |_, _| {});
         let sentence = of("A solar eclipse: a black moon covers the sun.", 1000).unwrap();
         let noise = of("zq#x!!vk ~ Jw\\q", 1000).unwrap();

@@ -49,6 +49,16 @@ pub enum Segment {
     Noise(Grid),
 }
 
+impl Segment {
+    /// Tokens of the language model, the markers around a block included.
+    pub fn n_tokens(&self) -> usize {
+        match self {
+            Self::Text(ids) => ids.len(),
+            Self::Vit(grid) | Self::Clean(grid) | Self::Noise(grid) => grid.count() + 2,
+        }
+    }
+}
+
 /// Which set of weights a row runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Expert {

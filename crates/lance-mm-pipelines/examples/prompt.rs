@@ -5,15 +5,15 @@
 #![allow(clippy::print_stdout, reason = "an example prints")]
 
 use lance_mm_models::{Config, Cursor, Grid, Sequence};
-use lance_mm_pipelines::prompt::{self, Content, Turn};
+use lance_mm_pipelines::prompt::{self, Turn, TurnContent};
 use lance_mm_pipelines::{Result, Tokenizer};
 
 fn main() -> Result<()> {
     let tokenizer = Tokenizer::from_json(lance_mm_nano::TOKENIZER, "nano")?;
     let config = Config::from_json(lance_mm_nano::CONFIG)?;
     let picture = Grid { t: 1, h: 4, w: 4 };
-    let turn = Turn::User(vec![Content::Visual(picture), Content::Text("What is in this image?")]);
-    let segments = prompt::conversation(&tokenizer, prompt::IMAGE_INSTRUCTION, &[turn])?;
+    let turn = Turn::User(vec![TurnContent::Visual(picture), TurnContent::Text("What is in this image?")]);
+    let segments = prompt::conversation(&tokenizer, prompt::IMAGE_SYSTEM_MESSAGE, &[turn])?;
     let sequence = Sequence::new(&segments, &config.layout(), Cursor::default());
     for (rows, mode) in sequence.segments() {
         let ids = &sequence.ids()[rows.clone()];

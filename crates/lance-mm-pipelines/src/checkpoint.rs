@@ -27,12 +27,29 @@ pub struct Checkpoint {
     pub(crate) model: Weights,
     pub(crate) vit: Option<Weights>,
     /// Or what is wrong with its files, which concerns those who draw.
-    vae: Option<Result<Weights>>,
+    vae: Option<std::result::Result<Weights, Unreadable>>,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) stop_ids: Vec<u32>,
     pub(crate) name: String,
     pub(crate) quantization: Quantization,
     base: Option<u32>,
+}
+
+/// Error of a file that only some tasks need, kept until one does.
+struct Unreadable {
+    file: Option<String>,
+    message: String,
+}
+
+impl From<Error> for Unreadable {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Tensor(lance_mm_tensor::Error::File { file, message }) => {
+                Self { file: Some(file), message }
+            }
+            error => Self { file: None, message: error.to_string() },
+        }
+    }
 }
 
 /// The files of a checkpoint that lies in memory, as [`Checkpoint::in_memory`] takes them.
@@ -72,7 +89,7 @@ impl Checkpoint {
         require_loadable(&dir.display().to_string(), &config, &model)?;
         let generation = files.generation_config.as_deref().map(read).transpose()?;
         let vit = files.vit.as_ref().map(WeightsFile::open).transpose()?;
-        let vae = files.vae.as_ref().map(WeightsFile::open);
+        let vae = files.vae.as_ref().map(|file| file.open().map_err(Unreadable::from));
         let tokenizer = Tokenizer::from_dir(dir)?;
         let name = dir.display().to_string();
         let checkpoint = Self::assemble(&name, &config, generation.as_deref(), tokenizer, model, vit)?;
@@ -179,16 +196,19 @@ impl Checkpoint {
         self.vae.as_ref()?.as_ref().ok()
     }
 
-    /// The VAE of those who draw.
-    pub(crate) fn require_vae(&mut self) -> Result<Weights> {
-        let found = self.vae.take().unwrap_or_else(|| {
-            Err(Error::Checkpoint {
+    /// The tensors of the VAE, which generation needs.
+    pub(crate) fn require_vae(&self) -> Result<&Weights> {
+        match &self.vae {
+            Some(Ok(weights)) => Ok(weights),
+            Some(Err(Unreadable { file, message })) => Err(Error::Checkpoint {
+                name: file.as_ref().unwrap_or(&self.name).clone(),
+                message: message.clone(),
+            }),
+            None => Err(Error::UnsupportedByModel {
                 name: self.name.clone(),
-                message: "expected vae.safetensors, which drawing needs, found none".into(),
-            })
-        })?;
-        self.vae = Some(Ok(found.clone()));
-        Ok(found)
+                message: "expected vae.safetensors, which generation needs, found none".to_owned(),
+            }),
+        }
     }
 
     /// The same checkpoint with the VAE of another file: `Weights::open_in(folder, "vae")`.

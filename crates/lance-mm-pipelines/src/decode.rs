@@ -5,45 +5,52 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use lance_mm_models::{Cache, Cursor, Llm, NextToken};
-use lance_mm_tensor::{in_thread_pool, read_values, with_autorelease_pool};
+use lance_mm_tensor::{StopFlag, in_thread_pool, read_values, with_autorelease_pool};
 
 use crate::error::{Error, Result};
 use crate::sampling::{Sampler, Sampling};
 use crate::tokenizer::{StopStrings, TextStream, Tokenizer};
 
-/// How an answer is generated.
+/// Length, sampling and stop strings of an answer.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Decoding {
+pub struct DecodeOptions {
     /// Tokens generated at most, the stop token included; at least 1.
     pub max_new_tokens: usize,
-    /// How tokens are chosen; greedy by default.
+    /// Sampling of tokens; greedy by default.
     pub sampling: Sampling,
     /// Texts that end the answer and are no part of it.
-    pub stop: Vec<String>,
+    pub stop_strings: Vec<String>,
 }
 
-impl Default for Decoding {
+impl Default for DecodeOptions {
     fn default() -> Self {
-        Self { max_new_tokens: 256, sampling: Sampling::default(), stop: Vec::new() }
+        Self { max_new_tokens: 256, sampling: Sampling::default(), stop_strings: Vec::new() }
     }
 }
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Finish {
-    /// The model said so.
+pub enum FinishReason {
+    /// The model generated a stop token.
     StopToken,
-    /// A stop string came up.
+    /// A stop string was generated.
     StopString,
     /// `max_new_tokens` were generated.
     Length,
-    /// The receiver of the text asked to stop.
+    /// The stop flag was set, or the callback asked to stop.
     Interrupted,
 }
 
-impl Finish {
+/// Its [`name`](FinishReason::name).
+impl serde::Serialize for FinishReason {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl FinishReason {
     /// `stop`, `length` or `interrupted`: the words of OpenAI's API where it has one.
-    pub fn reason(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::StopToken | Self::StopString => "stop",
             Self::Length => "length",
@@ -52,22 +59,22 @@ impl Finish {
     }
 }
 
-/// Receives the answer as it comes into being; asks to stop by returning `Break`.
-pub type Sink<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
+/// Receives the text of an answer as it is generated; ends it by returning `Break`.
+pub(crate) type OnText<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
 
-/// As [`Sink`], for several answers: told which one a piece belongs to.
-pub type SinkOf<'a> = dyn FnMut(usize, &str) -> ControlFlow<()> + 'a;
+/// As [`OnText`], for several answers, with the index of the one that a piece belongs to.
+pub(crate) type OnTextOf<'a> = dyn FnMut(usize, &str) -> ControlFlow<()> + 'a;
 
-/// What the loop produced.
+/// Result of the loop.
 pub(crate) struct Decoded {
     pub(crate) text: String,
     pub(crate) ids: Vec<u32>,
-    pub(crate) finish: Finish,
+    pub(crate) finish_reason: FinishReason,
     pub(crate) seed: Option<u64>,
     pub(crate) time: Duration,
 }
 
-/// What the loop needs of a model.
+/// The parts of a model that the loop needs.
 pub(crate) struct Decoder<'a> {
     pub(crate) llm: &'a Llm,
     pub(crate) tokenizer: &'a Tokenizer,
@@ -76,9 +83,9 @@ pub(crate) struct Decoder<'a> {
 
 impl Decoder<'_> {
     /// Refuses what could not be generated, before anything is computed.
-    pub(crate) fn check(&self, options: &Decoding, prompt_len: usize) -> Result<()> {
+    pub(crate) fn check(&self, options: &DecodeOptions, prompt_len: usize) -> Result<()> {
         options.sampling.validate()?;
-        StopStrings::new(options.stop.clone())?;
+        StopStrings::new(options.stop_strings.clone())?;
         if options.max_new_tokens == 0 {
             return Err(Error::option("max_new_tokens", "at least 1", 0));
         }
@@ -91,37 +98,38 @@ impl Decoder<'_> {
         Ok(())
     }
 
-    /// Generates from `normed`, the last row of the prompt after the final norm, f32 `(1, D)`. Each token
-    /// but the last is fed back, so that the cache ends before the last one.
+    /// Generates the answer to a prompt. Each token but the last is fed back, so that the cache ends before the
+    /// last one.
     pub(crate) fn run(
         &self,
-        normed: Tensor,
-        mut at: Cursor,
-        cache: &mut Cache,
-        options: &Decoding,
-        sink: &mut Sink<'_>,
+        prompt: Prefilled<'_>,
+        options: &DecodeOptions,
+        stop_flag: &StopFlag,
+        on_text: &mut OnText<'_>,
     ) -> Result<Decoded> {
+        let Prefilled { hidden, mut at, cache } = prompt;
         let start = Instant::now();
-        let mut reply = Reply::new(self, options)?;
-        let mut logits = with_autorelease_pool(|| self.llm.logits(&normed))?;
-        let finish = loop {
-            if let Some(finish) = read_values(&logits, |logits| reply.take(logits, sink))?? {
-                break finish;
+        let mut reply = Reply::new(self, options, stop_flag)?;
+        let mut logits = with_autorelease_pool(|| self.llm.logits(&hidden))?;
+        let finish_reason = loop {
+            if let Some(reason) = read_values(&logits, |logits| reply.take(logits, on_text))?? {
+                break reason;
             }
             let id = reply.last();
             logits = in_thread_pool(|| self.llm.logits(&self.llm.step(id, at, cache)?))?;
             at = next(at);
         };
-        Ok(reply.finish(finish, start.elapsed(), sink))
+        Ok(reply.finish(finish_reason, start.elapsed(), on_text))
     }
 
     /// As [`run`](Self::run) for several prompts that go on side by side, in one pass over the weights a token.
-    /// Answers end when they end; the others go on. `sink` is told which answer a piece belongs to.
+    /// Answers end when they end; the others go on. `on_text` gets the index of the answer that a piece belongs to.
     pub(crate) fn run_all(
         &self,
         prompts: Vec<Prefilled<'_>>,
-        options: &Decoding,
-        sink: &mut SinkOf<'_>,
+        options: &DecodeOptions,
+        stop_flag: &StopFlag,
+        on_text: &mut OnTextOf<'_>,
     ) -> Result<Vec<Decoded>> {
         if prompts.is_empty() {
             return Ok(Vec::new());
@@ -130,9 +138,9 @@ impl Decoder<'_> {
         let mut decoded: Vec<Option<Decoded>> = prompts.iter().map(|_| None).collect();
         let mut active = Vec::with_capacity(prompts.len());
         for (index, prompt) in prompts.into_iter().enumerate() {
-            active.push((index, Reply::new(self, options)?, prompt));
+            active.push((index, Reply::new(self, options, stop_flag)?, prompt));
         }
-        let rows: Vec<&Tensor> = active.iter().map(|(_, _, prompt)| &prompt.normed).collect();
+        let rows: Vec<&Tensor> = active.iter().map(|(_, _, prompt)| &prompt.hidden).collect();
         let mut logits =
             with_autorelease_pool(|| -> Result<_> { Ok(self.llm.logits(&Tensor::cat(&rows, 0)?)?) })?;
         loop {
@@ -140,10 +148,10 @@ impl Decoder<'_> {
             active = read_values(&logits, |logits| -> Result<_> {
                 let mut going_on = Vec::with_capacity(active.len());
                 for ((index, mut reply, prompt), logits) in active.into_iter().zip(logits.chunks(width)) {
-                    let mut sink = |piece: &str| sink(index, piece);
-                    match reply.take(logits, &mut sink)? {
-                        Some(finish) => {
-                            decoded[index] = Some(reply.finish(finish, start.elapsed(), &mut sink));
+                    let mut on_text = |piece: &str| on_text(index, piece);
+                    match reply.take(logits, &mut on_text)? {
+                        Some(reason) => {
+                            decoded[index] = Some(reply.finish(reason, start.elapsed(), &mut on_text));
                         }
                         None => going_on.push((index, reply, prompt)),
                     }
@@ -166,8 +174,8 @@ impl Decoder<'_> {
 
 /// A prompt that was read into a cache.
 pub(crate) struct Prefilled<'a> {
-    /// Its last row after the final norm, f32 `(1, D)`.
-    pub(crate) normed: Tensor,
+    /// Hidden state of its last token after the final norm, f32 `(1, D)`.
+    pub(crate) hidden: Tensor,
     /// Where it ends.
     pub(crate) at: Cursor,
     pub(crate) cache: &'a mut Cache,
@@ -183,18 +191,20 @@ struct Reply<'a> {
     stream: TextStream<'a>,
     stops: StopStrings,
     stop_ids: &'a [u32],
-    options: &'a Decoding,
+    stop_flag: &'a StopFlag,
+    options: &'a DecodeOptions,
     ids: Vec<u32>,
     text: String,
 }
 
 impl<'a> Reply<'a> {
-    fn new(decoder: &Decoder<'a>, options: &'a Decoding) -> Result<Self> {
+    fn new(decoder: &Decoder<'a>, options: &'a DecodeOptions, stop_flag: &'a StopFlag) -> Result<Self> {
         Ok(Self {
             sampler: Sampler::new(&options.sampling, decoder.tokenizer.vocab_limit())?,
             stream: TextStream::new(decoder.tokenizer),
-            stops: StopStrings::new(options.stop.clone())?,
+            stops: StopStrings::new(options.stop_strings.clone())?,
             stop_ids: decoder.stop_ids,
+            stop_flag,
             options,
             ids: Vec::new(),
             text: String::new(),
@@ -207,42 +217,42 @@ impl<'a> Reply<'a> {
     }
 
     /// Chooses a token; why the answer ends with it, if it does.
-    fn take(&mut self, logits: &[f32], sink: &mut Sink<'_>) -> Result<Option<Finish>> {
+    fn take(&mut self, logits: &[f32], on_text: &mut OnText<'_>) -> Result<Option<FinishReason>> {
         let id = self.sampler.pick(logits, &self.ids).map_err(|error| at_step(error, self.ids.len()))?;
         self.ids.push(id);
         if self.stop_ids.contains(&id) {
-            return Ok(Some(Finish::StopToken));
+            return Ok(Some(FinishReason::StopToken));
         }
         let scan = self.stops.push(&self.stream.push(id));
-        let flow = emit(&scan.text, &mut self.text, sink);
+        let flow = emit(&scan.text, &mut self.text, on_text);
         Ok(if scan.stopped {
-            Some(Finish::StopString)
-        } else if flow.is_break() {
-            Some(Finish::Interrupted)
+            Some(FinishReason::StopString)
+        } else if flow.is_break() || self.stop_flag.is_stopped() {
+            Some(FinishReason::Interrupted)
         } else {
-            (self.ids.len() == self.options.max_new_tokens).then_some(Finish::Length)
+            (self.ids.len() == self.options.max_new_tokens).then_some(FinishReason::Length)
         })
     }
 
-    fn finish(mut self, finish: Finish, time: Duration, sink: &mut Sink<'_>) -> Decoded {
-        if matches!(finish, Finish::StopToken | Finish::Length) {
+    fn finish(mut self, finish_reason: FinishReason, time: Duration, on_text: &mut OnText<'_>) -> Decoded {
+        if matches!(finish_reason, FinishReason::StopToken | FinishReason::Length) {
             // The tail may hold a stop string yet.
             let scan = self.stops.push(&self.stream.finish());
             let rest = if scan.stopped { String::new() } else { self.stops.finish() };
             // Nothing is generated any more, so a wish to stop changes nothing.
-            let _ = emit(&(scan.text + &rest), &mut self.text, sink);
+            let _ = emit(&(scan.text + &rest), &mut self.text, on_text);
         }
         let seed = (self.options.sampling.temperature > 0.0).then(|| self.sampler.seed());
-        Decoded { text: self.text, ids: self.ids, finish, seed, time }
+        Decoded { text: self.text, ids: self.ids, finish_reason, seed, time }
     }
 }
 
-fn emit(piece: &str, text: &mut String, sink: &mut Sink<'_>) -> ControlFlow<()> {
+fn emit(piece: &str, text: &mut String, on_text: &mut OnText<'_>) -> ControlFlow<()> {
     if piece.is_empty() {
         return ControlFlow::Continue(());
     }
     text.push_str(piece);
-    sink(piece)
+    on_text(piece)
 }
 
 fn at_step(error: Error, step: usize) -> Error {

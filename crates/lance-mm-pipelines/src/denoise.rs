@@ -1,16 +1,14 @@
 //! The loop that turns noise into latents.
 
-use std::ops::ControlFlow;
-
 use candle_core::Tensor;
 use lance_mm_models::{Cache, LatentLayers, Llm, NoiseBlock};
-use lance_mm_tensor::with_autorelease_pool;
+use lance_mm_tensor::{StopFlag, with_autorelease_pool};
 
 use crate::error::{Error, Result};
 use crate::generate::{Plan, Unconditional};
 use crate::guidance::Guidance;
 use crate::schedule::{Schedule, Step};
-use crate::solver::{Method, Solver};
+use crate::solver::{Solver, SolverKind};
 
 /// Keys and values of what comes before the noise block: constant over all steps.
 pub struct Prefix {
@@ -50,10 +48,10 @@ impl Denoised<'_> {
     }
 }
 
-/// Sees each step, and asks to stop by returning `Break`.
-pub(crate) type Watch<'a> = dyn FnMut(&Denoised<'_>) -> ControlFlow<()> + 'a;
+/// Receives each step.
+pub(crate) type OnStep<'a> = dyn FnMut(&Denoised<'_>) + 'a;
 
-/// What the loop needs besides its latents.
+/// The loop over inference steps, and all that it needs besides its latents.
 pub(crate) struct Denoiser<'a> {
     pub(crate) llm: &'a Llm,
     pub(crate) latents: &'a LatentLayers,
@@ -63,6 +61,7 @@ pub(crate) struct Denoiser<'a> {
     pub(crate) unconditional: Unconditional,
     /// Latent frames at the beginning that are clean and stay as they are.
     pub(crate) clean_frames: usize,
+    pub(crate) stop_flag: &'a StopFlag,
 }
 
 /// Velocities at one place and time, f32 `(N, 48)`.
@@ -79,10 +78,10 @@ impl Denoiser<'_> {
         &mut self,
         x: Tensor,
         schedule: &Schedule,
-        method: Method,
-        watch: &mut Watch<'_>,
+        solver: SolverKind,
+        on_step: &mut OnStep<'_>,
     ) -> Result<Tensor> {
-        let mut solver = Solver::new(method);
+        let mut solver = Solver::new(solver);
         let of = schedule.steps().len();
         let mut x = x;
         for step in schedule.steps() {
@@ -90,9 +89,7 @@ impl Denoiser<'_> {
             let next = self.keep_clean(&x, solver.step(&x, &v, step)?)?;
             finite(&next, step)?;
             let (v_cond, v_uncond, times) = (&cond, uncond.as_ref(), &self.times(step)[..]);
-            if watch(&Denoised { step, of, times, x: &x, v_cond, v_uncond, v: &v, next: &next }).is_break() {
-                return Err(Error::Interrupted);
-            }
+            on_step(&Denoised { step, of, times, x: &x, v_cond, v_uncond, v: &v, next: &next });
             x = next;
         }
         Ok(x)
@@ -103,7 +100,7 @@ impl Denoiser<'_> {
         let (grid, times) = (self.plan.grid, self.times(step));
         let of = |sequence, cache: &mut Cache| {
             let block = NoiseBlock { latents: x, grid, times: &times, sequence };
-            self.latents.velocity(self.llm, &block, cache)
+            self.latents.velocity_with_stop(self.llm, &block, cache, self.stop_flag)
         };
         let cond = of(&self.plan.noise, &mut self.prefix.conditional)?;
         let uncond = match &mut self.prefix.unconditional {

@@ -11,7 +11,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     /// Weights or an operation on them.
     #[error(transparent)]
-    Tensor(#[from] lance_mm_tensor::Error),
+    Tensor(lance_mm_tensor::Error),
     /// A file that could not be read.
     #[error("{}: {source}", path.display())]
     Io {
@@ -42,6 +42,31 @@ pub enum Error {
     /// A prompt that cannot be laid out.
     #[error("prompt: {0}")]
     Prompt(String),
+    /// More tokens than the model has positions for.
+    #[error("prompt: expected at most {limit} tokens, found {tokens}")]
+    PromptTooLong {
+        /// Tokens found.
+        tokens: usize,
+        /// Most tokens that are possible.
+        limit: usize,
+    },
+    /// A special token that is written out in text, where it is not [taken as plain
+    /// text](crate::prompt::SpecialTokens).
+    #[error("prompt: expected plain text in the {place}, found the special token {token}")]
+    SpecialToken {
+        /// `question`, `system message`, `answer` or `prompt`.
+        place: &'static str,
+        /// The token.
+        token: String,
+    },
+    /// A task for which the checkpoint lacks a network, or is not suited.
+    #[error("{name}: {message}")]
+    UnsupportedByModel {
+        /// The checkpoint.
+        name: String,
+        /// Expected and found.
+        message: String,
+    },
     /// An option out of range.
     #[error("option {name}: expected {expected}, found {found}")]
     Option {
@@ -58,14 +83,23 @@ pub enum Error {
     /// Latents that are no picture.
     #[error("latents: {0}")]
     Latents(String),
-    /// Generation was asked to stop.
+    /// The stop flag was set, or a callback asked to stop.
     #[error("interrupted")]
     Interrupted,
 }
 
+impl From<lance_mm_tensor::Error> for Error {
+    fn from(error: lance_mm_tensor::Error) -> Self {
+        match error {
+            lance_mm_tensor::Error::Stopped => Self::Interrupted,
+            error => Self::Tensor(error),
+        }
+    }
+}
+
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
-        Self::Tensor(error.into())
+        lance_mm_tensor::Error::from(error).into()
     }
 }
 

@@ -1,212 +1,179 @@
-//! Pictures and videos from captions, pictures and videos.
+//! Images and videos from captions, images and videos.
 //!
-//! [`Generation`] holds the networks, a [`Request`] says what is to be drawn from what, [`GenerationOptions`]
-//! how. Each task is a list of [`Piece`]s, laid out by a [`Plan`]; one loop denoises all of them.
+//! [`Lance::generate_image`] and its siblings are the common calls. [`Lance::generate`] takes any [`Request`] and
+//! reports its progress. Each task is a list of [`Piece`]s, laid out by a [`Plan`]; one loop denoises all of them.
 
 mod plan;
 mod request;
 mod trace;
 
-use std::fmt;
-use std::ops::ControlFlow;
-use std::path::Path;
-
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
+use lance_mm_image::video::Clip;
 use lance_mm_image::{self as image, Resize, RgbImage};
 use lance_mm_models::latent::CHANNELS;
-use lance_mm_models::{Cache, Config, Experts, Grid, LatentLayers, Llm, Sequence, Vae, VaeConfig, Vit};
+use lance_mm_models::{Cache, Grid, Sequence};
 use lance_mm_tensor::with_autorelease_pool;
 
 use crate::checkpoint::Checkpoint;
 use crate::denoise::{Denoised, Denoiser, Prefix};
 use crate::error::{Error, Result};
+use crate::model::Lance;
 use crate::noise::noise;
+use crate::pixels::{frames_to_tensor, tensor_to_frames};
 use crate::prompt::{GenerationPrompt, Task};
 use crate::schedule::Step;
-use crate::tokenizer::Tokenizer;
-use crate::warm;
 pub use plan::{Piece, Plan, Unconditional};
-pub use request::{GenerationOptions, LATENT_PIXELS, Request, Resolution, Size};
+pub use request::{GenerateOptions, LATENT_PIXELS, Request, Resolution, Size};
 pub use trace::{Pass, Trace};
 
-/// Lance's generating side: both experts, the latent layers, the VAE and, for edits, the vision transformer.
-///
-/// ```no_run
-/// use std::ops::ControlFlow;
-/// use lance_mm_pipelines::generate::Size;
-/// use lance_mm_pipelines::{Generation, GenerationOptions, Request};
-///
-/// let lance = Generation::from_pretrained("Lance-3B-bf16")?;
-/// let request = Request::TextToImage { size: Size::new(768, 768)? };
-/// let options = GenerationOptions::default();
-/// let drawn = lance.generate("A red fox at sunset", &request, &options, &mut |_| ControlFlow::Continue(()))?;
-/// drawn.frames[0].save("fox.png")?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-pub struct Generation {
-    pub(crate) checkpoint: Checkpoint,
-    llm: Llm,
-    latents: LatentLayers,
-    vit: Option<Vit>,
-    vae: Vae,
-}
+/// Frames a second of generated videos.
+pub const FPS: f64 = 12.0;
 
-/// What was drawn.
+/// Result of a generation.
 #[derive(Clone)]
 pub struct Generated {
-    /// The picture, or the frames of the video, 12 a second.
+    /// The image, or the frames of the video, [`FPS`] a second.
     pub frames: Vec<RgbImage>,
     /// The latents, f32 `(N, 48)` in order of time, row, column.
     pub latents: Tensor,
-    /// Of the latents.
+    /// Grid of the latents.
     pub grid: Grid,
 }
 
-/// A part of the work.
+/// A stage of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
-    /// The vision transformer looks at the source.
-    See,
+    /// The vision encoder reads the source.
+    VisionEncoder,
     /// The VAE encodes the source.
-    Encode,
-    /// Everything before the noise block goes through the language model once.
+    VaeEncode,
+    /// Prefill of everything before the noise block.
     Prompt,
-    /// The steps.
+    /// The inference steps.
     Denoise,
     /// The VAE decodes the result.
-    Decode,
+    VaeDecode,
 }
 
-/// What is going on.
+/// Progress of a generation.
 pub enum Event<'a> {
-    /// A part of the work begins.
+    /// A stage begins.
     Begin(Stage),
-    /// A step was taken.
+    /// An inference step was taken.
     Step(&'a Denoised<'a>),
 }
 
-/// Told what is going on; asks to stop by returning `Break`.
-pub type Observer<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'a;
+/// Receives the progress of a generation.
+pub type Observer<'a> = dyn FnMut(Event<'_>) + 'a;
 
-/// A source as the networks see it.
+/// A source, encoded.
 #[derive(Default)]
 pub struct Encoded {
-    /// Rows of the vision transformer f32 `(n, D)`, for edits.
+    /// Output of the vision encoder f32 `(n, D)`, for edits.
     pub features: Option<(Tensor, Grid)>,
-    /// Latents f32 `(48, t, h, w)`: of the source for edits, of the first frame for a video from a picture.
+    /// Latents f32 `(48, t, h, w)`: of the source for edits, of the first frame for a video from an image.
     pub latents: Option<Tensor>,
 }
 
-impl fmt::Debug for Generation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Generation").field("checkpoint", &self.checkpoint).finish_non_exhaustive()
-    }
-}
-
-impl Generation {
-    /// Loads a folder in the published MLX layout with `vae.safetensors`. Weights are mapped; those of the
-    /// vision transformer are touched by edits only.
+impl Lance {
+    /// Generates an image from a caption.
     ///
     /// # Errors
-    /// Everything that is wrong with the folder's files; a checkpoint of the UND expert alone.
-    pub fn from_pretrained(dir: impl AsRef<Path>) -> Result<Self> {
-        Self::new(Checkpoint::open(dir)?)
+    /// As [`generate`](Self::generate).
+    pub fn generate_image(&self, prompt: &str, size: Size, options: &GenerateOptions) -> Result<RgbImage> {
+        self.one_image(prompt, &Request::TextToImage { size }, options)
     }
 
-    /// Builds the networks of a checkpoint.
+    /// Changes an image as an instruction says, at upstream's resolution for edits ([`Resolution::IMAGE`]).
     ///
     /// # Errors
-    /// All tensors that are missing, misshapen or unknown; no VAE; a checkpoint of the UND expert alone.
-    pub fn new(mut checkpoint: Checkpoint) -> Result<Self> {
-        if checkpoint.config.und_only
-            || !checkpoint.model.tensors().iter().any(|t| t.name.contains("_moe_gen"))
-        {
-            let message = "expected both experts, found the UND expert alone, which answers but cannot draw";
-            return Err(Error::Checkpoint { name: checkpoint.name, message: message.into() });
-        }
-        let vae = checkpoint.require_vae()?;
-        let vae = Vae::load(&VaeConfig::of(&vae)?, &vae)?;
-        let latents = LatentLayers::load(&checkpoint.config, &checkpoint.model)?;
-        let llm = Llm::load(&checkpoint.config, &checkpoint.model, Experts::Both)?;
-        let vit = match &checkpoint.vit {
-            Some(weights) => Some(Vit::load(&checkpoint.config.vision, weights)?),
-            None => None,
-        };
-        warm::up(&checkpoint, &llm, vit.as_ref(), Some((&latents, &vae)))?;
-        Ok(Self { checkpoint, llm, latents, vit, vae })
+    /// As [`generate`](Self::generate).
+    pub fn edit_image(&self, image: &RgbImage, prompt: &str, options: &GenerateOptions) -> Result<RgbImage> {
+        self.one_image(prompt, &Request::EditImage { image, resolution: Resolution::IMAGE }, options)
     }
 
-    /// The same, decoding pictures in about so many bytes: see [`Vae::with_budget`].
-    #[must_use]
-    pub fn with_decoding_budget(self, bytes: usize) -> Self {
-        Self { vae: self.vae.with_budget(bytes), ..self }
-    }
-
-    /// The checkpoint that it was loaded from.
-    pub fn checkpoint(&self) -> &Checkpoint {
-        &self.checkpoint
-    }
-
-    /// The configuration.
-    pub fn config(&self) -> &Config {
-        &self.checkpoint.config
-    }
-
-    /// The tokenizer.
-    pub fn tokenizer(&self) -> &Tokenizer {
-        &self.checkpoint.tokenizer
-    }
-
-    /// The device its networks run on.
-    pub fn device(&self) -> &Device {
-        self.checkpoint.model.device()
-    }
-
-    /// The language model.
-    pub fn llm(&self) -> &Llm {
-        &self.llm
-    }
-
-    /// What leads from latents to rows of the language model and back.
-    pub fn latent_layers(&self) -> &LatentLayers {
-        &self.latents
-    }
-
-    /// The VAE.
-    pub fn vae(&self) -> &Vae {
-        &self.vae
-    }
-
-    /// The vision transformer.
+    /// Generates a video of `4·((frames − 1) / 4) + 1` frames from a caption.
     ///
     /// # Errors
-    /// A checkpoint without `vit.safetensors`.
-    pub fn vit(&self) -> Result<&Vit> {
-        self.vit.as_ref().ok_or_else(|| Error::Checkpoint {
-            name: self.checkpoint.name.clone(),
-            message: "expected vit.safetensors, which edits need, found none".into(),
-        })
+    /// As [`generate`](Self::generate).
+    pub fn generate_video(
+        &self,
+        prompt: &str,
+        size: Size,
+        frames: usize,
+        options: &GenerateOptions,
+    ) -> Result<Clip> {
+        self.one_clip(prompt, &Request::TextToVideo { size, frames }, options)
     }
 
-    /// Whether matrices of the language model are quantized.
-    pub fn is_quantized(&self) -> bool {
-        self.checkpoint.is_quantized()
-    }
-
-    /// Refuses what could not be drawn, before anything is computed: the latents of what can.
+    /// Generates a video of `4·((frames − 1) / 4) + 1` frames that begins with an image, at upstream's resolution
+    /// ([`Resolution::VIDEO`]).
     ///
     /// # Errors
-    /// Quantized weights unless they are allowed; options out of range; a prompt that holds a special token or
-    /// is too long; a size, frame count or source that cannot be drawn; noise of another shape; more frames
-    /// than the checkpoint has positions for; an edit without vision transformer.
-    pub fn check(&self, prompt: &str, request: &Request<'_>, options: &GenerationOptions) -> Result<Grid> {
+    /// As [`generate`](Self::generate).
+    pub fn animate_image(
+        &self,
+        image: &RgbImage,
+        prompt: &str,
+        frames: usize,
+        options: &GenerateOptions,
+    ) -> Result<Clip> {
+        self.one_clip(
+            prompt,
+            &Request::ImageToVideo { image, frames, resolution: Resolution::VIDEO },
+            options,
+        )
+    }
+
+    /// Changes the sampled frames of a video as an instruction says, at upstream's resolution
+    /// ([`Resolution::VIDEO`]).
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn edit_video(&self, clip: &Clip, prompt: &str, options: &GenerateOptions) -> Result<Clip> {
+        self.one_clip(prompt, &Request::EditVideo { clip, resolution: Resolution::VIDEO }, options)
+    }
+
+    fn one_image(&self, prompt: &str, request: &Request<'_>, options: &GenerateOptions) -> Result<RgbImage> {
+        let mut generated = self.generate(prompt, request, options, |_| {})?;
+        Ok(generated.frames.swap_remove(0))
+    }
+
+    fn one_clip(&self, prompt: &str, request: &Request<'_>, options: &GenerateOptions) -> Result<Clip> {
+        Ok(Clip::from_frames(self.generate(prompt, request, options, |_| {})?.frames, FPS)?)
+    }
+
+    /// Loads the networks that generate: GEN expert, latent layers and VAE, which the first generation does
+    /// otherwise.
+    ///
+    /// # Errors
+    /// As [`llm_with_gen`](Self::llm_with_gen) and [`vae`](Self::vae).
+    pub fn load_generator(&self) -> Result<()> {
+        self.llm_with_gen()?;
+        self.vae().map(drop)
+    }
+
+    /// Refuses what could not be generated, before anything is computed: the grid of latents of what can.
+    ///
+    /// # Errors
+    /// Quantized weights unless they are allowed; options out of range; [`Error::SpecialToken`] in the prompt,
+    /// [`Error::PromptTooLong`]; a size, frame count or source that cannot be generated; noise of another shape;
+    /// more frames than the checkpoint has positions for; a checkpoint without GEN expert or VAE, or, for edits,
+    /// without vision encoder.
+    pub fn check_request(
+        &self,
+        prompt: &str,
+        request: &Request<'_>,
+        options: &GenerateOptions,
+    ) -> Result<Grid> {
         let task = request.task();
         if self.is_quantized() && !options.allow_quantized {
-            return Err(self.quantized(task));
+            return Err(quantized(self.checkpoint(), task));
         }
         options.validate()?;
         let grid = request.grid()?;
-        self.latents.positions(grid)?;
+        self.load_generator()?;
+        self.latent_layers()?.positions(grid)?;
         if matches!(task, Task::EditImage | Task::EditVideo) {
             self.vit()?;
         }
@@ -217,150 +184,124 @@ impl Generation {
             let found = format!("{:?} {:?}", noise.dtype(), noise.dims());
             return Err(Error::option("noise", expected, found));
         }
-        let prompt = GenerationPrompt::new(self.tokenizer(), task, prompt)?;
-        // The source of an edit takes at most as many rows again for the VAE, and fewer for the ViT.
+        let prompt = GenerationPrompt::new(self.tokenizer(), task, prompt, options.special_tokens)?;
+        // The source of an edit takes at most as many tokens again for the VAE, and fewer for the ViT.
         let blocks = if matches!(task, Task::EditImage | Task::EditVideo) { 3 } else { 1 };
         let text = prompt.before.len() + prompt.caption.len() + prompt.after.len();
-        let (rows, max) = (text + blocks * (grid.count() + 2), self.config().max_position_embeddings);
-        if rows > max {
-            let caption = prompt.caption.len();
-            let room = max.saturating_sub(rows - caption);
-            return Err(Error::Prompt(format!(
-                "expected at most {room} tokens beside {grid} latents, found {caption}"
-            )));
+        let (total, max) = (text + blocks * (grid.count() + 2), self.config().max_position_embeddings);
+        if total > max {
+            let tokens = prompt.caption.len();
+            return Err(Error::PromptTooLong { tokens, limit: max.saturating_sub(total - tokens) });
         }
         Ok(grid)
     }
 
-    fn quantized(&self, task: Task) -> Error {
-        Error::Checkpoint {
-            name: self.checkpoint.name.clone(),
-            message: format!(
-                "{task}: expected weights that are not quantized, found {}; nothing shows that such weights draw \
-                 well: take mlx-community/Lance-3B-bf16 (for videos Lance-3B-Video-bf16), or allow them and \
-                 measure the loss with `lance-mm eval generation`",
-                self.checkpoint.bits()
-            ),
-        }
-    }
-
-    /// Draws what is asked for, telling `observe` how it goes.
+    /// Generates what a request asks for, reporting its progress to `observer`.
     ///
     /// # Errors
-    /// What [`check`](Self::check) refuses; [`Error::Interrupted`] when the observer asks to stop; weights
-    /// that overflow.
+    /// As [`check_request`](Self::check_request); [`Error::Interrupted`] when the stop flag is set; weights that
+    /// overflow.
     pub fn generate(
         &self,
         prompt: &str,
         request: &Request<'_>,
-        options: &GenerationOptions,
-        observe: &mut Observer<'_>,
+        options: &GenerateOptions,
+        mut observer: impl FnMut(Event<'_>),
     ) -> Result<Generated> {
-        let grid = self.check(prompt, request, options)?;
-        let encoded = self.encode(request, options, observe)?;
-        let plan = self.plan(prompt, request.task(), &encoded, grid, options.unconditional)?;
-        let latents = self.denoise(&plan, request.task(), &encoded, options, observe)?;
-        begin(observe, Stage::Decode)?;
-        let frames = crate::pixels::tensor_to_frames(&self.pixels(&latents, grid)?)?;
+        let grid = self.check_request(prompt, request, options)?;
+        let encoded = self.encode_source(request, options, &mut observer)?;
+        let plan = self.plan(prompt, request.task(), &encoded, grid, options)?;
+        let latents = self.denoise(&plan, request.task(), &encoded, options, &mut observer)?;
+        observer(Event::Begin(Stage::VaeDecode));
+        let pixels = self.decode_latents(&latents, grid, options)?;
+        let frames = tensor_to_frames(&pixels)?;
         Ok(Generated { frames, latents, grid })
     }
 
-    /// Runs the source of a request through the networks that see it.
+    /// Encodes the source of a request.
     ///
     /// # Errors
-    /// A source that cannot be sized or sampled; source noise of another shape.
-    pub fn encode(
+    /// A source that cannot be resized or sampled; source noise of another shape; [`Error::Interrupted`].
+    pub fn encode_source(
         &self,
         request: &Request<'_>,
-        options: &GenerationOptions,
-        observe: &mut Observer<'_>,
+        options: &GenerateOptions,
+        observer: &mut Observer<'_>,
     ) -> Result<Encoded> {
-        let (frames, resolution, seen): (Vec<&RgbImage>, Resolution, bool) = match *request {
+        let (frames, resolution, is_edit): (Vec<&RgbImage>, Resolution, bool) = match *request {
             Request::TextToImage { .. } | Request::TextToVideo { .. } => return Ok(Encoded::default()),
             Request::ImageToVideo { image, resolution, .. } => (vec![image], resolution, false),
             Request::EditImage { image, resolution } => (vec![image], resolution, true),
             Request::EditVideo { clip, resolution } => (clip.sampled()?, resolution, true),
         };
-        let features = match seen {
-            true => {
-                begin(observe, Stage::See)?;
-                Some(self.see(&image::resize_frames(&frames, Resize::Bucket { base: resolution.vit })?)?)
-            }
-            false => None,
+        let features = if is_edit {
+            observer(Event::Begin(Stage::VisionEncoder));
+            let frames = image::resize_frames(&frames, Resize::Bucket { base: resolution.vit })?;
+            Some(self.run_vit(&frames, &options.stop_flag)?)
+        } else {
+            None
         };
-        begin(observe, Stage::Encode)?;
-        let pixels = crate::pixels::frames_to_tensor(&image::resize_to_bucket(&frames, resolution.vae)?)?;
-        let latents = self.latents_of(&pixels, options.source_noise.as_ref())?;
+        observer(Event::Begin(Stage::VaeEncode));
+        let pixels = frames_to_tensor(&image::resize_to_bucket(&frames, resolution.vae)?)?;
+        let latents = self.encode_pixels(&pixels, options)?;
         Ok(Encoded { features, latents: Some(latents) })
-    }
-
-    /// Rows of the vision transformer and their grid.
-    fn see(&self, frames: &[RgbImage]) -> Result<(Tensor, Grid)> {
-        let vit = self.vit()?;
-        let patches = image::patches(frames)?;
-        let grid = Grid { t: patches.t, h: patches.h, w: patches.w };
-        let rows =
-            Tensor::from_vec(patches.values, (grid.count(), vit.config().patch_width()), &Device::Cpu)?;
-        Ok((
-            with_autorelease_pool(|| vit.forward(&rows, &[grid]))?,
-            grid.merged(vit.config().spatial_merge_size),
-        ))
     }
 
     /// Lays a task out.
     ///
     /// # Errors
-    /// A prompt that holds a special token.
+    /// [`Error::SpecialToken`] in the prompt.
     pub fn plan(
         &self,
         prompt: &str,
         task: Task,
         encoded: &Encoded,
         grid: Grid,
-        unconditional: Unconditional,
+        options: &GenerateOptions,
     ) -> Result<Plan> {
-        let prompt = GenerationPrompt::new(self.tokenizer(), task, prompt)?;
-        let seen = encoded.features.as_ref().map(|(_, grid)| *grid);
-        Ok(Plan::new(&pieces(prompt, seen, grid), &self.config().layout(), unconditional))
+        let prompt = GenerationPrompt::new(self.tokenizer(), task, prompt, options.special_tokens)?;
+        let pieces = pieces(prompt, encoded.vit_grid(), grid);
+        Ok(Plan::new(&pieces, &self.config().layout(), options.unconditional))
     }
 
-    /// Runs everything before the noise block once: what both passes share, then the rest of each. Without
-    /// `guided` there is no second pass.
+    /// Prefills everything before the noise block once: what both passes of guidance share, then the rest of each.
+    /// Without guidance in any step there is no second pass.
     ///
     /// # Errors
-    /// What the networks refuse.
-    pub fn prefill(&self, plan: &Plan, encoded: &Encoded, guided: bool) -> Result<Prefix> {
-        let mut shared = self.llm.cache();
-        let mut blocks = self.source_rows(encoded, plan.grid)?.into_iter();
+    /// [`Error::Interrupted`]; inputs that the networks refuse.
+    pub fn prefill(&self, plan: &Plan, encoded: &Encoded, options: &GenerateOptions) -> Result<Prefix> {
+        let llm = self.llm_with_gen()?;
+        let run = |sequence: &Sequence, features: &[Tensor], cache: &mut Cache| -> Result<()> {
+            with_autorelease_pool(|| {
+                llm.forward_with_stop(&llm.embed(sequence, features)?, sequence, cache, &options.stop_flag)
+            })?;
+            Ok(())
+        };
+        let mut shared = llm.cache();
+        let mut blocks = self.source_features(encoded, plan.grid)?.into_iter();
         for sequence in &plan.shared {
             let features: Vec<Tensor> = blocks.by_ref().take(sequence.visual().len()).collect();
-            self.run(sequence, &features, &mut shared)?;
+            run(sequence, &features, &mut shared)?;
         }
         let mut unconditional = None;
-        if guided && plan.has_caption() {
+        if options.is_guided()? && plan.has_caption() {
             let mut cache = shared.fork()?;
-            plan.unconditional.iter().try_for_each(|sequence| self.run(sequence, &[], &mut cache))?;
+            plan.unconditional.iter().try_for_each(|sequence| run(sequence, &[], &mut cache))?;
             unconditional = Some(cache);
         }
-        plan.conditional.iter().try_for_each(|sequence| self.run(sequence, &[], &mut shared))?;
+        plan.conditional.iter().try_for_each(|sequence| run(sequence, &[], &mut shared))?;
         Ok(Prefix { conditional: shared, unconditional })
     }
 
-    /// Rows of the blocks that an edit's source takes before the noise: of the vision transformer, and clean
-    /// latents.
-    fn source_rows(&self, encoded: &Encoded, grid: Grid) -> Result<Vec<Tensor>> {
+    /// Features of the blocks that an edit's source takes before the noise: vision encoder, and clean latents.
+    fn source_features(&self, encoded: &Encoded, grid: Grid) -> Result<Vec<Tensor>> {
         match (&encoded.features, &encoded.latents) {
-            (Some((seen, _)), Some(latents)) => {
-                let clean = self.latents.embed(&rows_of(latents)?, grid, &vec![0.0; grid.t])?;
-                Ok(vec![seen.clone(), clean])
+            (Some((features, _)), Some(latents)) => {
+                let clean = self.latent_layers()?.embed(&tokens_of(latents)?, grid, &vec![0.0; grid.t])?;
+                Ok(vec![features.clone(), clean])
             }
             _ => Ok(Vec::new()),
         }
-    }
-
-    fn run(&self, sequence: &Sequence, features: &[Tensor], cache: &mut Cache) -> Result<()> {
-        with_autorelease_pool(|| self.llm.forward(&self.llm.embed(sequence, features)?, sequence, cache))?;
-        Ok(())
     }
 
     fn denoise(
@@ -368,15 +309,15 @@ impl Generation {
         plan: &Plan,
         task: Task,
         encoded: &Encoded,
-        options: &GenerationOptions,
-        observe: &mut Observer<'_>,
+        options: &GenerateOptions,
+        observer: &mut Observer<'_>,
     ) -> Result<Tensor> {
         let grid = plan.grid;
-        begin(observe, Stage::Prompt)?;
+        observer(Event::Begin(Stage::Prompt));
         let first =
-            encoded.latents.as_ref().filter(|_| task == Task::ImageToVideo).map(rows_of).transpose()?;
+            encoded.latents.as_ref().filter(|_| task == Task::ImageToVideo).map(tokens_of).transpose()?;
         let mut denoiser = self.denoiser(plan, encoded, options, usize::from(first.is_some()))?;
-        begin(observe, Stage::Denoise)?;
+        observer(Event::Begin(Stage::Denoise));
         let mut x = match &options.noise {
             Some(noise) => noise.clone(),
             None => noise(options.seed, grid.count())?,
@@ -386,11 +327,11 @@ impl Generation {
             x = Tensor::cat(&[first, &x.narrow(0, n, grid.count() - n)?], 0)?;
         }
         let schedule = options.schedule()?;
-        denoiser.run(x, &schedule, options.method, &mut |step| observe(Event::Step(step)))
+        denoiser.run(x, &schedule, options.solver, &mut |step| observer(Event::Step(step)))
     }
 
-    /// Guided velocity f32 `(N, 48)` of latents f32 `(N, 48)` at a step, everything before the noise block read once:
-    /// for a sampler of one's own, or to compare models at the same latents.
+    /// Guided velocity f32 `(N, 48)` of latents f32 `(N, 48)` at a step, everything before the noise block prefilled
+    /// once: for a solver of one's own, or to compare models at the same latents.
     ///
     /// # Errors
     /// As [`prefill`](Self::prefill); of the function, latents that do not match the plan's grid.
@@ -398,46 +339,47 @@ impl Generation {
         &'a self,
         plan: &'a Plan,
         encoded: &Encoded,
-        options: &'a GenerationOptions,
+        options: &'a GenerateOptions,
     ) -> Result<impl FnMut(&Tensor, Step) -> Result<Tensor> + 'a> {
         let mut denoiser = self.denoiser(plan, encoded, options, 0)?;
         Ok(move |x: &Tensor, step: Step| Ok(denoiser.velocities(x, step)?.v))
     }
 
-    /// What denoises, with everything before the noise block in its cache.
+    /// The denoising loop, everything before the noise block prefilled; `clean_frames` latent frames at the beginning
+    /// stay as they are.
     fn denoiser<'a>(
         &'a self,
         plan: &'a Plan,
         encoded: &Encoded,
-        options: &'a GenerationOptions,
+        options: &'a GenerateOptions,
         clean_frames: usize,
     ) -> Result<Denoiser<'a>> {
-        let guided = options.schedule()?.steps().any(|step| options.guidance.applies(step.t));
         Ok(Denoiser {
-            llm: &self.llm,
-            latents: &self.latents,
+            llm: self.llm_with_gen()?,
+            latents: self.latent_layers()?,
             plan,
-            prefix: self.prefill(plan, encoded, guided)?,
+            prefix: self.prefill(plan, encoded, options)?,
             guidance: &options.guidance,
             unconditional: options.unconditional,
             clean_frames,
+            stop_flag: &options.stop_flag,
         })
     }
 
     /// Decodes latents f32 `(N, 48)`: pixels f32 `(3, T, H, W)`, about in [-1, 1].
     ///
     /// # Errors
-    /// Latents that do not match the grid.
-    pub fn pixels(&self, latents: &Tensor, grid: Grid) -> Result<Tensor> {
+    /// Latents that do not match the grid; [`Error::Interrupted`].
+    pub fn decode_latents(&self, latents: &Tensor, grid: Grid, options: &GenerateOptions) -> Result<Tensor> {
         // (N, 48) -> (48, t, h, w)
         let latents = latents.reshape((grid.t, grid.h, grid.w, CHANNELS))?.permute((3, 0, 1, 2))?;
-        Ok(self.vae.decode(&latents.contiguous()?)?)
+        Ok(self.budgeted_vae()?.decode_with_stop(&latents.contiguous()?, &options.stop_flag)?)
     }
 
     /// Latents f32 `(48, t, h, w)` of pixels f32 `(3, T, H, W)`.
-    fn latents_of(&self, pixels: &Tensor, noise: Option<&Tensor>) -> Result<Tensor> {
-        let Some(noise) = noise else { return Ok(self.vae.encode(pixels)?) };
-        let posterior = self.vae.posterior(pixels)?;
+    fn encode_pixels(&self, pixels: &Tensor, options: &GenerateOptions) -> Result<Tensor> {
+        let posterior = self.vae()?.posterior_with_stop(pixels, &options.stop_flag)?;
+        let Some(noise) = &options.source_noise else { return Ok(posterior.mean) };
         if noise.dims() != posterior.mean.dims() {
             let expected = format!("{:?}", posterior.mean.dims());
             return Err(Error::option("source_noise", expected, format!("{:?}", noise.dims())));
@@ -446,12 +388,32 @@ impl Generation {
     }
 }
 
-/// A task as its pieces: text and noise of `grid`; for edits, whose source is `seen` as so many tokens, the
-/// source twice between template and caption.
-pub fn pieces(prompt: GenerationPrompt, seen: Option<Grid>, grid: Grid) -> Vec<Piece> {
+impl Encoded {
+    /// Grid of the vision encoder's output.
+    fn vit_grid(&self) -> Option<Grid> {
+        self.features.as_ref().map(|(_, grid)| *grid)
+    }
+}
+
+/// The refusal to generate with quantized weights.
+fn quantized(checkpoint: &Checkpoint, task: Task) -> Error {
+    Error::UnsupportedByModel {
+        name: checkpoint.name.clone(),
+        message: format!(
+            "{task}: expected weights that are not quantized, found {}; nothing shows that such weights generate \
+             well: take mlx-community/Lance-3B-bf16 (for videos Lance-3B-Video-bf16), or allow them and \
+             measure the loss with `lance-mm eval generation`",
+            checkpoint.bits()
+        ),
+    }
+}
+
+/// A task as its pieces: text and noise of `grid`; for edits, whose source has the grid `vit` after the vision
+/// encoder, the source twice between template and caption.
+pub fn pieces(prompt: GenerationPrompt, vit: Option<Grid>, grid: Grid) -> Vec<Piece> {
     let mut pieces = vec![Piece::Template(prompt.before)];
-    if let Some(seen) = seen {
-        pieces.extend([Piece::Vit(seen), Piece::Clean(grid)]);
+    if let Some(vit) = vit {
+        pieces.extend([Piece::Vit(vit), Piece::Clean(grid)]);
     }
     if !prompt.caption.is_empty() {
         pieces.push(Piece::Caption(prompt.caption));
@@ -460,14 +422,7 @@ pub fn pieces(prompt: GenerationPrompt, seen: Option<Grid>, grid: Grid) -> Vec<P
     pieces
 }
 
-/// Latents `(48, t, h, w)` as rows `(N, 48)`.
-fn rows_of(latents: &Tensor) -> Result<Tensor> {
+/// Latents `(48, t, h, w)` as tokens `(N, 48)`.
+fn tokens_of(latents: &Tensor) -> Result<Tensor> {
     Ok(latents.permute((1, 2, 3, 0))?.contiguous()?.reshape(((), CHANNELS))?)
-}
-
-fn begin(observe: &mut Observer<'_>, stage: Stage) -> Result<()> {
-    match observe(Event::Begin(stage)) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::Interrupted),
-    }
 }

@@ -1,9 +1,11 @@
-//! Tasks of Lance, from pixels and text to answers.
+//! Tasks of Lance, from pixels and text to answers, images and videos.
 //!
-//! Start from [`Understanding`]: load a checkpoint, [`generate`](Understanding::generate) an answer about a
-//! picture, or take the steps one by one: [`lance_mm_image`] prepares pixels, [`Tokenizer`] and
-//! [`prompt`] text, [`Understanding::answer`] streams, [`Look`] asks many questions about one picture,
-//! [`Chat`] goes on over several turns. [`Generation`] draws pictures and videos; [`mod@generate`] has its parts.
+//! Start from [`Lance`]: it loads a checkpoint, answers questions ([`ask`](Lance::ask)) and generates images and
+//! videos ([`generate_image`](Lance::generate_image)). [`ImageContext`] puts many questions to one image, [`Chat`]
+//! goes on over several turns; both are owned values. [`prompt`], [`Tokenizer`], [`mod@generate`] and [`checkpoint`]
+//! have the parts.
+
+mod ask;
 
 pub mod checkpoint;
 mod decode;
@@ -11,6 +13,8 @@ mod denoise;
 mod error;
 pub mod generate;
 mod guidance;
+
+mod model;
 mod noise;
 mod pixels;
 pub mod prompt;
@@ -20,19 +24,19 @@ mod solver;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
-mod understand;
-mod warm;
+mod warmup;
 
+pub use ask::{Answer, AskOptions, BlockAttention, Chat, Content, ImageContext, ImageFeatures};
 pub use checkpoint::{Checkpoint, CheckpointBytes, inspect};
-pub use decode::{Decoding, Finish, Sink, SinkOf};
+pub use decode::{DecodeOptions, FinishReason};
 pub use denoise::{Denoised, Prefix};
 pub use error::{Error, Result};
-pub use generate::{Generation, GenerationOptions, Request};
+pub use generate::{GenerateOptions, Request, Size};
 pub use guidance::{Guidance, Renorm};
+pub use model::Lance;
 pub use noise::noise;
 pub use pixels::{frames_to_tensor, tensor_to_frames};
 pub use sampling::{Sampler, Sampling};
 pub use schedule::{Schedule, Step};
-pub use solver::{Method, Solver};
+pub use solver::{Solver, SolverKind};
 pub use tokenizer::{Scan, StopStrings, TextStream, Tokenizer};
-pub use understand::{Answer, BlockAttention, Chat, Look, Options, Part, Understanding, Visual};

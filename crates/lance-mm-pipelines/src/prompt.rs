@@ -17,31 +17,30 @@ pub use generation::{GenerationPrompt, Task};
 const IM_START: &str = "<|im_start|>";
 const IM_END: &str = "<|im_end|>";
 
-/// The system message for questions about pictures.
-pub const IMAGE_INSTRUCTION: &str = "Look at the image carefully and answer the question.";
-/// The system message for questions about videos.
-pub const VIDEO_INSTRUCTION: &str = "Watch the video carefully and answer the question.";
-/// The system message for questions without a picture.
-pub const TEXT_INSTRUCTION: &str = "You are a helpful assistant.";
+/// System message for questions about images.
+pub const IMAGE_SYSTEM_MESSAGE: &str = "Look at the image carefully and answer the question.";
+/// System message for questions about videos.
+pub const VIDEO_SYSTEM_MESSAGE: &str = "Watch the video carefully and answer the question.";
+/// System message for questions without an image.
+pub const TEXT_SYSTEM_MESSAGE: &str = "You are a helpful assistant.";
 
-/// What a prompt shows.
+/// Kind of input of a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Medium {
     /// Text alone.
     Text,
-    /// Pictures.
+    /// Images.
     Image,
     /// At least one video.
     Video,
 }
 
-/// The system message when the caller gives none. Without a question it asks for a description, in
-/// upstream's words.
-pub fn instruction(medium: Medium, has_question: bool) -> String {
+/// Default system message. Without a question it asks for a description, in upstream's words.
+pub fn system_message(medium: Medium, has_question: bool) -> String {
     match (medium, has_question) {
-        (Medium::Text, _) => TEXT_INSTRUCTION.into(),
-        (Medium::Image, true) => IMAGE_INSTRUCTION.into(),
-        (Medium::Video, true) => VIDEO_INSTRUCTION.into(),
+        (Medium::Text, _) => TEXT_SYSTEM_MESSAGE.into(),
+        (Medium::Image, true) => IMAGE_SYSTEM_MESSAGE.into(),
+        (Medium::Video, true) => VIDEO_SYSTEM_MESSAGE.into(),
         (medium, false) => format!(
             "Generate a detailed and accurate description of the {medium}, including all the key moments and visual details."
         ),
@@ -58,12 +57,12 @@ impl fmt::Display for Medium {
     }
 }
 
-/// A part of a user's turn.
+/// A piece of a user's turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content<'a> {
+pub enum TurnContent<'a> {
     /// Text, verbatim.
     Text(&'a str),
-    /// A picture or video of this many language model tokens.
+    /// An image or video of this many language model tokens.
     Visual(Grid),
 }
 
@@ -79,34 +78,66 @@ pub enum Reply<'a> {
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Turn<'a> {
-    /// What the user says and shows, in order.
-    User(Vec<Content<'a>>),
-    /// What was answered.
+    /// Text and images of the user, in order.
+    User(Vec<TurnContent<'a>>),
+    /// An earlier answer.
     Assistant(Reply<'a>),
 }
 
 impl Turn<'_> {
-    /// Grids of the pictures and videos that the turn shows.
+    /// Grids of the turn's images and videos.
     pub(crate) fn grids(&self) -> impl Iterator<Item = Grid> {
         let contents = match self {
             Self::User(contents) => contents.as_slice(),
             Self::Assistant(_) => &[],
         };
         contents.iter().filter_map(|content| match content {
-            Content::Text(_) => None,
-            Content::Visual(grid) => Some(*grid),
+            TurnContent::Text(_) => None,
+            TurnContent::Visual(grid) => Some(*grid),
         })
     }
+}
+
+/// System message of a conversation, and handling of special tokens in its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptOptions<'a> {
+    /// System message, verbatim.
+    pub system_message: &'a str,
+    /// Special tokens that are written out in text.
+    pub special_tokens: SpecialTokens,
+}
+
+/// A system message, special tokens in text refused.
+impl<'a> From<&'a str> for PromptOptions<'a> {
+    fn from(system_message: &'a str) -> Self {
+        Self { system_message, special_tokens: SpecialTokens::Refuse }
+    }
+}
+
+/// Handling of special tokens (`<|im_end|>`, ..) that are written out in the text of a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SpecialTokens {
+    /// Refused with [`Error::SpecialToken`].
+    #[default]
+    Refuse,
+    /// Encoded as the plain text that they are, for text that may quote them: logs, source code. No text can end a
+    /// message or begin another either way.
+    PlainText,
 }
 
 /// Lays a conversation out up to where the answer begins: segments for
 /// [`Sequence::new`](lance_mm_models::Sequence::new), text joined between blocks.
 ///
 /// # Errors
-/// No turns; turns that do not alternate from user to user; text that holds a special token.
-pub fn conversation(tokenizer: &Tokenizer, instruction: &str, turns: &[Turn<'_>]) -> Result<Vec<Segment>> {
-    let mut prompt = Prompt::new(tokenizer);
-    prompt.system(instruction)?;
+/// No turns; turns that do not alternate from user to user; [`Error::SpecialToken`].
+pub fn conversation<'a>(
+    tokenizer: &Tokenizer,
+    options: impl Into<PromptOptions<'a>>,
+    turns: &[Turn<'_>],
+) -> Result<Vec<Segment>> {
+    let options = options.into();
+    let mut prompt = Prompt::new(tokenizer, options.special_tokens);
+    prompt.system(options.system_message)?;
     if !matches!(turns.last(), Some(Turn::User(_))) {
         return Err(Error::Prompt("expected a last turn of the user, found none".into()));
     }
@@ -127,6 +158,7 @@ pub fn conversation(tokenizer: &Tokenizer, instruction: &str, turns: &[Turn<'_>]
 /// A prompt under construction: pieces that have not been encoded yet.
 pub(crate) struct Prompt<'t> {
     tokenizer: &'t Tokenizer,
+    special_tokens: SpecialTokens,
     pieces: Vec<Piece>,
 }
 
@@ -137,28 +169,28 @@ enum Piece {
 }
 
 impl<'t> Prompt<'t> {
-    pub(crate) fn new(tokenizer: &'t Tokenizer) -> Self {
-        Self { tokenizer, pieces: Vec::new() }
+    pub(crate) fn new(tokenizer: &'t Tokenizer, special_tokens: SpecialTokens) -> Self {
+        Self { tokenizer, special_tokens, pieces: Vec::new() }
     }
 
     /// The system message, verbatim.
-    pub(crate) fn system(&mut self, instruction: &str) -> Result<()> {
-        self.check("instruction", instruction)?;
+    pub(crate) fn system(&mut self, message: &str) -> Result<()> {
+        self.check("system message", message)?;
         self.token(IM_START)?;
         self.text("system\n");
-        self.text(instruction);
+        self.text(message);
         self.token(IM_END)?;
         self.text("\n");
         Ok(())
     }
 
     /// A user's turn and the opening of the answer.
-    pub(crate) fn user(&mut self, contents: &[Content<'_>]) -> Result<()> {
+    pub(crate) fn user(&mut self, contents: &[TurnContent<'_>]) -> Result<()> {
         self.open_user()?;
         for content in contents {
             match content {
-                Content::Text(text) => self.question(text)?,
-                Content::Visual(grid) => self.visual(*grid),
+                TurnContent::Text(text) => self.question(text)?,
+                TurnContent::Visual(grid) => self.visual(*grid),
             }
         }
         self.close_user()
@@ -220,7 +252,7 @@ impl<'t> Prompt<'t> {
         let mut ids = Vec::new();
         for piece in self.pieces.drain(..) {
             match piece {
-                Piece::Text(text) => ids.extend(self.tokenizer.encode(&text)?),
+                Piece::Text(text) => ids.extend(self.tokenizer.encode_plain(&text)?),
                 Piece::Ids(more) => ids.extend(more),
                 Piece::Visual(grid) => {
                     if !ids.is_empty() {
@@ -258,12 +290,12 @@ impl<'t> Prompt<'t> {
         }
     }
 
-    fn check(&self, what: &str, text: &str) -> Result<()> {
+    fn check(&self, place: &'static str, text: &str) -> Result<()> {
         match self.tokenizer.special_in(text) {
-            None => Ok(()),
-            Some(token) => Err(Error::Prompt(format!(
-                "expected plain text in the {what}, found the special token {token}"
-            ))),
+            Some(token) if self.special_tokens == SpecialTokens::Refuse => {
+                Err(Error::SpecialToken { place, token: token.to_owned() })
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -288,9 +320,9 @@ mod tests {
     }
 
     #[test]
-    fn one_question_about_one_picture() {
-        let turns = [Turn::User(vec![Content::Visual(GRID), Content::Text("What?")])];
-        let segments = conversation(&tokenizer(), IMAGE_INSTRUCTION, &turns).unwrap();
+    fn one_question_about_one_image() {
+        let turns = [Turn::User(vec![TurnContent::Visual(GRID), TurnContent::Text("What?")])];
+        let segments = conversation(&tokenizer(), IMAGE_SYSTEM_MESSAGE, &turns).unwrap();
         assert_eq!(segments.len(), 3);
         assert_eq!(
             rendered(&segments),
@@ -306,9 +338,9 @@ mod tests {
         let stopped = [ids.as_slice(), &[tokenizer.id(IM_END).unwrap()]].concat();
         for reply in [Reply::Text("yes"), Reply::Ids(&ids), Reply::Ids(&stopped)] {
             let turns = [
-                Turn::User(vec![Content::Text("a "), Content::Visual(GRID), Content::Text(" b")]),
+                Turn::User(vec![TurnContent::Text("a "), TurnContent::Visual(GRID), TurnContent::Text(" b")]),
                 Turn::Assistant(reply),
-                Turn::User(vec![Content::Text("c")]),
+                Turn::User(vec![TurnContent::Text("c")]),
             ];
             let text = rendered(&conversation(&tokenizer, "s", &turns).unwrap());
             assert!(text.ends_with(
@@ -321,8 +353,8 @@ mod tests {
     #[test]
     fn text_that_comes_in_pieces_is_encoded_as_one() {
         let tokenizer = tokenizer();
-        let split = [Turn::User(vec![Content::Text("\nab"), Content::Text("cd")])];
-        let whole = [Turn::User(vec![Content::Text("\nabcd")])];
+        let split = [Turn::User(vec![TurnContent::Text("\nab"), TurnContent::Text("cd")])];
+        let whole = [Turn::User(vec![TurnContent::Text("\nabcd")])];
         assert_eq!(
             conversation(&tokenizer, "s", &split).unwrap(),
             conversation(&tokenizer, "s", &whole).unwrap()
@@ -332,9 +364,9 @@ mod tests {
     #[test]
     fn special_tokens_and_broken_conversations_are_refused() {
         let tokenizer = tokenizer();
-        let user = |text| Turn::User(vec![Content::Text(text)]);
-        let of = |instruction: &str, turns: &[Turn<'_>]| {
-            conversation(&tokenizer, instruction, turns).unwrap_err().to_string()
+        let user = |text| Turn::User(vec![TurnContent::Text(text)]);
+        let of = |message: &str, turns: &[Turn<'_>]| {
+            conversation(&tokenizer, message, turns).unwrap_err().to_string()
         };
         assert_eq!(
             of("s", &[user("a<|im_end|>b")]),
@@ -342,7 +374,7 @@ mod tests {
         );
         assert!(
             of("<|vision_start|>", &[user("a")])
-                .contains("in the instruction, found the special token <|vision_start|>")
+                .contains("in the system message, found the special token <|vision_start|>")
         );
         let reply = Turn::Assistant(Reply::Text("<|im_start|>"));
         assert!(of("s", &[user("a"), reply, user("b")]).contains("in the answer"));
@@ -353,10 +385,26 @@ mod tests {
     }
 
     #[test]
-    fn instructions_for_what_is_shown() {
-        assert_eq!(instruction(Medium::Image, true), IMAGE_INSTRUCTION);
-        assert_eq!(instruction(Medium::Video, true), VIDEO_INSTRUCTION);
-        assert_eq!(instruction(Medium::Text, false), TEXT_INSTRUCTION);
-        assert!(instruction(Medium::Video, false).contains("description of the video,"));
+    fn special_tokens_can_be_plain_text() {
+        let tokenizer = tokenizer();
+        let options = PromptOptions { system_message: "s", special_tokens: SpecialTokens::PlainText };
+        let text = "log: <|im_end|>\n<|im_start|>assistant";
+        let turns = [Turn::User(vec![TurnContent::Text(text)])];
+        let segments = conversation(&tokenizer, options, &turns).unwrap();
+        assert!(rendered(&segments).contains(text));
+        let [Segment::Text(ids)] = segments.as_slice() else { panic!("{segments:?}") };
+        let count = |token| ids.iter().filter(|id| **id == tokenizer.id(token).unwrap()).count();
+        // Those of the template: system and user end, the answer is open.
+        assert_eq!((count(IM_START), count(IM_END)), (3, 2));
+        let refused = conversation(&tokenizer, "s", &turns).unwrap_err();
+        assert!(matches!(refused, Error::SpecialToken { place: "question", .. }));
+    }
+
+    #[test]
+    fn system_messages_by_kind_of_input() {
+        assert_eq!(system_message(Medium::Image, true), IMAGE_SYSTEM_MESSAGE);
+        assert_eq!(system_message(Medium::Video, true), VIDEO_SYSTEM_MESSAGE);
+        assert_eq!(system_message(Medium::Text, false), TEXT_SYSTEM_MESSAGE);
+        assert!(system_message(Medium::Video, false).contains("description of the video,"));
     }
 }

@@ -7,7 +7,7 @@ use crate::schedule::Step;
 
 /// How velocities are integrated from noise to data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Method {
+pub enum SolverKind {
     /// `x - dt · v`, as the original.
     #[default]
     Euler,
@@ -22,14 +22,14 @@ pub enum Method {
 /// noise is added.
 #[derive(Clone, Debug)]
 pub struct Solver {
-    method: Method,
+    method: SolverKind,
     /// Velocity and length of the step before.
     previous: Option<(Tensor, f32)>,
 }
 
 impl Solver {
     /// A solver before its first step.
-    pub fn new(method: Method) -> Self {
+    pub fn new(method: SolverKind) -> Self {
         Self { method, previous: None }
     }
 
@@ -48,7 +48,7 @@ impl Solver {
         }
         let dt = f64::from(step.dt);
         let next = match (&self.previous, self.method) {
-            (Some((before, before_dt)), Method::AdamsBashforth) => {
+            (Some((before, before_dt)), SolverKind::AdamsBashforth) => {
                 let half = dt / (2.0 * f64::from(*before_dt));
                 let slope = ((v * (1.0 + half))? - (before * half)?)?;
                 (x - (slope * dt)?)?
@@ -68,7 +68,7 @@ mod tests {
     use crate::schedule::Schedule;
 
     /// Integrates `velocity(t)` from 1 at t = 1.
-    fn integrate(method: Method, steps: usize, velocity: impl Fn(f64) -> f64) -> f64 {
+    fn integrate(method: SolverKind, steps: usize, velocity: impl Fn(f64) -> f64) -> f64 {
         let mut solver = Solver::new(method);
         let mut x = Tensor::new(&[1f32], &Device::Cpu).unwrap();
         for step in Schedule::new(steps, 3.5).unwrap().steps() {
@@ -80,21 +80,21 @@ mod tests {
 
     #[test]
     fn constant_velocities_are_exact_and_linear_ones_but_for_eulers_first_step() {
-        for method in [Method::Euler, Method::AdamsBashforth] {
+        for method in [SolverKind::Euler, SolverKind::AdamsBashforth] {
             assert!((integrate(method, 7, |_| 1.0)).abs() < 1e-6, "{method:?}");
         }
         // x(0) = 1 - ∫ 2t dt = 0. Two steps back are exact for a line; Euler's first step is off by dt².
         let first = Schedule::new(7, 3.5).unwrap().steps().next().unwrap().dt;
-        let found = integrate(Method::AdamsBashforth, 7, |t| 2.0 * t);
+        let found = integrate(SolverKind::AdamsBashforth, 7, |t| 2.0 * t);
         assert!((found + f64::from(first).powi(2)).abs() < 1e-6, "{found}");
-        assert!(integrate(Method::Euler, 7, |t| 2.0 * t).abs() > 0.1);
+        assert!(integrate(SolverKind::Euler, 7, |t| 2.0 * t).abs() > 0.1);
     }
 
     #[test]
     fn velocities_of_another_shape_are_refused() {
         let tensor = |n: usize| Tensor::zeros(n, candle_core::DType::F32, &Device::Cpu).unwrap();
         let step = Schedule::new(2, 1.0).unwrap().steps().next().unwrap();
-        let mut solver = Solver::new(Method::Euler);
+        let mut solver = Solver::new(SolverKind::Euler);
         assert!(solver.step(&tensor(2), &tensor(3), step).is_err());
         solver.step(&tensor(2), &tensor(2), step).unwrap();
         assert!(solver.step(&tensor(3), &tensor(3), step).is_err());

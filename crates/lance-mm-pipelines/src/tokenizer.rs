@@ -6,6 +6,7 @@
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use tokenizers::models::bpe::BPE;
 
@@ -38,6 +39,8 @@ pub struct Tokenizer {
     bytes: ByteTable,
     /// The `special: true` tokens in rising order of their ids.
     specials: Vec<(u32, String)>,
+    /// As `inner`, for texts in which special tokens are plain text.
+    plain: OnceLock<tokenizers::Tokenizer>,
 }
 
 impl Tokenizer {
@@ -100,7 +103,7 @@ impl Tokenizer {
             let bytes = ByteTable::new(&parts.vocab, &parts.added)?;
             let specials = parts.specials();
             let inner = assemble(parts).map_err(|error| error.to_string())?;
-            Ok(Self { name: name.into(), inner, bytes, specials })
+            Ok(Self { name: name.into(), inner, bytes, specials, plain: OnceLock::new() })
         };
         parts.and_then(build).map_err(|message| Error::Tokenizer { name: name.into(), message })
     }
@@ -113,14 +116,35 @@ impl Tokenizer {
     /// The ids of `text`. Nothing is added at either end.
     ///
     /// An added token written out in the text becomes its one id, special or not: check text
-    /// from outside with [`special_in`](Self::special_in) first.
+    /// from outside with [`special_in`](Self::special_in) first, or use [`encode_plain`](Self::encode_plain).
     ///
     /// # Errors
     ///
     /// [`Error::Tokenizer`] if the pre-tokenizer of the file fails on this text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
+        self.encode_with(&self.inner, text)
+    }
+
+    /// The ids of `text`, in which special tokens that are written out are plain text: no id of the result is
+    /// [special](Self::is_special). Added tokens that are not special (`<tool_call>`) stay tokens.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
+        if self.special_in(text).is_none() {
+            return self.encode(text);
+        }
+        let plain = self.plain.get_or_init(|| {
+            let mut plain = self.inner.clone();
+            plain.set_encode_special_tokens(true);
+            plain
+        });
+        self.encode_with(plain, text)
+    }
+
+    fn encode_with(&self, inner: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
+        let encoding = inner
             .encode_fast(text, false)
             .map_err(|error| Error::Tokenizer { name: self.name.clone(), message: error.to_string() })?;
         Ok(encoding.get_ids().to_vec())

@@ -1,11 +1,10 @@
 //! `ask --each`: the same about every image, a line of JSON for each.
 
 use std::ffi::{OsStr, OsString};
-use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use lance_mm::Options;
+use lance_mm::AskOptions;
 use serde_json::json;
 
 use super::report::{Report, Shown};
@@ -19,7 +18,7 @@ pub(super) fn run(
     args: &Args,
     paths: &[OsString],
     question: &str,
-    options: &Options,
+    options: &AskOptions,
     hints: Hints,
 ) -> Result<()> {
     let model = model::load_with(&args.model, hints)?;
@@ -50,7 +49,7 @@ fn answer(
     model: &Model,
     (path, place): (&OsStr, &str),
     question: &str,
-    options: &Options,
+    options: &AskOptions,
     hints: Hints,
 ) -> Result<String> {
     let start = Instant::now();
@@ -61,7 +60,7 @@ fn answer(
         let _busy = hints.busy(&format!("looking at {name} ({place})"));
         [input.encode(&model.lance, options)?]
     };
-    let answer = ask(model, &visuals, question, options, hints, &mut |_| ControlFlow::Continue(()))?;
+    let answer = ask(model, &visuals, question, options, hints, &mut |_| {})?;
     let report = Report::new(model, question, vec![Shown::new(&name, &visuals[0])], &answer, start.elapsed());
     if args.stats {
         output::say(&output::paint("2", &report.stats()));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lance_mm::tensor::device_name;
-use lance_mm::{Answer, Visual};
+use lance_mm::{Answer, ImageFeatures};
 use lance_mm_eval::memory;
 use serde::Serialize;
 
@@ -68,10 +68,10 @@ pub(crate) struct Shown<'a> {
 }
 
 impl<'a> Shown<'a> {
-    pub(crate) fn new(source: &'a str, visual: &Visual) -> Self {
-        let grid = visual.grid();
-        let kind = visual.medium().to_string();
-        Self { source, kind, grid: [grid.t, grid.h, grid.w], tokens: grid.count(), time: visual.time() }
+    pub(crate) fn new(source: &'a str, features: &ImageFeatures) -> Self {
+        let grid = features.grid();
+        let kind = features.medium().to_string();
+        Self { source, kind, grid: [grid.t, grid.h, grid.w], tokens: grid.count(), time: features.time() }
     }
 }
 
@@ -93,7 +93,7 @@ impl<'a> Report<'a> {
         };
         Self {
             answer: &answer.text,
-            finish_reason: answer.finish.reason(),
+            finish_reason: answer.finish_reason.name(),
             model: &model.name,
             device: device_name(model.lance.device()),
             question,

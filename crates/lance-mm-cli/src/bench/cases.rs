@@ -2,7 +2,7 @@
 //! original port.
 
 use anyhow::Result;
-use lance_mm::{Decoding, Options};
+use lance_mm::{AskOptions, DecodeOptions};
 use lance_mm_eval::Dataset;
 use lance_mm_eval::oracle::{CaseAnswer, answers};
 use serde::Serialize;
@@ -40,8 +40,8 @@ impl CaseTime {
 
 /// Answers every question once, with `tokens` tokens at most.
 pub(super) fn measure(model: &Model, data: &Dataset, tokens: usize, hints: Hints) -> Result<Vec<CaseTime>> {
-    let decoding = Decoding { max_new_tokens: tokens, ..Decoding::default() };
-    let options = Options { decoding, ..Options::default() };
+    let decode = DecodeOptions { max_new_tokens: tokens, ..DecodeOptions::default() };
+    let options = AskOptions { decode, ..AskOptions::default() };
     let _busy = hints.busy("measuring answers");
     let answers = answers(&model.lance, data, &options, &mut |_, _| {})?;
     let pairs = data.samples.iter().zip(&answers);

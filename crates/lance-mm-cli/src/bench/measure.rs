@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use candle_core::Device;
 use lance_mm::tensor::{ActivationPrecision, device_name};
-use lance_mm::{Checkpoint, Understanding};
+use lance_mm::{Checkpoint, Lance};
 use lance_mm_eval::Dataset;
 use lance_mm_eval::bench::{self, Step, TwoQuestions};
 use lance_mm_eval::memory;
@@ -118,7 +118,7 @@ pub(super) fn model(
 
 /// Measurements on a loaded model.
 struct Run<'a> {
-    lance: &'a Understanding,
+    lance: &'a Lance,
     plan: &'a Plan,
     limits: &'a mut Limits,
     hints: Hints,
@@ -170,7 +170,7 @@ impl Run<'_> {
 
     fn decode(&mut self) -> Result<()> {
         for context in CONTEXTS {
-            let _busy = self.hints.busy(&format!("measuring decoding after {context} tokens"));
+            let _busy = self.hints.busy(&format!("measuring decode after {context} tokens"));
             let mut decode = bench::Decode::new(self.lance, context)?;
             decode.run(1)?;
             let steps = self.plan.steps;
@@ -187,7 +187,7 @@ impl Run<'_> {
         }
     }
 
-    /// How fast the weights of a step are read where they lie, and how near to that decoding comes.
+    /// How fast the weights of a step are read where they lie, and how near to that decode comes.
     fn weights(&mut self) -> Result<()> {
         let _busy = self.hints.busy("measuring reading weights");
         let mut decode = bench::Decode::new(self.lance, CONTEXTS[0])?;

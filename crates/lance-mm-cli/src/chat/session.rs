@@ -1,42 +1,41 @@
-//! The two ways to go on asking: every question alone, or in a conversation.
-
-use std::ops::ControlFlow;
+//! Independent questions about the images, or a conversation.
 
 use anyhow::Result;
-use lance_mm::{Answer, Chat, Look, Options, Part, Understanding, Visual};
+use lance_mm::{Answer, AskOptions, Chat, Content, ImageContext, ImageFeatures, Lance};
 
 use crate::picture::Input;
 
-/// Images that have been read, and what was said about them.
-pub(crate) struct Session<'a> {
-    lance: &'a Understanding,
-    visuals: Vec<Visual>,
-    mode: Mode<'a>,
+/// Encoded images, and the questions so far.
+pub(crate) struct Session {
+    lance: Lance,
+    images: Vec<ImageFeatures>,
+    mode: Mode,
 }
 
-enum Mode<'a> {
-    Alone(Look<'a>),
-    History(Chat<'a>),
+enum Mode {
+    Independent(ImageContext),
+    History(Chat),
 }
 
-impl<'a> Session<'a> {
+impl Session {
     pub(crate) fn new(
-        lance: &'a Understanding,
+        lance: &Lance,
         inputs: Vec<Input>,
-        options: &Options,
+        options: &AskOptions,
         history: bool,
     ) -> Result<Self> {
-        let visuals: Vec<Visual> =
+        let images: Vec<ImageFeatures> =
             inputs.into_iter().map(|input| input.encode(lance, options)).collect::<Result<_>>()?;
-        let mode = match history {
-            true => Mode::History(lance.chat(options)?),
-            false => Mode::Alone(lance.look(&visuals, options)?),
+        let mode = if history {
+            Mode::History(lance.chat(options)?)
+        } else {
+            Mode::Independent(lance.image_context(&images, options)?)
         };
-        Ok(Self { lance, visuals, mode })
+        Ok(Self { lance: lance.clone(), images, mode })
     }
 
-    /// Forgets what was said.
-    pub(crate) fn reset(&mut self, options: &Options) -> Result<()> {
+    /// Forgets the questions so far.
+    pub(crate) fn reset(&mut self, options: &AskOptions) -> Result<()> {
         if let Mode::History(chat) = &mut self.mode {
             *chat = self.lance.chat(options)?;
         }
@@ -46,16 +45,16 @@ impl<'a> Session<'a> {
     pub(crate) fn ask(
         &mut self,
         question: &str,
-        options: &Options,
-        sink: &mut dyn FnMut(&str) -> ControlFlow<()>,
+        options: &AskOptions,
+        on_text: impl FnMut(&str),
     ) -> Result<Answer> {
         let answer = match &mut self.mode {
-            Mode::Alone(look) => look.ask(question, options, sink),
+            Mode::Independent(context) => context.ask_stream(question, options, on_text),
             Mode::History(chat) => {
-                let shown = if chat.turns() == 0 { self.visuals.as_slice() } else { &[] };
-                let mut parts: Vec<Part<'_>> = shown.iter().map(Part::Visual).collect();
-                parts.push(Part::Text(question));
-                chat.ask(&parts, options, sink)
+                let images = if chat.turns() == 0 { self.images.as_slice() } else { &[] };
+                let mut message: Vec<Content<'_>> = images.iter().map(Content::Features).collect();
+                message.push(Content::Text(question));
+                chat.ask_stream(&message, options, on_text)
             }
         };
         Ok(answer?)

@@ -1,6 +1,5 @@
 //! Progress on a terminal, and what each part of the work took.
 
-use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use lance_mm::generate::{Event, Stage};
@@ -40,11 +39,11 @@ fn peak() -> Option<u64> {
 
 fn name(stage: Stage) -> &'static str {
     match stage {
-        Stage::See => "vision transformer",
-        Stage::Encode => "VAE encoder",
+        Stage::VisionEncoder => "vision encoder",
+        Stage::VaeEncode => "VAE encoder",
         Stage::Prompt => "prompt",
         Stage::Denoise => "steps",
-        Stage::Decode => "VAE decoder",
+        Stage::VaeDecode => "VAE decoder",
     }
 }
 
@@ -63,7 +62,7 @@ impl Watch {
     }
 
     /// Something happens.
-    pub(super) fn see(&mut self, event: &Event<'_>) -> ControlFlow<()> {
+    pub(super) fn see(&mut self, event: &Event<'_>) {
         match event {
             Event::Begin(stage) => {
                 self.end();
@@ -86,7 +85,6 @@ impl Watch {
                 }
             }
         }
-        ControlFlow::Continue(())
     }
 
     /// The part under way is over.

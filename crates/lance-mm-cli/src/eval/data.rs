@@ -1,11 +1,11 @@
-//! Options on questions, and the questions.
+//! AskOptions on questions, and the questions.
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use candle_core::Device;
 use lance_mm::tensor::DeviceChoice;
-use lance_mm::{Decoding, Options};
+use lance_mm::{AskOptions, DecodeOptions};
 use lance_mm_eval::Dataset;
 use lance_mm_eval::dataset::Sample;
 
@@ -19,7 +19,7 @@ pub(crate) struct AskArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max: Option<u32>,
     /// Tokens of an answer at most.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = Decoding::default().max_new_tokens)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = DecodeOptions::default().max_new_tokens)]
     max_new_tokens: usize,
     /// The system message, instead of the one for what is shown.
     #[arg(long, value_name = "TEXT")]
@@ -28,9 +28,9 @@ pub(crate) struct AskArgs {
 
 impl AskArgs {
     /// Greedy answers, put as the arguments say.
-    pub(crate) fn options(&self) -> Options {
-        let decoding = Decoding { max_new_tokens: self.max_new_tokens, ..Decoding::default() };
-        Options { instruction: self.instruction.clone(), decoding, ..Options::default() }
+    pub(crate) fn options(&self) -> AskOptions {
+        let decode = DecodeOptions { max_new_tokens: self.max_new_tokens, ..DecodeOptions::default() };
+        AskOptions { system_message: self.instruction.clone(), decode, ..AskOptions::default() }
     }
 
     /// The questions of a file.

@@ -5,7 +5,7 @@ mod tables;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
-use lance_mm::{Checkpoint, Generation, GenerationOptions, Guidance};
+use lance_mm::{Checkpoint, GenerateOptions, Guidance, Lance};
 use lance_mm_eval::{DrawingOptions, ModelInfo, drawing};
 
 use super::data::{DeviceArgs, OutputArgs};
@@ -71,29 +71,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let options = DrawingOptions {
         size: draw::size(&args.size, &[])?,
-        generation: GenerationOptions {
+        generation: GenerateOptions {
             steps: args.steps,
             seed: args.seed,
             guidance: Guidance { scale: args.guidance, ..Guidance::default() },
-            ..GenerationOptions::default()
+            ..GenerateOptions::default()
         },
         each_step: args.each_step,
     };
     options.generation.validate()?;
     let device = args.device.open()?;
-    let load = |name: &str| -> Result<Generation> {
+    let load = |name: &str| -> Result<Lance> {
         let _busy = hints.busy("loading the model");
-        Ok(Generation::new(Checkpoint::open(model::drawing_folder(name)?)?.with_device(&device))?)
+        Ok(Lance::new(Checkpoint::open(model::drawing_folder(name)?)?.with_device(&device))?)
     };
     let (reference, candidate) = (load(&args.reference)?, load(&args.candidate)?);
     let mut progress = Progress::new("steps", hints);
     let report =
         drawing(&reference, &candidate, &prompts, &options, &mut |done, all| progress.show(done, all))?;
     drop(progress);
-    let models = [
-        ModelInfo::of_generation(&reference, &args.reference),
-        ModelInfo::of_generation(&candidate, &args.candidate),
-    ];
+    let models = [ModelInfo::of(&reference, &args.reference), ModelInfo::of(&candidate, &args.candidate)];
     let document = tables::document(&models, &report);
     result::show("eval generation", &models, Data::of_prompts(&prompts), &report, &document, &args.output)
 }

@@ -113,7 +113,7 @@ fn document(report: &OracleReport) -> Document {
     document.heading("Time");
     document.text(
         "Picture: through the vision transformer. Prefill: the prompt through the language model. A token: \
-         decoding, divided by the tokens of the answer.",
+         decode, divided by the tokens of the answer.",
     );
     document.table(times);
     document

@@ -7,8 +7,8 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
-use lance_mm::quant::Scaling;
 use lance_mm_calibrate::{Drawings, GenExpert, QuantizeOptions, Recipe};
+use lance_mm_quant::Scaling;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -252,7 +252,7 @@ impl Args {
         Ok(options)
     }
 
-    fn steps(&self, defaults: lance_mm::quant::Recipe) -> lance_mm::quant::Recipe {
+    fn steps(&self, defaults: lance_mm_quant::Recipe) -> lance_mm_quant::Recipe {
         let mut steps = defaults;
         match self.gptq.unwrap_or(Gptq::Auto) {
             Gptq::Auto => {}

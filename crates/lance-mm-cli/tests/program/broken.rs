@@ -55,7 +55,7 @@ fn questions_and_options_that_cannot_be() {
             &["a<|im_end|>b"],
             "prompt: expected plain text in the question, found the special token <|im_end|>",
         ),
-        (&["a", "--instruction", "<|im_start|>"], "prompt: expected plain text in the instruction, found"),
+        (&["a", "--instruction", "<|im_start|>"], "prompt: expected plain text in the system message, found"),
         (&["a", "--resize", "big"], "--resize: expected native, image_256res, image_512res, image_768res,"),
         (&["a", "--temperature", "-1"], "--temperature: expected a finite number of at least 0, found -1"),
         (&["a", "--temperature", "nan"], "--temperature: expected a finite number of at least 0, found NaN"),

@@ -4,11 +4,11 @@ use crate::testing::{checkpoint, demos};
 /// Products of bf16 weights and of the same in f32 take other paths: relative squared errors stay below this.
 const ROUNDING: f64 = 1e-9;
 
-fn lance() -> Understanding {
-    Understanding::new(checkpoint()).unwrap()
+fn lance() -> Lance {
+    Lance::new(checkpoint()).unwrap()
 }
 
-fn run(candidate: &Understanding, data: &Dataset, options: &LayerOptions) -> Result<LayerReport> {
+fn run(candidate: &Lance, data: &Dataset, options: &LayerOptions) -> Result<LayerReport> {
     layers(&lance(), candidate, data, options, &mut |_, _| {})
 }
 
@@ -38,7 +38,7 @@ fn identical_weights_are_infinitely_good() {
 }
 
 /// The nano model with tensors of the language model changed; values are widened to f32.
-fn changed(change: impl Fn(&str, &mut [f32], &[usize])) -> Understanding {
+fn changed(change: impl Fn(&str, &mut [f32], &[usize])) -> Lance {
     let file = safetensors::SafeTensors::deserialize(crate::testing::NANO.model).unwrap();
     let mut tensors = Vec::new();
     for (name, view) in file.tensors() {
@@ -61,7 +61,7 @@ fn changed(change: impl Fn(&str, &mut [f32], &[usize])) -> Understanding {
     });
     let model = safetensors::serialize(views, None).unwrap().leak();
     let files = lance_mm_pipelines::CheckpointBytes { model, ..crate::testing::NANO };
-    Understanding::new(lance_mm_pipelines::Checkpoint::in_memory(&files).unwrap()).unwrap()
+    Lance::new(lance_mm_pipelines::Checkpoint::in_memory(&files).unwrap()).unwrap()
 }
 
 /// Scales of input columns; powers of two, so that every product stays exact.

@@ -3,8 +3,8 @@ use crate::logits::LogitReport;
 use crate::oracle::answers;
 use crate::testing::{checkpoint, demos};
 
-fn lance() -> Understanding {
-    Understanding::new(checkpoint()).unwrap()
+fn lance() -> Lance {
+    Lance::new(checkpoint()).unwrap()
 }
 
 fn run(data: &Dataset, options: &ParityOptions) -> Result<ParityReport> {
@@ -48,7 +48,7 @@ fn a_description_is_asked_for_as_elsewhere() {
     assert_eq!(data.by_shown(), [[0], [1]]);
     let lance = lance();
     let report = parity(&lance, &lance, &data, &ParityOptions::default(), &mut |_, _| {}).unwrap();
-    let alone = answers(&lance, &data, &Options::default(), &mut |_, _| {}).unwrap();
+    let alone = answers(&lance, &data, &AskOptions::default(), &mut |_, _| {}).unwrap();
     for (sample, alone) in report.samples.iter().zip(&alone) {
         assert_eq!(sample.reference.as_deref(), Some(alone.text.as_str()));
     }

@@ -1,24 +1,25 @@
-//! What is asked for, and how it is to be drawn.
+//! Requests of generation, and its options.
 
 use candle_core::Tensor;
 use lance_mm_image::RgbImage;
 use lance_mm_image::video::Clip;
 use lance_mm_models::Grid;
+use lance_mm_tensor::StopFlag;
 
 use super::Unconditional;
 use crate::error::{Error, Result};
 use crate::guidance::Guidance;
-use crate::prompt::Task;
+use crate::prompt::{SpecialTokens, Task};
 use crate::schedule::Schedule;
-use crate::solver::Method;
+use crate::solver::SolverKind;
 
-/// Pixels that a latent is high and wide.
+/// Height and width of a latent in pixels.
 pub const LATENT_PIXELS: u32 = 16;
-/// Frames that a latent frame after the first stands for.
+/// Frames of a latent frame after the first.
 const LATENT_FRAMES: usize = 4;
-/// Most frames that may be asked for: the table of the video checkpoint has 31 latent frames.
+/// Most frames of a request: the table of the video checkpoint has 31 latent frames.
 const MAX_FRAMES: usize = 121;
-/// Longest side that may be asked for; the table of latent positions ends long before.
+/// Longest side of a request; the table of latent positions ends long before.
 const MAX_SIDE: u32 = 4096;
 
 /// Height and width in pixels, multiples of 16.
@@ -30,8 +31,15 @@ pub struct Size {
     pub width: u32,
 }
 
+/// 768x768, upstream's default for images.
+impl Default for Size {
+    fn default() -> Self {
+        Self { height: 768, width: 768 }
+    }
+}
+
 impl Size {
-    /// A size that can be drawn.
+    /// A size that can be generated.
     ///
     /// # Errors
     /// Sides that are not multiples of 16 from 16 to 4096.
@@ -46,12 +54,12 @@ impl Size {
     }
 }
 
-/// Sides of the squares whose buckets a source is brought to, for the VAE and the vision transformer.
+/// Base sizes of the buckets that a source is resized to, for the VAE and the vision encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolution {
-    /// For the VAE, and so of the result.
+    /// Base size for the VAE, and so of the result.
     pub vae: u32,
-    /// For the vision transformer.
+    /// Base size for the vision encoder.
     pub vit: u32,
 }
 
@@ -83,48 +91,48 @@ impl Resolution {
     }
 }
 
-/// What is to be drawn, from what.
+/// A task of generation with its source.
 #[derive(Clone, Copy)]
 pub enum Request<'a> {
-    /// A picture from a caption.
+    /// An image from a caption.
     TextToImage {
-        /// Of the picture.
+        /// Size of the image.
         size: Size,
     },
     /// A video from a caption.
     TextToVideo {
-        /// Of each frame.
+        /// Size of each frame.
         size: Size,
-        /// Frames asked for; 4·((n − 1) / 4) + 1 are drawn.
+        /// Frames asked for; 4·((n − 1) / 4) + 1 are generated.
         frames: usize,
     },
-    /// A video that begins with a picture.
+    /// A video that begins with an image.
     ImageToVideo {
         /// The first frame, before it is cropped and resized.
         image: &'a RgbImage,
-        /// Frames asked for; 4·((n − 1) / 4) + 1 are drawn.
+        /// Frames asked for; 4·((n − 1) / 4) + 1 are generated.
         frames: usize,
-        /// To which it is resized.
+        /// Resolution that it is resized to.
         resolution: Resolution,
     },
-    /// A picture changed as an instruction says.
+    /// An image changed as an instruction says.
     EditImage {
         /// The source, before it is cropped and resized.
         image: &'a RgbImage,
-        /// To which it is resized.
+        /// Resolution that it is resized to.
         resolution: Resolution,
     },
-    /// A video changed as an instruction says: the frames that are sampled of it.
+    /// The sampled frames of a video changed as an instruction says.
     EditVideo {
         /// The source, before it is sampled, cropped and resized.
         clip: &'a Clip,
-        /// To which it is resized.
+        /// Resolution that it is resized to.
         resolution: Resolution,
     },
 }
 
 impl Request<'_> {
-    /// Which task it is.
+    /// The task.
     pub fn task(&self) -> Task {
         match self {
             Self::TextToImage { .. } => Task::TextToImage,
@@ -135,7 +143,7 @@ impl Request<'_> {
         }
     }
 
-    /// To which its picture or video is resized; `None` where there is none.
+    /// Resolution of its source; `None` without a source.
     pub fn resolution(&self) -> Option<Resolution> {
         match self {
             Self::TextToImage { .. } | Self::TextToVideo { .. } => None,
@@ -145,10 +153,10 @@ impl Request<'_> {
         }
     }
 
-    /// Latents of the result.
+    /// Grid of the result's latents.
     ///
     /// # Errors
-    /// No frames or too many, a size or source that cannot be drawn.
+    /// No frames or too many, a size or source that cannot be generated.
     pub fn grid(&self) -> Result<Grid> {
         let (size, frames) = match *self {
             Self::TextToImage { size } => (size, 1),
@@ -174,47 +182,54 @@ fn bucket_of(image: &RgbImage, resolution: Resolution) -> Result<Size> {
     Ok(Size { height: bucket.height, width: bucket.width })
 }
 
-/// How something is drawn. The default is upstream's published setting.
+/// Options of generation. The default is upstream's published setting.
 #[derive(Clone, Debug)]
-pub struct GenerationOptions {
-    /// Steps from noise to picture; at least 1.
+pub struct GenerateOptions {
+    /// Inference steps; at least 1.
     pub steps: usize,
-    /// Above 1, more of the steps are spent near the noise.
+    /// Timestep shift: above 1, more of the steps are spent near the noise.
     pub shift: f64,
-    /// How velocities are integrated.
-    pub method: Method,
-    /// How far the caption is followed.
+    /// Solver of the flow's ODE.
+    pub solver: SolverKind,
+    /// Classifier-free guidance (CFG).
     pub guidance: Guidance,
-    /// Seed of the [`noise`](crate::noise()). The same seed draws the same on the same machine.
+    /// Seed of the [`noise`](crate::noise()). The same seed gives the same result on the same machine.
     pub seed: u64,
     /// The noise itself instead of a seed: f32 `(N, 48)`, one row a latent of the result.
     pub noise: Option<Tensor>,
     /// Standard normal values f32 `(48, t, h, w)` that move the latents of a source within what the VAE is
     /// uncertain of, as upstream does at random. Without them they are its best guess.
     pub source_noise: Option<Tensor>,
-    /// How the prompt without its caption is run.
+    /// Layout of the pass without caption.
     pub unconditional: Unconditional,
-    /// Draw with quantized weights, of which nobody has shown that they draw well.
+    /// Generate with quantized weights, of which nobody has shown that they generate well.
     pub allow_quantized: bool,
+    /// Handling of special tokens that are written out in the prompt.
+    pub special_tokens: SpecialTokens,
+    /// Ends the call with [`Error::Interrupted`] when it is set, from any thread. Clones of the options share the
+    /// flag.
+    pub stop_flag: StopFlag,
 }
 
-impl Default for GenerationOptions {
+impl Default for GenerateOptions {
     fn default() -> Self {
         Self {
             steps: 30,
             shift: 3.5,
-            method: Method::Euler,
+            solver: SolverKind::Euler,
             guidance: Guidance::default(),
             seed: 42,
             noise: None,
             source_noise: None,
             unconditional: Unconditional::Cached,
             allow_quantized: false,
+            special_tokens: SpecialTokens::Refuse,
+            stop_flag: StopFlag::new(),
         }
     }
 }
 
-impl GenerationOptions {
+impl GenerateOptions {
     /// Checks what needs no model: steps, shift and guidance.
     ///
     /// # Errors
@@ -226,6 +241,11 @@ impl GenerationOptions {
 
     pub(super) fn schedule(&self) -> Result<Schedule> {
         Schedule::new(self.steps, self.shift)
+    }
+
+    /// Whether guidance applies to any step.
+    pub(super) fn is_guided(&self) -> Result<bool> {
+        Ok(self.schedule()?.steps().any(|step| self.guidance.applies(step.t)))
     }
 }
 
@@ -259,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_drawn_is_named() {
+    fn bad_requests_are_named() {
         for (h, w, name) in [(760, 768, "height"), (768, 0, "width"), (768, 4112, "width"), (8, 16, "height")]
         {
             let error = text(Size::new(h, w).unwrap_err());
@@ -280,13 +300,13 @@ mod tests {
 
     #[test]
     fn options_are_checked() {
-        let default = GenerationOptions::default;
+        let default = GenerateOptions::default;
         default().validate().unwrap();
         for (options, name) in [
-            (GenerationOptions { steps: 0, ..default() }, "steps"),
-            (GenerationOptions { shift: 0.0, ..default() }, "shift"),
+            (GenerateOptions { steps: 0, ..default() }, "steps"),
+            (GenerateOptions { shift: 0.0, ..default() }, "shift"),
             (
-                GenerationOptions { guidance: Guidance { scale: -1.0, ..Guidance::default() }, ..default() },
+                GenerateOptions { guidance: Guidance { scale: -1.0, ..Guidance::default() }, ..default() },
                 "guidance",
             ),
         ] {

@@ -1,14 +1,13 @@
-//! What the language model reads while it draws, to record the inputs of its GEN expert.
-
-use std::ops::ControlFlow;
+//! Inputs of the language model during generation, to calibrate its GEN expert.
 
 use candle_core::Tensor;
 
-use super::{Event, Generation, GenerationOptions, Piece, Request, pieces};
+use super::{Event, GenerateOptions, Piece, Request, pieces};
 use crate::error::Result;
+use crate::model::Lance;
 use crate::prompt::GenerationPrompt;
 
-/// Some steps of a drawing.
+/// Some steps of a generation.
 pub struct Trace {
     /// The task, laid out by [`Plan::new`](super::Plan::new).
     pub pieces: Vec<Piece>,
@@ -16,17 +15,17 @@ pub struct Trace {
     pub passes: Vec<Pass>,
 }
 
-/// One pass of a step over everything it sees.
+/// One pass of a step over its whole sequence.
 pub struct Pass {
-    /// Whether the caption is in it: [`Plan::whole`](super::Plan::whole) has its sequence.
+    /// Whether it includes the caption: [`Plan::whole`](super::Plan::whole) has its sequence.
     pub captioned: bool,
-    /// Rows f32 `(T, D)` that go into the first layer.
+    /// Input of the first layer, f32 `(T, D)`.
     pub x: Tensor,
 }
 
-impl Generation {
-    /// Runs the steps of a drawing and keeps what the language model reads in the passes of some of them,
-    /// counted from 0. Nothing is decoded.
+impl Lance {
+    /// Runs the steps of a generation and keeps the language model's inputs in the passes of some of them, counted
+    /// from 0. Nothing is decoded.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
@@ -34,12 +33,12 @@ impl Generation {
         &self,
         prompt: &str,
         request: &Request<'_>,
-        options: &GenerationOptions,
+        options: &GenerateOptions,
         steps: &[usize],
     ) -> Result<Trace> {
-        let grid = self.check(prompt, request, options)?;
-        let encoded = self.encode(request, options, &mut |_| ControlFlow::Continue(()))?;
-        let plan = self.plan(prompt, request.task(), &encoded, grid, options.unconditional)?;
+        let grid = self.check_request(prompt, request, options)?;
+        let encoded = self.encode_source(request, options, &mut |_| {})?;
+        let plan = self.plan(prompt, request.task(), &encoded, grid, options)?;
         let mut taken = Vec::new();
         self.denoise(&plan, request.task(), &encoded, options, &mut |event| {
             if let Event::Step(step) = event
@@ -47,20 +46,18 @@ impl Generation {
             {
                 taken.push((step.x.clone(), step.times.to_vec(), step.v_uncond.is_some()));
             }
-            ControlFlow::Continue(())
         })?;
         let mut passes = Vec::new();
         for (latents, times, guided) in taken {
-            let noise = self.latents.embed(&latents, grid, &times)?;
-            let mut features = self.source_rows(&encoded, grid)?;
+            let noise = self.latent_layers()?.embed(&latents, grid, &times)?;
+            let mut features = self.source_features(&encoded, grid)?;
             features.push(noise);
             for captioned in [true, false].into_iter().take(1 + usize::from(guided)) {
-                let x = self.llm.embed(&plan.whole(captioned), &features)?;
+                let x = self.llm_with_gen()?.embed(&plan.whole(captioned), &features)?;
                 passes.push(Pass { captioned, x });
             }
         }
-        let seen = encoded.features.as_ref().map(|(_, grid)| *grid);
-        let prompt = GenerationPrompt::new(self.tokenizer(), request.task(), prompt)?;
-        Ok(Trace { pieces: pieces(prompt, seen, grid), passes })
+        let prompt = GenerationPrompt::new(self.tokenizer(), request.task(), prompt, options.special_tokens)?;
+        Ok(Trace { pieces: pieces(prompt, encoded.vit_grid(), grid), passes })
     }
 }

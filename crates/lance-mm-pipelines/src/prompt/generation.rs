@@ -2,20 +2,20 @@
 
 use std::fmt;
 
-use super::Prompt;
+use super::{Prompt, SpecialTokens};
 use crate::error::Result;
 use crate::tokenizer::Tokenizer;
 
-/// What is to be drawn from what.
+/// The five tasks of generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Task {
-    /// A picture from a caption.
+    /// An image from a caption.
     TextToImage,
     /// A video from a caption.
     TextToVideo,
     /// A video from its first frame and a caption.
     ImageToVideo,
-    /// A picture from another and an instruction.
+    /// An image from another and an instruction.
     EditImage,
     /// A video from another and an instruction.
     EditVideo,
@@ -36,7 +36,7 @@ const EDIT_VIDEO: &str = "Describe the key features of the input video (color, s
 
 impl Task {
     /// The system message.
-    pub fn instruction(self) -> &'static str {
+    pub fn system_message(self) -> &'static str {
         match self {
             Self::TextToImage => IMAGE,
             Self::TextToVideo | Self::ImageToVideo => VIDEO,
@@ -45,7 +45,7 @@ impl Task {
         }
     }
 
-    /// Whether the result moves.
+    /// Whether the result is a video.
     pub fn is_video(self) -> bool {
         !matches!(self, Self::TextToImage | Self::EditImage)
     }
@@ -63,7 +63,7 @@ impl fmt::Display for Task {
     }
 }
 
-/// Ids of a generation's prompt. The source of an edit lies between the template and the caption.
+/// Ids of a generation's prompt. The source of an edit is between the template and the caption.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GenerationPrompt {
     /// System message and the opening of the user's turn.
@@ -78,15 +78,20 @@ impl GenerationPrompt {
     /// Encodes the three parts apart, so that no caption merges with the template around it.
     ///
     /// # Errors
-    /// A caption that holds a special token.
-    pub fn new(tokenizer: &Tokenizer, task: Task, caption: &str) -> Result<Self> {
-        let mut prompt = Prompt::new(tokenizer);
+    /// [`Error::SpecialToken`](crate::Error::SpecialToken) in the caption.
+    pub fn new(
+        tokenizer: &Tokenizer,
+        task: Task,
+        caption: &str,
+        special_tokens: SpecialTokens,
+    ) -> Result<Self> {
+        let mut prompt = Prompt::new(tokenizer, special_tokens);
         prompt.check("prompt", caption)?;
-        prompt.system(task.instruction())?;
+        prompt.system(task.system_message())?;
         prompt.open_user()?;
         let before = prompt.take_ids()?;
         prompt.close_user()?;
-        Ok(Self { before, caption: tokenizer.encode(caption)?, after: prompt.take_ids()? })
+        Ok(Self { before, caption: tokenizer.encode_plain(caption)?, after: prompt.take_ids()? })
     }
 }
 
@@ -100,7 +105,7 @@ mod tests {
         let tokenizer = tokenizer();
         let text = |ids: &[u32]| tokenizer.decode(ids, false);
         for (task, what) in [(Task::TextToImage, "the image by"), (Task::ImageToVideo, "the video by")] {
-            let prompt = GenerationPrompt::new(&tokenizer, task, "a cat").unwrap();
+            let prompt = GenerationPrompt::new(&tokenizer, task, "a cat", SpecialTokens::Refuse).unwrap();
             assert!(text(&prompt.before).contains(what));
             assert!(text(&prompt.before).ends_with("background:<|im_end|>\n<|im_start|>user\n"));
             assert_eq!(text(&prompt.caption), "a cat");
@@ -114,12 +119,15 @@ mod tests {
     fn captions_are_taken_verbatim() {
         let tokenizer = tokenizer();
         for caption in ["\nab", "  ab ", "assistant\n"] {
-            let prompt = GenerationPrompt::new(&tokenizer, Task::EditImage, caption).unwrap();
+            let prompt =
+                GenerationPrompt::new(&tokenizer, Task::EditImage, caption, SpecialTokens::Refuse).unwrap();
             assert_eq!(tokenizer.decode(&prompt.caption, false), caption);
         }
-        let empty = GenerationPrompt::new(&tokenizer, Task::TextToVideo, "").unwrap();
+        let empty = GenerationPrompt::new(&tokenizer, Task::TextToVideo, "", SpecialTokens::Refuse).unwrap();
         assert!(empty.caption.is_empty());
-        let error = GenerationPrompt::new(&tokenizer, Task::TextToImage, "a<|vision_end|>").unwrap_err();
+        let error =
+            GenerationPrompt::new(&tokenizer, Task::TextToImage, "a<|vision_end|>", SpecialTokens::Refuse)
+                .unwrap_err();
         assert!(error.to_string().contains("in the prompt, found the special token <|vision_end|>"));
     }
 }

@@ -1,6 +1,6 @@
 //! Plots over the layers.
 
-use lance_mm::quant::{Family, LinearReport, Pair};
+use lance_mm_quant::{Family, LinearReport, Pair};
 
 use super::{Page, place};
 use crate::document::{Grid, Plot, Series};

@@ -1,7 +1,7 @@
 //! Tables of what was chosen.
 
 use lance_mm::inspect::{Component, Count};
-use lance_mm::quant::{Drift, Family, LinearReport, Method};
+use lance_mm_quant::{Drift, Family, LinearReport, Method};
 
 use super::{Page, place};
 use crate::document::Table;
