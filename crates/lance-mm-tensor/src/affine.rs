@@ -9,13 +9,14 @@ use std::sync::{Arc, OnceLock};
 
 use half::{bf16, f16};
 
-use crate::dense::FloatType;
+use crate::bytes::Bytes;
+use crate::dtype::FloatType;
 use crate::error::{Error, Result};
 use crate::kernels::{Affine, Rows};
-use crate::quantization::{QuantMode, Scheme};
-use crate::weights::Bytes;
+use crate::precision::Products;
+use crate::scheme::{QuantMode, Scheme};
+pub(crate) use pack::unpack_row;
 pub use pack::{pack_codes, quantize_group};
-pub(crate) use pack::{push, unpack_row};
 
 /// A `(R, K)` matrix of packed codes with one scale and one bias per group. Cloning shares the bytes.
 ///
@@ -39,18 +40,6 @@ struct Check {
     name: String,
     /// Part and row of a value that is not finite.
     damage: OnceLock<Option<(&'static str, usize)>>,
-}
-
-/// What products with an affine matrix are computed from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Products {
-    /// Codes and activations rounded to whole numbers.
-    #[default]
-    Integer,
-    /// Values and activations in f32.
-    F32,
-    /// Values rounded as `mx.dequantize` does, activations in f32.
-    MlxRounded,
 }
 
 impl AffineWeight {
@@ -206,7 +195,7 @@ impl AffineWeight {
         }
         let stored = |values: &[f32]| {
             let mut bytes = Vec::with_capacity(values.len() * dtype.size());
-            values.iter().for_each(|v| pack::push(&mut bytes, *v, dtype));
+            values.iter().for_each(|v| dtype.push(*v, &mut bytes));
             Bytes::from_vec(bytes)
         };
         let parts = AffineParts {

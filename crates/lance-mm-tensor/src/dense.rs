@@ -1,141 +1,9 @@
 //! A dense weight matrix, left in the file in the type it is stored in.
 
-use candle_core::{DType, Device};
-use half::f16;
-use safetensors::Dtype;
-
-use crate::affine::push;
-use crate::error::{Error, Result};
-use crate::kernels::{Addends, Matrix, Rows, matmul, metal};
-use crate::weights::Bytes;
-
-/// Floating types a weight, scale or bias may be stored in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FloatType {
-    /// IEEE single.
-    F32,
-    /// IEEE half.
-    F16,
-    /// bfloat16.
-    BF16,
-}
-
-impl FloatType {
-    /// The floating type of a safetensors dtype, if it is one we read.
-    pub fn of(dtype: Dtype) -> Option<Self> {
-        match dtype {
-            Dtype::F32 => Some(Self::F32),
-            Dtype::F16 => Some(Self::F16),
-            Dtype::BF16 => Some(Self::BF16),
-            _ => None,
-        }
-    }
-
-    /// Bytes of one value.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
-    }
-
-    /// Widens little-endian values; `bytes` holds exactly `out.len()` of them.
-    pub(crate) fn widen(self, bytes: &[u8], out: &mut [f32]) {
-        assert_eq!(bytes.len(), out.len() * self.size(), "one stored value for each output");
-        match self {
-            Self::F32 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *o = f32::from_le_bytes(*b);
-                }
-            }
-            Self::F16 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *o = f16::from_le_bytes(*b).to_f32();
-                }
-            }
-            Self::BF16 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks().0) {
-                    *o = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
-                }
-            }
-        }
-    }
-
-    /// One value widened.
-    pub(crate) fn widen_one(self, bytes: &[u8], index: usize) -> f32 {
-        let mut out = [0.0];
-        self.widen(&bytes[index * self.size()..(index + 1) * self.size()], &mut out);
-        out[0]
-    }
-}
-
-impl From<FloatType> for DType {
-    fn from(float: FloatType) -> Self {
-        match float {
-            FloatType::F32 => Self::F32,
-            FloatType::F16 => Self::F16,
-            FloatType::BF16 => Self::BF16,
-        }
-    }
-}
-
-impl TryFrom<DType> for FloatType {
-    type Error = Error;
-
-    fn try_from(dtype: DType) -> Result<Self> {
-        match dtype {
-            DType::F32 => Ok(Self::F32),
-            DType::F16 => Ok(Self::F16),
-            DType::BF16 => Ok(Self::BF16),
-            other => Err(Error::input("values", "f32, f16 or bf16", format!("{other:?}"))),
-        }
-    }
-}
-
-/// What the inputs of products with bf16 matrices, and of [`attention`](crate::attention()), count as. On a device
-/// products are of what they are given, and this says which type that is ([`hidden_dtype`]).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum ActivationPrecision {
-    /// f32: the matrix is widened. The slowest, for comparing with recorded numbers.
-    F32,
-    /// The sum of two bf16 terms where the processor multiplies bf16 (AVX512-BF16, AMX): within 2^-16 of each
-    /// product's size. f32 elsewhere.
-    #[default]
-    Split,
-    /// bf16 in products of more than 8 rows where the processor multiplies bf16: within 2^-8 of each product's
-    /// size, at nearly twice the speed; so is attention of several queries on AMX. Keys and values are kept in bf16
-    /// ([`kv_dtype`]). On a device rows are bf16 between operations. This is how the original runs.
-    Bf16,
-}
-
-impl ActivationPrecision {
-    /// `f32`, `split` or `bf16`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Split => "split",
-            Self::Bf16 => "bf16",
-        }
-    }
-}
-
-/// The type that keys and values for [`attention`](crate::attention()) are best kept in: bf16 where activations are, which
-/// halves what a long context takes and reads.
-pub fn kv_dtype(activations: ActivationPrecision) -> DType {
-    match activations {
-        ActivationPrecision::Bf16 => DType::BF16,
-        ActivationPrecision::F32 | ActivationPrecision::Split => DType::F32,
-    }
-}
-
-/// The type that rows of a network have between operations: f32 on the CPU; on another device bf16 where activations are,
-/// which halves what operations read and write.
-pub fn hidden_dtype(activations: ActivationPrecision, device: &Device) -> DType {
-    match metal::runs_on(device) {
-        true => kv_dtype(activations),
-        false => DType::F32,
-    }
-}
+use crate::bytes::Bytes;
+use crate::dtype::FloatType;
+use crate::kernels::{Addends, Matrix, Rows, matmul};
+use crate::precision::ActivationPrecision;
 
 /// A `(R, K)` matrix of `F32`, `F16` or `BF16` values. Cloning shares the bytes.
 #[derive(Clone)]
@@ -174,7 +42,7 @@ impl DenseWeight {
     pub fn rounded(values: &[f32], cols: usize, dtype: FloatType) -> Self {
         assert!(cols > 0 && values.len().is_multiple_of(cols), "whole rows");
         let mut bytes = Vec::with_capacity(values.len() * dtype.size());
-        values.iter().for_each(|v| push(&mut bytes, *v, dtype));
+        values.iter().for_each(|v| dtype.push(*v, &mut bytes));
         Self::new(Bytes::from_vec(bytes), dtype, values.len() / cols, cols)
     }
 
@@ -249,7 +117,7 @@ impl Rows for DenseWeight {
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
+    use half::{bf16, f16};
 
     use super::*;
 

@@ -3,9 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
+use crate::kernels::metal::runs_on;
+use crate::precision::{ActivationPrecision, kv_dtype};
 
 /// Which device networks run on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -54,6 +56,15 @@ pub fn device_name(device: &Device) -> &'static str {
         Device::Cpu => "cpu",
         Device::Metal(_) => "metal",
         Device::Cuda(_) => "cuda",
+    }
+}
+
+/// The type that rows of a network have between operations: f32 on the CPU; on another device bf16 where activations are,
+/// which halves what operations read and write.
+pub fn hidden_dtype(activations: ActivationPrecision, device: &Device) -> DType {
+    match runs_on(device) {
+        true => kv_dtype(activations),
+        false => DType::F32,
     }
 }
 

@@ -46,7 +46,7 @@ pub(crate) trait Rows: Send + Sync {
 
     /// The values as they are stored, row by row, if they are bf16, and what they are multiplied with.
     #[cfg(target_arch = "x86_64")]
-    fn bf16(&self) -> Option<(&[[u8; 2]], crate::ActivationPrecision)> {
+    fn bf16(&self) -> Option<(&[[u8; 2]], crate::precision::ActivationPrecision)> {
         None
     }
 }

@@ -4,15 +4,18 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 
 use crate::affine::{AffineParts, AffineWeight};
+use crate::bytes::Bytes;
 use crate::cpu_values::Values;
-use crate::dense::{DenseWeight, FloatType, hidden_dtype};
+use crate::dense::DenseWeight;
+use crate::device::hidden_dtype;
+use crate::dtype::FloatType;
 use crate::error::{Error, Result};
 use crate::kernels::metal::{self, DeviceWeight};
 use crate::kernels::{Addends, Layer, Matrix, Rows, gated, matmul, matmul_each};
 use crate::mx_formats::MxWeight;
-use crate::quantization::{QuantMode, Scheme};
+use crate::scheme::{QuantMode, Scheme};
 use crate::swiglu::swiglu;
-use crate::weights::{Bytes, View, Weights};
+use crate::weights::{View, Weights};
 
 /// A weight matrix `(R, K)` in the form its file holds.
 #[derive(Clone)]

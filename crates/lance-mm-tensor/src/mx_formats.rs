@@ -6,10 +6,10 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use crate::affine::unpack_row;
+use crate::bytes::Bytes;
 use crate::error::{Error, Result};
 use crate::kernels::Rows;
-use crate::quantization::{QuantMode, Scheme};
-use crate::weights::Bytes;
+use crate::scheme::{QuantMode, Scheme};
 
 /// A `(R, K)` matrix of packed small floats with one byte of scale per group. Cloning shares the bytes.
 #[derive(Clone)]

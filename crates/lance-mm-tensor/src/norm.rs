@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 use crate::error::Result;
 use crate::kernels::{metal, rms_norm};
 use crate::weights::Weights;

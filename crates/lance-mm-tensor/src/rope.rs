@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{CpuStorage, Device, InplaceOp3, Layout, Tensor};
 
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 use crate::error::{Error, Result};
 use crate::kernels::{Angles, metal, turn};
 use crate::norm::RmsNorm;

@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 use crate::error::{Error, Result};
 use crate::kernels::{metal, swiglu as kernel};
 

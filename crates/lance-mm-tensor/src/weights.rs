@@ -10,11 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{Device, Tensor};
 use safetensors::Dtype;
 
-use crate::affine::Products;
-use crate::dense::{ActivationPrecision, DenseWeight, FloatType};
+use crate::bytes::Bytes;
+use crate::dense::DenseWeight;
+use crate::dtype::FloatType;
 use crate::error::{Error, Problem, Problems, Result};
+use crate::precision::ActivationPrecision;
+use crate::precision::Products;
 use crate::quantization::Quantization;
-pub(crate) use store::Bytes;
 use store::Store;
 pub use store::TensorInfo;
 

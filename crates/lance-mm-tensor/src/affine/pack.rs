@@ -1,9 +1,7 @@
 //! Codes to words and back, and the quantizer of one group.
 
-use half::{bf16, f16};
-
-use crate::dense::FloatType;
-use crate::quantization::Scheme;
+use crate::dtype::FloatType;
+use crate::scheme::Scheme;
 
 /// Unpacks one row of codes as f32. Codes lie one after another in the row's bits, lowest first, so eight
 /// codes of `bits` bits are exactly `bits` bytes, for every width.
@@ -58,8 +56,8 @@ impl Packed {
         let mut codes = vec![0; self.scheme.group_size()];
         for group in row.chunks_exact(self.scheme.group_size()) {
             let (scale, bias) = quantize_group(group, self.scheme.bits(), &mut codes);
-            push(&mut self.scales, scale, self.dtype);
-            push(&mut self.biases, bias, self.dtype);
+            self.dtype.push(scale, &mut self.scales);
+            self.dtype.push(bias, &mut self.biases);
             self.push_codes(&codes);
         }
     }
@@ -91,14 +89,6 @@ pub fn pack_codes(codes: &[u8], bits: usize) -> Vec<u32> {
     let mut bytes = Vec::with_capacity(codes.len() / 8 * bits);
     push_codes(codes, bits, &mut bytes);
     bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
-}
-
-pub(crate) fn push(out: &mut Vec<u8>, value: f32, dtype: FloatType) {
-    match dtype {
-        FloatType::F32 => out.extend_from_slice(&value.to_le_bytes()),
-        FloatType::F16 => out.extend_from_slice(&f16::from_f32(value).to_le_bytes()),
-        FloatType::BF16 => out.extend_from_slice(&bf16::from_f32(value).to_le_bytes()),
-    }
 }
 
 /// Scale, bias and codes of one group, as MLX's CPU `mx.quantize` makes them: f32, one rounding an

@@ -15,7 +15,7 @@ use super::columns::{Columns, Part};
 use super::pointwise::{add_to, swiglu_here};
 use super::vector::{Isa, Simd};
 use super::{Addends, Layer, Matrix, added};
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 use crate::thread_pool::zeros;
 use activations::{Activations, Order};
 

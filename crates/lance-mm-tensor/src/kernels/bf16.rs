@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::amx::{Filled, Output, product};
 use super::columns::{Columns, Part};
 use super::{Addends, Rows, added};
-use crate::dense::ActivationPrecision;
+use crate::precision::ActivationPrecision;
 use crate::thread_pool::zeros;
 pub(super) use avx512::{Avx512Bf16, Terms};
 use avx512::{COLS, PanelWord};

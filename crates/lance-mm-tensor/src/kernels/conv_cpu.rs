@@ -12,7 +12,7 @@ use super::Rows;
 use super::columns::Columns;
 use super::simd::Simd;
 use super::tile::{self, Left, PANEL};
-use crate::conv::Window;
+use crate::conv_window::Window;
 use crate::dense::DenseWeight;
 use crate::thread_pool::zeros;
 
@@ -326,7 +326,8 @@ mod tests {
     use half::bf16;
 
     use super::*;
-    use crate::dense::{ActivationPrecision, FloatType};
+    use crate::dtype::FloatType;
+    use crate::precision::ActivationPrecision;
     use crate::testing::{assert_close, seeded};
 
     struct Case {

@@ -46,7 +46,7 @@ pub use norm::{HeadNorm, norm_rope, pixel_norm, rms_norm};
 pub use pointwise::swiglu;
 pub use weight::DeviceWeight;
 
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 
 /// Metal source, compiled when a kernel of it is first used.
 #[derive(Debug, PartialEq, Eq)]

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
     use crate::affine::AffineWeight;
     use crate::dense::DenseWeight;
-    use crate::quantization::Scheme;
+    use crate::scheme::Scheme;
     use crate::testing::seeded;
 
     /// Sum of products in f64, and the sum of their magnitudes, the yardstick for its error.

@@ -6,8 +6,9 @@ use half::bf16;
 use safetensors::tensor::TensorView;
 
 use super::*;
-use crate::dense::ActivationPrecision;
-use crate::quantization::{Quantization, Scheme};
+use crate::precision::ActivationPrecision;
+use crate::quantization::Quantization;
+use crate::scheme::Scheme;
 use crate::testing::{assert_close, seeded};
 
 type Stored = (&'static str, Dtype, Vec<usize>, Vec<u8>);

@@ -2,7 +2,7 @@
 
 use super::activations::Activations;
 use super::{Affine, CHUNK, Codes, LINE, unpack_line, widen};
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 use crate::kernels::vector::{Isa, Kernel, Simd, sum};
 
 /// Bytes of codes that are asked for ahead of their use: two pages, so that their addresses are looked up in time

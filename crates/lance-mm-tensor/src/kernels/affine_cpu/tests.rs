@@ -1,6 +1,6 @@
 use super::*;
 use crate::affine::AffineWeight;
-use crate::quantization::Scheme;
+use crate::scheme::Scheme;
 use crate::testing::seeded;
 
 struct Case {

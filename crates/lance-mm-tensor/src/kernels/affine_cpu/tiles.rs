@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::{Affine, LINE, unpack_line, widen};
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 use crate::kernels::Addends;
 use crate::kernels::amx::{Filled, Order, Output, Panels, Rows32, SIDE, product};
 use crate::kernels::bf16::Avx512Bf16;
@@ -203,7 +203,7 @@ mod tests {
 
     use super::*;
     use crate::affine::AffineWeight;
-    use crate::quantization::Scheme;
+    use crate::scheme::Scheme;
     use crate::testing::seeded;
 
     #[test]

@@ -8,7 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Attention;
-use crate::attention::Block;
+use crate::attention_block::Block;
 use crate::kernels::amx::{Filled, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
 use crate::kernels::bf16::Avx512Bf16;
 use crate::kernels::simd::{Loop, Simd, exp};

@@ -4,10 +4,11 @@
 use rayon::prelude::*;
 
 use super::{BAND, Frames, Geometry};
-use crate::dense::{ActivationPrecision, DenseWeight};
+use crate::dense::DenseWeight;
 use crate::kernels::Rows;
 use crate::kernels::amx::{Filled, Operands, PANEL, Rows32, SIDE, Sums};
 use crate::kernels::bf16::Terms;
+use crate::precision::ActivationPrecision;
 
 /// Positions side by side that a tile of the result has: two right operands.
 const POSITIONS: usize = 2 * SIDE;

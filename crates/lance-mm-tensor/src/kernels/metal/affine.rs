@@ -1,8 +1,8 @@
 //! Products with matrices in MLX's affine format, and lookups of their rows; kernels in `affine.metal`.
 
 use super::{KernelArg, KernelPlan, KernelSource, size, type_name};
-use crate::dense::FloatType;
-use crate::quantization::{QuantMode, Scheme};
+use crate::dtype::FloatType;
+use crate::scheme::{QuantMode, Scheme};
 
 pub(super) static SOURCE: KernelSource = KernelSource { name: "affine", text: include_str!("affine.metal") };
 

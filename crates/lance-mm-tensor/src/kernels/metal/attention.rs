@@ -3,8 +3,8 @@
 use candle_core::{DType, Tensor};
 
 use super::{KernelArg, KernelPlan, KernelSource, apply, size, type_name};
-use crate::attention::Block;
-use crate::dense::FloatType;
+use crate::attention_block::Block;
+use crate::dtype::FloatType;
 use crate::error::{Error, Result};
 
 pub(super) static SOURCE: KernelSource =

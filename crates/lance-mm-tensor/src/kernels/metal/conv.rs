@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::{KernelArg, KernelPlan, KernelSource, apply, size, type_name};
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 use crate::error::{Error, Result};
 
 pub(super) static SOURCE: KernelSource = KernelSource { name: "conv", text: include_str!("conv.metal") };

@@ -1,7 +1,7 @@
 //! Products of rows with dense matrices, and lookups of their rows; kernels in `dense.metal`.
 
 use super::{KernelArg, KernelPlan, KernelSource, size, type_name};
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 
 pub(super) static SOURCE: KernelSource = KernelSource { name: "dense", text: include_str!("dense.metal") };
 

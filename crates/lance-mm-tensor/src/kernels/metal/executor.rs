@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, Device, Layout, bail};
 use half::{bf16, f16};
 
 use super::KernelPlan;
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 
 /// The bytes of a plan's output, from those of its inputs; an error in words.
 pub type Executor = dyn Fn(&KernelPlan, &[Vec<u8>]) -> Result<Vec<u8>, String>;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{KernelArg, KernelPlan, KernelSource, size, type_name};
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 
 pub(super) static SOURCE: KernelSource = KernelSource { name: "norm", text: include_str!("norm.metal") };
 

@@ -3,10 +3,10 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::runner::on_device;
+use crate::bytes::Bytes;
 use crate::mx_formats::MxWeight;
-use crate::quantization::QuantMode;
+use crate::scheme::QuantMode;
 use crate::testing::{assert_close, seeded};
-use crate::weights::Bytes;
 use crate::{ActivationPrecision, Conv, PixelNorm, Weights, Window, attention, hidden_dtype, swiglu};
 use crate::{
     AffineWeight, Block, DenseWeight, Embedding, FloatType, Linear, Result, RmsNorm, Rotary, Scheme, Weight,

@@ -1,7 +1,7 @@
 //! Value by value: the gate of an MLP; kernels in `pointwise.metal`.
 
 use super::{KernelArg, KernelPlan, KernelSource, size, type_name};
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 
 pub(super) static SOURCE: KernelSource =
     KernelSource { name: "pointwise", text: include_str!("pointwise.metal") };
@@ -27,7 +27,7 @@ mod tests {
     use super::super::runner::{ORDERS, run};
     use super::super::values::{decode, encode, rounded, rounding};
     use super::*;
-    use crate::dense::FloatType::{BF16, F16, F32};
+    use crate::dtype::FloatType::{BF16, F16, F32};
     use crate::testing::seeded;
 
     fn inputs(n: usize, x: FloatType) -> [Vec<f32>; 2] {

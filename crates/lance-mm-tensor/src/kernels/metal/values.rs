@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 
 /// Values in the bytes of a type.
 pub(crate) fn encode(values: &[f32], float: FloatType) -> Vec<u8> {

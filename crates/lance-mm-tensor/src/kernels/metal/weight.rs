@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use super::{
     AffineShape, DenseShape, KernelPlan, affine_matmul, affine_rows, apply, dense_matmul, dense_rows,
 };
-use crate::dense::FloatType;
+use crate::dtype::FloatType;
 use crate::error::{Error, Result};
 use crate::linear::Weight;
 
