@@ -335,6 +335,10 @@ impl Rows for AffineWeight {
         self.cols
     }
 
+    fn stored(&self) -> Vec<&[u8]> {
+        vec![&self.words, &self.scales, &self.biases]
+    }
+
     fn read_row(&self, row: usize, out: &mut [f32]) {
         match self.products {
             Products::MlxRounded => self.read_row_rounded(row, out),

@@ -8,8 +8,7 @@ use crate::cpu_values::Values;
 use crate::dense::DenseWeight;
 use crate::error::{Error, Result};
 use crate::kernels::metal;
-use crate::kernels::{Frames, Geometry, Rows, add_conv};
-use crate::thread_pool::zeros;
+use crate::kernels::{Frames, Geometry, Rows, add_conv, zeros};
 use crate::weights::Weights;
 
 /// A convolution with bias of a frame and those before it, in one pass over one frame of the result.
@@ -176,7 +175,12 @@ impl Conv {
                 pixel.iter_mut().zip(start).for_each(|(sum, start)| *sum += start);
             }
         });
-        add_conv(Frames { frames: &frames, height, width, channels }, &self.geometry, &self.weight, &mut out);
+        add_conv(
+            Frames { frames: &frames, height, width, channels },
+            &self.geometry,
+            self.weight.view(),
+            &mut out,
+        );
         Ok(Tensor::from_vec(out, (rows, columns, bias.len()), &Device::Cpu)?)
     }
 

@@ -2,7 +2,7 @@
 
 use crate::bytes::Bytes;
 use crate::dtype::FloatType;
-use crate::kernels::{Addends, Matrix, Rows, matmul};
+use crate::kernels::{Addends, Dense, Matrix, Rows, matmul};
 use crate::precision::ActivationPrecision;
 
 /// A `(R, K)` matrix of `F32`, `F16` or `BF16` values. Cloning shares the bytes.
@@ -10,11 +10,7 @@ use crate::precision::ActivationPrecision;
 pub struct DenseWeight {
     bytes: Bytes,
     dtype: FloatType,
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(dead_code, reason = "read where bf16 is multiplied as stored")
-    )]
-    activations: ActivationPrecision,
+    precision: ActivationPrecision,
     rows: usize,
     cols: usize,
 }
@@ -22,7 +18,7 @@ pub struct DenseWeight {
 impl DenseWeight {
     pub(crate) fn new(bytes: Bytes, dtype: FloatType, rows: usize, cols: usize) -> Self {
         assert_eq!(bytes.len(), rows * cols * dtype.size(), "the header was checked against the shape");
-        Self { bytes, dtype, activations: ActivationPrecision::default(), rows, cols }
+        Self { bytes, dtype, precision: ActivationPrecision::default(), rows, cols }
     }
 
     /// A matrix of f32 values in memory, row by row.
@@ -46,9 +42,9 @@ impl DenseWeight {
         Self::new(Bytes::from_vec(bytes), dtype, values.len() / cols, cols)
     }
 
-    /// The same matrix, multiplied with inputs that count as `activations`. Matters to bf16 matrices only.
-    pub fn with_activation_precision(self, activations: ActivationPrecision) -> Self {
-        Self { activations, ..self }
+    /// The same matrix, multiplied with inputs that count as `precision`. Matters to bf16 matrices only.
+    pub fn with_activation_precision(self, precision: ActivationPrecision) -> Self {
+        Self { precision, ..self }
     }
 
     /// `x` f32 `(n, K)` times the transpose of the matrix: `(n, R)`, on all threads, summed in f32. A bf16 matrix
@@ -82,17 +78,13 @@ impl DenseWeight {
     /// When `row` or the length of `out` does not fit.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.cols, "a place for every value of the row");
-        self.read_part(row, 0, out);
+        self.view().read_part(row, 0, out);
     }
 
-    /// Values of one row from `first` on, widened to f32.
-    ///
-    /// # Panics
-    /// When they are not all in the row.
-    pub fn read_part(&self, row: usize, first: usize, out: &mut [f32]) {
-        assert!(first <= self.cols && out.len() <= self.cols - first, "within one row");
-        let (start, size) = (row * self.cols + first, self.dtype.size());
-        self.dtype.widen(&self.bytes[start * size..(start + out.len()) * size], out);
+    /// The form that kernels read.
+    pub(crate) fn view(&self) -> Dense<'_> {
+        let Self { ref bytes, dtype, precision, rows, cols } = *self;
+        Dense { bytes, dtype, precision, rows, cols }
     }
 }
 
@@ -109,9 +101,13 @@ impl Rows for DenseWeight {
         self.read_row(row, out);
     }
 
+    fn stored(&self) -> Vec<&[u8]> {
+        vec![&self.bytes]
+    }
+
     #[cfg(target_arch = "x86_64")]
     fn bf16(&self) -> Option<(&[[u8; 2]], ActivationPrecision)> {
-        (self.dtype == FloatType::BF16).then(|| (self.bytes.as_chunks().0, self.activations))
+        self.view().bf16()
     }
 }
 

@@ -81,11 +81,6 @@ impl MxWeight {
         self.scheme
     }
 
-    /// Words and scales as they are stored.
-    pub(crate) fn stored(&self) -> [&[u8]; 2] {
-        [&self.words, &self.scales]
-    }
-
     fn scale(&self, byte: u8) -> f32 {
         match self.scheme.mode() {
             QuantMode::NvFp4 => e4m3(byte),
@@ -102,6 +97,10 @@ impl Rows for MxWeight {
 
     fn n_cols(&self) -> usize {
         self.cols
+    }
+
+    fn stored(&self) -> Vec<&[u8]> {
+        vec![&self.words, &self.scales]
     }
 
     fn read_row(&self, row: usize, out: &mut [f32]) {

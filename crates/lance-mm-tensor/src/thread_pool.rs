@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use rayon::prelude::*;
 
 use crate::device::with_autorelease_pool;
 use crate::kernels::metal;
@@ -32,22 +31,6 @@ pub fn in_thread_pool<R: Send>(run: impl FnOnce() -> R + Send) -> R {
         // What the system holds back for a device it holds back for a thread, and the caller's is another.
         false => run_with_others(|| with_autorelease_pool(run)),
     }
-}
-
-/// As many zeros. Many are written on all threads: the first to touch a page of new memory waits until the system has
-/// cleared it.
-pub(crate) fn zeros(n: usize) -> Vec<f32> {
-    /// Values of a page.
-    const PAGE: usize = 1024;
-    /// Pages that are worth a task.
-    const TASK: usize = 64;
-    if n < 4 * TASK * PAGE {
-        return vec![0.0; n];
-    }
-    let pages = (0..n.div_ceil(PAGE)).into_par_iter().with_min_len(TASK).map(|_| [0.0; PAGE]);
-    let mut zeros = pages.collect::<Vec<[f32; PAGE]>>().into_flattened();
-    zeros.truncate(n);
-    zeros
 }
 
 /// Runs of [`in_thread_pool`] there are now.
@@ -156,12 +139,5 @@ mod tests {
         assert!(!HERE.get());
         let failed = std::panic::catch_unwind(|| in_thread_pool(|| panic!("as wanted")));
         assert!(failed.is_err() && in_thread_pool(|| HERE.get()) && !HERE.get());
-    }
-
-    #[test]
-    fn there_are_as_many_zeros_as_asked_for() {
-        for n in [0, 1, 1000, 262_144, 300_001] {
-            assert_eq!(zeros(n), vec![0.0; n]);
-        }
     }
 }

@@ -5,8 +5,7 @@ use rayon::prelude::*;
 
 use crate::cpu_values::Values;
 use crate::error::{Error, Result};
-use crate::kernels::metal;
-use crate::thread_pool::zeros;
+use crate::kernels::{metal, zeros};
 
 /// Repeats every channel of f32 `(H, W, C)` as often as fills `frames` frames of `side` by `side` pixels with `n_out`
 /// channels, the values of each pixel seen as channel, frame, row and column: frame `frame` of them, f32

@@ -11,16 +11,14 @@ mod tiles;
 
 use rayon::prelude::*;
 
+use super::affine_matrix::{Affine, Codes};
 use super::columns::{Columns, Part};
+use super::operands::{Addends, Layer, Matrix, added};
 use super::pointwise::{add_to, swiglu_here};
-use super::vector::{Isa, Simd};
-use super::{Addends, Layer, Matrix, added};
-use crate::dtype::FloatType;
-use crate::thread_pool::zeros;
+use super::vector::Isa;
+use super::zeros::zeros;
 use activations::{Activations, Order};
 
-/// Codes that are read together.
-const LINE: usize = 128;
 /// Lines whose scales are widened together.
 const CHUNK: usize = 16;
 /// Up to this many rows of activations reading the weights takes longer than multiplying, and a second byte of precision
@@ -30,70 +28,7 @@ const PRECISE: usize = 2;
 /// for reuse.
 const FEW: usize = 8;
 
-/// A packed matrix where it lies.
-#[derive(Clone, Copy)]
-pub(crate) struct Affine<'a> {
-    pub(crate) words: &'a [u8],
-    pub(crate) scales: &'a [u8],
-    pub(crate) biases: &'a [u8],
-    pub(crate) dtype: FloatType,
-    pub(crate) bits: usize,
-    pub(crate) group: usize,
-    pub(crate) rows: usize,
-    pub(crate) cols: usize,
-}
-
-/// How the codes of a line reach the kernels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Codes {
-    /// As four bits: even codes in the low half of each byte, odd ones in the high half.
-    Nibbles,
-    /// As bytes, one after another.
-    Bytes,
-}
-
-impl<'a> Affine<'a> {
-    fn codes(&self) -> Codes {
-        if self.bits == 4 { Codes::Nibbles } else { Codes::Bytes }
-    }
-
-    /// Words of one row.
-    #[inline(always)]
-    fn row(&self, row: usize) -> &'a [u8] {
-        &self.words[row * self.row_bytes()..][..self.row_bytes()]
-    }
-
-    #[inline(always)]
-    fn row_bytes(&self) -> usize {
-        self.cols * self.bits / 8
-    }
-
-    /// Whether activations that are rounded for one are for the other.
-    fn reads_as(&self, other: &Self) -> bool {
-        (self.cols, self.group, self.codes()) == (other.cols, other.group, other.codes())
-    }
-
-    /// Sixteen scales, or biases, from a group on, counted over all rows. Those past the row's end are finite.
-    #[inline(always)]
-    fn widen<S: Simd>(&self, simd: S, stored: &[u8], group: usize) -> S::Floats {
-        let stored = stored.get(group * self.dtype.size()..).unwrap_or_default();
-        match (self.dtype, stored.first_chunk()) {
-            (FloatType::BF16, Some(sixteen)) => simd.widen_bf16(sixteen),
-            _ => simd.load_floats(&widen(self.dtype, stored)),
-        }
-    }
-}
-
-/// Up to sixteen values, then zeros.
-#[inline(never)]
-fn widen(dtype: FloatType, stored: &[u8]) -> [f32; 16] {
-    let mut out = [0.0; 16];
-    let count = out.len().min(stored.len() / dtype.size());
-    dtype.widen(&stored[..count * dtype.size()], &mut out[..count]);
-    out
-}
-
-/// See [`super::matmul`].
+/// See [`matmul`](super::matmul::matmul).
 pub(super) fn matmul(x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
     matmul_with(Isa::detect(), x, n, w, add)
 }
@@ -119,7 +54,7 @@ fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) 
     added(y, add)
 }
 
-/// See [`super::matmul_each`]; `None` where weights are better read one after another.
+/// See [`matmul_each`](super::matmul::matmul_each); `None` where weights are better read one after another.
 pub(super) fn matmul_each<const N: usize>(
     x: &[f32],
     n: usize,
@@ -147,7 +82,7 @@ pub(super) fn matmul_each<const N: usize>(
     Some(y)
 }
 
-/// See [`super::gated`]; `None` where two products and a gate after them are as good.
+/// See [`gated`](super::matmul::gated); `None` where two products and a gate after them are as good.
 pub(super) fn gated(
     x: &[f32],
     n: usize,
@@ -279,30 +214,6 @@ fn many(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Vec<f32> {
         matmul::rows(isa, w, &x, out);
     }
     out
-}
-
-/// Codes of one line, as they are or as bytes; zeros past the end of the row.
-#[inline(never)]
-fn unpack_line(words: &[u8], bits: usize, line: usize, out: &mut [u8]) {
-    let width = LINE * bits / 8;
-    let words = words.get(line * width..).unwrap_or_default();
-    let words = &words[..words.len().min(width)];
-    if out.len() == width {
-        out[..words.len()].copy_from_slice(words);
-        out[words.len()..].fill(0);
-        return;
-    }
-    let mask = (1u64 << bits) - 1;
-    let (eights, rest) = out.split_at_mut(words.len() / bits * 8);
-    for (packed, out) in words.chunks_exact(bits).zip(eights.as_chunks_mut::<8>().0) {
-        let mut word = [0; 8];
-        word[..bits].copy_from_slice(packed);
-        let word = u64::from_le_bytes(word);
-        for (i, o) in out.iter_mut().enumerate() {
-            *o = (word >> (i * bits) & mask) as u8;
-        }
-    }
-    rest.fill(0);
 }
 
 #[cfg(test)]

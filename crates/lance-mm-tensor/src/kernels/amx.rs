@@ -3,16 +3,13 @@
 
 #![expect(unsafe_code, reason = "instructions without intrinsics in stable Rust")]
 
-mod product;
-
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
-use super::bf16::Avx512Bf16;
-pub(super) use product::{Order, Output, Panels, product};
+use super::avx512_bf16::Avx512Bf16;
 
 /// Rows of a tile, and its columns of four bytes.
 pub(super) const SIDE: usize = 16;

@@ -18,9 +18,9 @@ use rayon::prelude::*;
 use super::amx::Filled;
 use super::simd::Simd;
 use super::tile::PANEL;
+use super::zeros::zeros;
 use crate::attention_block::Block;
 use crate::precision::ActivationPrecision;
-use crate::thread_pool::zeros;
 use panel::{KEYS, Panel};
 pub(crate) use single::{Single, attend_singly};
 

@@ -3,21 +3,17 @@
 //! Each value of x is the sum of two bf16 terms, which is nearly f32. Up to [`FEW`] rows the weight's bytes set
 //! the pace and the second term costs nothing; with more it halves the speed, and can be left out.
 
-#[expect(unsafe_code, reason = "processor instructions")]
-mod avx512;
-mod tiles;
-
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::amx::{Filled, Output, product};
+use super::amx::{Filled, Rows32, SIDE};
+use super::amx_matmul::{Order, Output, Panels, product};
+use super::avx512_bf16::{Avx512Bf16, COLS, PanelWord, Terms};
 use super::columns::{Columns, Part};
-use super::{Addends, Rows, added};
+use super::operands::{Addends, Rows, added};
+use super::zeros::zeros;
 use crate::precision::ActivationPrecision;
-use crate::thread_pool::zeros;
-pub(super) use avx512::{Avx512Bf16, Terms};
-use avx512::{COLS, PanelWord};
 
 /// Up to this many rows of x, each weight is read once and multiplied where it lies.
 pub(super) const FEW: usize = 8;
@@ -34,8 +30,10 @@ const DEPTH: usize = 640;
 const PANELS: usize = 4;
 /// Rows of x packed at once: bounds what long inputs add to memory.
 const SLAB: usize = 4096;
+/// Steps of a row that are packed together for AMX.
+const STEPS: usize = 16;
 
-/// See [`super::gated`]; `None` where two products and a gate after them are as good.
+/// See [`gated`](super::matmul::gated); `None` where two products and a gate after them are as good.
 pub(super) fn gated(
     x: &[f32],
     n: usize,
@@ -191,6 +189,31 @@ impl<'a> Bf16Matrix<'a> {
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+impl Panels for Bf16Matrix<'_> {
+    fn dims(&self) -> [usize; 2] {
+        [self.n_rows(), self.k]
+    }
+
+    fn order(&self) -> Order {
+        Order::Natural
+    }
+
+    fn pack(&self, first: usize, next: usize, steps: Range<usize>, half: usize, out: &mut [[Rows32; 2]]) {
+        let rows = first.min(self.n_rows())..(first + SIDE).min(self.n_rows());
+        let ahead = 2 * (next - first) * self.k;
+        // All rows over some steps before the next steps: what is written then stays near. What is asked for
+        // meanwhile is the same of the next panel.
+        for (steps, out) in steps.step_by(STEPS).zip(out.chunks_mut(STEPS)) {
+            let within = 32 * steps..self.k.min(32 * (steps + STEPS));
+            for (i, row) in rows.clone().enumerate() {
+                let values = &self.values[row * self.k..][within.clone()];
+                let out = out.iter_mut().map(|step| &mut step[half].0[i]);
+                self.kernels.copy(values, ahead, out);
             }
         }
     }

@@ -8,13 +8,12 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::Rows;
 use super::columns::Columns;
+use super::operands::Dense;
 use super::simd::Simd;
 use super::tile::{self, Left, PANEL};
+use super::zeros::zeros;
 use crate::conv_window::Window;
-use crate::dense::DenseWeight;
-use crate::thread_pool::zeros;
 
 /// Values summed in registers before they are added to the result: a panel of this depth, 32 kB, stays in the
 /// first-level cache while the pixels of a tile pass by.
@@ -69,13 +68,13 @@ pub(crate) struct Frames<'a> {
 ///
 /// # Panics
 /// When sizes do not fit each other.
-pub(crate) fn add_conv(x: Frames<'_>, geometry: &Geometry, weight: &DenseWeight, out: &mut [f32]) {
+pub(crate) fn add_conv(x: Frames<'_>, geometry: &Geometry, weight: Dense<'_>, out: &mut [f32]) {
     let [kernel_rows, kernel_columns] = geometry.kernel;
     let filter = kernel_rows * kernel_columns * x.channels;
     let columns = geometry.positions(x.width, 1).expect("the filter fits the frame");
     let rows = geometry.positions(x.height, 0).expect("the filter fits the frame");
-    let n_out = weight.n_rows();
-    assert_eq!(weight.n_cols(), x.frames.len() * filter, "a filter covers the frames");
+    let n_out = weight.rows;
+    assert_eq!(weight.cols, x.frames.len() * filter, "a filter covers the frames");
     assert_eq!(out.len(), rows * columns * n_out, "a value for each position and filter");
     let present: Vec<(usize, &[f32])> =
         x.frames.iter().enumerate().filter_map(|(i, frame)| Some((i, (*frame)?))).collect();
@@ -129,10 +128,10 @@ pub(crate) fn add_conv(x: Frames<'_>, geometry: &Geometry, weight: &DenseWeight,
 }
 
 /// The values of panel `panel` of filters under the frames `taps`: `(depth, PANEL)`, the last panel filled up with zeros.
-fn pack(weight: &DenseWeight, taps: &[usize], filter: usize, panel: usize, out: &mut [f32]) {
+fn pack(weight: Dense<'_>, taps: &[usize], filter: usize, panel: usize, out: &mut [f32]) {
     /// Values of a filter that are read at a time.
     const RUN: usize = 128;
-    let rows = panel * PANEL..((panel + 1) * PANEL).min(weight.n_rows());
+    let rows = panel * PANEL..((panel + 1) * PANEL).min(weight.rows);
     let mut run = [[0.0; RUN]; PANEL];
     for (tap, out) in taps.iter().zip(out.chunks_exact_mut(filter * PANEL)) {
         for first in (0..filter).step_by(RUN) {
@@ -326,6 +325,7 @@ mod tests {
     use half::bf16;
 
     use super::*;
+    use crate::dense::DenseWeight;
     use crate::dtype::FloatType;
     use crate::precision::ActivationPrecision;
     use crate::testing::{assert_close, seeded};
@@ -384,7 +384,7 @@ mod tests {
             let frames = [Some(frame.as_slice())];
             let x = Frames { frames: &frames, height: size[0], width: size[1], channels: n_in };
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| add_conv(x, &geometry, &weight, &mut out));
+            pool.install(|| add_conv(x, &geometry, weight.view(), &mut out));
             out
         };
         assert!(on(1) == on(4) && on(1) == on(5));
@@ -440,7 +440,7 @@ mod tests {
             ] {
                 let x = Frames { frames: &present, height: h, width: w, channels: n_in };
                 let mut out = start.clone();
-                add_conv(x, &case.geometry, &weight, &mut out);
+                add_conv(x, &case.geometry, weight.view(), &mut out);
                 let name = format!(
                     "{:?} {:?} {:?} {:?} {:?}",
                     weight.dtype(),

@@ -30,7 +30,6 @@ mod runner;
 #[cfg(test)]
 #[cfg(any(target_os = "linux", all(feature = "metal", target_os = "macos")))]
 mod values;
-mod weight;
 
 pub use affine::{AffineShape, affine_matmul, affine_rows};
 pub use apply::apply;
@@ -44,7 +43,6 @@ pub use executor::Executor;
 pub(crate) use executor::{runs_on, with_executor};
 pub use norm::{HeadNorm, norm_rope, pixel_norm, rms_norm};
 pub use pointwise::swiglu;
-pub use weight::DeviceWeight;
 
 use crate::dtype::FloatType;
 

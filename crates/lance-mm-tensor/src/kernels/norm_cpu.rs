@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::pointwise::silu;
 use super::simd::{Loop, Simd, mul_add};
-use crate::thread_pool::zeros;
+use super::zeros::zeros;
 
 /// Values that a thread takes at once.
 const CHUNK: usize = 16 * 1024;

@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::Rows;
+use super::operands::Rows;
 
 /// f32 values of a panel: half of a common 1 MB second-level cache.
 const PANEL: usize = 128 * 1024;

@@ -1,11 +1,15 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use candle_core::DType;
 use candle_core::Device;
 use half::bf16;
+use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 use super::*;
+use crate::dtype::FloatType;
+use crate::embedding::Embedding;
 use crate::precision::ActivationPrecision;
 use crate::quantization::Quantization;
 use crate::scheme::Scheme;

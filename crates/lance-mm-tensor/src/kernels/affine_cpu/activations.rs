@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::{CHUNK, Codes, LINE};
+use super::CHUNK;
+use crate::kernels::affine_matrix::{Codes, LINE};
 use crate::kernels::vector::{Isa, Kernel, Simd};
 
 /// Rounded rows: `x ≈ scale · q` with one scale for each group of the weight. `q` is one signed byte, 127 steps

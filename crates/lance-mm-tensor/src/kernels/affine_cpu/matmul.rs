@@ -4,9 +4,10 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::CHUNK;
 use super::activations::Activations;
 use super::panel::{LANES, Sixteen, add_scaled, factors, turned};
-use super::{Affine, CHUNK, Codes, LINE, unpack_line};
+use crate::kernels::affine_matrix::{Affine, Codes, LINE, unpack_line};
 use crate::kernels::columns::{Columns, Part};
 use crate::kernels::vector::{Isa, Kernel, Simd};
 

@@ -1,8 +1,9 @@
 //! One or two rows of activations: each line of codes is used for both as it is read.
 
+use super::CHUNK;
 use super::activations::Activations;
-use super::{Affine, CHUNK, Codes, LINE, unpack_line, widen};
 use crate::dtype::FloatType;
+use crate::kernels::affine_matrix::{Affine, Codes, LINE, unpack_line, widen};
 use crate::kernels::vector::{Isa, Kernel, Simd, sum};
 
 /// Bytes of codes that are asked for ahead of their use: two pages, so that their addresses are looked up in time

@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
+use super::FEW;
 use super::activations::{Activations, Order};
-use super::{Affine, FEW, LINE, unpack_line};
+use crate::kernels::affine_matrix::{Affine, LINE, unpack_line};
 use crate::kernels::vector::{Isa, Kernel, Simd};
 
 /// Weight rows in the lanes of a register.

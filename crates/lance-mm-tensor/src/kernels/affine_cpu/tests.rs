@@ -1,5 +1,6 @@
 use super::*;
 use crate::affine::AffineWeight;
+use crate::dtype::FloatType;
 use crate::scheme::Scheme;
 use crate::testing::seeded;
 

@@ -5,18 +5,19 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Affine, LINE, unpack_line, widen};
 use crate::dtype::FloatType;
-use crate::kernels::Addends;
-use crate::kernels::amx::{Filled, Order, Output, Panels, Rows32, SIDE, product};
-use crate::kernels::bf16::Avx512Bf16;
+use crate::kernels::affine_matrix::{Affine, LINE, unpack_line, widen};
+use crate::kernels::amx::{Filled, Rows32, SIDE};
+use crate::kernels::amx_matmul::{Order, Output, Panels, product};
+use crate::kernels::avx512_bf16::Avx512Bf16;
+use crate::kernels::operands::Addends;
 
 /// `x`, rounded to bf16, times the transpose of `w`, and what is added.
 pub(super) fn matmul(filled: Filled, x: &[f32], w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
     product::<1, _>(filled, x, &Output::Sums { w: &Packing::new(w, filled.convert), add })
 }
 
-/// See [`gated`](crate::kernels::gated); `None` where codes of the two are packed in different orders.
+/// See [`gated`](crate::kernels::matmul::gated); `None` where codes of the two are packed in different orders.
 pub(super) fn gated(
     filled: Filled,
     x: &[f32],

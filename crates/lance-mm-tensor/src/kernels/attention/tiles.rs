@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::Attention;
 use crate::attention_block::Block;
 use crate::kernels::amx::{Filled, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
-use crate::kernels::bf16::Avx512Bf16;
+use crate::kernels::avx512_bf16::Avx512Bf16;
 use crate::kernels::simd::{Loop, Simd, exp};
 
 /// Panels of keys whose scores are made at once.

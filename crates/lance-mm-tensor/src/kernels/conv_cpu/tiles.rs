@@ -4,10 +4,9 @@
 use rayon::prelude::*;
 
 use super::{BAND, Frames, Geometry};
-use crate::dense::DenseWeight;
-use crate::kernels::Rows;
 use crate::kernels::amx::{Filled, Operands, PANEL, Rows32, SIDE, Sums};
-use crate::kernels::bf16::Terms;
+use crate::kernels::avx512_bf16::Terms;
+use crate::kernels::operands::Dense;
 use crate::precision::ActivationPrecision;
 
 /// Positions side by side that a tile of the result has: two right operands.
@@ -20,7 +19,7 @@ const NEAR: usize = 256 * 1024;
 
 /// Adds the products to `out` as [`add_conv`](super::add_conv) does; `false` where there are no tiles, for filters
 /// that are not bf16 or not to be multiplied with it, and for positions that are not neighbours.
-pub(super) fn add(x: Frames<'_>, geometry: &Geometry, weight: &DenseWeight, out: &mut [f32]) -> bool {
+pub(super) fn add(x: Frames<'_>, geometry: &Geometry, weight: Dense<'_>, out: &mut [f32]) -> bool {
     let Some((values, activations)) = weight.bf16() else { return false };
     let Some(filled) = Filled::detect() else { return false };
     if geometry.window.stride != 1 || activations != ActivationPrecision::Bf16 {

@@ -1,19 +1,23 @@
 //! Weights in buffers of a device.
 
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
-use super::{
-    AffineShape, DenseShape, KernelPlan, affine_matmul, affine_rows, apply, dense_matmul, dense_rows,
-};
+use crate::affine::AffineWeight;
+use crate::dense::DenseWeight;
 use crate::dtype::FloatType;
 use crate::error::{Error, Result};
-use crate::linear::Weight;
+use crate::kernels::Rows;
+use crate::kernels::metal::{
+    AffineShape, DenseShape, KernelPlan, affine_matmul, affine_rows, apply, dense_matmul, dense_rows,
+};
 
 /// A weight copied to a device as it is stored, and the one in memory it was copied from, which still says its
 /// shape and single rows. Cloning shares the buffers.
 #[derive(Clone)]
 pub struct DeviceWeight {
-    host: Box<Weight>,
+    host: Arc<dyn Rows>,
     form: Form,
     /// Words, scales and biases of an affine matrix, the values of a dense one; as bytes, whatever their type.
     parts: Vec<Tensor>,
@@ -26,42 +30,44 @@ enum Form {
 }
 
 impl DeviceWeight {
-    /// Copies a weight to a device.
+    /// Copies an affine matrix to a device.
     ///
     /// # Errors
-    /// Scales or biases that are not finite; a form that has no kernel; a matrix too large for one.
-    pub(crate) fn new(host: Weight, device: &Device) -> Result<Self> {
+    /// Scales or biases that are not finite; a matrix too large for kernels, or read as `mx.dequantize` reads it.
+    pub(crate) fn affine(w: AffineWeight, device: &Device) -> Result<Self> {
+        if w.is_rounded() {
+            let found = "those of dequantized weights";
+            return Err(Error::setting("products on a device", "products in f32", found));
+        }
+        w.check()?;
+        let form = Form::Affine(AffineShape::new(w.scheme(), w.n_rows(), w.n_cols(), w.dtype()));
+        Self::upload(Arc::new(w), form, device)
+    }
+
+    /// Copies a dense matrix to a device.
+    ///
+    /// # Errors
+    /// A matrix too large for kernels.
+    pub(crate) fn dense(w: DenseWeight, device: &Device) -> Result<Self> {
+        let form = Form::Dense(DenseShape { rows: w.n_rows(), cols: w.n_cols(), float: w.dtype() });
+        Self::upload(Arc::new(w), form, device)
+    }
+
+    fn upload(host: Arc<dyn Rows>, form: Form, device: &Device) -> Result<Self> {
         let (rows, cols) = (host.n_rows(), host.n_cols());
-        let (form, parts) = match &host {
-            Weight::Affine(w) if w.is_rounded() => {
-                let found = "those of dequantized weights";
-                return Err(Error::setting("products on a device", "products in f32", found));
-            }
-            Weight::Affine(w) => {
-                w.check()?;
-                let form = Form::Affine(AffineShape::new(w.scheme(), rows, cols, w.dtype()));
-                (form, vec![w.word_bytes(), w.scale_bytes(), w.bias_bytes()])
-            }
-            Weight::Dense(w) => (Form::Dense(DenseShape { rows, cols, float: w.dtype() }), vec![w.bytes()]),
-            Weight::Mx(w) => {
-                let expected = "dense or affine weights, which alone have kernels";
-                return Err(Error::setting("weights on a device", expected, w.scheme().mode()));
-            }
-            Weight::Device(w) => return Ok(w.clone()),
-        };
         // Kernels count values in 32 bits.
         if rows.checked_mul(cols).is_none_or(|n| u32::try_from(n).is_err()) {
             let found = format!("{rows} x {cols}");
             return Err(Error::setting("matrix on a device", "fewer than 2^32 values", found));
         }
         let upload = |bytes: &[u8]| Tensor::from_slice(bytes, bytes.len(), device);
-        let parts = parts.into_iter().map(upload).collect::<candle_core::Result<_>>()?;
-        Ok(Self { host: Box::new(host), form, parts })
+        let parts = host.stored().into_iter().map(upload).collect::<candle_core::Result<_>>()?;
+        Ok(Self { host, form, parts })
     }
 
     /// The weight in memory.
-    pub fn host(&self) -> &Weight {
-        &self.host
+    pub(crate) fn host(&self) -> &dyn Rows {
+        &*self.host
     }
 
     /// `x · Wᵀ`, and `bias` f32 `(R)` if there is one: `(.., K)`, contiguous, to `(.., R)` of the same type.

@@ -13,20 +13,20 @@ const AHEAD: usize = 16 * 1024;
 /// One word of every row of a panel. Aligned, so that no load crosses a cache line.
 #[derive(Clone, Copy, Default)]
 #[repr(align(64))]
-pub(in super::super) struct PanelWord(pub(in super::super) [u32; COLS]);
+pub(super) struct PanelWord(pub(super) [u32; COLS]);
 
 /// 32 values of a row of x as bf16: a first term, then what is left over from it.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(in super::super) struct Terms(pub(in super::super) [[u16; 32]; 2]);
+pub(super) struct Terms(pub(super) [[u16; 32]; 2]);
 
 /// Proof that the processor has AVX-512 F, BW and BF16.
 #[derive(Clone, Copy, Debug)]
-pub(in super::super) struct Avx512Bf16(());
+pub(super) struct Avx512Bf16(());
 
 impl Avx512Bf16 {
     /// The proof, where there is one.
-    pub(in super::super) fn detect() -> Option<Self> {
+    pub(super) fn detect() -> Option<Self> {
         let found = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512bf16");
@@ -58,7 +58,7 @@ impl Avx512Bf16 {
 
     /// Copies values of a row of a weight, 32 to each of `out`, zeros past its end, and asks for those `ahead` bytes
     /// further.
-    pub(in super::super) fn copy<'a>(
+    pub(super) fn copy<'a>(
         self,
         values: &[[u8; 2]],
         ahead: usize,
@@ -89,19 +89,19 @@ impl Avx512Bf16 {
     }
 
     /// Splits the 32 values from `first` on of a row, or as many as there are; the rest are zeros.
-    pub(in super::super) fn split_part(self, row: &[f32], first: usize) -> Terms {
+    pub(super) fn split_part(self, row: &[f32], first: usize) -> Terms {
         // SAFETY: `self` proves the features.
         unsafe { split(&row[first..row.len().min(first + 32)]) }
     }
 
     /// A row as bf16, 32 values to each of `out`, zeros past its end.
-    pub(in super::super) fn round<'a>(self, row: &[f32], out: impl Iterator<Item = &'a mut [u16; 32]>) {
+    pub(super) fn round<'a>(self, row: &[f32], out: impl Iterator<Item = &'a mut [u16; 32]>) {
         // SAFETY: `self` proves the features.
         unsafe { round(row, out) }
     }
 
     /// As [`split_part`](Self::split_part), of up to sixteen rows of `k`; rows that are missing are zeros.
-    pub(in super::super) fn split_rows(self, rows: &[f32], k: usize, first: usize) -> [Terms; 16] {
+    pub(super) fn split_rows(self, rows: &[f32], k: usize, first: usize) -> [Terms; 16] {
         let mut out = [Terms([[0; 32]; 2]); 16];
         for (out, row) in out.iter_mut().zip(rows.chunks_exact(k)) {
             *out = self.split_part(row, first);
@@ -110,7 +110,7 @@ impl Avx512Bf16 {
     }
 
     /// As [`split_rows`](Self::split_rows), 128 values: part `j` of four has those at `4·i + j`.
-    pub(in super::super) fn split_lines(self, rows: &[f32], k: usize, first: usize) -> [[Terms; 16]; 4] {
+    pub(super) fn split_lines(self, rows: &[f32], k: usize, first: usize) -> [[Terms; 16]; 4] {
         let mut out = [[Terms([[0; 32]; 2]); 16]; 4];
         for (i, row) in rows.chunks_exact(k).enumerate().take(16) {
             // SAFETY: `self` proves the features.
@@ -126,13 +126,13 @@ impl Avx512Bf16 {
     ///
     /// # Panics
     /// When the last sixteen do not end within `out`.
-    pub(in super::super) fn pair_up(self, rows: &[Terms; 16], t: usize, out: &mut [u32], stride: usize) {
+    pub(super) fn pair_up(self, rows: &[Terms; 16], t: usize, out: &mut [u32], stride: usize) {
         // SAFETY: `self` proves the features.
         unsafe { pair_up(rows, t, out, stride) }
     }
 
     /// Rows of sixteen values as bf16, two neighbouring rows to the words of one.
-    pub(in super::super) fn pair_rows(self, rows: &[[f32; 16]; 16], out: &mut [[u32; 16]; 8]) {
+    pub(super) fn pair_rows(self, rows: &[[f32; 16]; 16], out: &mut [[u32; 16]; 8]) {
         // SAFETY: `self` proves the features.
         unsafe { pair_rows(rows, out) }
     }
@@ -141,13 +141,13 @@ impl Avx512Bf16 {
     ///
     /// # Panics
     /// When the last one does not end within `out`.
-    pub(in super::super) fn transpose(self, rows: &[[f32; 16]; 16], out: &mut [f32], stride: usize) {
+    pub(super) fn transpose(self, rows: &[[f32; 16]; 16], out: &mut [f32], stride: usize) {
         // SAFETY: `self` proves the features.
         unsafe { transpose_values(rows, out, stride) }
     }
 
     /// Splits a row of x into two bf16 terms whose sum is within 2^-16 of each value, relatively.
-    pub(in super::super) fn split(self, row: &[f32], mut out: impl FnMut(usize, Terms)) {
+    pub(super) fn split(self, row: &[f32], mut out: impl FnMut(usize, Terms)) {
         for (c, values) in row.chunks(32).enumerate() {
             // SAFETY: `self` proves the features.
             out(c, unsafe { split(values) });

@@ -6,14 +6,14 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{AHEAD, Filled, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
-use crate::kernels::Addends;
-use crate::kernels::bf16::{Avx512Bf16, Terms};
-use crate::kernels::pointwise::swiglu_here;
-use crate::kernels::stripes::{Stripe, Stripes};
+use super::amx::{AHEAD, Filled, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
+use super::avx512_bf16::{Avx512Bf16, Terms};
+use super::operands::Addends;
+use super::pointwise::swiglu_here;
+use super::stripes::{Stripe, Stripes};
 
 /// Values of K in which an [`Order`] has its own.
-pub(in crate::kernels) const LINE: usize = 128;
+pub(super) const LINE: usize = 128;
 /// Most steps of 32 values of K that are packed together: 224 KB of a panel.
 const DEPTH: usize = 112;
 /// The same where a panel is multiplied once: 32 KB, which never leave the first-level cache.
@@ -29,7 +29,7 @@ const SLAB: usize = 8192;
 
 /// Which values of K lie where in the 32 of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::kernels) enum Order {
+pub(super) enum Order {
     /// One after another.
     Natural,
     /// In every [`LINE`] values, step `j` of four has those at `4·i + j`.
@@ -47,7 +47,7 @@ impl Order {
 }
 
 /// A matrix `(R, K)` that can be packed as bf16.
-pub(in crate::kernels) trait Panels: Sync {
+pub(super) trait Panels: Sync {
     /// `R` and `K`.
     fn dims(&self) -> [usize; 2];
 
@@ -61,7 +61,7 @@ pub(in crate::kernels) trait Panels: Sync {
 }
 
 /// What becomes of products.
-pub(in crate::kernels) enum Output<'a, W> {
+pub(super) enum Output<'a, W> {
     /// Products with a matrix, and what is added to them.
     Sums { w: &'a W, add: Addends<'a> },
     /// `silu(gate) · up` of those with two matrices of one shape and order, and their biases.
@@ -100,7 +100,7 @@ impl<W: Panels> Output<'_, W> {
 }
 
 /// `x` `(n, K)`, each value the sum of `T` bf16 terms, times the transpose of matrices `(R, K)`: `(n, R)`.
-pub(in crate::kernels) fn product<const T: usize, W: Panels>(
+pub(super) fn product<const T: usize, W: Panels>(
     filled: Filled,
     x: &[f32],
     output: &Output<'_, W>,

@@ -1,0 +1,99 @@
+//! What a matmul reads: matrices in their stored form, and what is added to products.
+
+use super::affine_matrix::Affine;
+use super::pointwise::add_to;
+use crate::dtype::FloatType;
+use crate::precision::ActivationPrecision;
+
+/// A matrix whose rows can be read as f32, whatever form they are stored in.
+pub(crate) trait Rows: Send + Sync {
+    /// Rows `R`.
+    fn n_rows(&self) -> usize;
+
+    /// Columns `K`.
+    fn n_cols(&self) -> usize;
+
+    /// Writes row `row` into `out`, which has `n_cols` places.
+    fn read_row(&self, row: usize, out: &mut [f32]);
+
+    /// The parts in which it is stored.
+    fn stored(&self) -> Vec<&[u8]>;
+
+    /// The values as they are stored, row by row, if they are bf16, and what they are multiplied with.
+    #[cfg(target_arch = "x86_64")]
+    fn bf16(&self) -> Option<(&[[u8; 2]], ActivationPrecision)> {
+        None
+    }
+}
+
+/// A dense matrix where it lies.
+#[derive(Clone, Copy)]
+pub(crate) struct Dense<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) dtype: FloatType,
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "read where bf16 is multiplied as stored")
+    )]
+    pub(crate) precision: ActivationPrecision,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+}
+
+impl<'a> Dense<'a> {
+    /// Values of one row from `first` on, widened to f32.
+    ///
+    /// # Panics
+    /// When they are not all in the row.
+    pub(crate) fn read_part(&self, row: usize, first: usize, out: &mut [f32]) {
+        assert!(first <= self.cols && out.len() <= self.cols - first, "within one row");
+        let (start, size) = (row * self.cols + first, self.dtype.size());
+        self.dtype.widen(&self.bytes[start * size..(start + out.len()) * size], out);
+    }
+
+    /// As [`Rows::bf16`].
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn bf16(&self) -> Option<(&'a [[u8; 2]], ActivationPrecision)> {
+        (self.dtype == FloatType::BF16).then_some((self.bytes.as_chunks().0, self.precision))
+    }
+}
+
+/// A weight `(R, K)` in the form that products read.
+#[derive(Clone, Copy)]
+pub(crate) enum Matrix<'a> {
+    Rows(&'a dyn Rows),
+    Affine(Affine<'a>),
+}
+
+impl Matrix<'_> {
+    pub(super) fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Rows(w) => [w.n_rows(), w.n_cols()],
+            Self::Affine(w) => [w.rows, w.cols],
+        }
+    }
+}
+
+/// What is added to products.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Addends<'a> {
+    /// To every row: `(R)`.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// `(n, R)`.
+    pub(crate) rows: Option<&'a [f32]>,
+}
+
+/// A layer: weight and bias `(R)`.
+#[derive(Clone, Copy)]
+pub(crate) struct Layer<'a> {
+    pub(crate) weight: Matrix<'a>,
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+/// Products with what is to be added.
+pub(super) fn added(mut y: Vec<f32>, add: Addends<'_>) -> Vec<f32> {
+    for values in [add.bias, add.rows].into_iter().flatten() {
+        add_to(&mut y, values);
+    }
+    y
+}
