@@ -1,4 +1,4 @@
-//! Encoded pictures whose format is known: what may be decoded, and how it is called in errors.
+//! Encoded images of a known format: limits of decoding, and errors that name the image.
 
 use std::error::Error as _;
 use std::io::Cursor;
@@ -8,7 +8,7 @@ use ::image::{ColorType, ImageError, ImageFormat, ImageReader, Limits};
 use crate::error::{Error, Result};
 use crate::{LoadOptions, Size, format, jpeg, rgb};
 
-/// Bytes of a known format, and what to call them in errors.
+/// Bytes of a known format with their name in errors.
 pub(super) struct Encoded<'a> {
     pub(super) bytes: &'a [u8],
     name: &'a str,
@@ -37,7 +37,7 @@ impl<'a> Encoded<'a> {
         limits
     }
 
-    /// Refuses a picture without pixels or with more than may be decoded.
+    /// Refuses an image without pixels or with more than may be decoded.
     pub(super) fn check_size(&self, size: Size) -> Result<()> {
         let (format, limit) = (self.format_name(), self.options.max_pixels);
         match size.area() {
@@ -53,7 +53,7 @@ impl<'a> Encoded<'a> {
     /// Refuses truncation that the decoder would fill with gray.
     pub(super) fn check_end(&self) -> Result<()> {
         if self.format == ImageFormat::Jpeg && !jpeg::is_complete(self.bytes) {
-            return Err(self.error("truncated JPEG, no end marker".to_owned()));
+            return Err(self.error("truncated JPEG, found no end marker".to_owned()));
         }
         Ok(())
     }
@@ -66,9 +66,9 @@ impl<'a> Encoded<'a> {
             .ok_or_else(|| self.error(format!("{} of {size} exceeds the memory", self.format_name())))
     }
 
-    /// What transparency of this picture means.
+    /// Meaning of the alpha channel.
     ///
-    /// A PNG of colour type RGB has no alpha of its own: what the decoder reports is a colour key.
+    /// A PNG of colour type RGB has no alpha of its own: the decoder makes one of a colour key.
     pub(super) fn alpha(&self) -> rgb::Alpha {
         const COLOR_TYPE: usize = 25;
         const RGB: u8 = 2;
@@ -84,17 +84,17 @@ impl<'a> Encoded<'a> {
         format::name(self.format)
     }
 
-    /// An error of a picture with too many pixels.
+    /// An error of an image with too many pixels.
     pub(super) fn too_large(&self, limit: u64, message: String) -> Error {
         Error::TooLarge { name: self.name.to_owned(), limit, message }
     }
 
-    /// An error of this picture.
+    /// An error of this image.
     pub(super) fn error(&self, message: String) -> Error {
         Error::Image { name: self.name.to_owned(), message }
     }
 
-    /// What a decoder complains about.
+    /// An error of the decoder.
     pub(super) fn decoding(&self, error: &ImageError) -> Error {
         let format = self.format_name();
         let detail = error.source().map_or_else(|| error.to_string(), ToString::to_string);

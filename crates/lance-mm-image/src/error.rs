@@ -7,7 +7,7 @@ use crate::{FileKind, Size};
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong between a file and patches, or between frames and a file.
+/// Errors of reading, preparing and writing images and videos.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,15 +16,15 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's word.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// A file that is no picture of a format that is read.
-    #[error("{name}: {kind}, expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM{}", kind.remedy())]
+    /// A file that is not an image of a supported format.
+    #[error("{name}: expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM, found {kind}{}", kind.remedy())]
     UnsupportedFormat {
         /// The file or stream.
         name: String,
-        /// What it is instead.
+        /// Kind of the file.
         kind: FileKind,
     },
     /// More pixels than [`LoadOptions`](crate::LoadOptions) allow.
@@ -32,12 +32,12 @@ pub enum Error {
     TooLarge {
         /// The file, stream or folder.
         name: String,
-        /// Pixels that were allowed.
+        /// Most pixels allowed.
         limit: u64,
         /// Expected and found.
         message: String,
     },
-    /// A picture that cannot be used: damaged, truncated, without pixels or of a size that does not fit.
+    /// An image that cannot be used: damaged, truncated, without pixels or of a size that does not fit.
     #[error("{name}: {message}")]
     Image {
         /// The file or stream.
@@ -50,13 +50,13 @@ pub enum Error {
     Video {
         /// The file or folder, `video` for frames in memory.
         name: String,
-        /// What is wrong with it.
+        /// Reason.
         problem: VideoProblem,
     },
     /// No ffmpeg on this machine.
     #[error(
         "expected the program {program}, which video files need, found none in PATH (GIF files and folders of \
-         pictures need none)"
+         images need none)"
     )]
     NoFfmpeg {
         /// `ffmpeg` or `ffprobe`.
@@ -67,9 +67,9 @@ pub enum Error {
     Option {
         /// The option.
         name: &'static str,
-        /// What is legal.
+        /// Legal values.
         expected: String,
-        /// What was given.
+        /// Value given.
         found: String,
     },
 }
@@ -78,11 +78,11 @@ pub enum Error {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum VideoProblem {
-    /// There are none.
+    /// No frames.
     #[error("expected frames, found none")]
     NoFrames,
-    /// A file without a video.
-    #[error("expected a video, found none in the file")]
+    /// A file without a video stream.
+    #[error("expected a video stream, found none in the file")]
     NoStream,
     /// Frames of different sizes.
     #[error("frame {index}: expected {expected} pixels like frame 0, found {found}")]
@@ -94,22 +94,22 @@ pub enum VideoProblem {
         /// Size of the frame.
         found: Size,
     },
-    /// Shorter than half of a frame that the model samples.
+    /// Too short to sample a single frame of it.
     #[error("expected at least {least} frames at {fps} frames per second, found {found}")]
     TooShort {
-        /// Frames that would do.
+        /// Fewest frames accepted.
         least: f64,
-        /// Frames per second, rounded.
+        /// Frames per second, rounded to an integer.
         fps: f64,
         /// Frames of the video.
         found: usize,
     },
-    /// ffmpeg or ffprobe could not read or write it.
+    /// Failure of ffmpeg or ffprobe.
     #[error("{program}: {message}")]
     Program {
         /// `ffmpeg` or `ffprobe`.
         program: &'static str,
-        /// The last line of what it said.
+        /// Last line of its standard error.
         message: String,
     },
 }
@@ -137,7 +137,7 @@ impl Error {
 }
 
 impl From<VideoProblem> for Error {
-    /// Of frames in memory, which have no name.
+    /// Frames in memory have no name and are called `video`.
     fn from(problem: VideoProblem) -> Self {
         Self::Video { name: "video".to_owned(), problem }
     }

@@ -1,4 +1,4 @@
-//! What a file is, told from its first bytes.
+//! Kinds of files, detected from their first bytes.
 
 use std::fmt;
 
@@ -6,29 +6,29 @@ use ::image::{ImageFormat, guess_format};
 
 use crate::error::{Error, Result};
 
-/// Bytes of a file that say what it is.
+/// Bytes of a file that suffice to detect its kind.
 pub(super) const START: u64 = 256;
 
-/// What the first bytes of a file say it is.
+/// Kind of a file, detected from its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileKind {
-    /// A picture of this format, which [`decode`](super::decode) reads.
+    /// An image of this format, which [`decode`](super::decode) reads.
     Image(&'static str),
-    /// A picture of this format, which is not read.
+    /// An image of this format, which is not supported.
     UnsupportedImage(&'static str),
-    /// A document, whose pages are no pictures yet.
+    /// A PDF document, whose pages have to be rendered first.
     Pdf,
     /// A video in this container.
     Video(&'static str),
-    /// Nothing: there are no bytes.
+    /// No bytes at all.
     Empty,
     /// Anything else.
     Unknown,
 }
 
 impl FileKind {
-    /// What a file with this beginning is; 256 bytes suffice.
+    /// The kind of a file that starts with these bytes; 256 suffice.
     pub fn of(start: &[u8]) -> Self {
         if let Some(kind) = iso_media(start) {
             return kind;
@@ -46,11 +46,11 @@ impl FileKind {
         }
     }
 
-    /// What makes pictures of it, for the end of an error.
+    /// Advice how to get an image from it, for the end of an error.
     pub(crate) fn remedy(self) -> &'static str {
         match self {
             Self::UnsupportedImage(_) => ": convert it to JPEG or PNG first",
-            Self::Pdf => ": render its pages to pictures first",
+            Self::Pdf => ": render its pages to images first",
             Self::Image(_) | Self::Video(_) | Self::Empty | Self::Unknown => "",
         }
     }
@@ -59,21 +59,21 @@ impl FileKind {
 impl fmt::Display for FileKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Image(format) => write!(f, "{format} picture"),
-            Self::UnsupportedImage(format) => write!(f, "unsupported format {format}"),
-            Self::Pdf => f.write_str("unsupported format PDF"),
-            Self::Video(container) => write!(f, "unsupported format {container} (video)"),
+            Self::Image(format) => write!(f, "{format} image"),
+            Self::UnsupportedImage(format) => f.write_str(format),
+            Self::Pdf => f.write_str("PDF"),
+            Self::Video(container) => write!(f, "{container} (video)"),
             Self::Empty => f.write_str("no data"),
-            Self::Unknown => f.write_str("no known image format"),
+            Self::Unknown => f.write_str("an unknown format"),
         }
     }
 }
 
-/// The format of a picture that is read.
+/// The format of an image that can be decoded; `name` is the file's name in errors.
 ///
 /// # Errors
 ///
-/// Everything else, by the name that `name` gives the file.
+/// [`Error::UnsupportedFormat`] for everything else.
 pub(super) fn check(start: &[u8], name: &str) -> Result<ImageFormat> {
     match (FileKind::of(start), guess_format(start)) {
         (FileKind::Image(_), Ok(format)) => Ok(format),
@@ -97,11 +97,11 @@ pub(super) fn name(format: ImageFormat) -> &'static str {
         ImageFormat::OpenExr => "OpenEXR",
         ImageFormat::Qoi => "QOI",
         ImageFormat::Farbfeld => "farbfeld",
-        _ => "of a picture",
+        _ => "image",
     }
 }
 
-/// Pictures and videos in the ISO base media format (ISO/IEC 14496-12), by the brands of their first box.
+/// Images and videos in the ISO base media format (ISO/IEC 14496-12), by the brands of their first box.
 fn iso_media(start: &[u8]) -> Option<FileKind> {
     let (length, rest) = start.split_first_chunk()?;
     let content = rest.strip_prefix(b"ftyp")?;
@@ -133,20 +133,20 @@ mod tests {
     }
 
     #[test]
-    fn other_files_are_named_with_what_helps() {
+    fn errors_name_the_kind_and_a_remedy() {
         let expected = "expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM";
-        let heic = format!("unsupported format HEIC, {expected}: convert it to JPEG or PNG first");
-        let avif = format!("unsupported format AVIF, {expected}: convert it to JPEG or PNG first");
-        let pdf = format!("unsupported format PDF, {expected}: render its pages to pictures first");
-        let video = |container| format!("unsupported format {container} (video), {expected}");
+        let heic = format!("{expected}, found HEIC: convert it to JPEG or PNG first");
+        let avif = format!("{expected}, found AVIF: convert it to JPEG or PNG first");
+        let pdf = format!("{expected}, found PDF: render its pages to images first");
+        let video = |container| format!("{expected}, found {container} (video)");
         let mut cases = vec![
             (ftyp("mif1", &["mif1", "avif", "miaf"]), avif.clone()),
             (ftyp("mif1", &["mif1", "heic"]), heic.clone()),
             (b"%PDF-1.7\n%".to_vec(), pdf),
             (b"\x1a\x45\xdf\xa3\x9f\x42\x86".to_vec(), video("Matroska or WebM")),
             (b"RIFF\x10\x20\x30\0AVI LIST".to_vec(), video("AVI")),
-            (vec![], format!("no data, {expected}")),
-            (b"RIFF\x10\x20\x30\0WAVE".to_vec(), format!("no known image format, {expected}")),
+            (vec![], format!("{expected}, found no data")),
+            (b"RIFF\x10\x20\x30\0WAVE".to_vec(), format!("{expected}, found an unknown format")),
         ];
         cases.extend(["avif", "avis"].map(|brand| (ftyp(brand, &["mif1"]), avif.clone())));
         let brands = ["heic", "heix", "heim", "heis", "hevc", "hevx", "hevm", "hevs", "mif1", "msf1"];
@@ -162,14 +162,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_box_alone_tells_the_brands() {
-        // What follows the box is no brand, whatever it says.
+    fn brands_come_from_the_first_box_only() {
+        // Bytes after the box are no brand.
         let file = [&ftyp("mif1", &["heic"])[..], b"avif"].concat();
         assert_eq!(FileKind::of(&file), FileKind::UnsupportedImage("HEIC"));
         for n in 0..file.len() {
             FileKind::of(&file[..n]);
         }
-        // Lengths that lie.
+        // Wrong lengths.
         for length in [0, 1, 7, 9, u32::MAX] {
             FileKind::of(&[&length.to_be_bytes()[..], b"ftypheic"].concat());
         }

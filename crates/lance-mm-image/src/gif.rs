@@ -11,23 +11,23 @@ use crate::error::Result;
 use crate::rgb::{self, Alpha};
 use crate::{LoadOptions, Size};
 
-/// Delays up to this are not meant: browsers and we use [`DEFAULT_DELAY`] instead.
+/// Delays up to this count as [`DEFAULT_DELAY`], as in browsers.
 const LEAST_DELAY: Duration = Duration::from_millis(10);
 const DEFAULT_DELAY: Duration = Duration::from_millis(100);
 
-/// One picture of an animation.
+/// One image of an animation.
 pub(crate) struct Frame {
     pub(crate) image: RgbImage,
-    /// How long it is shown.
+    /// Time until the next frame.
     pub(crate) delay: Duration,
 }
 
-/// Whether the bytes are a GIF of more than one frame. Only block lengths are read, nothing is decoded.
+/// Whether the bytes are a GIF of more than one frame. Only block lengths are read, no pixels decoded.
 pub(crate) fn is_animated(bytes: &[u8]) -> bool {
     second_frame(bytes).is_some()
 }
 
-/// Where the second image descriptor starts.
+/// Offset of the second image descriptor.
 fn second_frame(bytes: &[u8]) -> Option<usize> {
     const EXTENSION: u8 = 0x21;
     const IMAGE: u8 = 0x2c;
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_first_frame_leaves_free_is_white() {
+    fn uncovered_pixels_are_white() {
         let bytes = gif(&[part((2, 0, 2, 1), 1, 0, 10)]);
         let frames = all(&bytes);
         assert_eq!(ends(&frames[0]), [WHITE, BLUE]);

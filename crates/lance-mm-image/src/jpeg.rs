@@ -1,11 +1,11 @@
-//! Whether a JPEG is all there.
+//! Detection of truncated JPEG files.
 //!
-//! The decoder fills what is missing with gray. That suits a viewer, but a model would describe the gray.
+//! The decoder fills missing parts with gray. That suits a viewer, but a model would describe the gray.
 
 /// End of image, the last marker of a file.
 const END: u8 = 0xd9;
 
-/// Whether the end marker follows the picture's data, as opposed to that of an embedded preview.
+/// Whether the end marker follows the image's data, as opposed to that of an embedded preview.
 pub(super) fn is_complete(bytes: &[u8]) -> bool {
     let mut rest = bytes;
     while let Some((marker, after)) = next_marker(rest) {
@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_the_end_of_the_picture_only() {
+    fn finds_the_end_of_the_image_only() {
         let start = [0xff, 0xd8];
         let preview = [0xff, 0xe1, 0, 6, 0xff, 0xd8, 0xff, 0xd9];
         let scan = [0xff, 0xda, 0, 3, 9, 1, 2, 0xff, 0, 0xff, 0xd0, 3, 0xff, 0xff];

@@ -1,4 +1,4 @@
-//! Files and bytes to RGB.
+//! Decoding of files and bytes to RGB.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,44 +11,44 @@ use crate::encoded::Encoded;
 use crate::error::{Error, Result};
 use crate::{Size, format, rgb};
 
-/// What a loader does beyond decoding, and what it refuses.
+/// Orientation and limits of decoding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadOptions {
-    /// Turn the picture as its EXIF data says. Upstream does not: the model sees a phone photo that was taken
-    /// upright as it lies in the file, often on its side.
+    /// Apply the EXIF orientation. Upstream does not: photos of phones, which are often stored rotated, reach the
+    /// model on their side.
     pub auto_orient: bool,
-    /// Most pixels of a picture, or of a frame. The header is checked before any memory is taken.
+    /// Most pixels of an image, or of a frame. The header is checked before memory is allocated.
     pub max_pixels: u64,
     /// Most pixels of all frames of a clip that are held at once, three bytes each.
     pub max_clip_pixels: u64,
 }
 
 impl Default for LoadOptions {
-    /// No turning, as upstream; 179 million pixels, the limit of Pillow; of a clip the 69 frames that the model sees,
-    /// of 4096 x 2160 pixels.
+    /// EXIF orientation ignored, as upstream; 179 million pixels, the limit of Pillow; 69 frames of 4096 x 2160 pixels
+    /// for a clip, as many as the model sees.
     fn default() -> Self {
         LoadOptions { auto_orient: false, max_pixels: 179_000_000, max_clip_pixels: 69 * 4096 * 2160 }
     }
 }
 
-/// Reads a PNG, JPEG, GIF, WebP, BMP, TIFF or PNM file, see [`decode`].
+/// Reads and decodes a PNG, JPEG, GIF, WebP, BMP, TIFF or PNM file, see [`decode`].
 ///
 /// # Errors
 ///
-/// A file that cannot be read, or what [`decode`] refuses.
+/// [`Error::Io`] for a file that cannot be read; else as [`decode`].
 pub fn load(path: &Path, options: &LoadOptions) -> Result<RgbImage> {
     let name = path.display().to_string();
     let file = File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
     decode(&read(file, &name)?, &name, options)
 }
 
-/// Reads the bytes of a picture, for [`decode`]; `name` is what an error calls it.
+/// Reads the bytes of an image, for [`decode`]; `name` is its name in errors.
 ///
-/// The first bytes are looked at before the rest is read: a large file of another kind takes no memory.
+/// The format is checked before the rest is read: a large file of another kind takes no memory.
 ///
 /// # Errors
 ///
-/// Input that cannot be read, no data, or a format that is not read.
+/// [`Error::Io`] for input that cannot be read, [`Error::UnsupportedFormat`] for another format or no data.
 pub fn read(mut input: impl Read, name: &str) -> Result<Vec<u8>> {
     let failed = |source| Error::Io { path: name.into(), source };
     let mut bytes = Vec::new();
@@ -58,16 +58,18 @@ pub fn read(mut input: impl Read, name: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Decodes a picture to RGB of 8 bits; `name` is what an error calls it ("standard input", a path).
+/// Decodes an image to 8-bit RGB; `name` is its name in errors ("standard input", a path).
 ///
-/// The format is recognised by content. Transparency becomes white, except that the alpha of gray pictures
-/// and a PNG colour key are ignored; of 16 bits the high byte is kept; of an animation the first frame, of
-/// several pages the first, see [`multi_frame`](super::multi_frame()). Colour profiles are ignored.
+/// The format is recognised by content. Transparency is blended with white, except that the alpha of gray images
+/// and a PNG colour key are ignored. 16-bit samples keep their high byte. Only the first frame of an animation
+/// and the first page of a TIFF are decoded, see [`multi_frame`](crate::multi_frame()). Colour profiles are
+/// ignored.
 ///
 /// # Errors
 ///
-/// Empty, unknown, damaged or truncated data, a picture without pixels or with more than
-/// [`max_pixels`](LoadOptions::max_pixels), or samples that are neither 8 nor 16 bit integers.
+/// [`Error::UnsupportedFormat`] for an unknown format or no data, [`Error::TooLarge`] for more than
+/// [`max_pixels`](LoadOptions::max_pixels) pixels, [`Error::Image`] for damaged or truncated data, an image
+/// without pixels, or samples that are neither 8 nor 16 bit integers.
 pub fn decode(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<RgbImage> {
     let file = Encoded::detect(bytes, name, options)?;
     let mut decoder = file.reader().into_decoder().map_err(|e| file.decoding(&e))?;
@@ -78,9 +80,9 @@ pub fn decode(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<RgbImag
 
     let color = decoder.color_type();
     if !rgb::is_supported(color) {
-        return Err(file.error(format!("{} with unsupported colour type {color:?}", file.format_name())));
+        return Err(file.error(format!("unsupported {} colour type {color:?}", file.format_name())));
     }
-    // Damaged EXIF data is no reason to refuse the picture.
+    // Damaged EXIF data is no reason to refuse the image.
     let orientation = if options.auto_orient {
         decoder.orientation().unwrap_or(Orientation::NoTransforms)
     } else {
@@ -97,7 +99,7 @@ pub fn decode(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<RgbImag
 ///
 /// # Errors
 ///
-/// Sides of zero, or a number of bytes other than `height * width * 3`.
+/// [`Error::Image`] for sides of zero, or a number of bytes other than `height * width * 3`.
 pub fn from_raw(size: Size, pixels: Vec<u8>) -> Result<RgbImage> {
     let expected = size.not_empty("raw image")?.area().saturating_mul(3);
     let found = pixels.len();
@@ -196,8 +198,8 @@ mod tests {
 
     #[test]
     fn exif_orientation_on_demand() {
-        // Rows of a 3x2 picture a b c / d e f after turning, by orientation.
-        let turned =
+        // Rows of a 3x2 image a b c / d e f after rotation, by orientation.
+        let rotated =
             ["abc/def", "cba/fed", "fed/cba", "def/abc", "ad/be/cf", "da/eb/fc", "fc/eb/da", "cf/be/ad"];
         let image = RgbImage::from_fn(3, 2, |x, y| ::image::Rgb([b'a' + (x + 3 * y) as u8; 3]));
         let letters = |image: &RgbImage| {
@@ -208,7 +210,7 @@ mod tests {
                 .join("/")
         };
         let png = encode(image, ImageFormat::Png);
-        for (orientation, expected) in (1..).zip(turned) {
+        for (orientation, expected) in (1..).zip(rotated) {
             let exif =
                 [&b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0"[..], &[orientation, 0, 0, 0], &[0; 4]];
             let file = with_chunk(&png, b"eXIf", &exif.concat());
@@ -218,11 +220,11 @@ mod tests {
                 expected,
                 "orientation {orientation}"
             );
-            assert_eq!(letters(&decode_default(&file).unwrap()), turned[0]);
+            assert_eq!(letters(&decode_default(&file).unwrap()), rotated[0]);
         }
         let broken = with_chunk(&png, b"eXIf", b"nonsense");
         let options = LoadOptions { auto_orient: true, ..LoadOptions::default() };
-        assert_eq!(letters(&decode(&broken, "x", &options).unwrap()), turned[0]);
+        assert_eq!(letters(&decode(&broken, "x", &options).unwrap()), rotated[0]);
     }
 
     #[test]
@@ -241,13 +243,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_picture_is_named() {
+    fn other_files_are_refused() {
         let expected = "expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM";
-        assert_eq!(message(b""), format!("x: no data, {expected}"));
-        assert_eq!(message(b"just some text"), format!("x: no known image format, {expected}"));
+        assert_eq!(message(b""), format!("x: {expected}, found no data"));
+        assert_eq!(message(b"just some text"), format!("x: {expected}, found an unknown format"));
         assert_eq!(
             message(b"\0\0\x01\0icon"),
-            format!("x: unsupported format ICO, {expected}: convert it to JPEG or PNG first")
+            format!("x: {expected}, found ICO: convert it to JPEG or PNG first")
         );
         assert!(message(&png_of_size(0, 5)).contains("PNG"), "{}", message(&png_of_size(0, 5)));
         assert!(message(b"P6 0 5 255\n").contains("PNM"), "{}", message(b"P6 0 5 255\n"));
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_is_read_only_of_a_picture() {
+    fn the_rest_is_read_only_of_an_image() {
         let png = encode(small(), ImageFormat::Png);
         assert_eq!(read(&png[..], "x").unwrap(), png);
         let long = encode(RgbImage::from_pixel(80, 70, ::image::Rgb([9; 3])), ImageFormat::Bmp);
@@ -266,7 +268,7 @@ mod tests {
 
         let mut endless = std::io::repeat(b'x');
         let error = read(b"%PDF-1.7".chain(&mut endless), "x").unwrap_err().to_string();
-        assert!(error.starts_with("x: unsupported format PDF"), "{error}");
+        assert!(error.contains("found PDF"), "{error}");
         assert!(matches!(
             read(std::io::empty(), "x"),
             Err(Error::UnsupportedFormat { kind: FileKind::Empty, .. })
@@ -274,14 +276,14 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_file_never_passes_for_a_whole_one() {
+    fn truncated_files_are_refused() {
         use ImageFormat::{Bmp, Gif, Jpeg, Png, Pnm, Tiff, WebP};
         for format in [Bmp, Gif, Jpeg, Png, Pnm, Tiff, WebP] {
             let bytes = encode(small(), format);
             let whole = decode_default(&bytes).unwrap();
             assert!(decode_default(&bytes[..bytes.len() / 2]).is_err(), "{format:?}");
             for n in 0..bytes.len() {
-                // The last bytes may be no part of the picture.
+                // The last bytes may be no part of the image.
                 let image = decode_default(&bytes[..n]);
                 assert!(image.is_err() || image.is_ok_and(|i| i == whole), "{format:?}, {n} bytes");
             }

@@ -1,8 +1,8 @@
-//! Whether a file holds more pictures than the first. Lengths and offsets are read, nothing is decoded.
+//! Detection of animations and TIFF pages. Lengths and offsets are read, no pixels decoded.
 
-use super::gif;
+use crate::gif;
 
-/// What a file holds beside the picture that [`decode`](super::decode) gives.
+/// Images of a file beyond the first, which is all that [`decode`](crate::decode) returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MultiFrame {
@@ -12,8 +12,8 @@ pub enum MultiFrame {
     Pages,
 }
 
-/// Whether a file holds more pictures than the one that [`decode`](super::decode) gives. Nothing is decoded; of
-/// damaged data it is `None`.
+/// Tells whether a file holds more images than the one that [`decode`](crate::decode) returns. No pixels are
+/// decoded; damaged data gives `None`.
 pub fn multi_frame(bytes: &[u8]) -> Option<MultiFrame> {
     let animated = gif::is_animated(bytes)
         || is_animated_webp(bytes).unwrap_or(false)
@@ -32,7 +32,7 @@ fn is_animated_webp(bytes: &[u8]) -> Option<bool> {
     Some(data.first()? & ANIMATED != 0)
 }
 
-/// Whether animation control stands before the image data, and counts more than one frame.
+/// Whether an animation control chunk before the image data counts more than one frame.
 fn is_animated_png(bytes: &[u8]) -> Option<bool> {
     let mut rest = bytes.strip_prefix(b"\x89PNG\r\n\x1a\n")?;
     loop {
@@ -47,7 +47,7 @@ fn is_animated_png(bytes: &[u8]) -> Option<bool> {
     }
 }
 
-/// Where the directory of a TIFF's second page is; 0 if there is none.
+/// Offset of the directory of a TIFF's second page; 0 if there is none.
 fn next_page(bytes: &[u8]) -> Option<u32> {
     const ENTRY: usize = 12;
     let little_endian = match bytes.first_chunk()? {
@@ -103,9 +103,9 @@ mod tests {
         for format in [Bmp, Gif, Jpeg, Png, Pnm, Tiff, WebP] {
             assert_eq!(of_all(&still(format)), None, "{format:?}");
         }
-        // Extended, for what a profile needs.
+        // Extended header of a still image with a profile.
         assert_eq!(of_all(b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\x20\0\0\0\x04\0\0\x02\0\0"), None);
-        assert_eq!(of_all(b"no picture"), None);
+        assert_eq!(of_all(b"no image"), None);
     }
 
     #[test]
@@ -117,7 +117,7 @@ mod tests {
             assert_eq!(of_all(&[start, next].concat()), Some(MultiFrame::Pages));
             assert_eq!(of_all(&[start, &[0; 4]].concat()), None);
         }
-        // Offsets that lie.
+        // Wrong offsets.
         assert_eq!(multi_frame(b"II*\0\xff\xff\xff\xff\x01\0"), None);
         assert_eq!(multi_frame(b"II*\0\x08\0\0\0\xff\xff\x01\0"), None);
         assert_eq!(multi_frame(b"\x89PNG\r\n\x1a\n\xff\xff\xff\xffIHDR\0\0"), None);

@@ -1,4 +1,4 @@
-//! Pixels to the normalised rows of the ViT's patch embedding.
+//! Normalised patches of pixels, the input of the vision encoder.
 
 use ::image::RgbImage;
 use rayon::prelude::*;
@@ -17,16 +17,19 @@ const MERGE: usize = 2;
 /// Values of one patch: 3 channels, 2 frames, 14 x 14 pixels.
 pub const PATCH_VALUES: usize = 3 * 2 * PATCH * PATCH;
 
-/// CLIP's means and deviations of red, green and blue.
+/// Means and standard deviations of red, green and blue, CLIP's.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 #[allow(clippy::excessive_precision, reason = "the digits upstream writes, which are easier to find")]
 const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
-/// A picture or a video as the ViT reads it.
+/// Input of the vision encoder: patches f32 `(t * h * w, 1176)` of an image or a video, and their grid.
+///
+/// `pixel_values` and `image_grid_thw` of the Qwen2-VL image processor in transformers. 2 x 2 patches become one
+/// token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Patches {
-    /// `t * h * w` rows of [`PATCH_VALUES`] normalised values, in merge-group order: by time, then groups of
-    /// 2 x 2 patches row by row, then the four of a group row by row. Within a row: channel, frame of the
+    /// [`PATCH_VALUES`] normalised values for each patch. Patches are in merge-group order: by time, then groups of
+    /// 2 x 2 patches row by row, then the four of a group row by row. Order within a patch: channel, frame of the
     /// pair, y, x.
     pub values: Vec<f32>,
     /// Frame pairs.
@@ -37,16 +40,16 @@ pub struct Patches {
     pub w: usize,
 }
 
-/// Resizes an image and cuts it into patches: all that the vision encoder needs of it.
+/// Resizes an image and cuts it into patches: [`resize`], then [`patches`].
 ///
 /// # Errors
 ///
-/// As [`resize`].
+/// As [`Resize::output_size`].
 pub fn prepare_image(image: &RgbImage, how: Resize) -> Result<Patches> {
     patches(&[resize(image, how)?])
 }
 
-/// Samples the frames of a video, resizes them and cuts them into patches.
+/// Samples, resizes and cuts a video into patches: [`Clip::sampled`], [`resize_frames`], then [`patches`].
 ///
 /// # Errors
 ///
@@ -55,9 +58,9 @@ pub fn prepare_video(clip: &Clip, how: Resize) -> Result<Patches> {
     patches(&resize_frames(&clip.sampled()?, how)?)
 }
 
-/// Cuts frames into patches.
+/// Cuts frames into patches of 14 x 14 pixels in two frames each.
 ///
-/// A single frame is a picture and is doubled. Of an odd number of frames the last is repeated.
+/// A single frame is an image and is doubled; the last of an odd number of frames is repeated.
 ///
 /// # Errors
 ///
@@ -71,20 +74,20 @@ pub fn patches(frames: &[RgbImage]) -> Result<Patches> {
     let (t, h, w) = (frames.len().div_ceil(2), size.height as usize / PATCH, size.width as usize / PATCH);
     let table = normalised();
     let mut values = vec![0.0; t * h * w * PATCH_VALUES];
-    values.par_chunks_exact_mut(PATCH_VALUES).enumerate().for_each(|(i, row)| {
+    values.par_chunks_exact_mut(PATCH_VALUES).enumerate().for_each(|(i, patch)| {
         let (pair, y, x) = place(i, h, w);
         let pair = [&frames[2 * pair], &frames[(2 * pair + 1).min(frames.len() - 1)]];
-        fill(row, pair, y * PATCH, x * PATCH, &table);
+        fill(patch, pair, y * PATCH, x * PATCH, &table);
     });
     Ok(Patches { values, t, h, w })
 }
 
-/// What a level of each channel becomes: (level / 255 - mean) / std, in f32 and in this order.
+/// Normalised value of each level and channel: (level / 255 - mean) / std, in f32 and in this order.
 fn normalised() -> [[f32; 256]; 3] {
     std::array::from_fn(|c| std::array::from_fn(|level| (level as f32 / 255.0 - MEAN[c]) / STD[c]))
 }
 
-/// Frame pair, patch row and patch column of the `i`-th row in merge-group order.
+/// Frame pair, row and column of the `i`-th patch in merge-group order.
 fn place(i: usize, h: usize, w: usize) -> (usize, usize, usize) {
     let (group, inner) = (i / (MERGE * MERGE), i % (MERGE * MERGE));
     let (groups_h, groups_w) = (h / MERGE, w / MERGE);
@@ -93,10 +96,9 @@ fn place(i: usize, h: usize, w: usize) -> (usize, usize, usize) {
     (group / (groups_h * groups_w), y, x)
 }
 
-/// The patch whose first pixel is (`top`, `left`).
-fn fill(row: &mut [f32], pair: [&RgbImage; 2], top: usize, left: usize, table: &[[f32; 256]; 3]) {
-    let lines = row.chunks_exact_mut(PATCH).enumerate();
-    for (i, line) in lines {
+/// Fills the patch whose first pixel is (`top`, `left`).
+fn fill(patch: &mut [f32], pair: [&RgbImage; 2], top: usize, left: usize, table: &[[f32; 256]; 3]) {
+    for (i, line) in patch.chunks_exact_mut(PATCH).enumerate() {
         let (channel, frame, y) = (i / (2 * PATCH), i / PATCH % 2, i % PATCH);
         let width = pair[frame].width() as usize;
         let pixels = &pair[frame].as_raw()[((top + y) * width + left) * 3..][..PATCH * 3];
@@ -121,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_in_merge_group_order() {
+    fn patches_are_in_merge_group_order() {
         let rows = patches(&[frame(3, 56, 84), frame(4, 56, 84)]).unwrap();
         assert_eq!((rows.t, rows.h, rows.w), (1, 4, 6));
         // (y, x) of the first pixel of each row, in patches.
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_is_doubled_and_an_odd_last_frame_repeated() {
+    fn an_image_is_doubled_and_an_odd_last_frame_repeated() {
         let rows = |n: u8| patches(&(0..n).map(|i| frame(i, 28, 56)).collect::<Vec<_>>()).unwrap();
         let last_pair = |rows: &Patches| {
             let row = &rows.values[rows.values.len() - PATCH_VALUES..];

@@ -1,8 +1,8 @@
 //! Pillow's bicubic resize, bit for bit.
 //!
 //! Two passes, horizontal then vertical, each rounded to 8 bits, with weights in fixed point. Libraries that
-//! compute "bicubic" in floats, with another `a` or in one pass differ by a level here and there, and the
-//! model has only ever seen these pixels. Ported from Pillow `src/libImaging/Resample.c`.
+//! compute "bicubic" in floats, with another `a` or in one pass differ by a level here and there, and Lance
+//! was trained on these pixels. Ported from Pillow `src/libImaging/Resample.c`.
 //!
 //! Pillow skips a pass that does not change the size. Here it runs, with the same result: its weights are one
 //! and zeros.
@@ -30,7 +30,7 @@ pub fn resample(image: &RgbImage, crop: Crop, size: Size) -> RgbImage {
     resample_part(image, crop, size, Crop::whole(size))
 }
 
-/// The part `keep` of what [`resample`] returns, without computing the rest.
+/// Computes the part `keep` of the result of [`resample`] only.
 pub(crate) fn resample_part(image: &RgbImage, crop: Crop, size: Size, keep: Crop) -> RgbImage {
     assert!(crop.size.area() > 0, "an empty crop has no pixels to resize: {crop:?}");
     assert!(
@@ -51,7 +51,7 @@ pub(crate) fn resample_part(image: &RgbImage, crop: Crop, size: Size, keep: Crop
         .expect("both passes fill the size they were given")
 }
 
-/// The source pixels one output sample is made of: `weights.len()` of them from `first` on.
+/// Source pixels of one output sample: `weights.len()` of them from `first` on.
 struct Taps {
     first: usize,
     weights: Vec<i32>,
@@ -168,7 +168,7 @@ fn vertical(band: &[u8], rows: &[Taps], first: usize, row_len: usize) -> Vec<u8>
 mod tests {
     use super::*;
 
-    /// A picture without structure a resize could hide behind: floor(h * golden ratio) of a running number.
+    /// An image without structure a resize could hide behind: floor(h * golden ratio) of a running number.
     fn noise(height: u32, width: u32) -> RgbImage {
         let pixels = (0..height * width * 3).map(|i| (i.wrapping_mul(2_654_435_769) >> 24) as u8);
         RgbImage::from_raw(width, height, pixels.collect()).unwrap()

@@ -9,7 +9,7 @@ use crate::error::{Error, Result, VideoProblem};
 use crate::geometry::{Crop, Size, bucket, crop, native_size};
 use crate::resample::{resample, resample_part};
 
-/// Base sizes of the ViT by upstream's resolution names.
+/// Base sizes of the vision encoder's buckets by upstream's resolution names.
 const RESOLUTIONS: [(&str, u32); 6] = [
     ("image_256res", 224),
     ("image_512res", 448),
@@ -64,7 +64,7 @@ impl Resize {
         }
     }
 
-    /// The size that [`resize`] gives an image of size `source`; nothing is computed but numbers.
+    /// The size of the result of [`resize`] for an image of size `source`, without any pixels.
     ///
     /// The vision encoder makes one token of 28 x 28 pixels.
     ///

@@ -1,11 +1,11 @@
-//! Samples of any colour type to RGB, as upstream's loader converts them.
+//! Conversion of samples of any colour type to RGB, as upstream's loader does it.
 
 use ::image::ColorType;
 
-/// What transparency of a picture in colour means.
+/// Meaning of the alpha channel of a colour image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Alpha {
-    /// The picture lies on white.
+    /// The image is blended with white.
     OnWhite,
     /// Every pixel is opaque.
     Ignore,
@@ -23,7 +23,7 @@ fn is_wide(color: ColorType) -> bool {
 
 /// Converts whole pixels of a supported colour type, 16 bit samples in native byte order.
 ///
-/// The alpha of a gray picture is dropped in any case; upstream composites colour only.
+/// The alpha of a gray image is dropped in any case; upstream composites colour only.
 pub(crate) fn from_samples(samples: Vec<u8>, color: ColorType, alpha: Alpha) -> Vec<u8> {
     let samples = if is_wide(color) { high_bytes(samples) } else { samples };
     match (color.channel_count(), alpha) {
@@ -46,7 +46,7 @@ fn on_white(value: u8, alpha: u8) -> u8 {
     ((scaled + (scaled >> 8)) >> 8) as u8
 }
 
-/// Maps every `FROM` bytes to `TO` in the same buffer, so that a large picture is not held twice.
+/// Maps every `FROM` bytes to `TO` in the same buffer, so that a large image is not held twice.
 fn shrink<const FROM: usize, const TO: usize>(
     mut bytes: Vec<u8>,
     map: impl Fn([u8; FROM]) -> [u8; TO],

@@ -1,4 +1,4 @@
-//! Pixels as a VAE reads and writes them: values in [-1, 1], planes of one channel.
+//! Pixels as a VAE reads and writes them: f32 in [-1, 1], one plane for each channel.
 
 use ::image::RgbImage;
 
@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::resize::frame_size;
 use crate::{Size, from_raw};
 
-/// Frames of one size as values in [-1, 1], in the order `(3, T, H, W)`.
+/// Converts frames of one size to f32 `(3, T, H, W)` in [-1, 1], the input of a VAE.
 ///
 /// # Errors
 /// No frames, frames of different sizes.
@@ -22,7 +22,7 @@ pub fn to_vae_pixels(frames: &[RgbImage]) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-/// Frames of a size from values in the order `(3, T, H, W)`: clamped to [-1, 1], levels rounded half to even.
+/// Converts f32 `(3, T, H, W)`, the output of a VAE, to frames: clamped to [-1, 1], levels rounded half to even.
 ///
 /// # Errors
 /// Sides of zero, values that are not an integer number of frames.

@@ -1,9 +1,9 @@
-//! Moving pictures: which frames the model sees, and where frames come from.
+//! Video: reading frames, selecting those that the model sees, and writing frames.
 //!
-//! The model sees 12 frames per second of a clip, at most 69, spread over all of it. [`Clip::sampled`] picks
-//! them; [`resize_frames`](crate::resize_frames) and [`patches`](crate::patches) do the rest.
-//! An animated GIF or a folder of stills is decoded here, and frames in memory are as good; for video files
-//! [`Ffmpeg`] runs the program of that name. [`Animation`] writes frames.
+//! Start from [`Clip`]: frames in memory, an animated GIF or a folder of images; [`Ffmpeg`] reads video files by the
+//! program of that name. The model sees 12 frames per second of a clip, at most 69, spread over all of it:
+//! [`Clip::sampled`] selects them, [`prepare_video`](crate::prepare_video) makes patches of them. [`Animation`] and
+//! [`Ffmpeg`] write frames.
 
 mod animation;
 mod ffmpeg;
@@ -18,23 +18,24 @@ use crate::{LoadOptions, RgbImage, Size, gif, load};
 pub use animation::Animation;
 pub use ffmpeg::Ffmpeg;
 
-/// Frames per second the model was trained on.
+/// Frames per second that Lance was trained on.
 pub const SAMPLED_FPS: f64 = 12.0;
 
-/// Frames per second to assume of a video that does not say.
+/// Frames per second to assume for a video of unknown rate.
 pub const UNKNOWN_FPS: f64 = 24.0;
 
-/// Seconds that count for the number of sampled frames. (They are taken from the whole video all the same.)
+/// Most seconds that count for the number of sampled frames, which are taken from the whole video all the same.
 const MAX_SECONDS: f64 = 6.0;
 
-/// Numbers of the frames the model sees of a video of `n_frames`, in order: 1, 5, 9 .. 69 of them.
+/// Indices of the frames that the model sees of a video of `n_frames`, in order: 1, 5, 9 .. 69 of them.
 ///
-/// `fps` is rounded to a whole number first, as upstream does. A number may occur twice when the video has
-/// fewer than 12 frames per second.
+/// `fps` is rounded to an integer first, as upstream does. An index may occur twice when the video has fewer than 12
+/// frames per second.
 ///
 /// # Errors
 ///
-/// A rate that does not round to at least 1, or a video shorter than half of a sampled frame.
+/// [`Error::Option`] for a rate that does not round to at least 1, [`VideoProblem::TooShort`] for a video shorter
+/// than half of a sampled frame.
 pub fn sample_indices(n_frames: usize, fps: f64) -> Result<Vec<usize>> {
     let rate = fps.round_ties_even();
     if !(rate.is_finite() && rate >= 1.0) {
@@ -51,7 +52,7 @@ pub fn sample_indices(n_frames: usize, fps: f64) -> Result<Vec<usize>> {
     Ok(spread(n, n_frames - 1))
 }
 
-/// `n` whole numbers from 0 to `last`, evenly spaced and rounded down.
+/// `n` integers from 0 to `last`, evenly spaced and rounded down.
 fn spread(n: usize, last: usize) -> Vec<usize> {
     if n == 1 {
         return vec![0];
@@ -71,7 +72,7 @@ pub struct Clip {
 }
 
 impl Clip {
-    /// A clip from frames in memory; [`UNKNOWN_FPS`] if the rate is not known.
+    /// Makes a clip of frames in memory; [`UNKNOWN_FPS`] suits an unknown rate.
     ///
     /// # Errors
     ///
@@ -81,13 +82,13 @@ impl Clip {
         Ok(Clip { frames, fps })
     }
 
-    /// All frames of a GIF as a viewer shows them, on white; the rate is that of the average delay.
+    /// Decodes all frames of a GIF as a viewer shows them, on white; the rate is that of the average delay.
     ///
-    /// Delays of 10 ms and less count as 100 ms, as in browsers. `name` is what an error calls the file.
+    /// Delays of 10 ms and less count as 100 ms, as in browsers. `name` is the file's name in errors.
     ///
     /// # Errors
     ///
-    /// Anything but a whole GIF, or more than [`LoadOptions::max_clip_pixels`] pixels in all frames together.
+    /// Anything but a complete GIF, or more than [`LoadOptions::max_clip_pixels`] pixels in all frames together.
     pub fn from_gif(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<Self> {
         let frames = gif::frames(bytes, name, options)?;
         let duration: Duration = frames.iter().map(|frame| frame.delay).sum();
@@ -95,17 +96,17 @@ impl Clip {
         Clip::from_frames(frames.into_iter().map(|frame| frame.image).collect(), fps)
     }
 
-    /// The pictures of a folder, in the order of the numbers in their names (`2.png` before `10.png`), shown
-    /// at `fps` frames per second.
+    /// Reads the images of a folder as frames, in the order of the numbers in their names (`2.png` before `10.png`),
+    /// shown at `fps` frames per second.
     ///
-    /// Only the frames the model will see are read, so a long clip needs no more memory than a short one.
-    /// The result holds those, at [`SAMPLED_FPS`], and [`sampled`](Clip::sampled) returns them all. Hidden
-    /// files and folders are left out.
+    /// Only the frames that the model sees are read, so a long clip needs no more memory than a short one. The
+    /// result holds those, at [`SAMPLED_FPS`], and [`sampled`](Clip::sampled) returns them all. Hidden files and
+    /// folders are ignored.
     ///
     /// # Errors
     ///
-    /// A folder or a file that cannot be read, a file that is no picture, pictures of different sizes, more
-    /// than [`LoadOptions::max_clip_pixels`] pixels in all, or what [`sample_indices`] refuses.
+    /// A folder or a file that cannot be read, a file that is not an image, images of different sizes, more than
+    /// [`LoadOptions::max_clip_pixels`] pixels in all; as [`sample_indices`].
     pub fn from_dir(dir: &Path, fps: f64, options: &LoadOptions) -> Result<Self> {
         let files = sampled_files(dir, fps)?;
         let mut frames = Vec::with_capacity(files.len());
@@ -117,23 +118,23 @@ impl Clip {
         Clip::from_frames(frames, SAMPLED_FPS)
     }
 
-    /// The frames the model sees.
+    /// The frames that the model sees; at least one.
     ///
     /// # Errors
     ///
-    /// What [`sample_indices`] refuses.
+    /// As [`sample_indices`].
     pub fn sampled(&self) -> Result<Vec<&RgbImage>> {
         let indices = sample_indices(self.frames.len(), self.fps)?;
         Ok(indices.into_iter().map(|i| &self.frames[i]).collect())
     }
 }
 
-/// Whether the bytes are a GIF of more than one frame, which [`Clip::from_gif`] reads. Nothing is decoded.
+/// Tells whether the bytes are a GIF of more than one frame. No pixels are decoded.
 pub fn is_animated_gif(bytes: &[u8]) -> bool {
     gif::is_animated(bytes)
 }
 
-/// Refuses when `n` frames like this one are more than may be decoded.
+/// Refuses `n` frames like this one if they have too many pixels in all.
 fn check_total(dir: &Path, n: usize, frame: &RgbImage, options: &LoadOptions) -> Result<()> {
     let (size, limit) = (Size::of(frame), options.max_clip_pixels);
     let total = size.area().saturating_mul(n as u64);
@@ -144,11 +145,11 @@ fn check_total(dir: &Path, n: usize, frame: &RgbImage, options: &LoadOptions) ->
     Err(Error::TooLarge { name: dir.display().to_string(), limit, message })
 }
 
-/// The files of a folder that [`Clip::from_dir`] reads.
+/// Files of a folder that [`Clip::from_dir`] reads: those of the frames that the model sees.
 ///
 /// # Errors
 ///
-/// A folder that cannot be read, one without files, or what [`sample_indices`] refuses.
+/// A folder that cannot be read, one without files; as [`sample_indices`].
 pub fn sampled_files(dir: &Path, fps: f64) -> Result<Vec<PathBuf>> {
     let files = files_in_order(dir)?;
     if files.is_empty() {
@@ -271,7 +272,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         std::fs::create_dir(dir.join("folder.png")).unwrap();
-        std::fs::write(dir.join(".hidden"), "no picture").unwrap();
+        std::fs::write(dir.join(".hidden"), "no image").unwrap();
         for i in 0..20 {
             let image = RgbImage::from_pixel(3, 2, ::image::Rgb([i; 3]));
             image.save(dir.join(format!("frame{i}.png"))).unwrap();
@@ -289,9 +290,9 @@ mod tests {
         let expected = "expected at least 26 frames at 600 frames per second, found 20";
         assert_eq!(error, format!("{}: {expected}", dir.display()));
 
-        std::fs::write(dir.join("frame7.png"), "no picture").unwrap();
+        std::fs::write(dir.join("frame7.png"), "no image").unwrap();
         let error = Clip::from_dir(dir, 24.0, &LoadOptions::default()).unwrap_err().to_string();
-        assert!(error.contains("frame7.png: no known image format"), "{error}");
+        assert!(error.contains("frame7.png: expected PNG"), "{error}");
 
         let error = Clip::from_dir(&dir.join("missing"), 24.0, &LoadOptions::default());
         assert!(matches!(error, Err(Error::Io { .. })));

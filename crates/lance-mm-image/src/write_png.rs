@@ -1,4 +1,4 @@
-//! PNG files that say how they came about.
+//! PNG encoding, with text chunks that can hold a prompt and its settings.
 
 use std::io::Write;
 
@@ -9,16 +9,16 @@ use crate::Size;
 use crate::error::{Error, Result};
 use crate::resize::frame_size;
 
-/// A PNG file of a picture; `texts` are keywords of 1 to 79 Latin characters and what they say, kept as
-/// international text.
+/// Encodes an image as PNG. `texts` are pairs of keyword (1 to 79 Latin-1 characters) and text, stored in `iTXt`
+/// chunks.
 ///
 /// # Errors
-/// A picture without pixels, a keyword that PNG does not allow.
-pub fn encode_png(picture: &RgbImage, texts: &[(&str, &str)]) -> Result<Vec<u8>> {
-    encode(&[picture], None, texts)
+/// An image without pixels, a keyword that PNG does not allow.
+pub fn encode_png(image: &RgbImage, texts: &[(&str, &str)]) -> Result<Vec<u8>> {
+    encode(&[image], None, texts)
 }
 
-/// An animated PNG file of frames of one size at `fps` frames a second, repeated for ever.
+/// Encodes frames of one size as an animated PNG of `fps` frames per second that loops forever.
 ///
 /// # Errors
 /// No frames, frames of different sizes, a rate of 0, and as [`encode_png`].
@@ -27,7 +27,7 @@ pub fn encode_png_animation(frames: &[RgbImage], fps: u16, texts: &[(&str, &str)
     encode(&frames.iter().collect::<Vec<_>>(), Some(fps), texts)
 }
 
-/// Refuses an animation that stands still.
+/// Refuses 0 frames per second.
 pub(crate) fn check_fps(fps: u16) -> Result<()> {
     if fps == 0 {
         return Err(Error::option("fps", "at least 1", fps));
@@ -73,15 +73,15 @@ mod tests {
     use super::*;
     use crate::{LoadOptions, decode};
 
-    fn picture(level: u8) -> RgbImage {
+    fn image(level: u8) -> RgbImage {
         RgbImage::from_fn(5, 3, |x, y| ::image::Rgb([x as u8, y as u8, level]))
     }
 
     #[test]
     fn pixels_and_texts_come_back() {
         let prompt = "Ein Fuchs, 一只狐狸";
-        let bytes = encode_png(&picture(9), &[("prompt", prompt), ("seed", "42")]).unwrap();
-        assert_eq!(decode(&bytes, "x", &LoadOptions::default()).unwrap(), picture(9));
+        let bytes = encode_png(&image(9), &[("prompt", prompt), ("seed", "42")]).unwrap();
+        assert_eq!(decode(&bytes, "x", &LoadOptions::default()).unwrap(), image(9));
         let reader = ::png::Decoder::new(Cursor::new(&bytes)).read_info().unwrap();
         let texts = &reader.info().utf8_text;
         assert_eq!((texts[0].keyword.as_str(), texts[0].get_text().unwrap().as_str()), ("prompt", prompt));
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn an_animation_has_all_frames() {
-        let frames: Vec<_> = (0..3).map(picture).collect();
+        let frames: Vec<_> = (0..3).map(image).collect();
         let bytes = encode_png_animation(&frames, 12, &[]).unwrap();
         let mut reader = ::png::Decoder::new(Cursor::new(&bytes)).read_info().unwrap();
         assert_eq!(reader.info().animation_control.unwrap().num_frames, 3);
@@ -103,10 +103,10 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_named() {
+    fn errors_name_the_size() {
         assert!(encode_png(&RgbImage::new(0, 3), &[]).unwrap_err().to_string().starts_with("PNG of 0x3"));
-        assert!(encode_png(&picture(0), &[(&"k".repeat(80), "")]).is_err());
+        assert!(encode_png(&image(0), &[(&"k".repeat(80), "")]).is_err());
         assert!(encode_png_animation(&[], 12, &[]).is_err());
-        assert!(encode_png_animation(&[picture(0), RgbImage::new(1, 1)], 12, &[]).is_err());
+        assert!(encode_png_animation(&[image(0), RgbImage::new(1, 1)], 12, &[]).is_err());
     }
 }

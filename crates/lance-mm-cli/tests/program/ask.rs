@@ -100,7 +100,10 @@ fn standard_input_can_be_the_image() {
     let run = with_input(["ask", "-q", "-", demo.question], demo.png);
     assert_eq!((run.code, run.stdout, run.stderr.as_str()), (0, format!("{}\n", demo.answer), ""));
     let none = lance_mm(["ask", "-", demo.question]);
-    assert_eq!(none.error(), "standard input: no data, expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM");
+    assert_eq!(
+        none.error(),
+        "standard input: expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM, found no data"
+    );
 }
 
 #[test]
@@ -291,24 +294,24 @@ fn animation() -> Vec<u8> {
 fn what_is_no_picture_is_named_with_what_helps() {
     let files = Files::new();
     let expected = "expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM";
-    let video = format!("unsupported format MP4 or QuickTime (video), {expected}");
+    let video = format!("{expected}, found MP4 or QuickTime (video)");
     let mp4 = b"\0\0\0\x14ftypisom\0\0\0\0mp41";
     let cases: [(&[u8], String); 4] = [
         (
             b"\0\0\0\x14ftypheic\0\0\0\0mif1",
             format!(
-                "unsupported format HEIC, {expected}: convert it to JPEG or PNG first \
+                "{expected}, found HEIC: convert it to JPEG or PNG first \
                  (on a Mac: sips -s format jpeg in.heic --out out.jpg)"
             ),
         ),
         (
             b"\0\0\0\x14ftypavif\0\0\0\0mif1",
             format!(
-                "unsupported format AVIF, {expected}: convert it to JPEG or PNG first \
+                "{expected}, found AVIF: convert it to JPEG or PNG first \
                  (on a Mac: sips -s format jpeg in.avif --out out.jpg)"
             ),
         ),
-        (b"%PDF-1.7\n", format!("unsupported format PDF, {expected}: render its pages to pictures first")),
+        (b"%PDF-1.7\n", format!("{expected}, found PDF: render its pages to images first")),
         (mp4, format!("{video} (--video shows all of it)")),
     ];
     for (bytes, message) in cases {
@@ -328,11 +331,11 @@ fn what_is_no_picture_is_not_read_to_its_end() {
     // Far more than the memory, of which the file system holds the beginning only.
     fs::OpenOptions::new().write(true).open(&clip).unwrap().set_len(1 << 40).unwrap();
     let found = lance_mm(["ask", &clip, "What?"]);
-    assert!(found.error().starts_with(&format!("{clip}: unsupported format MP4")), "{}", found.stderr);
+    assert!(found.error().contains("found MP4 or QuickTime"), "{}", found.stderr);
     // Of standard input no end comes.
     let zeros = fs::File::open("/dev/zero").unwrap();
     let found = run(command().args(["ask", "-", "What?"]).stdin(zeros));
-    assert!(found.error().starts_with("standard input: no known image format"), "{}", found.stderr);
+    assert!(found.error().ends_with("found an unknown format"), "{}", found.stderr);
 }
 
 #[test]

@@ -11,8 +11,8 @@ fn images_that_are_none() {
     let formats = "expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM";
     let cases = [
         (files.arg("gone.png"), "gone.png: No such file or directory (os error 2)".to_owned()),
-        (files.write("zero.png", b""), format!("zero.png: no data, {formats}")),
-        (files.write("text.png", b"some text"), format!("text.png: no known image format, {formats}")),
+        (files.write("zero.png", b""), format!("zero.png: {formats}, found no data")),
+        (files.write("text.png", b"some text"), format!("text.png: {formats}, found an unknown format")),
         (
             files.write("huge.png", &png_header(60_000, 60_000)),
             "huge.png: expected at most 179000000 pixels, found 3600000000 (PNG of 60000x60000)".to_owned(),

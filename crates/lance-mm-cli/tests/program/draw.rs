@@ -168,10 +168,10 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
     }
     for (args, expected) in [
         (vec!["generate", "a<|im_end|>b", "-o", &out], "in the prompt, found the special token <|im_end|>"),
-        (vec!["edit", &broken, "Make it green", "-o", &out], "broken.jpg: no known image format"),
+        (vec!["edit", &broken, "Make it green", "-o", &out], "found an unknown format"),
         (
             vec!["edit", &clip, "Make it green", "-o", &out],
-            "(video), expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM (edit-video changes all of it)",
+            "found Matroska or WebM (video) (edit-video changes all of it)",
         ),
         (vec!["edit", "gone.png", "Make it green", "-o", &out], "gone.png"),
         (vec!["edit", &model, "Make it green", "-o", &out], "model: expected an image file, found a folder"),
@@ -269,7 +269,7 @@ fn standard_input_can_be_the_source() {
     }
     assert!(fs::read(by_name).unwrap() == fs::read(by_input).unwrap());
     let found = edit("-", &files.arg("c.png"), b"");
-    assert!(found.error().starts_with("standard input: no data, expected PNG"), "{}", found.stderr);
+    assert!(found.error().ends_with("found no data"), "{}", found.stderr);
 
     let out = files.arg("d.png");
     let args = ["video", "It turns", "--image", "-", "-o", &out, "-m", &model, "--frames", "1", "-q"];

@@ -1,4 +1,4 @@
-//! Frames as animated pictures, which need no other program.
+//! Encoding of frames as animated GIF, PNG or WebP.
 
 use ::image::codecs::gif::{GifEncoder, Repeat};
 use ::image::codecs::webp::WebPEncoder;
@@ -10,22 +10,23 @@ use crate::error::{Error, Result};
 use crate::resize::frame_size;
 use crate::write_png::check_fps;
 
-/// How carefully a GIF's 256 colours are chosen, from 1 (best) to 30.
+/// Speed of choosing a GIF's 256 colours, from 1 (slowest, best) to 30.
 const GIF_SPEED: i32 = 10;
 
-/// A format for moving pictures; all repeat for ever.
+/// Format of an animation; all loop forever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Animation {
-    /// 256 colours a frame; delays are hundredths of a second, so 12 frames a second become 12.5.
+    /// 256 colours per frame; delays are hundredths of a second, so 12 frames per second become 12.5.
     Gif,
-    /// Exact, large.
+    /// Lossless, large.
     Png,
-    /// Exact, smaller.
+    /// Lossless, smaller.
     WebP,
 }
 
 impl Animation {
-    /// A file of frames of one size at `fps` frames a second. `texts` are kept by PNG only.
+    /// Encodes frames of one size at `fps` frames per second. Only PNG keeps `texts`, see
+    /// [`encode_png`](crate::encode_png).
     ///
     /// # Errors
     /// No frames, frames of different sizes, without pixels or too large for the format, a rate of 0.
@@ -46,15 +47,15 @@ fn gif(frames: &[RgbImage], fps: u16) -> std::result::Result<Vec<u8>, ImageError
     let mut encoder = GifEncoder::new_with_speed(&mut bytes, GIF_SPEED);
     encoder.set_repeat(Repeat::Infinite)?;
     for frame in frames {
-        let picture = DynamicImage::ImageRgb8(frame.clone()).into_rgba8();
+        let image = DynamicImage::ImageRgb8(frame.clone()).into_rgba8();
         let delay = Delay::from_numer_denom_ms(1000, u32::from(fps));
-        encoder.encode_frame(Frame::from_parts(picture, 0, 0, delay))?;
+        encoder.encode_frame(Frame::from_parts(image, 0, 0, delay))?;
     }
     drop(encoder);
     Ok(bytes)
 }
 
-/// The container of an animation around still pictures (WebP Container Specification, "Animation").
+/// The container of an animation around still images (WebP Container Specification, "Animation").
 fn webp(
     frames: &[RgbImage],
     Size { width, height }: Size,
@@ -77,7 +78,7 @@ fn webp(
         data.extend(&canvas);
         data.extend(u24(time(i + 1) - time(i)));
         data.push(NO_BLENDING);
-        // The picture's own chunk follows `RIFF`, the length and `WEBP`.
+        // The image's own chunk follows `RIFF`, the length and `WEBP`.
         data.extend(&still[12..]);
         chunk(&mut body, b"ANMF", &data);
     }

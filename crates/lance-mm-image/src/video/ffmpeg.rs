@@ -1,4 +1,4 @@
-//! Video files, through the program ffmpeg.
+//! Video files, read and written by the program ffmpeg.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -14,7 +14,7 @@ use crate::error::{Error, Result, VideoProblem};
 use crate::resize::frame_size;
 use crate::{LoadOptions, RgbImage, Size, from_raw};
 
-/// The programs ffmpeg and ffprobe, looked for in `PATH`.
+/// The programs ffmpeg and ffprobe of `PATH`.
 #[derive(Clone, Debug)]
 pub struct Ffmpeg(());
 
@@ -22,7 +22,7 @@ impl Ffmpeg {
     /// Finds the programs.
     ///
     /// # Errors
-    /// A program that is not there, or that does not run.
+    /// [`Error::NoFfmpeg`] for a program that is not installed, [`VideoProblem::Program`] for one that does not run.
     pub fn find() -> Result<Self> {
         for program in ["ffmpeg", "ffprobe"] {
             let output = Command::new(program).arg("-version").stdin(Stdio::null()).output();
@@ -35,22 +35,22 @@ impl Ffmpeg {
         Ok(Self(()))
     }
 
-    /// The frames of a video file that the model sees, as [`sample_indices`](super::sample_indices) picks them: the
-    /// result holds those, at [`SAMPLED_FPS`]. `fps` replaces the file's own average rate.
+    /// Reads the frames of a video file that the model sees, selected by [`sample_indices`](super::sample_indices). The
+    /// result holds those alone, at [`SAMPLED_FPS`]. `fps` replaces the file's own average rate.
     ///
     /// # Errors
-    /// A file that ffmpeg cannot read or that has no video, more than [`LoadOptions::max_clip_pixels`] pixels in all
-    /// sampled frames, or what [`sample_indices`](super::sample_indices) refuses.
+    /// A file that ffmpeg cannot read or that has no video stream, more than [`LoadOptions::max_clip_pixels`] pixels in
+    /// all sampled frames; as [`sample_indices`](super::sample_indices).
     pub fn read(&self, path: &Path, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
         File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
         read(path, fps, options).map_err(|error| error.named(path.display()))
     }
 
-    /// As [`read`](Self::read), for a video in memory; `name` is what an error calls it. A temporary file holds it
-    /// meanwhile, since most containers cannot be read from a pipe.
+    /// Reads a video in memory, as [`read`](Self::read) does a file; `name` is its name in errors. A temporary file
+    /// holds it meanwhile, since most containers cannot be read from a pipe.
     ///
     /// # Errors
-    /// As [`read`](Self::read); no room for the file.
+    /// As [`read`](Self::read); a temporary file that cannot be written.
     pub fn read_bytes(
         &self,
         bytes: &[u8],
@@ -65,10 +65,10 @@ impl Ffmpeg {
     /// Writes frames of one size as the video file `path`, whose name tells ffmpeg the format.
     ///
     /// # Errors
-    /// No frames, frames of different sizes, or what ffmpeg refuses.
+    /// No frames, frames of different sizes, or a format or file that ffmpeg refuses.
     pub fn write(&self, frames: &[RgbImage], fps: u16, path: &Path) -> Result<()> {
         let size = frame_size(frames)?;
-        // Without the first it ends as if all were well when a disk is full.
+        // Without -xerror it exits with success when the disk is full.
         let mut command = ffmpeg(["-xerror", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]);
         command.args(["-video_size", &size.to_string(), "-framerate", &fps.to_string()]);
         // Players want colours at half resolution.
@@ -123,14 +123,14 @@ impl Drop for TemporaryFile {
     }
 }
 
-/// ffmpeg that says nothing but what went wrong, and asks nothing.
+/// An ffmpeg command that prints errors only and never prompts.
 fn ffmpeg<const N: usize>(args: [&str; N]) -> Command {
     let mut command = Command::new("ffmpeg");
     command.args(["-nostdin", "-v", "error"]).args(args);
     command
 }
 
-/// A path that cannot be taken for an option or a protocol.
+/// Argument of a path that cannot be mistaken for an option or a protocol.
 fn file(path: &Path) -> OsString {
     let mut argument = OsString::from("file:");
     argument.push(path);
@@ -169,14 +169,14 @@ fn count_and_rate(text: &str) -> Option<(usize, f64)> {
         let (frames, seconds) = rate.split_once('/')?;
         Some(frames.parse::<f64>().ok()? / seconds.parse::<f64>().ok()?)
     });
-    // A rate of 0/0 is one that the file does not tell.
+    // ffprobe prints an unknown rate as 0/0.
     Some((count, rate.filter(|r| r.is_finite()).unwrap_or(super::UNKNOWN_FPS)))
 }
 
 /// The frames of these numbers, which are rising.
 fn sampled(path: &Path, wanted: &[usize], options: &LoadOptions) -> Result<Vec<RgbImage>> {
     let select: Vec<String> = wanted.iter().map(|i| format!("eq(n\\,{i})")).collect();
-    // Frames that were picked follow each other, or ffmpeg would fill the gaps with copies.
+    // Consecutive timestamps for the selected frames, or ffmpeg would fill the gaps with copies.
     let filter = format!("select={},setpts=N/(FRAME_RATE*TB)", select.join("+"));
     let mut command = ffmpeg(["-i"]);
     command.arg(file(path)).args(["-map", "0:v:0", "-vf", &filter, "-frames:v", &wanted.len().to_string()]);
@@ -199,7 +199,7 @@ fn sampled(path: &Path, wanted: &[usize], options: &LoadOptions) -> Result<Vec<R
         }
     }
     if result.is_err() {
-        // The error that stopped the reading says more than ffmpeg's about its closed output.
+        // The error that ended reading is more precise than ffmpeg's about its closed output.
         let _ = running.child.kill();
         let _ = running.child.wait();
     } else {
@@ -208,7 +208,7 @@ fn sampled(path: &Path, wanted: &[usize], options: &LoadOptions) -> Result<Vec<R
     result.map(|()| frames)
 }
 
-/// The next picture of a stream of binary PPM files; `None` at its end.
+/// The next image of a stream of binary PPM files; `None` at its end.
 fn ppm(input: &mut impl Read, pixels: &mut u64, max_pixels: u64) -> Result<Option<RgbImage>> {
     let mut header = Vec::new();
     // "P6", width, height, 255, each followed by one white space.
@@ -218,7 +218,7 @@ fn ppm(input: &mut impl Read, pixels: &mut u64, max_pixels: u64) -> Result<Optio
             Ok(0) if header.is_empty() => return Ok(None),
             Ok(1) if header.len() < 64 => header.push(byte[0]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            _ => return Err(said("expected frames, found something else")),
+            _ => return Err(unexpected("expected frames, found something else")),
         }
     }
     let text = String::from_utf8_lossy(&header);
@@ -227,7 +227,7 @@ fn ppm(input: &mut impl Read, pixels: &mut u64, max_pixels: u64) -> Result<Optio
         ["P6", width, height, "255"] => width.parse().ok().zip(height.parse().ok()),
         _ => None,
     };
-    let (width, height) = size.ok_or_else(|| said(format!("expected frames, found {text:?}")))?;
+    let (width, height) = size.ok_or_else(|| unexpected(format!("expected frames, found {text:?}")))?;
     let size = Size { width, height };
     *pixels = pixels.saturating_add(size.area());
     if *pixels > max_pixels {
@@ -235,12 +235,12 @@ fn ppm(input: &mut impl Read, pixels: &mut u64, max_pixels: u64) -> Result<Optio
         return Err(Error::TooLarge { name: "video".to_owned(), limit: max_pixels, message });
     }
     let mut bytes = vec![0; size.width as usize * size.height as usize * 3];
-    input.read_exact(&mut bytes).map_err(said)?;
+    input.read_exact(&mut bytes).map_err(unexpected)?;
     from_raw(size, bytes).map(Some)
 }
 
-/// ffmpeg at work. What it says is read as it comes: of a damaged video that is more than a pipe holds, and ffmpeg
-/// would wait for a reader who waits for its frames.
+/// A running ffmpeg. Its standard error is read as it comes: for a damaged video that is more than a pipe holds, and
+/// ffmpeg would wait for a reader that waits for its frames.
 struct Running {
     child: Child,
     last_line: JoinHandle<Vec<u8>>,
@@ -251,14 +251,14 @@ impl Running {
         let mut child = command.stderr(Stdio::piped()).spawn().map_err(|error| not_run("ffmpeg", &error))?;
         let stderr = child.stderr.take();
         let last_line = std::thread::spawn(move || {
-            let lines = stderr.map(BufReader::new).into_iter().flat_map(|said| said.split(b'\n'));
+            let lines = stderr.map(BufReader::new).into_iter().flat_map(|text| text.split(b'\n'));
             let lines = lines.map_while(std::io::Result::ok);
             lines.filter(|line| !line.trim_ascii().is_empty()).last().unwrap_or_default()
         });
         Ok(Self { child, last_line })
     }
 
-    /// Waits for the end; an error with what the program said last.
+    /// Waits for the end; an error holds the last line of standard error.
     fn finish(mut self) -> Result<()> {
         let status = self.child.wait().map_err(|error| not_run("ffmpeg", &error))?;
         if status.success() {
@@ -268,7 +268,7 @@ impl Running {
     }
 }
 
-/// A program that ended with an error, by the last line it wrote.
+/// Error of a program that failed, with the last line it printed.
 fn failed(program: &'static str, stderr: &[u8]) -> Error {
     let text = String::from_utf8_lossy(stderr);
     let line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
@@ -276,8 +276,8 @@ fn failed(program: &'static str, stderr: &[u8]) -> Error {
     VideoProblem::Program { program, message }.into()
 }
 
-/// Output of ffmpeg that is no frame.
-fn said(message: impl ToString) -> Error {
+/// Error of ffmpeg output that is not a frame.
+fn unexpected(message: impl ToString) -> Error {
     VideoProblem::Program { program: "ffmpeg", message: message.to_string() }.into()
 }
 
@@ -293,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_of_pictures_is_cut_into_frames() {
+    fn a_stream_of_images_is_cut_into_frames() {
         let mut bytes = b"P6\n2 1\n255\n".to_vec();
         bytes.extend([1, 2, 3, 4, 5, 6]);
         bytes.extend(b"P6\n2 1\n255\n\x0a\x20\x0a\x0a\x0a\x0a");
