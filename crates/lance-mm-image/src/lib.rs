@@ -1,25 +1,27 @@
-//! Pictures on their way in: from a file to the rows the ViT reads.
+//! Image and video preprocessing of Qwen2.5-VL: from a file to the patches that the vision encoder reads.
 //!
-//! [`load`] turns a file into RGB, [`resize`] brings it to a size the model was trained on, [`patches`] cuts
-//! it into normalised rows. All of it is integer arithmetic up to the last table look-up, so the rows equal
-//! upstream's bit for bit (JPEG decoders may differ by a few levels).
+//! Resized pixels equal Pillow's to the bit, patches those of Lance's published Python (JPEG decoders may differ by a
+//! few levels).
+//!
+//! Start from [`load`] or [`decode`], which give an [`RgbImage`], then [`prepare_image`]: it resizes as [`Resize`] says
+//! and cuts the result into [`Patches`], `pixel_values` and `image_grid_thw` of transformers. The values are plain
+//! f32 of shape `(N, 1176)`, so that any framework can take them. For videos, start from [`video::Clip`] and
+//! [`prepare_video`]. Neither needs a network, a GPU or a tensor library; both may run on any thread.
 //!
 //! ```
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # use lance_mm_image as image;
-//! // A picture that is in memory already needs no file.
-//! let picture = image::from_raw(image::Size { width: 400, height: 300 }, vec![127; 300 * 400 * 3])?;
-//! let picture = image::resize(&picture, image::Resize::resolution("image_768res")?)?;
-//! assert_eq!((picture.height(), picture.width()), (560, 756));
+//! use lance_mm_image::{LoadOptions, PATCH_VALUES, Resize, Rgb, RgbImage, decode, encode_png, prepare_image};
 //!
-//! let rows = image::patches(&[picture])?;
-//! assert_eq!((rows.t, rows.h, rows.w), (1, 40, 54));
-//! assert_eq!(rows.values.len(), 40 * 54 * image::PATCH_VALUES);
-//! # Ok(())
-//! # }
+//! let png = encode_png(&RgbImage::from_pixel(400, 300, Rgb([127; 3])), &[])?;
+//! let image = decode(&png, "photo.png", &LoadOptions::default())?;
+//! let patches = prepare_image(&image, Resize::native())?;
+//! assert_eq!((patches.t, patches.h, patches.w), (1, 22, 28));
+//! assert_eq!(patches.values.len(), 22 * 28 * PATCH_VALUES);
+//! # Ok::<(), lance_mm_image::Error>(())
 //! ```
 //!
-//! Sizes are written height first, as in the model's tables; only [`RgbImage`] itself has the width first.
+//! The steps are public too: [`resize`] (Pillow's bicubic filter in [`resample`]), [`patches`], and
+//! [`resize_to_bucket`] with [`to_vae_pixels`] for a VAE. [`encode_png`] and [`video::Animation`] write images and
+//! frames.
 
 mod encoded;
 mod error;
@@ -40,7 +42,6 @@ mod write_png;
 pub use ::image::{Rgb, RgbImage};
 
 pub use error::{Error, Result, VideoProblem};
-
 pub use format::FileKind;
 pub use geometry::{Crop, Size, bucket, buckets, crop};
 pub use load::{LoadOptions, decode, from_raw, load, read};
@@ -51,5 +52,5 @@ pub use resize::{Resize, resize, resize_frames, resize_to_bucket};
 pub use vae_pixels::{from_vae_pixels, to_vae_pixels};
 pub use write_png::{encode_png, encode_png_animation};
 
-/// Sides of a prepared picture are multiples of this: a 2 x 2 group of patches of 14 pixels, one token.
+/// Sides of a prepared image are multiples of this: a 2 x 2 group of patches of 14 pixels, one token.
 pub(crate) const FACTOR: u32 = 28;
