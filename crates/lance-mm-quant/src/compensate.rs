@@ -1,10 +1,11 @@
-//! Making good what earlier layers got wrong: a weight that gives, on the inputs it will read in the quantized
-//! model, what the original weight gives on the original inputs.
+//! Compensation for errors of earlier layers: a weight that gives, on its inputs in the quantized model, the outputs
+//! of the original weight on the original inputs.
 //!
 //! With original inputs `X`, inputs `Y` of the model quantized so far and `E = X − Y`, the weight
 //! `W + W·EᵀY/n · (YᵀY/n + λ·I)⁻¹` minimises `‖X·Wᵀ − Y·Vᵀ‖²/n + λ·‖V − W‖²` over `V`. What is rounded next
 //! costs the same Hessian as before (asymmetric calibration, as in GPTAQ, arXiv:2504.02692).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use lance_mm_tensor::{MatRef, Result, add_matmul};
@@ -41,69 +42,68 @@ pub struct Drift {
     pub rounded: f64,
 }
 
-/// A weight as it makes good the drift of its inputs.
-pub(crate) struct Compensated<'a> {
+/// A weight that compensates for the drift of its inputs, read by rows.
+pub struct Compensated<'a> {
     weight: &'a dyn Source,
-    /// `X − Y` of the search rows.
-    drift: &'a [f32],
-    actual: &'a [f32],
-    /// Of `YYᵀ/n + λ·I` where that is smaller than `YᵀY/n + λ·I`.
-    factor: Option<Arc<Factor>>,
-}
-
-/// `weight` compensated for inputs that became `actual`, with the damping that leaves the smallest error on
-/// the rows held back; the weight itself where none is worth it.
-///
-/// # Errors
-/// Rows that do not correspond, a Hessian that rounding made indefinite.
-pub(crate) fn compensated<'a>(
-    name: &str,
-    weight: &'a dyn Source,
-    original: &Rows,
-    drift: &'a [f32],
+    original: &'a Rows,
     actual: &'a Inputs,
-) -> Result<(Compensated<'a>, Drift)> {
-    let rows = actual.rows();
-    let shape = |rows: &Rows| (rows.n_search(), rows.n_held_back(), rows.n_cols());
-    if shape(original) != shape(rows) || weight.n_cols() != rows.n_cols() {
-        let expected = format!("{:?} rows to search with, held back, and columns", shape(original));
-        return Err(setting(name, expected, format!("{:?}", shape(rows))));
-    }
-    let some = Sampled::new(weight, ROWS);
-    let (before, size) = left(&some, &some, original, rows);
-    let before = relative(before, size);
-    let mut found = Drift { before, after: before, damping: None, rounded: before };
-    let mut best = None;
-    for damping in DAMPINGS {
-        let factor = match rows.n_search() < rows.n_cols() {
-            true => Arc::new(Factor::of_rows(name, rows, damping)?),
-            false => actual.factor(damping)?,
-        };
-        let candidate =
-            Compensated { weight: &some, drift, actual: rows.search(), factor: Some(factor.clone()) };
-        let (error, _) = left(&candidate, &some, original, rows);
-        let error = relative(error, size);
-        if error < found.after && error < ACCEPT * found.before {
-            found = Drift { after: error, damping: Some(damping), ..found };
-            best = Some(factor);
+    /// `X − Y` of the search rows.
+    difference: Cow<'a, [f32]>,
+    /// Of `YYᵀ/n + λ·I` where that is smaller than `YᵀY/n + λ·I`; none: the weight as it is.
+    factor: Option<Arc<Factor>>,
+    drift: Drift,
+}
+
+impl<'a> Compensated<'a> {
+    /// Compensates `weight` for inputs that became `actual`, row by row those of `original`, with the damping that
+    /// leaves the smallest error on the rows held back; keeps the weight where none is worth it.
+    ///
+    /// # Errors
+    /// Rows that do not correspond, a Hessian that rounding made indefinite.
+    pub fn new(name: &str, weight: &'a dyn Source, original: &'a Rows, actual: &'a Inputs) -> Result<Self> {
+        let rows = actual.rows();
+        let shape = |rows: &Rows| (rows.n_search(), rows.n_held_back(), rows.n_cols());
+        if shape(original) != shape(rows) || weight.n_cols() != rows.n_cols() {
+            let expected = format!("{:?} rows to search with, held back, and columns", shape(original));
+            return Err(setting(name, expected, format!("{:?}", shape(rows))));
         }
+        let difference: Vec<f32> = original.search().iter().zip(rows.search()).map(|(x, y)| x - y).collect();
+        let some = Sampled::new(weight, ROWS);
+        let before = left(&some, &some, original, rows);
+        let mut drift = Drift { before, after: before, damping: None, rounded: before };
+        let mut best = None;
+        for damping in DAMPINGS {
+            let factor = if rows.n_search() < rows.n_cols() {
+                Arc::new(Factor::of_rows(name, rows, damping)?)
+            } else {
+                actual.factor(damping)?
+            };
+            let candidate = Compensated {
+                weight: &some,
+                original,
+                actual,
+                difference: Cow::Borrowed(&difference),
+                factor: Some(factor.clone()),
+                drift: drift.clone(),
+            };
+            let error = left(&candidate, &some, original, rows);
+            if error < drift.after && error < ACCEPT * drift.before {
+                drift = Drift { after: error, damping: Some(damping), ..drift };
+                best = Some(factor);
+            }
+        }
+        Ok(Self { weight, original, actual, difference: Cow::Owned(difference), factor: best, drift })
     }
-    Ok((Compensated { weight, drift, actual: rows.search(), factor: best }, found))
+
+    /// The drift, and what is left of it with the weight as it was `rounded`.
+    pub fn drift(&self, rounded: &dyn Source) -> Drift {
+        let rounded = left(rounded, self.weight, self.original, self.actual.rows());
+        Drift { rounded, ..self.drift.clone() }
+    }
 }
 
-/// `‖X·Wᵀ − Y·Vᵀ‖² / ‖X·Wᵀ‖²` on the rows held back, for the `v` that is in the file.
-pub(crate) fn rounded(v: &dyn Source, w: &dyn Source, original: &Rows, actual: &Rows) -> f64 {
-    let (error, size) = left(v, w, original, actual);
-    relative(error, size)
-}
-
-/// `X − Y` of the search rows.
-pub(crate) fn difference(original: &Rows, actual: &Rows) -> Vec<f32> {
-    original.search().iter().zip(actual.search()).map(|(x, y)| x - y).collect()
-}
-
-/// `‖X·Wᵀ − Y·Vᵀ‖²` and `‖X·Wᵀ‖²` on the rows held back.
-fn left(v: &dyn Source, w: &dyn Source, x: &Rows, y: &Rows) -> (f64, f64) {
+/// `‖X·Wᵀ − Y·Vᵀ‖² / ‖X·Wᵀ‖²` on the rows held back.
+fn left(v: &dyn Source, w: &dyn Source, x: &Rows, y: &Rows) -> f64 {
     let cols = w.n_cols();
     let n = x.n_held_back();
     let sums: Vec<(f64, f64)> = (0..w.n_rows().div_ceil(CHUNK))
@@ -120,7 +120,8 @@ fn left(v: &dyn Source, w: &dyn Source, x: &Rows, y: &Rows) -> (f64, f64) {
             (add(-1.0, &v.read_rows(i * CHUNK, m), y), size)
         })
         .collect();
-    sums.iter().fold((0.0, 0.0), |sum, v| (sum.0 + v.0, sum.1 + v.1))
+    let (error, size) = sums.iter().fold((0.0, 0.0), |sum, v| (sum.0 + v.0, sum.1 + v.1));
+    relative(error, size)
 }
 
 impl Source for Compensated<'_> {
@@ -140,17 +141,18 @@ impl Source for Compensated<'_> {
         let mut w = self.weight.read_rows(first, n);
         let Some(factor) = &self.factor else { return w };
         let cols = self.n_cols();
-        let samples = self.actual.len() / cols;
+        let actual = self.actual.rows().search();
+        let samples = actual.len() / cols;
         let rows = |values| MatRef::new(values, samples, cols, cols);
         // W·Eᵀ, then times Y: never a matrix of K x K.
         let mut outputs = vec![0.0; n * samples];
-        add_matmul(&mut outputs, samples, 1.0, MatRef::new(&w, n, cols, cols), rows(self.drift).t());
+        add_matmul(&mut outputs, samples, 1.0, MatRef::new(&w, n, cols, cols), rows(&self.difference).t());
         if factor.n_cols() != cols {
             factor.solve(&mut outputs);
         }
         let mut change = vec![0.0; n * cols];
         let outputs = MatRef::new(&outputs, n, samples, samples);
-        add_matmul(&mut change, cols, 1.0 / samples as f32, outputs, rows(self.actual));
+        add_matmul(&mut change, cols, 1.0 / samples as f32, outputs, rows(actual));
         if factor.n_cols() == cols {
             factor.solve(&mut change);
         }
@@ -211,9 +213,8 @@ mod tests {
             let w = Matrix::new("w", seeded(5 * k, 1), k).unwrap();
             let x = correlated(n, 20, k, 3);
             let y = Inputs::new("y", changed(&x, 0.3));
-            let drift = difference(&x, y.rows());
-            let (found, report) = compensated("w", &w, &x, &drift, &y).unwrap();
-            let expected = naive(&w, &x, y.rows(), report.damping.unwrap());
+            let found = Compensated::new("w", &w, &x, &y).unwrap();
+            let expected = naive(&w, &x, y.rows(), found.drift.damping.unwrap());
             let found = found.read_rows(0, 5);
             for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
                 assert!((f64::from(*found) - expected).abs() < 2e-3, "{n} {k} {i}: {found} {expected}");
@@ -228,9 +229,7 @@ mod tests {
         let x = correlated(300, 100, k, 3);
         let run = |y: Rows| {
             let y = Inputs::new("y", y);
-            let drift = difference(&x, y.rows());
-            let (_, report) = compensated("w", &w, &x, &drift, &y).unwrap();
-            report
+            Compensated::new("w", &w, &x, &y).unwrap().drift
         };
         let leak = run(changed(&x, 0.3));
         assert!(leak.after < 0.2 * leak.before && leak.damping == Some(0.001), "{leak:?}");
@@ -246,7 +245,7 @@ mod tests {
     fn rows_that_do_not_correspond_are_refused() {
         let w = Matrix::new("w", seeded(64, 1), 64).unwrap();
         let (x, y) = (correlated(30, 10, 64, 3), Inputs::new("y", correlated(20, 10, 64, 3)));
-        let error = compensated("w", &w, &x, &[], &y).err().unwrap().to_string();
+        let error = Compensated::new("w", &w, &x, &y).err().unwrap().to_string();
         assert!(error.starts_with("w: expected (30, 10, 64)") && error.ends_with("(20, 10, 64)"), "{error}");
     }
 }

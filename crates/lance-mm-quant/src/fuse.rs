@@ -3,7 +3,8 @@
 use lance_mm_tensor::Result;
 
 use crate::matrix::{Matrix, setting};
-use crate::names::{Expert, Pair, Proj, Tie};
+use crate::names::{Expert, Pair, Proj};
+use crate::tie::Tie;
 
 /// Attention heads of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,16 +2,17 @@
 
 use lance_mm_tensor::{AffineWeight, Result, Scheme};
 
-use crate::compensate::{Drift, compensated, difference, rounded};
+use crate::compensate::Compensated;
 use crate::fuse::divide;
 use crate::inputs::Inputs;
 use crate::linear::{quantize_linear, width_errors};
 use crate::matrix::{Scaled, Source, setting};
-use crate::names::{Expert, Pair, Tie};
+use crate::names::{Expert, Pair};
 use crate::recipe::{Recipe, Scaling};
 use crate::report::{LinearReport, PairReport};
 use crate::rows::Rows;
 use crate::search::{Consumer, search};
+use crate::tie::Tie;
 
 /// A quantized output head.
 pub struct HeadResult {
@@ -86,18 +87,14 @@ pub fn measure_head(
         None => (None, rows),
     };
     let inputs = Inputs::new(format!("inputs of {name}"), rows);
-    let difference = original.as_ref().map(|original| difference(original, inputs.rows()));
-    let fitted = match original.as_ref().zip(difference.as_ref()) {
-        Some((x, d)) => Some(compensated(name, &scaled, x, d, &inputs)?),
+    let compensated = match &original {
+        Some(original) => Some(Compensated::new(name, &scaled, original, &inputs)?),
         None => None,
     };
-    let source: &dyn Source = fitted.as_ref().map_or(&scaled, |(source, _)| source);
+    let source: &dyn Source = compensated.as_ref().map_or(&scaled, |compensated| compensated);
     let quantized = quantize_linear(name, source, Some(&inputs), scheme, recipe)?;
     let mut report = LinearReport::new(name.to_owned(), &quantized, plain);
-    if let (Some((_, drift)), Some(original)) = (&fitted, &original) {
-        let rounded = rounded(&quantized.weight, &scaled, original, inputs.rows());
-        report.drift = Some(Drift { rounded, ..drift.clone() });
-    }
+    report.drift = compensated.as_ref().map(|compensated| compensated.drift(&quantized.weight));
     let errors = width_errors(name, &scaled, Some(&inputs), schemes, recipe)?;
     Ok(HeadResult { weight: quantized.weight, report, pair, errors })
 }

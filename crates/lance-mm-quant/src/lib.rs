@@ -55,9 +55,10 @@ mod search;
 mod seed;
 #[cfg(test)]
 mod testing;
+mod tie;
 
 pub use allocate::{Choice, Item, allocate, stored_bytes, widths};
-pub use compensate::Drift;
+pub use compensate::{Compensated, Drift};
 pub use fuse::{ExpertWeights, Heads};
 pub use head::{HeadResult, HeadRows, measure_head, quantize_head};
 pub use inputs::Inputs;
@@ -68,10 +69,11 @@ pub use layer::{
 pub use linear::{
     GroupFits, Method, Quantized, Trial, fit_groups, quantize_by, quantize_linear, width_errors,
 };
-pub use matrix::{Matrix, Source};
-pub use names::{Expert, Pair, Proj, Site, Tie};
+pub use matrix::{Matrix, Scaled, Source};
+pub use names::{Expert, Pair, Proj, Site};
 pub use recipe::{Recipe, Scaling};
 pub use report::{LinearReport, PairReport};
 pub use rows::Rows;
 pub use search::{Candidate, Channels, Consumer, Family, Search, candidates, losses, search};
 pub use seed::{SeedSearch, activation_mean, draw, seed_scales, seed_search};
+pub use tie::Tie;

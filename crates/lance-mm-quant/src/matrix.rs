@@ -57,9 +57,11 @@ impl Source for AffineWeight {
 }
 
 /// A source with its columns multiplied.
-pub(crate) struct Scaled<'a> {
-    pub(crate) source: &'a dyn Source,
-    pub(crate) factors: &'a [f32],
+pub struct Scaled<'a> {
+    /// The matrix `(R, K)`.
+    pub source: &'a dyn Source,
+    /// A factor for each of its `K` columns.
+    pub factors: &'a [f32],
 }
 
 impl Source for Scaled<'_> {

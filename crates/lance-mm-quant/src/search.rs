@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::block::{Block, CHUNK, energy, output_energy, relative};
 use crate::matrix::{Sampled, Source, setting};
-use crate::names::Tie;
 use crate::rows::Rows;
+use crate::tie::Tie;
 
 /// One consumer of the channels that are scaled.
 #[derive(Clone, Copy)]

@@ -3,7 +3,7 @@
 use lance_mm_tensor::{Result, Scheme};
 
 use super::{ExpertResult, Form, LinearResult, SiteRows};
-use crate::compensate::{Drift, compensated, difference, rounded};
+use crate::compensate::Compensated;
 use crate::fuse::ExpertWeights;
 use crate::inputs::Inputs;
 use crate::linear::{quantize_linear, width_errors};
@@ -56,18 +56,16 @@ impl Rounding {
             let linear = match (step.scheme)(proj) {
                 None => LinearResult { name, form: Form::Dense(matrix), report: None, errors },
                 Some(scheme) => {
-                    let fitted = match original.as_ref().zip(known) {
+                    let compensated = match original.as_ref().zip(known) {
                         None => None,
-                        Some((x, y)) => Some(compensate(&name, &matrix, x, y)?),
+                        Some((x, y)) => Some(Compensated::new(&name, &matrix, x, y)?),
                     };
-                    let weight = fitted.as_ref().map_or(&matrix, |(weight, _)| weight);
+                    let fitted = compensated.as_ref().map(|c| Matrix::read(&name, c)).transpose()?;
+                    let weight = fitted.as_ref().unwrap_or(&matrix);
                     let quantized = quantize_linear(&name, weight, known, scheme, step.recipe)?;
                     let plain = self.plain[proj as usize];
                     let mut report = LinearReport::new(name.clone(), &quantized, plain);
-                    if let (Some((_, drift)), Some(x), Some(y)) = (fitted, &original, known) {
-                        let rounded = rounded(&quantized.weight, &matrix, x, y.rows());
-                        report.drift = Some(Drift { rounded, ..drift });
-                    }
+                    report.drift = compensated.map(|c| c.drift(&quantized.weight));
                     LinearResult { name, form: Form::Packed(quantized.weight), report: Some(report), errors }
                 }
             };
@@ -75,11 +73,4 @@ impl Rounding {
         }
         Ok(())
     }
-}
-
-/// The weight that makes good what has become of its inputs.
-fn compensate(name: &str, weight: &Matrix, original: &Rows, actual: &Inputs) -> Result<(Matrix, Drift)> {
-    let drift = difference(original, actual.rows());
-    let (source, found) = compensated(name, weight, original, &drift, actual)?;
-    Ok((Matrix::read(name, &source)?, found))
 }

@@ -5,12 +5,13 @@ use lance_mm_tensor::{Result, Scheme};
 use super::{LayerWeights, SiteRows};
 use crate::fuse::{ExpertWeights, Heads};
 use crate::matrix::{Source, setting};
-use crate::names::{Expert, Pair, Proj, Tie};
+use crate::names::{Expert, Pair, Proj};
 use crate::recipe::{Recipe, Scaling};
 use crate::report::PairReport;
 use crate::rows::Rows;
 use crate::search::{Consumer, Search, losses, search};
 use crate::seed::{activation_mean, draw, seed_search};
+use crate::tie::Tie;
 
 /// A layer whose scales are searched and fused.
 pub(super) struct Work<'a> {
