@@ -4,12 +4,15 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 use lance_mm_models::{Config, LinearInput, Llm};
-use lance_mm_quant::{Expert, HeadRows, Rows, Site, SiteRows};
+use lance_mm_quant::Rows;
 use lance_mm_tensor::StopFlag;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::error::{Error, Result};
+use crate::head::HeadRows;
+use crate::layer_quantizer::SiteRows;
+use crate::names::{Expert, Site};
 use crate::samples::Samples;
 use crate::workdir::WorkDir;
 

@@ -140,3 +140,12 @@ impl Error {
         Self::Option { name, expected: expected.to_string(), found: found.to_string() }
     }
 }
+
+/// The error of a matrix or its inputs.
+pub(crate) fn setting(name: &str, expected: impl ToString, found: impl ToString) -> lance_mm_tensor::Error {
+    lance_mm_tensor::Error::Setting {
+        name: name.into(),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    }
+}

@@ -4,9 +4,9 @@ use candle_core::Tensor;
 use lance_mm_eval::Position;
 use lance_mm_models::{Llm, Sequence};
 use lance_mm_pipelines::Lance;
-use lance_mm_quant::Expert;
 
 use crate::error::{Error, Result};
+use crate::names::Expert;
 use crate::run::Run;
 use crate::samples::Samples;
 

@@ -4,16 +4,18 @@ use std::collections::HashMap;
 
 use lance_mm_models::{Config, Experts, Llm};
 use lance_mm_pipelines::Checkpoint;
-use lance_mm_quant::{
-    Expert, ExpertResult, ExpertWeights, HeadRows, Heads, LayerQuantizer, LayerWeights, LinearReport, Matrix,
-    PairReport, Proj, Recipe, SiteRows, quantize_head, quantize_linear,
-};
+use lance_mm_quant::{LinearReport, Matrix, Recipe, quantize_linear};
 use lance_mm_tensor::{StopFlag, Weight, Weights};
 use serde::Serialize;
 
 use crate::capture::Capture;
 use crate::error::{Error, Result};
+use crate::fuse::{ExpertWeights, Heads};
+use crate::head::{HeadRows, quantize_head};
+use crate::layer_quantizer::{ExpertResult, LayerQuantizer, LayerWeights, SiteRows};
+use crate::names::{Expert, Proj};
 use crate::progress::{Monitor, Progress};
+use crate::report::PairReport;
 use crate::scheme::Schemes;
 use crate::stored::{Shared, Stored, bf16s, f32s, in_memory, overlaid, packed, store, values, vectors};
 use crate::workdir::WorkDir;

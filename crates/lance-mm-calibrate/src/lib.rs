@@ -25,8 +25,12 @@ mod capture;
 mod config;
 mod drawings;
 mod error;
+mod fuse;
+mod head;
 mod judge;
 mod layer;
+mod layer_quantizer;
+mod names;
 mod options;
 mod output;
 mod progress;
@@ -36,16 +40,25 @@ mod run;
 mod samples;
 mod scheme;
 mod stored;
+#[cfg(test)]
+mod testing;
 mod vit;
 mod widths;
 mod workdir;
 
 pub use drawings::Drawings;
 pub use error::{Error, Result};
+pub use fuse::{ExpertWeights, Heads};
+pub use head::{HeadResult, HeadRows, measure_head, quantize_head};
+pub use layer_quantizer::{
+    ExpertResult, Form, LayerQuantizer, LayerResult, LayerWeights, LinearResult, SiteRows, measure_layer,
+    quantize_layer,
+};
+pub use names::{Expert, Pair, Proj, Site};
 pub use options::{GenExpert, QuantizeOptions, Recipe, Sensitivity};
 pub use progress::{Observer, Progress};
 pub use quantize::quantize;
-pub use report::Report;
+pub use report::{PairReport, Report};
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,6 @@ use lance_mm_eval::Dataset;
 use lance_mm_models::Experts;
 use lance_mm_pipelines::checkpoint::{CheckpointFiles, WeightsFile};
 use lance_mm_pipelines::{Checkpoint, Lance, inspect};
-use lance_mm_quant::Expert;
 use lance_mm_tensor::Weights;
 use sha2::{Digest, Sha256};
 
@@ -15,6 +14,7 @@ use crate::capture::Capture;
 use crate::drawings::Drawings;
 use crate::error::{Error, Result};
 use crate::layer::Quantizing;
+use crate::names::Expert;
 use crate::options::QuantizeOptions;
 use crate::output::Output;
 use crate::progress::{Monitor, Observer, Progress};

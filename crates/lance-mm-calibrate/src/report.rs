@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lance_mm_quant::{LinearReport, PairReport};
-use serde::Deserialize;
+use lance_mm_quant::{Family, LinearReport, Search, SeedSearch};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::layer;
+use crate::names::Pair;
 use crate::options::Recipe;
 use crate::quantize::read;
 use crate::samples::Samples;
@@ -123,5 +124,58 @@ impl Report {
     pub(crate) fn summary(&self) -> Value {
         json!({ "program": self.value["made_by"], "preset": self.value["preset"], "recipe": self.value["plan"]["recipe"],
                 "seed": self.value["plan"]["seed"] })
+    }
+}
+
+/// A fusion pair.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PairReport {
+    /// Which.
+    pub pair: Pair,
+    /// The modules whose channels are divided.
+    pub producers: Vec<String>,
+    /// The family of the best candidate.
+    pub family: Family,
+    /// Its `α`.
+    pub alpha: f64,
+    /// Loss of the identity on the search rows; none for the published search, which does not try it.
+    pub identity: Option<f64>,
+    /// Loss of the best candidate on the search rows.
+    pub best: f64,
+    /// Loss of the identity on the rows held back.
+    pub held_back_identity: Option<f64>,
+    /// Loss of the best candidate on the rows held back.
+    pub held_back_best: Option<f64>,
+    /// Whether the scale is in the file.
+    pub accepted: bool,
+}
+
+impl PairReport {
+    pub(crate) fn searched(pair: Pair, producers: Vec<String>, search: &Search) -> Self {
+        Self {
+            pair,
+            producers,
+            family: search.best.family,
+            alpha: search.best.alpha,
+            identity: search.losses.first().copied(),
+            best: search.losses.iter().copied().fold(f64::INFINITY, f64::min),
+            held_back_identity: Some(search.held_back_identity),
+            held_back_best: Some(search.held_back_best),
+            accepted: search.accepted,
+        }
+    }
+
+    pub(crate) fn seed(pair: Pair, producers: Vec<String>, search: &SeedSearch) -> Self {
+        Self {
+            pair,
+            producers,
+            family: Family::ActWeight,
+            alpha: search.alpha,
+            identity: None,
+            best: search.losses.iter().copied().fold(f64::INFINITY, f64::min),
+            held_back_identity: None,
+            held_back_best: None,
+            accepted: true,
+        }
     }
 }

@@ -3,10 +3,10 @@
 use candle_core::Tensor;
 use lance_mm_models::{Config, Cursor, Grid, Llm, Segment, Sequence};
 use lance_mm_pipelines::generate::{Piece, Plan, Unconditional};
-use lance_mm_quant::Expert;
 use serde_json::{Value, json};
 
 use crate::error::Result;
+use crate::names::Expert;
 
 /// A sample, or a pass of one, laid out.
 pub(crate) struct Run {

@@ -5,12 +5,12 @@ use lance_mm_eval::{Dataset, Sample};
 use lance_mm_models::{Config, Segment};
 use lance_mm_pipelines::prompt::{self, Medium, Turn, TurnContent};
 use lance_mm_pipelines::{AskOptions, Content, DecodeOptions, Lance};
-use lance_mm_quant::Expert;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::names::Expert;
 use crate::progress::{Monitor, Progress};
 use crate::run::Run;
 use crate::workdir::WorkDir;

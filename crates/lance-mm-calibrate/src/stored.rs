@@ -6,11 +6,13 @@ use std::collections::HashMap;
 use candle_core::Tensor;
 use lance_mm_models::{Experts, Llm};
 use lance_mm_pipelines::Checkpoint;
-use lance_mm_quant::{Expert, ExpertResult, Form, LinearReport, Matrix, Proj};
+use lance_mm_quant::{LinearReport, Matrix};
 use lance_mm_tensor::{AffineWeight, Weights};
 use safetensors::{Dtype, View};
 
 use crate::error::{Error, Result};
+use crate::layer_quantizer::{ExpertResult, Form};
+use crate::names::{Expert, Proj};
 
 /// A tensor that is ready to be written.
 pub(crate) struct Stored {

@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, HashMap};
 
 use lance_mm_models::{Experts, Llm, is_generation};
 use lance_mm_pipelines::{Checkpoint, Lance};
-use lance_mm_quant::{
-    Choice, Expert, HeadRows, Item, LayerWeights, Proj, Recipe, SiteRows, allocate, measure_head,
-    measure_layer, quantize_linear, stored_bytes, width_errors, widths,
-};
+use lance_mm_quant::{Choice, Item, Recipe, allocate, quantize_linear, stored_bytes, width_errors, widths};
 use lance_mm_tensor::{Scheme, TensorInfo, Weight};
 use serde::{Deserialize, Serialize};
 
 use crate::capture::Capture;
 use crate::error::{Error, Result};
+use crate::head::{HeadRows, measure_head};
 use crate::judge::Judge;
 use crate::layer;
+use crate::layer_quantizer::{LayerWeights, SiteRows, measure_layer};
+use crate::names::{Expert, Proj};
 use crate::options::{GenExpert, Sensitivity};
 use crate::progress::{Monitor, Progress};
 use crate::samples::Samples;
@@ -144,7 +144,7 @@ impl Measuring<'_> {
             let mut result = measure_layer(weights, vec![Some(sites.clone())], &scheme, self.recipe, others)?;
             Ok::<_, Error>(result.experts.remove(0))
         };
-        let judged = |expert: lance_mm_quant::ExpertResult| -> Result<(f64, f64)> {
+        let judged = |expert: crate::layer_quantizer::ExpertResult| -> Result<(f64, f64)> {
             let mut tensors = HashMap::new();
             let reports = store(index, &expert, f32_matrix, &mut tensors);
             let error: f64 = reports.iter().map(|report| report.final_error).sum();

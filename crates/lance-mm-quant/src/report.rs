@@ -4,63 +4,6 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::compensate::Drift;
 use crate::linear::{Method, Quantized, Trial};
-use crate::names::Pair;
-use crate::search::{Family, Search};
-use crate::seed::SeedSearch;
-
-/// A fusion pair.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PairReport {
-    /// Which.
-    pub pair: Pair,
-    /// The modules whose channels are divided.
-    pub producers: Vec<String>,
-    /// The family of the best candidate.
-    pub family: Family,
-    /// Its `α`.
-    pub alpha: f64,
-    /// Loss of the identity on the search rows; none for the published search, which does not try it.
-    pub identity: Option<f64>,
-    /// Loss of the best candidate on the search rows.
-    #[serde(deserialize_with = "or_nan")]
-    pub best: f64,
-    /// Loss of the identity on the rows held back.
-    pub held_back_identity: Option<f64>,
-    /// Loss of the best candidate on the rows held back.
-    pub held_back_best: Option<f64>,
-    /// Whether the scale is in the file.
-    pub accepted: bool,
-}
-
-impl PairReport {
-    pub(crate) fn searched(pair: Pair, producers: Vec<String>, search: &Search) -> Self {
-        Self {
-            pair,
-            producers,
-            family: search.best.family,
-            alpha: search.best.alpha,
-            identity: search.losses.first().copied(),
-            best: search.losses.iter().copied().fold(f64::INFINITY, f64::min),
-            held_back_identity: Some(search.held_back_identity),
-            held_back_best: Some(search.held_back_best),
-            accepted: search.accepted,
-        }
-    }
-
-    pub(crate) fn seed(pair: Pair, producers: Vec<String>, search: &SeedSearch) -> Self {
-        Self {
-            pair,
-            producers,
-            family: Family::ActWeight,
-            alpha: search.alpha,
-            identity: None,
-            best: search.losses.iter().copied().fold(f64::INFINITY, f64::min),
-            held_back_identity: None,
-            held_back_best: None,
-            accepted: true,
-        }
-    }
-}
 
 /// A quantized linear layer. Errors are relative output errors on the rows held back; without inputs those
 /// of the weights.

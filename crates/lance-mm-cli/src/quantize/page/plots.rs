@@ -1,6 +1,7 @@
 //! Plots over the layers.
 
-use lance_mm_quant::{Family, LinearReport, Pair};
+use lance_mm_calibrate::Pair;
+use lance_mm_quant::{Family, LinearReport};
 
 use super::{Page, place};
 use crate::document::{Grid, Plot, Series};

@@ -1,17 +1,13 @@
 //! Rounding the linear layers of an expert, site by site.
 
+use lance_mm_quant::{
+    Compensated, Inputs, LinearReport, Matrix, Recipe, Rows, quantize_linear, width_errors,
+};
 use lance_mm_tensor::{Result, Scheme};
 
 use super::{ExpertResult, Form, LinearResult, SiteRows};
-use crate::compensate::Compensated;
 use crate::fuse::ExpertWeights;
-use crate::inputs::Inputs;
-use crate::linear::{quantize_linear, width_errors};
-use crate::matrix::Matrix;
 use crate::names::{Proj, Site};
-use crate::recipe::Recipe;
-use crate::report::LinearReport;
-use crate::rows::Rows;
 
 /// An expert's layer whose scales are fused.
 pub(super) struct Rounding {

@@ -1,7 +1,8 @@
 use super::*;
 use crate::names::Pair;
-use crate::recipe::Scaling;
-use crate::testing::{HEADS, correlated, expert_weights, site_rows};
+use crate::testing::{HEADS, expert_weights, site_rows};
+use lance_mm_quant::Scaling;
+use lance_mm_quant::testing::correlated;
 
 fn weights(experts: &[Expert]) -> LayerWeights {
     let experts = experts.iter().enumerate().map(|(i, e)| expert_weights(*e, 1 + i as u64)).collect();

@@ -1,18 +1,15 @@
 //! The output head.
 
+use lance_mm_quant::{
+    Compensated, Consumer, Inputs, LinearReport, Recipe, Rows, Scaled, Scaling, Source, Tie, quantize_linear,
+    search, width_errors,
+};
 use lance_mm_tensor::{AffineWeight, Result, Scheme};
 
-use crate::compensate::Compensated;
+use crate::error::setting;
 use crate::fuse::divide;
-use crate::inputs::Inputs;
-use crate::linear::{quantize_linear, width_errors};
-use crate::matrix::{Scaled, Source, setting};
 use crate::names::{Expert, Pair};
-use crate::recipe::{Recipe, Scaling};
-use crate::report::{LinearReport, PairReport};
-use crate::rows::Rows;
-use crate::search::{Consumer, search};
-use crate::tie::Tie;
+use crate::report::PairReport;
 
 /// A quantized output head.
 pub struct HeadResult {
@@ -101,11 +98,11 @@ pub fn measure_head(
 
 #[cfg(test)]
 mod tests {
+    use lance_mm_quant::Matrix;
+    use lance_mm_quant::testing::correlated;
     use lance_mm_tensor::testing::seeded;
 
     use super::*;
-    use crate::matrix::Matrix;
-    use crate::testing::correlated;
 
     #[test]
     fn a_head_takes_its_scale_from_the_last_norm() {

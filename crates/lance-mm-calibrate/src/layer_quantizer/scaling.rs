@@ -1,17 +1,15 @@
 //! The scales of a layer's pairs.
 
+use lance_mm_quant::{
+    Consumer, Recipe, Rows, Scaling, Search, Source, Tie, activation_mean, draw, losses, search, seed_search,
+};
 use lance_mm_tensor::{Result, Scheme};
 
 use super::{LayerWeights, SiteRows};
+use crate::error::setting;
 use crate::fuse::{ExpertWeights, Heads};
-use crate::matrix::{Source, setting};
 use crate::names::{Expert, Pair, Proj};
-use crate::recipe::{Recipe, Scaling};
 use crate::report::PairReport;
-use crate::rows::Rows;
-use crate::search::{Consumer, Search, losses, search};
-use crate::seed::{activation_mean, draw, seed_search};
-use crate::tie::Tie;
 
 /// A layer whose scales are searched and fused.
 pub(super) struct Work<'a> {

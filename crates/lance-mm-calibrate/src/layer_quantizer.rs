@@ -3,14 +3,12 @@
 mod rounding;
 mod scaling;
 
+use lance_mm_quant::{LinearReport, Matrix, Recipe, Rows};
 use lance_mm_tensor::{AffineWeight, Result, Scheme};
 
 use crate::fuse::{ExpertWeights, Heads};
-use crate::matrix::Matrix;
 use crate::names::{Expert, Proj, Site};
-use crate::recipe::Recipe;
-use crate::report::{LinearReport, PairReport};
-use crate::rows::Rows;
+use crate::report::PairReport;
 use rounding::{Rounding, Step};
 use scaling::Work;
 
