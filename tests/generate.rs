@@ -40,7 +40,7 @@ fn short() -> GenerateOptions {
 
 #[test]
 fn the_seed_decides_and_guidance_1_needs_no_second_pass() {
-    let request = Request::TextToImage { size: Size::new(32, 48).unwrap() };
+    let request = Request::TextToImage { size: Size { width: 48, height: 32 } };
     let (drawn, stages, guided) = draw(&request, &short());
     assert_eq!((stages, guided), (vec![Stage::Prompt, Stage::Denoise, Stage::VaeDecode], vec![true, true]));
     assert_eq!((drawn.frames.len(), drawn.frames[0].dimensions()), (1, (48, 32)));
@@ -89,7 +89,7 @@ fn an_edit_looks_at_its_source_twice() {
 fn a_trace_reads_what_the_steps_read() {
     let (lance, image) = (lance(), picture());
     let requests = [
-        Request::TextToImage { size: Size::new(32, 48).unwrap() },
+        Request::TextToImage { size: Size { width: 48, height: 32 } },
         Request::EditImage { image: &image, resolution: Resolution { vae: 64, vit: 56 } },
     ];
     for request in requests {
@@ -130,7 +130,7 @@ fn a_trace_reads_what_the_steps_read() {
 
 #[test]
 fn it_stops_when_asked() {
-    let request = Request::TextToImage { size: Size::new(32, 32).unwrap() };
+    let request = Request::TextToImage { size: Size { width: 32, height: 32 } };
     let options = GenerateOptions::default();
     let mut steps = 0;
     let result = lance().generate("A fox", &request, &options, |event| {
@@ -147,7 +147,7 @@ fn it_stops_when_asked() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let lance = lance();
-    let request = Request::TextToImage { size: Size::new(32, 32).unwrap() };
+    let request = Request::TextToImage { size: Size { width: 32, height: 32 } };
     let check =
         |options: &GenerateOptions| lance.check_request("x", &request, options).err().map(|e| e.to_string());
     let wrong = GenerateOptions { noise: Some(lance_mm::noise(1, 5).unwrap()), ..short() };

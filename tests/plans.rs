@@ -227,7 +227,7 @@ fn a_step_of_drawing_takes_23_dispatches_a_layer_and_8() {
 
 /// Draws in two steps.
 fn draw(device: &Device, activations: ActivationPrecision) -> lance_mm::Result<(Lance, Generated)> {
-    let request = Request::TextToImage { size: Size::new(32, 48).unwrap() };
+    let request = Request::TextToImage { size: Size { width: 48, height: 32 } };
     let options = GenerateOptions { steps: 2, ..GenerateOptions::default() };
     let lance = generation(device, activations)?;
     let drawn = lance.generate("A red fox", &request, &options, |_| {})?;

@@ -159,7 +159,7 @@ fn a_task_reads_the_weights_that_it_needs() {
     let options = GenerateOptions { steps: 1, ..GenerateOptions::default() };
     let resolution = Resolution { vae: 64, vit: 56 };
     for (request, expected) in [
-        (Request::TextToImage { size: Size::new(32, 48).unwrap() }, &["und", "gen", "decoder"][..]),
+        (Request::TextToImage { size: Size { width: 48, height: 32 } }, &["und", "gen", "decoder"][..]),
         (
             Request::ImageToVideo { image: &image, frames: 1, resolution },
             &["und", "gen", "encoder", "decoder"],

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use lance_mm_image::{self as image, LoadOptions};
-use lance_mm_pipelines::generate::{Resolution, Size, Trace};
+use lance_mm_pipelines::generate::{Resolution, Size, Trace, check_size};
 use lance_mm_pipelines::{GenerateOptions, Lance, Request};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -127,15 +127,17 @@ impl Drawings {
 
 /// 384 x 384 unless the request says otherwise, as the published checkpoint was calibrated.
 fn size(drawing: &Drawing) -> Result<Size> {
-    match &drawing.size {
+    let size = match &drawing.size {
         Some(size) => {
             let sides = size.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
             let (width, height) =
                 sides.ok_or_else(|| Error::file("size", format!("expected WIDTHxHEIGHT, found {size}")))?;
-            Ok(Size::new(height, width)?)
+            Size { width, height }
         }
-        None => Ok(Size::new(384, 384)?),
-    }
+        None => Size { width: 384, height: 384 },
+    };
+    check_size(size)?;
+    Ok(size)
 }
 
 /// Steps that are recorded of a request: spread over the schedule, and over the requests.

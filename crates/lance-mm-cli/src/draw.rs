@@ -6,7 +6,7 @@ mod watch;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use lance_mm::generate::{Generated, Resolution, Size};
+use lance_mm::generate::{Generated, Resolution, Size, check_size};
 use lance_mm::image::{LoadOptions, RgbImage};
 use lance_mm::tensor::device_name;
 use lance_mm::{Checkpoint, GenerateOptions, Guidance, Lance, Renorm, Request, SolverKind};
@@ -238,11 +238,12 @@ pub(crate) fn size(text: &str, presets: &[(&str, u32, u32)]) -> Result<Size> {
         let ratios: Vec<&str> = presets.iter().map(|(ratio, _, _)| *ratio).collect();
         bail!("--size: expected WIDTHxHEIGHT or one of {}, found {text}", ratios.join(", "));
     };
-    match Size::new(height, width) {
+    let size = Size { width, height };
+    match check_size(size) {
         Err(lance_mm::Error::Option { name, expected, found }) => {
             bail!("--size: {name}: expected {expected}, found {found}")
         }
-        size => Ok(size?),
+        checked => Ok(checked.map(|()| size)?),
     }
 }
 

@@ -31,6 +31,13 @@ pub struct Size {
     pub height: u32,
 }
 
+/// 768x768, the default of Lance for generated images.
+impl Default for Size {
+    fn default() -> Self {
+        Size { width: 768, height: 768 }
+    }
+}
+
 impl Size {
     /// The size of an image.
     pub fn of(image: &RgbImage) -> Self {

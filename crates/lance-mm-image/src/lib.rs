@@ -48,7 +48,7 @@ pub use load::{LoadOptions, decode, from_raw, load, read};
 pub use multi_frame::{MultiFrame, multi_frame};
 pub use patches::{PATCH_VALUES, Patches, patches, prepare_image, prepare_video};
 pub use resample::resample;
-pub use resize::{Resize, resize, resize_frames, resize_to_bucket};
+pub use resize::{Resize, Resolution, resize, resize_frames, resize_to_bucket};
 pub use vae_pixels::{from_vae_pixels, to_vae_pixels};
 pub use write_png::{encode_png, encode_png_animation};
 

@@ -9,15 +9,43 @@ use crate::error::{Error, Result, VideoProblem};
 use crate::geometry::{Crop, Size, bucket, crop, native_size};
 use crate::resample::{resample, resample_part};
 
-/// Base sizes of the vision encoder's buckets by upstream's resolution names.
-const RESOLUTIONS: [(&str, u32); 6] = [
-    ("image_256res", 224),
-    ("image_512res", 448),
-    ("image_768res", 672),
-    ("video_192p", 224),
-    ("video_360p", 476),
-    ("video_480p", 616),
+/// Base sizes of the buckets that an image is resized to, for the VAE and for the vision encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resolution {
+    /// Base size for the VAE, and so of the result of an edit.
+    pub vae: u32,
+    /// Base size for the vision encoder.
+    pub vit: u32,
+}
+
+/// Upstream's names.
+const RESOLUTIONS: [(&str, Resolution); 6] = [
+    ("image_256res", Resolution { vae: 256, vit: 224 }),
+    ("image_512res", Resolution { vae: 512, vit: 448 }),
+    ("image_768res", Resolution::IMAGE),
+    ("video_192p", Resolution { vae: 256, vit: 224 }),
+    ("video_360p", Resolution { vae: 480, vit: 476 }),
+    ("video_480p", Resolution::VIDEO),
 ];
+
+impl Resolution {
+    /// `image_768res`, the default for images.
+    pub const IMAGE: Self = Self { vae: 768, vit: 672 };
+    /// `video_480p`, the default for videos.
+    pub const VIDEO: Self = Self { vae: 640, vit: 616 };
+
+    /// The resolution of one of upstream's names, `image_768res` for example.
+    ///
+    /// # Errors
+    ///
+    /// A name that upstream does not have.
+    pub fn named(name: &str) -> Result<Self> {
+        match RESOLUTIONS.iter().find(|(known, _)| *known == name) {
+            Some((_, resolution)) => Ok(*resolution),
+            None => Err(Error::option("resolution", RESOLUTIONS.map(|(known, _)| known).join(", "), name)),
+        }
+    }
+}
 
 /// Largest accepted base size. A bucket then has about 21 000 tokens, more than any preset by 30 times.
 const MAX_BASE: u32 = 4096;
@@ -52,16 +80,13 @@ impl Resize {
         Resize::Native { min_pixels: 3136, max_pixels: 1_003_520 }
     }
 
-    /// The buckets of one of upstream's resolution names, `image_768res` for example.
+    /// The buckets of the vision encoder at a resolution of upstream's.
     ///
     /// # Errors
     ///
-    /// A name that upstream does not have.
+    /// As [`Resolution::named`].
     pub fn resolution(name: &str) -> Result<Self> {
-        match RESOLUTIONS.iter().find(|(known, _)| *known == name) {
-            Some(&(_, base)) => Ok(Resize::Bucket { base }),
-            None => Err(Error::option("resolution", RESOLUTIONS.map(|(known, _)| known).join(", "), name)),
-        }
+        Ok(Resize::Bucket { base: Resolution::named(name)?.vit })
     }
 
     /// The size of the result of [`resize`] for an image of size `source`, without any pixels.
@@ -231,6 +256,7 @@ mod tests {
         for how in [Resize::native(), Resize::Bucket { base: 224 }] {
             assert!(resize(&RgbImage::new(0, 7), how).is_err());
         }
+        assert_eq!(Resolution::named("video_360p").unwrap(), Resolution { vae: 480, vit: 476 });
         let error = Resize::resolution("image_1024res").unwrap_err().to_string();
         assert!(error.contains("image_768res") && error.contains("image_1024res"), "{error}");
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use lance_mm_image::video::Clip;
-use lance_mm_image::{self as image, Resize, RgbImage};
+use lance_mm_image::{self as image, Patches, Resize, RgbImage};
 use lance_mm_models::Grid;
 use lance_mm_tensor::{StopFlag, with_autorelease_pool};
 
@@ -176,7 +176,7 @@ impl Lance {
     /// No vision encoder, an image that cannot be resized, [`Error::Interrupted`].
     pub fn encode_image(&self, image: &RgbImage, options: &AskOptions) -> Result<ImageFeatures> {
         let resize = options.resize.unwrap_or_else(|| self.checkpoint().default_resize(Medium::Image));
-        self.encode(&[image::resize(image, resize)?], Medium::Image, options)
+        self.encode_patches(image::prepare_image(image, resize)?, Medium::Image, options)
     }
 
     /// Runs the vision encoder over sampled frames of a video.
@@ -185,21 +185,30 @@ impl Lance {
     /// No vision encoder, a video that is too short, frames that cannot be resized, [`Error::Interrupted`].
     pub fn encode_video(&self, clip: &Clip, options: &AskOptions) -> Result<ImageFeatures> {
         let resize = options.resize.unwrap_or_else(|| self.checkpoint().default_resize(Medium::Video));
-        self.encode(&image::resize_frames(&clip.sampled()?, resize)?, Medium::Video, options)
+        self.encode_patches(image::prepare_video(clip, resize)?, Medium::Video, options)
     }
 
-    fn encode(&self, frames: &[RgbImage], medium: Medium, options: &AskOptions) -> Result<ImageFeatures> {
+    /// Runs the vision encoder over patches, which [`prepare_image`](image::prepare_image) and
+    /// [`prepare_video`](image::prepare_video) make on any thread.
+    ///
+    /// # Errors
+    /// No vision encoder, [`Error::Interrupted`].
+    pub fn encode_patches(
+        &self,
+        patches: Patches,
+        medium: Medium,
+        options: &AskOptions,
+    ) -> Result<ImageFeatures> {
         let start = Instant::now();
-        let (features, grid) = self.run_vit(frames, &options.stop_flag)?;
+        let (features, grid) = self.run_vit(patches, &options.stop_flag)?;
         features.device().synchronize()?;
         self.release_vit()?;
         Ok(ImageFeatures { features, grid, medium, time: start.elapsed() })
     }
 
-    /// Output of the vision encoder for frames of one size, f32 `(n, D)`, and its grid.
-    pub(crate) fn run_vit(&self, frames: &[RgbImage], stop_flag: &StopFlag) -> Result<(Tensor, Grid)> {
+    /// Output of the vision encoder for patches, f32 `(n, D)`, and its grid.
+    pub(crate) fn run_vit(&self, patches: Patches, stop_flag: &StopFlag) -> Result<(Tensor, Grid)> {
         let vit = self.vit()?;
-        let patches = image::patches(frames)?;
         let grid = Grid { t: patches.t, h: patches.h, w: patches.w };
         let shape = (grid.count(), vit.config().patch_width());
         let patches = Tensor::from_vec(patches.values, shape, &Device::Cpu)?;

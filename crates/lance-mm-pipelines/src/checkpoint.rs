@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::Path;
 
 use candle_core::Device;
-use lance_mm_image::Resize;
+use lance_mm_image::{Resize, Resolution};
 use lance_mm_models::Config;
 use lance_mm_tensor::{ActivationPrecision, Quantization, Weights};
 use serde_json::Value;
@@ -245,8 +245,8 @@ impl Checkpoint {
     /// models (`image_768res`, `video_480p`), or the size a small model was trained at.
     pub(crate) fn default_resize(&self, medium: Medium) -> Resize {
         let base = match medium {
-            Medium::Video => 616,
-            Medium::Image | Medium::Text => 672,
+            Medium::Video => Resolution::VIDEO.vit,
+            Medium::Image | Medium::Text => Resolution::IMAGE.vit,
         };
         Resize::Bucket { base: self.base.unwrap_or(base) }
     }

@@ -22,8 +22,9 @@ use crate::noise::noise;
 use crate::pixels::{frames_to_tensor, tensor_to_frames};
 use crate::prompt::{GenerationPrompt, Task};
 use crate::schedule::Step;
+pub use lance_mm_image::{Resolution, Size};
 pub use plan::{Piece, Plan, Unconditional};
-pub use request::{GenerateOptions, LATENT_PIXELS, Request, Resolution, Size};
+pub use request::{GenerateOptions, LATENT_PIXELS, Request, check_size};
 pub use trace::{Pass, Trace};
 
 /// Frames a second of generated videos.
@@ -237,7 +238,7 @@ impl Lance {
         let features = if is_edit {
             observer(Event::Begin(Stage::VisionEncoder));
             let frames = image::resize_frames(&frames, Resize::Bucket { base: resolution.vit })?;
-            Some(self.run_vit(&frames, &options.stop_flag)?)
+            Some(self.run_vit(image::patches(&frames)?, &options.stop_flag)?)
         } else {
             None
         };

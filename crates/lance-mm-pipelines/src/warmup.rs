@@ -182,7 +182,7 @@ mod tests {
             let compiled = seen.take();
             let image = &RgbImage::from_pixel(64, 64, [90, 120, 150].into());
             let clip = &Clip::from_frames(vec![image.clone(); 5], 12.0).unwrap();
-            let (resolution, size) = (Resolution { vae: 64, vit: 56 }, Size::new(64, 96).unwrap());
+            let (resolution, size) = (Resolution { vae: 64, vit: 56 }, Size { width: 96, height: 64 });
             let options = GenerateOptions { steps: 1, ..GenerateOptions::default() };
             for request in [
                 Request::TextToImage { size },

@@ -1,8 +1,8 @@
 //! Requests of generation, and its options.
 
 use candle_core::Tensor;
-use lance_mm_image::RgbImage;
 use lance_mm_image::video::Clip;
+use lance_mm_image::{Resolution, RgbImage, Size, bucket};
 use lance_mm_models::Grid;
 use lance_mm_tensor::StopFlag;
 
@@ -22,73 +22,18 @@ const MAX_FRAMES: usize = 121;
 /// Longest side of a request; the table of latent positions ends long before.
 const MAX_SIDE: u32 = 4096;
 
-/// Height and width in pixels, multiples of 16.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
-    /// Rows.
-    pub height: u32,
-    /// Columns.
-    pub width: u32,
-}
-
-/// 768x768, upstream's default for images.
-impl Default for Size {
-    fn default() -> Self {
-        Self { height: 768, width: 768 }
-    }
-}
-
-impl Size {
-    /// A size that can be generated.
-    ///
-    /// # Errors
-    /// Sides that are not multiples of 16 from 16 to 4096.
-    pub fn new(height: u32, width: u32) -> Result<Self> {
-        for (name, side) in [("height", height), ("width", width)] {
-            if !side.is_multiple_of(LATENT_PIXELS) || !(LATENT_PIXELS..=MAX_SIDE).contains(&side) {
-                let expected = format!("a multiple of {LATENT_PIXELS} from {LATENT_PIXELS} to {MAX_SIDE}");
-                return Err(Error::option(name, expected, side));
-            }
-        }
-        Ok(Self { height, width })
-    }
-}
-
-/// Base sizes of the buckets that a source is resized to, for the VAE and the vision encoder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resolution {
-    /// Base size for the VAE, and so of the result.
-    pub vae: u32,
-    /// Base size for the vision encoder.
-    pub vit: u32,
-}
-
-/// Upstream's names.
-const RESOLUTIONS: [(&str, Resolution); 6] = [
-    ("image_256res", Resolution { vae: 256, vit: 224 }),
-    ("image_512res", Resolution { vae: 512, vit: 448 }),
-    ("image_768res", Resolution::IMAGE),
-    ("video_192p", Resolution { vae: 256, vit: 224 }),
-    ("video_360p", Resolution { vae: 480, vit: 476 }),
-    ("video_480p", Resolution::VIDEO),
-];
-
-impl Resolution {
-    /// `image_768res`, the default of image edits.
-    pub const IMAGE: Self = Self { vae: 768, vit: 672 };
-    /// `video_480p`, the default of tasks on videos.
-    pub const VIDEO: Self = Self { vae: 640, vit: 616 };
-
-    /// The resolution of one of upstream's names.
-    ///
-    /// # Errors
-    /// Another name.
-    pub fn named(name: &str) -> Result<Self> {
-        match RESOLUTIONS.iter().find(|(known, _)| *known == name) {
-            Some((_, resolution)) => Ok(*resolution),
-            None => Err(Error::option("resolution", RESOLUTIONS.map(|(known, _)| known).join(", "), name)),
+/// Checks that a size can be generated.
+///
+/// # Errors
+/// Sides that are not multiples of 16 from 16 to 4096.
+pub fn check_size(size: Size) -> Result<()> {
+    for (name, side) in [("height", size.height), ("width", size.width)] {
+        if !side.is_multiple_of(LATENT_PIXELS) || !(LATENT_PIXELS..=MAX_SIDE).contains(&side) {
+            let expected = format!("a multiple of {LATENT_PIXELS} from {LATENT_PIXELS} to {MAX_SIDE}");
+            return Err(Error::option(name, expected, side));
         }
     }
+    Ok(())
 }
 
 /// A task of generation with its source.
@@ -158,6 +103,7 @@ impl Request<'_> {
     /// # Errors
     /// No frames or too many, a size or source that cannot be generated.
     pub fn grid(&self) -> Result<Grid> {
+        let bucket_of = |image, resolution: Resolution| bucket(Size::of(image), resolution.vae);
         let (size, frames) = match *self {
             Self::TextToImage { size } => (size, 1),
             Self::TextToVideo { size, frames } => (size, frames),
@@ -171,15 +117,10 @@ impl Request<'_> {
         if !(1..=MAX_FRAMES).contains(&frames) {
             return Err(Error::option("frames", format!("a number from 1 to {MAX_FRAMES}"), frames));
         }
-        let size = Size::new(size.height, size.width)?;
+        check_size(size)?;
         let side = |pixels: u32| (pixels / LATENT_PIXELS) as usize;
         Ok(Grid { t: (frames - 1) / LATENT_FRAMES + 1, h: side(size.height), w: side(size.width) })
     }
-}
-
-fn bucket_of(image: &RgbImage, resolution: Resolution) -> Result<Size> {
-    let bucket = lance_mm_image::bucket(lance_mm_image::Size::of(image), resolution.vae)?;
-    Ok(Size { height: bucket.height, width: bucket.width })
 }
 
 /// Options of generation. The default is upstream's published setting.
@@ -259,7 +200,7 @@ mod tests {
 
     #[test]
     fn grids_of_all_tasks() {
-        let size = Size::new(480, 848).unwrap();
+        let size = Size { width: 848, height: 480 };
         let image = RgbImage::new(1000, 750);
         let clip = Clip::from_frames(vec![RgbImage::new(640, 360); 20], 24.0).unwrap();
         let grid = |t, h, w| Grid { t, h, w };
@@ -282,7 +223,7 @@ mod tests {
     fn bad_requests_are_named() {
         for (h, w, name) in [(760, 768, "height"), (768, 0, "width"), (768, 4112, "width"), (8, 16, "height")]
         {
-            let error = text(Size::new(h, w).unwrap_err());
+            let error = text(check_size(Size { width: w, height: h }).unwrap_err());
             assert!(error.starts_with(&format!("option {name}: expected a multiple of 16 from 16 to 4096")));
         }
         for frames in [0, 122] {
@@ -292,8 +233,6 @@ mod tests {
         }
         let unchecked = Request::TextToImage { size: Size { height: 63, width: 64 } };
         assert!(text(unchecked.grid().unwrap_err()).contains("height"));
-        assert!(text(Resolution::named("image_1k").unwrap_err()).contains("video_480p, found image_1k"));
-        assert_eq!(Resolution::named("video_360p").unwrap(), Resolution { vae: 480, vit: 476 });
         let empty = RgbImage::new(0, 4);
         assert!(Request::EditImage { image: &empty, resolution: Resolution::IMAGE }.grid().is_err());
     }
