@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
-use lance_mm_models::{Config, LinearInput, Llm};
+use lance_mm_models::{Config, Expert, LinearInput, Llm};
 use lance_mm_quant::Rows;
 use lance_mm_tensor::StopFlag;
 use safetensors::tensor::TensorView;
@@ -11,8 +11,8 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::error::{Error, Result};
 use crate::head::HeadRows;
-use crate::layer_quantizer::SiteRows;
-use crate::names::{Expert, Site};
+use crate::layer_quantizer::LayerActivations;
+use crate::names::input_path;
 use crate::samples::Samples;
 use crate::workdir::WorkDir;
 
@@ -28,7 +28,7 @@ pub(crate) struct Capture<'a> {
     at: usize,
 }
 
-/// Values of the recorded rows of one site.
+/// Recorded activations of one linear input.
 #[derive(Default)]
 struct Recorded {
     search: Vec<f32>,
@@ -52,34 +52,14 @@ impl Recorded {
         Ok(())
     }
 
-    fn rows(self, index: usize, site: Site, expert: Expert, config: &Config) -> Result<Rows> {
-        let cols = if site == Site::D { config.intermediate_size } else { config.hidden_size };
-        Ok(Rows::new(&site.path(index, expert), self.search, &self.held_back, cols)?)
+    fn rows(self, index: usize, input: LinearInput, expert: Expert, config: &Config) -> Result<Rows> {
+        let cols = if input == LinearInput::Gated { config.intermediate_size } else { config.hidden_size };
+        Ok(Rows::new(&input_path(input, index, expert), self.search, &self.held_back, cols)?)
     }
 }
 
 fn hidden_file(layer: usize) -> String {
     format!("hidden_{layer:03}.safetensors")
-}
-
-/// What the models call what is read at a site.
-fn probe_name(site: Site) -> &'static str {
-    match site {
-        Site::A => "input_layernorm",
-        Site::B => "self_attn.heads",
-        Site::C => "post_attention_layernorm",
-        Site::D => "mlp.gated",
-    }
-}
-
-/// The same for what is read alone.
-fn input_of(site: Site) -> LinearInput {
-    match site {
-        Site::A => LinearInput::Normed,
-        Site::B => LinearInput::Heads,
-        Site::C => LinearInput::Attended,
-        Site::D => LinearInput::Gated,
-    }
 }
 
 impl<'a> Capture<'a> {
@@ -130,16 +110,16 @@ impl<'a> Capture<'a> {
 
     /// Runs the samples through a layer and returns what the linear layers of each expert read; none without
     /// samples, or where an earlier run was further.
-    pub(crate) fn layer(&mut self, llm: &Llm, index: usize) -> Result<[Option<SiteRows>; 2]> {
+    pub(crate) fn layer(&mut self, llm: &Llm, index: usize) -> Result<[Option<LayerActivations>; 2]> {
         let Some(samples) = self.samples.filter(|_| self.awaits(index)) else { return Ok([None, None]) };
         let (experts, next) = self.run(samples, llm, index)?;
         self.hidden = next;
         Ok(experts)
     }
 
-    /// What the linear layers of a site read in the quantized model, of which `llm` has the part before them;
+    /// What the linear layers of an input read in the quantized model, of which `llm` has the part before them;
     /// none where it is not followed.
-    pub(crate) fn site(&self, llm: &Llm, index: usize, site: Site) -> Result<Vec<Option<Rows>>> {
+    pub(crate) fn input(&self, llm: &Llm, index: usize, input: LinearInput) -> Result<Vec<Option<Rows>>> {
         let (Some(samples), Some(quantized)) =
             (self.samples, self.quantized.as_ref().filter(|_| self.at == index))
         else {
@@ -150,15 +130,11 @@ impl<'a> Capture<'a> {
         for (run, x) in samples.runs.iter().zip(quantized).filter(|(run, _)| !run.picks.is_empty()) {
             self.stop.check()?;
             let picks: Vec<u32> = run.picks.iter().map(|row| *row as u32).collect();
-            let expert = match run.expert() {
-                Expert::Und => lance_mm_models::Expert::Und,
-                Expert::Gen => lance_mm_models::Expert::Gen,
-            };
-            let rows = llm.layer_input(index, x, &run.sequence(config), (&picks, expert), input_of(site))?;
+            let rows = llm.layer_input(index, x, &run.sequence(config), (&picks, run.expert()), input)?;
             recorded[run.expert() as usize].extend(&rows, run.held_back)?;
         }
-        let rows = [Expert::Und, Expert::Gen].into_iter().zip(recorded).map(|(expert, recorded)| {
-            samples.records(expert).then(|| recorded.rows(index, site, expert, config)).transpose()
+        let rows = Expert::ALL.into_iter().zip(recorded).map(|(expert, recorded)| {
+            samples.records(expert).then(|| recorded.rows(index, input, expert, config)).transpose()
         });
         rows.collect()
     }
@@ -170,7 +146,7 @@ impl<'a> Capture<'a> {
         samples: &Samples,
         llm: &Llm,
         index: usize,
-    ) -> Result<([Option<SiteRows>; 2], Vec<Tensor>)> {
+    ) -> Result<([Option<LayerActivations>; 2], Vec<Tensor>)> {
         let config = llm.config();
         let mut recorded: [[Recorded; 4]; 2] = Default::default();
         let mut next = Vec::with_capacity(self.hidden.len());
@@ -179,23 +155,23 @@ impl<'a> Capture<'a> {
             let recorded = &mut recorded[run.expert() as usize];
             let mut probe = |name: std::fmt::Arguments<'_>, rows: &Tensor| {
                 let name = name.to_string();
-                match Site::ALL.into_iter().find(|site| name.ends_with(probe_name(*site))) {
-                    Some(site) => Ok(recorded[site as usize].add(rows, &run.picks, run.held_back)?),
+                match LinearInput::ALL.into_iter().find(|input| name.ends_with(input.name())) {
+                    Some(input) => Ok(recorded[input as usize].add(rows, &run.picks, run.held_back)?),
                     None => Ok(()),
                 }
             };
             next.push(llm.run_layer(index, x, &run.sequence(config), &mut probe)?);
         }
         let mut experts = [None, None];
-        for (expert, recorded) in [Expert::Und, Expert::Gen].into_iter().zip(recorded) {
+        for (expert, recorded) in Expert::ALL.into_iter().zip(recorded) {
             if samples.records(expert) {
-                let [a, b, c, d] = recorded;
-                let rows = |recorded: Recorded, site| recorded.rows(index, site, expert, config);
-                experts[expert as usize] = Some(SiteRows {
-                    a: rows(a, Site::A)?,
-                    b: rows(b, Site::B)?,
-                    c: rows(c, Site::C)?,
-                    d: rows(d, Site::D)?,
+                let rows = |recorded: Recorded, input| recorded.rows(index, input, expert, config);
+                let [qkv, o, gate_up, down] = recorded;
+                experts[expert as usize] = Some(LayerActivations {
+                    qkv: rows(qkv, LinearInput::Normed)?,
+                    o: rows(o, LinearInput::Heads)?,
+                    gate_up: rows(gate_up, LinearInput::Attended)?,
+                    down: rows(down, LinearInput::Gated)?,
                 });
             }
         }

@@ -1,10 +1,11 @@
 //! The weights of a layer, and moving scales between them without changing what they compute.
 
+use lance_mm_models::Expert;
 use lance_mm_quant::{Matrix, Tie};
 use lance_mm_tensor::Result;
 
 use crate::error::setting;
-use crate::names::{Expert, Pair, Proj};
+use crate::names::{Pair, Proj};
 
 /// Attention heads of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,6 @@
 //! The output head.
 
+use lance_mm_models::Expert;
 use lance_mm_quant::{
     Compensated, Consumer, Inputs, LinearReport, Recipe, Rows, Scaled, Scaling, Source, Tie, quantize_linear,
     search, width_errors,
@@ -8,7 +9,7 @@ use lance_mm_tensor::{AffineWeight, Result, Scheme};
 
 use crate::error::setting;
 use crate::fuse::divide;
-use crate::names::{Expert, Pair};
+use crate::names::Pair;
 use crate::report::PairReport;
 
 /// A quantized output head.

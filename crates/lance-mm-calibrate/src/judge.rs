@@ -2,11 +2,10 @@
 
 use candle_core::Tensor;
 use lance_mm_eval::Position;
-use lance_mm_models::{Llm, Sequence};
+use lance_mm_models::{Expert, Llm, Sequence};
 use lance_mm_pipelines::Lance;
 
 use crate::error::{Error, Result};
-use crate::names::Expert;
 use crate::run::Run;
 use crate::samples::Samples;
 

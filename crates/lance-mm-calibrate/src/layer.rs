@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use lance_mm_models::{Config, Experts, Llm};
+use lance_mm_models::{Config, Expert, Experts, Llm};
 use lance_mm_pipelines::Checkpoint;
 use lance_mm_quant::{LinearReport, Matrix, Recipe, quantize_linear};
 use lance_mm_tensor::{StopFlag, Weight, Weights};
@@ -12,8 +12,8 @@ use crate::capture::Capture;
 use crate::error::{Error, Result};
 use crate::fuse::{ExpertWeights, Heads};
 use crate::head::{HeadRows, quantize_head};
-use crate::layer_quantizer::{ExpertResult, LayerQuantizer, LayerWeights, SiteRows};
-use crate::names::{Expert, Proj};
+use crate::layer_quantizer::{ExpertResult, LayerActivations, LayerQuantizer, LayerWeights};
+use crate::names::Proj;
 use crate::progress::{Monitor, Progress};
 use crate::report::PairReport;
 use crate::scheme::Schemes;
@@ -87,13 +87,13 @@ impl Quantizing<'_> {
             if index >= first {
                 monitor.begin(Progress::Layer { index, total: layers })?;
             }
-            let sites = match capture.awaits(index) {
+            let inputs = match capture.awaits(index) {
                 false => [None, None],
                 true => capture.layer(&self.original()?, index)?,
             };
             let name = layer_name(index);
             if !is_done(self.work, &name) {
-                self.layer(index, sites, capture)?;
+                self.layer(index, inputs, capture)?;
             }
             let is_next = capture.follows() && capture.awaits(index);
             let quantized = is_next.then(|| self.with_part(&name)).transpose()?;
@@ -110,19 +110,19 @@ impl Quantizing<'_> {
         Ok(())
     }
 
-    /// Quantizes layer `index`, with `sites` the inputs that were recorded of each expert in the original model;
+    /// Quantizes layer `index`, with `inputs` the inputs that were recorded of each expert in the original model;
     /// what the quantized model reads is recorded by `capture`.
     pub(crate) fn layer(
         &self,
         index: usize,
-        sites: [Option<SiteRows>; 2],
+        inputs: [Option<LayerActivations>; 2],
         capture: &Capture<'_>,
     ) -> Result<()> {
         let source = (self.open)()?;
         let config = source.config();
         let experts = self.quantized.iter().map(|expert| read(&source, index, *expert));
         let experts: Vec<ExpertWeights> = experts.collect::<Result<_>>()?;
-        let rows = sites.into_iter().take(experts.len()).collect();
+        let rows = inputs.into_iter().take(experts.len()).collect();
         let before: HashMap<String, Stored> = experts
             .iter()
             .flat_map(|e| {
@@ -139,10 +139,10 @@ impl Quantizing<'_> {
         };
         let weights = LayerWeights { layer: index, heads: heads(config), experts };
         let mut layer = LayerQuantizer::new(weights, rows, &scheme, self.recipe)?;
-        while let Some(site) = layer.next() {
+        while let Some(input) = layer.next() {
             self.stop.check()?;
             let actual = match capture.follows() {
-                true => capture.site(&self.so_far(index, layer.experts())?, index, site)?,
+                true => capture.input(&self.so_far(index, layer.experts())?, index, input)?,
                 false => Vec::new(),
             };
             layer.round(actual)?;

@@ -3,14 +3,15 @@
 mod rounding;
 mod scaling;
 
+use lance_mm_models::{Expert, LinearInput};
 use lance_mm_quant::{LinearReport, Matrix, Recipe, Rows};
 use lance_mm_tensor::{AffineWeight, Result, Scheme};
-
-use crate::fuse::{ExpertWeights, Heads};
-use crate::names::{Expert, Proj, Site};
-use crate::report::PairReport;
 use rounding::{Rounding, Step};
 use scaling::Work;
+
+use crate::fuse::{ExpertWeights, Heads};
+use crate::names::Proj;
+use crate::report::PairReport;
 
 /// The weights of a layer.
 pub struct LayerWeights {
@@ -22,41 +23,41 @@ pub struct LayerWeights {
     pub experts: Vec<ExpertWeights>,
 }
 
-/// Recorded inputs of one expert's layer, by site.
+/// Recorded input activations of one expert's layer.
 #[derive(Clone)]
-pub struct SiteRows {
-    /// Of q, k, v.
-    pub a: Rows,
-    /// Of o.
-    pub b: Rows,
-    /// Of gate, up.
-    pub c: Rows,
-    /// Of down.
-    pub d: Rows,
+pub struct LayerActivations {
+    /// Input of q, k and v.
+    pub qkv: Rows,
+    /// Input of o.
+    pub o: Rows,
+    /// Input of gate and up.
+    pub gate_up: Rows,
+    /// Input of down.
+    pub down: Rows,
 }
 
-impl SiteRows {
-    /// At most `n` rows of each site.
+impl LayerActivations {
+    /// Evenly spread tokens, at most `n` of each input.
     pub fn thinned(&self, n: usize) -> Self {
-        let Self { a, b, c, d } = self;
-        Self { a: a.thinned(n), b: b.thinned(n), c: c.thinned(n), d: d.thinned(n) }
+        let Self { qkv, o, gate_up, down } = self;
+        Self { qkv: qkv.thinned(n), o: o.thinned(n), gate_up: gate_up.thinned(n), down: down.thinned(n) }
     }
 
-    fn get(&self, site: Site) -> &Rows {
-        match site {
-            Site::A => &self.a,
-            Site::B => &self.b,
-            Site::C => &self.c,
-            Site::D => &self.d,
+    fn get(&self, input: LinearInput) -> &Rows {
+        match input {
+            LinearInput::Normed => &self.qkv,
+            LinearInput::Heads => &self.o,
+            LinearInput::Attended => &self.gate_up,
+            LinearInput::Gated => &self.down,
         }
     }
 
-    fn get_mut(&mut self, site: Site) -> &mut Rows {
-        match site {
-            Site::A => &mut self.a,
-            Site::B => &mut self.b,
-            Site::C => &mut self.c,
-            Site::D => &mut self.d,
+    fn get_mut(&mut self, input: LinearInput) -> &mut Rows {
+        match input {
+            LinearInput::Normed => &mut self.qkv,
+            LinearInput::Heads => &mut self.o,
+            LinearInput::Attended => &mut self.gate_up,
+            LinearInput::Gated => &mut self.down,
         }
     }
 }
@@ -115,7 +116,7 @@ pub struct LayerResult {
 /// Shapes that do not fit, columns that are not whole groups, values that are not finite: all by name.
 pub fn quantize_layer(
     weights: LayerWeights,
-    rows: Vec<Option<SiteRows>>,
+    rows: Vec<Option<LayerActivations>>,
     scheme: &dyn Fn(Expert, Proj) -> Option<Scheme>,
     recipe: &Recipe,
 ) -> Result<LayerResult> {
@@ -130,7 +131,7 @@ pub fn quantize_layer(
 /// As [`quantize_layer`].
 pub fn measure_layer(
     weights: LayerWeights,
-    rows: Vec<Option<SiteRows>>,
+    rows: Vec<Option<LayerActivations>>,
     scheme: &dyn Fn(Expert, Proj) -> Option<Scheme>,
     recipe: &Recipe,
     schemes: &[Scheme],
@@ -142,7 +143,7 @@ pub fn measure_layer(
     Ok(layer.finish())
 }
 
-/// A layer that is quantized site by site, so that what later linear layers read can be recorded with the
+/// A layer that is quantized input by input, so that what later linear layers read can be recorded with the
 /// earlier ones as they have become.
 pub struct LayerQuantizer<'a> {
     layer: usize,
@@ -162,7 +163,7 @@ impl<'a> LayerQuantizer<'a> {
     /// As [`quantize_layer`].
     pub fn new(
         weights: LayerWeights,
-        rows: Vec<Option<SiteRows>>,
+        rows: Vec<Option<LayerActivations>>,
         scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
         recipe: &'a Recipe,
     ) -> Result<Self> {
@@ -174,9 +175,9 @@ impl<'a> LayerQuantizer<'a> {
         Ok(Self { layer, experts, pairs, done: 0, scheme, recipe, others: &[] })
     }
 
-    /// The site whose linear layers are rounded next.
-    pub fn next(&self) -> Option<Site> {
-        Site::ALL.get(self.done).copied()
+    /// The input whose linear layers are rounded next.
+    pub fn next(&self) -> Option<LinearInput> {
+        LinearInput::ALL.get(self.done).copied()
     }
 
     /// The norms and biases with their scales, and the linear layers that are done.
@@ -184,21 +185,21 @@ impl<'a> LayerQuantizer<'a> {
         self.experts.iter().map(|expert| &expert.result)
     }
 
-    /// Rounds the linear layers of the [next](Self::next) site. `actual` has, for each expert, what they read
+    /// Rounds the linear layers of the [next](Self::next) input. `actual` has, for each expert, what they read
     /// in the model as it is so far, row by row the recorded ones; they are fitted to give with that what they
     /// gave before. Without it they are fitted to what was recorded.
     ///
     /// # Errors
     /// As [`quantize_layer`]; other rows than those recorded.
     pub fn round(&mut self, actual: Vec<Option<Rows>>) -> Result<()> {
-        let Some(site) = self.next() else { return Ok(()) };
+        let Some(input) = self.next() else { return Ok(()) };
         self.done += 1;
         let mut actual = actual.into_iter();
         for expert in &mut self.experts {
             let which = expert.result.expert;
             let scheme = |proj| (self.scheme)(which, proj);
             let step =
-                Step { layer: self.layer, site, scheme: &scheme, recipe: self.recipe, others: self.others };
+                Step { layer: self.layer, input, scheme: &scheme, recipe: self.recipe, others: self.others };
             expert.round(actual.next().flatten(), &step)?;
         }
         Ok(())
@@ -207,9 +208,9 @@ impl<'a> LayerQuantizer<'a> {
     /// The whole layer.
     ///
     /// # Panics
-    /// When a site is left.
+    /// When an input is left.
     pub fn finish(self) -> LayerResult {
-        assert!(self.next().is_none(), "all sites are rounded");
+        assert!(self.next().is_none(), "all inputs are rounded");
         let experts = self.experts.into_iter().map(|expert| expert.result).collect();
         LayerResult { experts, pairs: self.pairs }
     }

@@ -51,10 +51,10 @@ pub use error::{Error, Result};
 pub use fuse::{ExpertWeights, Heads};
 pub use head::{HeadResult, HeadRows, measure_head, quantize_head};
 pub use layer_quantizer::{
-    ExpertResult, Form, LayerQuantizer, LayerResult, LayerWeights, LinearResult, SiteRows, measure_layer,
-    quantize_layer,
+    ExpertResult, Form, LayerActivations, LayerQuantizer, LayerResult, LayerWeights, LinearResult,
+    measure_layer, quantize_layer,
 };
-pub use names::{Expert, Pair, Proj, Site};
+pub use names::{Pair, Proj};
 pub use options::{GenExpert, QuantizeOptions, Recipe, Sensitivity};
 pub use progress::{Observer, Progress};
 pub use quantize::quantize;

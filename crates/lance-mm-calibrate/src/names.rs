@@ -1,26 +1,7 @@
 //! The quantizable parts of a layer, under the names of the published layout.
 
+use lance_mm_models::{Expert, LinearInput};
 use serde::{Deserialize, Serialize};
-
-/// The two sets of weights of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Expert {
-    /// Text and ViT tokens.
-    Und,
-    /// Latent tokens.
-    Gen,
-}
-
-impl Expert {
-    /// What the names of its modules end in.
-    pub fn suffix(self) -> &'static str {
-        match self {
-            Self::Und => "",
-            Self::Gen => "_moe_gen",
-        }
-    }
-}
 
 /// A linear layer of one expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -41,13 +22,13 @@ impl Proj {
     pub const ALL: [Self; 7] =
         [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
 
-    /// Where its input is recorded.
-    pub fn site(self) -> Site {
+    /// Its input.
+    pub fn input(self) -> LinearInput {
         match self {
-            Self::QProj | Self::KProj | Self::VProj => Site::A,
-            Self::OProj => Site::B,
-            Self::GateProj | Self::UpProj => Site::C,
-            Self::DownProj => Site::D,
+            Self::QProj | Self::KProj | Self::VProj => LinearInput::Normed,
+            Self::OProj => LinearInput::Heads,
+            Self::GateProj | Self::UpProj => LinearInput::Attended,
+            Self::DownProj => LinearInput::Gated,
         }
     }
 
@@ -70,27 +51,9 @@ impl Proj {
     }
 }
 
-/// Where inputs of linear layers are recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Site {
-    /// Output of `input_layernorm`: q, k and v read it.
-    A,
-    /// Output of attention: o reads it.
-    B,
-    /// Output of `post_attention_layernorm`: gate and up read it.
-    C,
-    /// `silu(gate) · up`: down reads it.
-    D,
-}
-
-impl Site {
-    /// All four, in the order of the forward pass.
-    pub const ALL: [Self; 4] = [Self::A, Self::B, Self::C, Self::D];
-
-    /// `layers.3 site A`, `layers.3 site A_moe_gen`: how errors name it.
-    pub fn path(self, layer: usize, expert: Expert) -> String {
-        format!("layers.{layer} site {self:?}{}", expert.suffix())
-    }
+/// Name of an input of a layer's expert in errors: `layers.3.mlp.gated_moe_gen`.
+pub(crate) fn input_path(input: LinearInput, layer: usize, expert: Expert) -> String {
+    format!("layers.{layer}.{}{}", input.name(), expert.suffix())
 }
 
 /// A producer and the consumers of its channels: a channel divided in one and multiplied in the others
@@ -164,7 +127,7 @@ mod tests {
             (Pair::NormQkv.producer(1, Expert::Gen), "layers.1.input_layernorm_moe_gen"),
             (Pair::NormGateUp.producer(1, Expert::Und), "layers.1.post_attention_layernorm"),
             (Pair::VO.producer(1, Expert::Gen), "layers.1.self_attn.v_proj_moe_gen"),
-            (Site::D.path(2, Expert::Gen), "layers.2 site D_moe_gen"),
+            (input_path(LinearInput::Gated, 2, Expert::Gen), "layers.2.mlp.gated_moe_gen"),
         ];
         for (found, expected) in names {
             assert_eq!(found, expected);
@@ -172,10 +135,10 @@ mod tests {
     }
 
     #[test]
-    fn every_linear_is_consumed_by_one_pair_of_its_site() {
+    fn every_linear_is_consumed_by_one_pair_of_its_input() {
         let mut seen: Vec<Proj> = Vec::new();
-        for (pair, site) in Pair::LAYER.iter().zip(Site::ALL) {
-            assert!(pair.consumers().iter().all(|p| p.site() == site));
+        for (pair, input) in Pair::LAYER.iter().zip(LinearInput::ALL) {
+            assert!(pair.consumers().iter().all(|p| p.input() == input));
             seen.extend(pair.consumers());
         }
         assert_eq!(seen, Proj::ALL);

@@ -12,13 +12,12 @@ use lance_mm_tensor::{TensorInfo, Weights};
 use safetensors::{Dtype, View};
 
 use crate::error::{Error, Result};
-use crate::layer;
 use crate::options::GenExpert;
 use crate::quantize::copy;
 use crate::report::{self, Report};
 use crate::scheme::Schemes;
 use crate::workdir::{WorkDir, file_name};
-use crate::{config, vit};
+use crate::{config, layer, vit};
 
 /// Bytes from which a tensor is read through a map of its own, whose pages are given back.
 const LARGE: usize = 1 << 20;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use lance_mm_eval::Dataset;
-use lance_mm_models::Experts;
+use lance_mm_models::{Expert, Experts};
 use lance_mm_pipelines::checkpoint::{CheckpointFiles, WeightsFile};
 use lance_mm_pipelines::{Checkpoint, Lance, inspect};
 use lance_mm_tensor::Weights;
@@ -14,7 +14,6 @@ use crate::capture::Capture;
 use crate::drawings::Drawings;
 use crate::error::{Error, Result};
 use crate::layer::Quantizing;
-use crate::names::Expert;
 use crate::options::QuantizeOptions;
 use crate::output::Output;
 use crate::progress::{Monitor, Observer, Progress};

@@ -8,13 +8,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::layer;
 use crate::names::Pair;
 use crate::options::Recipe;
 use crate::quantize::read;
 use crate::samples::Samples;
-use crate::widths;
 use crate::workdir::WorkDir;
+use crate::{layer, widths};
 
 /// The name of the report in a checkpoint's folder.
 pub(crate) const FILE: &str = "quantization_report.json";

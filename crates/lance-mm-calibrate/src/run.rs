@@ -1,12 +1,11 @@
 //! One sequence that is run to record inputs, and which of its rows are kept.
 
 use candle_core::Tensor;
-use lance_mm_models::{Config, Cursor, Grid, Llm, Segment, Sequence};
+use lance_mm_models::{Config, Cursor, Expert, Grid, Llm, Segment, Sequence};
 use lance_mm_pipelines::generate::{Piece, Plan, Unconditional};
 use serde_json::{Value, json};
 
 use crate::error::Result;
-use crate::names::Expert;
 
 /// A sample, or a pass of one, laid out.
 pub(crate) struct Run {
@@ -68,7 +67,7 @@ impl Run {
     /// Rows of the GEN expert.
     pub(crate) fn latent_rows(&self, config: &Config) -> Vec<usize> {
         let sequence = self.sequence(config);
-        let spans = sequence.spans().iter().filter(|span| span.expert == lance_mm_models::Expert::Gen);
+        let spans = sequence.spans().iter().filter(|span| span.expert == Expert::Gen);
         spans.flat_map(|span| span.rows.clone()).collect()
     }
 

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use lance_mm_eval::{Dataset, Sample};
-use lance_mm_models::{Config, Segment};
+use lance_mm_models::{Config, Expert, Segment};
 use lance_mm_pipelines::prompt::{self, Medium, Turn, TurnContent};
 use lance_mm_pipelines::{AskOptions, Content, DecodeOptions, Lance};
 use rand_chacha::ChaCha8Rng;
@@ -10,7 +10,6 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::names::Expert;
 use crate::progress::{Monitor, Progress};
 use crate::run::Run;
 use crate::workdir::WorkDir;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use candle_core::Tensor;
-use lance_mm_models::{Experts, Llm};
+use lance_mm_models::{Expert, Experts, Llm};
 use lance_mm_pipelines::Checkpoint;
 use lance_mm_quant::{LinearReport, Matrix};
 use lance_mm_tensor::{AffineWeight, Weights};
@@ -12,7 +12,7 @@ use safetensors::{Dtype, View};
 
 use crate::error::{Error, Result};
 use crate::layer_quantizer::{ExpertResult, Form};
-use crate::names::{Expert, Proj};
+use crate::names::Proj;
 
 /// A tensor that is ready to be written.
 pub(crate) struct Stored {

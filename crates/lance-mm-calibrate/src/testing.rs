@@ -1,12 +1,12 @@
 //! Inputs for tests.
 
+use lance_mm_models::Expert;
 use lance_mm_quant::Matrix;
 use lance_mm_quant::testing::correlated;
 use lance_mm_tensor::testing::seeded;
 
 use crate::fuse::{ExpertWeights, Heads};
-use crate::layer_quantizer::SiteRows;
-use crate::names::Expert;
+use crate::layer_quantizer::LayerActivations;
 
 /// Heads of the layers below.
 pub(crate) const HEADS: Heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 16 };
@@ -41,7 +41,7 @@ pub(crate) fn expert_weights(expert: Expert, seed: u64) -> ExpertWeights {
 }
 
 /// Rows for [`expert_weights`].
-pub(crate) fn site_rows(seed: u64) -> SiteRows {
+pub(crate) fn layer_activations(seed: u64) -> LayerActivations {
     let rows = |cols, part| correlated(150, 50, cols, seed * 100 + part);
-    SiteRows { a: rows(64, 1), b: rows(64, 2), c: rows(64, 3), d: rows(96, 4) }
+    LayerActivations { qkv: rows(64, 1), o: rows(64, 2), gate_up: rows(64, 3), down: rows(96, 4) }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use lance_mm_models::{Experts, Llm, is_generation};
+use lance_mm_models::{Expert, Experts, Llm, is_generation};
 use lance_mm_pipelines::{Checkpoint, Lance};
 use lance_mm_quant::{Choice, Item, Recipe, allocate, quantize_linear, stored_bytes, width_errors, widths};
 use lance_mm_tensor::{Scheme, TensorInfo, Weight};
@@ -14,8 +14,8 @@ use crate::error::{Error, Result};
 use crate::head::{HeadRows, measure_head};
 use crate::judge::Judge;
 use crate::layer;
-use crate::layer_quantizer::{LayerWeights, SiteRows, measure_layer};
-use crate::names::{Expert, Proj};
+use crate::layer_quantizer::{LayerActivations, LayerWeights, measure_layer};
+use crate::names::Proj;
 use crate::options::{GenExpert, Sensitivity};
 use crate::progress::{Monitor, Progress};
 use crate::samples::Samples;
@@ -87,8 +87,8 @@ impl Measuring<'_> {
             monitor.begin(Progress::MeasureLayer { index, total: layers })?;
             let before = capture.hidden().to_vec();
             let [und, _] = capture.layer(&self.changed(&HashMap::new())?, index)?;
-            if let Some(sites) = und {
-                self.part(&index.to_string(), || self.layer(judge, index, &sites, &before))?;
+            if let Some(inputs) = und {
+                self.part(&index.to_string(), || self.layer(judge, index, &inputs, &before))?;
             }
             capture.advance_keeping_first(index)?;
         }
@@ -126,12 +126,12 @@ impl Measuring<'_> {
         &self,
         judge: Option<&Judge>,
         index: usize,
-        sites: &SiteRows,
+        inputs: &LayerActivations,
         hidden: &[candle_core::Tensor],
     ) -> Result<Vec<Measured>> {
         let source = (self.open)()?;
         let heads = layer::heads(source.config());
-        let sites = &sites.thinned(ROWS);
+        let inputs = &inputs.thinned(ROWS);
         let und = layer::read(&source, index, Expert::Und)?;
         let shapes: Vec<(usize, usize)> = und.linears.iter().map(|w| (w.n_rows(), w.n_cols())).collect();
         // Rounds the matrices that `which` names, the others stay as they are but for their scales.
@@ -141,7 +141,8 @@ impl Measuring<'_> {
                 let cols = shapes[proj as usize].1;
                 self.schemes.linear(&proj.path(index, expert), cols).filter(|_| which(proj))
             };
-            let mut result = measure_layer(weights, vec![Some(sites.clone())], &scheme, self.recipe, others)?;
+            let mut result =
+                measure_layer(weights, vec![Some(inputs.clone())], &scheme, self.recipe, others)?;
             Ok::<_, Error>(result.experts.remove(0))
         };
         let judged = |expert: crate::layer_quantizer::ExpertResult| -> Result<(f64, f64)> {

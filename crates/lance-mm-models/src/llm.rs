@@ -122,14 +122,6 @@ impl<T: Clone> PerExpert<T> {
     }
 }
 
-/// What the names of an expert's tensors end in.
-fn suffix(expert: Expert) -> &'static str {
-    match expert {
-        Expert::Und => "",
-        Expert::Gen => "_moe_gen",
-    }
-}
-
 /// The language model. Rows `(T, D)` are f32, on a device of the type that [`hidden_dtype`](lance_mm_tensor::hidden_dtype())
 /// says of the weights; features and logits are f32 on every one.
 ///
@@ -200,7 +192,7 @@ impl Llm {
                 .map(|i| Layer::load(base.map(|base| &base.layers[i]), config, &layers.pp(i), experts))
                 .collect::<Result<_>>()?,
             norm: PerExpert::load(base.map(|base| &base.norm), experts, |expert| {
-                let name = format!("norm{}", suffix(expert));
+                let name = format!("norm{}", expert.suffix());
                 RmsNorm::load(&weights.pp(name), d, config.rms_norm_eps as f32)
             })?,
             lm_head: match base {
@@ -530,7 +522,7 @@ pub fn is_generation(name: &str) -> bool {
 
 /// The GEN expert.
 fn is_gen(name: &str) -> bool {
-    name.contains(suffix(Expert::Gen))
+    name.contains(Expert::Gen.suffix())
 }
 
 /// The latent layers.

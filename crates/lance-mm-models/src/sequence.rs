@@ -68,6 +68,19 @@ pub enum Expert {
     Gen,
 }
 
+impl Expert {
+    /// Both, UND first.
+    pub const ALL: [Self; 2] = [Self::Und, Self::Gen];
+
+    /// Suffix of the names of its modules: none, or `_moe_gen`.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Und => "",
+            Self::Gen => "_moe_gen",
+        }
+    }
+}
+
 /// Neighbouring rows of one expert.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {

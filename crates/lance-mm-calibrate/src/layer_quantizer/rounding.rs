@@ -1,49 +1,56 @@
-//! Rounding the linear layers of an expert, site by site.
+//! Rounding the linear layers of an expert, input by input.
 
+use lance_mm_models::LinearInput;
 use lance_mm_quant::{
     Compensated, Inputs, LinearReport, Matrix, Recipe, Rows, quantize_linear, width_errors,
 };
 use lance_mm_tensor::{Result, Scheme};
 
-use super::{ExpertResult, Form, LinearResult, SiteRows};
+use super::{ExpertResult, Form, LayerActivations, LinearResult};
 use crate::fuse::ExpertWeights;
-use crate::names::{Proj, Site};
+use crate::names::{Proj, input_path};
 
 /// An expert's layer whose scales are fused.
 pub(super) struct Rounding {
     pub(super) result: ExpertResult,
     /// Weights that are not rounded yet, in order; one is freed when it is done.
     left: std::array::IntoIter<Matrix, 7>,
-    sites: [Option<Rows>; 4],
+    inputs: [Option<Rows>; 4],
     plain: [Option<f64>; 7],
 }
 
-/// What rounding the linear layers of a site needs.
+/// What rounding the linear layers of an input needs.
 pub(super) struct Step<'a> {
     pub(super) layer: usize,
-    pub(super) site: Site,
+    pub(super) input: LinearInput,
     pub(super) scheme: &'a dyn Fn(Proj) -> Option<Scheme>,
     pub(super) recipe: &'a Recipe,
     pub(super) others: &'a [Scheme],
 }
 
 impl Rounding {
-    pub(super) fn new(weights: ExpertWeights, rows: Option<SiteRows>, plain: [Option<f64>; 7]) -> Self {
+    pub(super) fn new(
+        weights: ExpertWeights,
+        rows: Option<LayerActivations>,
+        plain: [Option<f64>; 7],
+    ) -> Self {
         let ExpertWeights { expert, input_layernorm, post_attention_layernorm, v_bias, linears } = weights;
         let result =
             ExpertResult { expert, input_layernorm, post_attention_layernorm, v_bias, linears: Vec::new() };
-        let sites = rows.map_or([const { None }; 4], |SiteRows { a, b, c, d }| [a, b, c, d].map(Some));
-        Self { result, left: linears.into_iter(), sites, plain }
+        let inputs = rows.map_or([const { None }; 4], |LayerActivations { qkv, o, gate_up, down }| {
+            [qkv, o, gate_up, down].map(Some)
+        });
+        Self { result, left: linears.into_iter(), inputs, plain }
     }
 
     pub(super) fn round(&mut self, actual: Option<Rows>, step: &Step<'_>) -> Result<()> {
-        let path = step.site.path(step.layer, self.result.expert);
-        let (original, inputs) = match (self.sites[step.site as usize].take(), actual) {
+        let path = input_path(step.input, step.layer, self.result.expert);
+        let (original, inputs) = match (self.inputs[step.input as usize].take(), actual) {
             (Some(original), Some(actual)) => (Some(original), Some(actual)),
             (rows, _) => (None, rows),
         };
         let inputs = inputs.map(|rows| Inputs::new(path, rows));
-        for proj in Proj::ALL.into_iter().filter(|proj| proj.site() == step.site) {
+        for proj in Proj::ALL.into_iter().filter(|proj| proj.input() == step.input) {
             let matrix = self.left.next().expect("a weight for each linear layer");
             let name = proj.path(step.layer, self.result.expert);
             let known = inputs.as_ref();

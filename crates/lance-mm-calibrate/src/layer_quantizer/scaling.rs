@@ -1,14 +1,15 @@
 //! The scales of a layer's pairs.
 
+use lance_mm_models::Expert;
 use lance_mm_quant::{
     Consumer, Recipe, Rows, Scaling, Search, Source, Tie, activation_mean, draw, losses, search, seed_search,
 };
 use lance_mm_tensor::{Result, Scheme};
 
-use super::{LayerWeights, SiteRows};
+use super::{LayerActivations, LayerWeights};
 use crate::error::setting;
 use crate::fuse::{ExpertWeights, Heads};
-use crate::names::{Expert, Pair, Proj};
+use crate::names::{Pair, Proj, input_path};
 use crate::report::PairReport;
 
 /// A layer whose scales are searched and fused.
@@ -16,7 +17,7 @@ pub(super) struct Work<'a> {
     pub(super) layer: usize,
     heads: Heads,
     pub(super) experts: Vec<ExpertWeights>,
-    pub(super) rows: Vec<Option<SiteRows>>,
+    pub(super) rows: Vec<Option<LayerActivations>>,
     /// Errors of plain rounding before any scale, by expert and linear layer.
     pub(super) plain: Vec<[Option<f64>; 7]>,
     scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
@@ -26,7 +27,7 @@ pub(super) struct Work<'a> {
 impl<'a> Work<'a> {
     pub(super) fn new(
         weights: LayerWeights,
-        rows: Vec<Option<SiteRows>>,
+        rows: Vec<Option<LayerActivations>>,
         scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
         recipe: &'a Recipe,
     ) -> Result<Self> {
@@ -38,9 +39,9 @@ impl<'a> Work<'a> {
             weights.check(layer, &heads)?;
             for proj in Proj::ALL {
                 let (found, cols) =
-                    (rows.as_ref().map(|r| r.get(proj.site()).n_cols()), weights.linear(proj).n_cols());
+                    (rows.as_ref().map(|r| r.get(proj.input()).n_cols()), weights.linear(proj).n_cols());
                 if let Some(found) = found.filter(|found| *found != cols) {
-                    let name = proj.site().path(layer, weights.expert);
+                    let name = input_path(proj.input(), layer, weights.expert);
                     return Err(setting(&name, format!("rows of {cols}"), found));
                 }
             }
@@ -115,7 +116,7 @@ impl<'a> Work<'a> {
     fn consumers<'b>(&'b self, places: &'b [(usize, Proj, String)]) -> Vec<Consumer<'b>> {
         let consumer = |(i, proj, name): &'b (usize, Proj, String)| {
             let weights = &self.experts[*i];
-            let rows = self.rows[*i].as_ref()?.get(proj.site());
+            let rows = self.rows[*i].as_ref()?.get(proj.input());
             let scheme = (self.scheme)(weights.expert, *proj)?;
             Some(Consumer { name, weight: weights.linear(*proj), scheme, rows })
         };
@@ -125,7 +126,7 @@ impl<'a> Work<'a> {
     fn fuse(&mut self, pair: Pair, i: usize, s: &[f32], tie: &Tie) {
         self.experts[i].fuse(pair, s, tie);
         if let (Some(rows), Some(proj)) = (&mut self.rows[i], pair.consumers().first()) {
-            rows.get_mut(proj.site()).divide(&tie.expand(s));
+            rows.get_mut(proj.input()).divide(&tie.expand(s));
         }
     }
 

@@ -1,8 +1,9 @@
-use super::*;
-use crate::names::Pair;
-use crate::testing::{HEADS, expert_weights, site_rows};
 use lance_mm_quant::Scaling;
 use lance_mm_quant::testing::correlated;
+
+use super::*;
+use crate::names::Pair;
+use crate::testing::{HEADS, expert_weights, layer_activations};
 
 fn weights(experts: &[Expert]) -> LayerWeights {
     let experts = experts.iter().enumerate().map(|(i, e)| expert_weights(*e, 1 + i as u64)).collect();
@@ -34,7 +35,7 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let rows = vec![Some(site_rows(5)), None];
+            let rows = vec![Some(layer_activations(5)), None];
             quantize_layer(weights(&[Expert::Und, Expert::Gen]), rows, &four_bits, &Recipe::default())
                 .unwrap()
         })
@@ -48,7 +49,8 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
 fn every_step_can_be_left_out_and_none_makes_it_worse() {
     let total = |recipe: &Recipe| -> f64 {
         let result =
-            quantize_layer(weights(&[Expert::Und]), vec![Some(site_rows(5))], &four_bits, recipe).unwrap();
+            quantize_layer(weights(&[Expert::Und]), vec![Some(layer_activations(5))], &four_bits, recipe)
+                .unwrap();
         result.experts[0].linears.iter().map(|l| l.report.as_ref().unwrap().final_error).sum()
     };
     let recipes = [
@@ -65,7 +67,7 @@ fn every_step_can_be_left_out_and_none_makes_it_worse() {
 
 #[test]
 fn reports_name_what_was_done() {
-    let rows = vec![Some(site_rows(5)), Some(site_rows(7))];
+    let rows = vec![Some(layer_activations(5)), Some(layer_activations(7))];
     let result =
         quantize_layer(weights(&[Expert::Und, Expert::Gen]), rows, &four_bits, &Recipe::default()).unwrap();
     let names: Vec<String> = result.pairs.iter().map(|p| p.producers.join(" ")).collect();
@@ -90,7 +92,7 @@ fn reports_name_what_was_done() {
 
 #[test]
 fn without_inputs_only_the_shared_scale_reaches_an_expert() {
-    let rows = vec![Some(site_rows(5)), None];
+    let rows = vec![Some(layer_activations(5)), None];
     let result =
         quantize_layer(weights(&[Expert::Und, Expert::Gen]), rows, &four_bits, &Recipe::default()).unwrap();
     let before = expert_weights(Expert::Gen, 2);
@@ -104,9 +106,13 @@ fn without_inputs_only_the_shared_scale_reaches_an_expert() {
 #[test]
 fn linears_without_a_scheme_stay_dense() {
     let scheme = |_, proj| (proj != Proj::DownProj).then(|| Scheme::affine(3, 32).unwrap());
-    let result =
-        quantize_layer(weights(&[Expert::Und]), vec![Some(site_rows(5))], &scheme, &Recipe::default())
-            .unwrap();
+    let result = quantize_layer(
+        weights(&[Expert::Und]),
+        vec![Some(layer_activations(5))],
+        &scheme,
+        &Recipe::default(),
+    )
+    .unwrap();
     assert!(matches!(result.experts[0].linears[6].form, Form::Dense(_)));
     assert!(result.pairs.iter().all(|p| p.pair != Pair::UpDown));
 }
@@ -119,12 +125,12 @@ fn errors_name_the_layer_and_the_linear() {
             .unwrap()
             .to_string()
     };
-    let mut rows = site_rows(5);
-    rows.d = correlated(8, 4, 32, 1);
-    assert_eq!(run(rows, &four_bits), "layers.3 site D: expected rows of 96, found 32");
+    let mut rows = layer_activations(5);
+    rows.down = correlated(8, 4, 32, 1);
+    assert_eq!(run(rows, &four_bits), "layers.3.mlp.gated: expected rows of 96, found 32");
     let wide = |_, _| Scheme::affine(4, 64).ok();
     assert_eq!(
-        run(site_rows(5), &wide),
+        run(layer_activations(5), &wide),
         "layers.3.mlp.down_proj: expected columns in groups of 64, found 96 columns"
     );
 }
@@ -133,7 +139,7 @@ fn errors_name_the_layer_and_the_linear() {
 fn errors_in_other_schemes_are_those_of_quantizing_in_them() {
     let scheme = |bits| Scheme::affine(bits, 32).unwrap();
     let wide = Scheme::affine(4, 128).unwrap();
-    let rows = || vec![Some(site_rows(5))];
+    let rows = || vec![Some(layer_activations(5))];
     let recipe = Recipe { scaling: Scaling::Off, dampings: vec![0.1], ..Recipe::default() };
     let measured =
         measure_layer(weights(&[Expert::Und]), rows(), &four_bits, &recipe, &[scheme(2), wide, scheme(6)])
@@ -154,7 +160,7 @@ fn errors_in_other_schemes_are_those_of_quantizing_in_them() {
 
 #[test]
 fn later_layers_make_good_what_earlier_ones_changed() {
-    let rows = site_rows(5);
+    let rows = layer_activations(5);
     // What was recorded, with a part of every channel leaking into the next.
     let leak = |rows: &Rows| {
         let k = rows.n_cols();
@@ -162,13 +168,13 @@ fn later_layers_make_good_what_earlier_ones_changed() {
             |v: &[f32]| (0..v.len()).map(|i| v[i] + 0.2 * v[i / k * k + (i + 1) % k]).collect::<Vec<f32>>();
         Rows::new("x", change(rows.search()), &change(rows.held_back()), k).unwrap()
     };
-    let changed = [&rows.a, &rows.b, &rows.c, &rows.d].map(leak);
+    let changed = [&rows.qkv, &rows.o, &rows.gate_up, &rows.down].map(leak);
     let recipe = Recipe { scaling: Scaling::Off, ..Recipe::default() };
     let mut layer =
         LayerQuantizer::new(weights(&[Expert::Und]), vec![Some(rows.clone())], &four_bits, &recipe).unwrap();
     for rows in changed {
         let done = layer.experts().next().unwrap().linears.len();
-        assert_eq!(Proj::ALL.get(done).map(|proj| proj.site()), layer.next());
+        assert_eq!(Proj::ALL.get(done).map(|proj| proj.input()), layer.next());
         layer.round(vec![Some(rows)]).unwrap();
     }
     for linear in &layer.finish().experts[0].linears {

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use lance_mm_tensor::{ActivationPrecision, Linear, Result, RmsNorm, Weights};
 
 use super::pass::Pass;
-use super::{Experts, PerExpert, suffix};
+use super::{Experts, PerExpert};
 use crate::config::Config;
 use crate::monitor::Monitor;
 use crate::sequence::{Expert, Span};
@@ -30,7 +30,7 @@ struct Projections {
 
 impl Projections {
     fn load(config: &Config, weights: &Weights, expert: Expert) -> Result<Self> {
-        let part = |name: &str| weights.pp(format!("{name}{}", suffix(expert)));
+        let part = |name: &str| weights.pp(format!("{name}{}", expert.suffix()));
         let (d, head) = (config.hidden_size, config.head_dim());
         let kv = config.num_key_value_heads * head;
         let eps = config.rms_norm_eps as f32;

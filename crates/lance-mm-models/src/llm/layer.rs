@@ -5,7 +5,7 @@ use lance_mm_tensor::{Linear, Result, RmsNorm, Weights};
 
 use super::attention::Attention;
 use super::pass::Pass;
-use super::{Experts, PerExpert, suffix};
+use super::{Experts, PerExpert};
 use crate::config::Config;
 use crate::monitor::Monitor;
 use crate::sequence::Expert;
@@ -28,7 +28,7 @@ impl Layer {
     ) -> Result<Self> {
         let norm = |base, name: &'static str| {
             PerExpert::load(base, experts, move |expert| {
-                let weights = weights.pp(format!("{name}{}", suffix(expert)));
+                let weights = weights.pp(format!("{name}{}", expert.suffix()));
                 RmsNorm::load(&weights, config.hidden_size, config.rms_norm_eps as f32)
             })
         };
@@ -87,7 +87,7 @@ impl Layer {
     ) -> Result<Tensor> {
         let spans = pass.spans;
         let a = self.input_layernorm.by_span(x, spans, |norm, x| norm.forward(x))?;
-        monitor.show(format_args!("layers.{index}.input_layernorm"), &a)?;
+        monitor.show(format_args!("layers.{index}.{}", LinearInput::Normed.name()), &a)?;
         let heads = self.self_attn.heads(&a, pass, index, monitor)?;
         let x = match spans {
             // No probe attached: fuse the residual add into `o_proj`.
@@ -99,9 +99,9 @@ impl Layer {
             }
         };
         let m = self.post_attention_layernorm.by_span(&x, spans, |norm, x| norm.forward(x))?;
-        monitor.show(format_args!("layers.{index}.post_attention_layernorm"), &m)?;
+        monitor.show(format_args!("layers.{index}.{}", LinearInput::Attended.name()), &m)?;
         let m = self.mlp.by_span(&m, spans, Mlp::gated)?;
-        monitor.show(format_args!("layers.{index}.mlp.gated"), &m)?;
+        monitor.show(format_args!("layers.{index}.{}", LinearInput::Gated.name()), &m)?;
         match spans {
             [span] if !monitor.is_probed() => self.mlp.get(span.expert)?.down_proj.forward_residual(&x, &m),
             _ => {
@@ -115,7 +115,7 @@ impl Layer {
     }
 }
 
-/// What some linear layers of a layer read.
+/// Input activations of the linear layers of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LinearInput {
     /// `input_layernorm`, `(n, D)`: q, k, v read it.
@@ -126,6 +126,21 @@ pub enum LinearInput {
     Attended,
     /// `mlp.gated`, `(n, F)`: down reads it.
     Gated,
+}
+
+impl LinearInput {
+    /// All four, in the order of the forward pass.
+    pub const ALL: [Self; 4] = [Self::Normed, Self::Heads, Self::Attended, Self::Gated];
+
+    /// Name under which a probe sees it, after `layers.N.`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Normed => "input_layernorm",
+            Self::Heads => "self_attn.heads",
+            Self::Attended => "post_attention_layernorm",
+            Self::Gated => "mlp.gated",
+        }
+    }
 }
 
 impl Layer {
@@ -166,7 +181,7 @@ struct Mlp {
 
 impl Mlp {
     fn load(config: &Config, weights: &Weights, expert: Expert) -> Result<Self> {
-        let weights = weights.pp(format!("mlp{}", suffix(expert)));
+        let weights = weights.pp(format!("mlp{}", expert.suffix()));
         let (d, f) = (config.hidden_size, config.intermediate_size);
         Ok(Self {
             gate_proj: Linear::load(&weights.pp("gate_proj"), d, f)?,
