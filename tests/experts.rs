@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use lance_mm::models::{Config, Cursor, Experts, Grid, LatentLayers, Llm, NoiseBlock, Segment, Sequence};
-use lance_mm::tensor::Weights;
+use lance_mm::tensor::{ActivationPrecision, Weights};
 
 use crate::support::{Case, fixtures};
 
@@ -13,7 +13,7 @@ const GRID: Grid = Grid { t: 1, h: 4, w: 3 };
 fn checkpoint() -> (Config, Weights) {
     let dir = fixtures("generation/ckpt/mlx");
     let config = Config::from_json(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
-    (config, Weights::open_in(&dir, "model").unwrap())
+    (config, Weights::open_in(&dir, "model").unwrap().with_activation_precision(ActivationPrecision::Split))
 }
 
 fn llm() -> Llm {

@@ -4,14 +4,20 @@
 use candle_core::{DType, Tensor};
 use lance_mm::generate::{Event, Generated, Plan, Resolution, Size, Stage, Unconditional};
 use lance_mm::image::RgbImage;
-use lance_mm::tensor::Weights;
+use lance_mm::tensor::{ActivationPrecision, Weights};
 use lance_mm::{Checkpoint, Error, GenerateOptions, Guidance, Lance, Request};
 
 use crate::support::fixtures;
 
 fn lance() -> Lance {
     let vae = Weights::open_in(&fixtures("vae/ckpt/mlx"), "vae").unwrap();
-    Lance::new(Checkpoint::open(fixtures("generation/ckpt/mlx")).unwrap().with_vae(vae)).unwrap()
+    Lance::new(
+        Checkpoint::open(fixtures("generation/ckpt/mlx"))
+            .unwrap()
+            .with_vae(vae)
+            .with_activations(ActivationPrecision::Split),
+    )
+    .unwrap()
 }
 
 fn picture() -> RgbImage {

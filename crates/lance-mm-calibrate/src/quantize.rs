@@ -7,7 +7,7 @@ use lance_mm_eval::Dataset;
 use lance_mm_models::{Expert, Experts};
 use lance_mm_pipelines::checkpoint::{CheckpointFiles, WeightsFile};
 use lance_mm_pipelines::{Checkpoint, Lance, inspect};
-use lance_mm_tensor::Weights;
+use lance_mm_tensor::{ActivationPrecision, Weights};
 use sha2::{Digest, Sha256};
 
 use crate::capture::Capture;
@@ -50,7 +50,8 @@ pub fn quantize(
         return Err(Error::Calibration("expected a dataset, found none".into()));
     }
     // Mapped pages count as memory until the map is gone, so each stage opens the files anew.
-    let open = || Ok(Checkpoint::open(source)?);
+    // Input activations are recorded nearly exactly, and the same on every processor that multiplies bf16.
+    let open = || Ok(Checkpoint::open(source)?.with_activations(ActivationPrecision::Split));
     let checkpoint = open()?;
     refuse_quantized(&checkpoint, source)?;
     let files = CheckpointFiles::find(source)?;

@@ -42,8 +42,8 @@ pub(crate) struct ComputeArgs {
     /// original computes, keys and values kept in it too; `split`, the sum of two bf16 terms, slower on prompts and
     /// pictures and nearly exact; `f32`, exact and slow. On a GPU `bf16` is what rows of the networks are between
     /// operations, keys and values too, and the others are f32.
-    #[arg(long, value_name = "bf16|split|f32", value_enum, default_value_t, hide_possible_values = true)]
-    activations: ActivationType,
+    #[arg(long, value_name = "bf16|split|f32", default_value_t)]
+    activations: ActivationPrecision,
 }
 
 impl ComputeArgs {
@@ -54,26 +54,7 @@ impl ComputeArgs {
 
     /// What inputs of products with bf16 matrices count as.
     pub(crate) fn activations(&self) -> ActivationPrecision {
-        self.activations.into()
-    }
-}
-
-/// [`ActivationPrecision`] as words of the command line.
-#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
-pub(crate) enum ActivationType {
-    #[default]
-    Bf16,
-    Split,
-    F32,
-}
-
-impl From<ActivationType> for ActivationPrecision {
-    fn from(activations: ActivationType) -> Self {
-        match activations {
-            ActivationType::Bf16 => Self::Bf16,
-            ActivationType::Split => Self::Split,
-            ActivationType::F32 => Self::F32,
-        }
+        self.activations
     }
 }
 

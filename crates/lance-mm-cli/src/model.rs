@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use candle_core::Device;
 use lance_mm::checkpoint::WeightsFile;
+use lance_mm::tensor::ActivationPrecision;
 use lance_mm::{Checkpoint, CheckpointBytes, Lance};
 
 use crate::args::ModelArgs;
@@ -34,9 +35,10 @@ pub(crate) fn load_with(args: &ModelArgs, hints: Hints) -> Result<Model> {
     Ok(Model { lance: model.lance.with_low_memory(args.low_memory), ..model })
 }
 
-/// Loads what `model` names onto a device.
+/// Loads what `model` names onto a device, to measure it nearly exactly.
 pub(crate) fn load_on(device: &Device, model: &str, hints: Hints) -> Result<Model> {
-    load_as(Some(model), hints, |checkpoint| checkpoint.with_device(device))
+    let split = ActivationPrecision::Split;
+    load_as(Some(model), hints, |checkpoint| checkpoint.with_activations(split).with_device(device))
 }
 
 /// Loads what `--model` names, the checkpoint changed before its networks are built.

@@ -1,6 +1,11 @@
 //! The precision in which matrix products read activations and weights.
 
+use std::fmt;
+use std::str::FromStr;
+
 use candle_core::DType;
+
+use crate::error::{Error, Result};
 
 /// What the inputs of products with bf16 matrices, and of [`attention`](crate::attention()), count as. On a device
 /// products are of what they are given, and this says which type that is ([`hidden_dtype`]).
@@ -10,11 +15,12 @@ pub enum ActivationPrecision {
     F32,
     /// The sum of two bf16 terms where the processor multiplies bf16 (AVX512-BF16, AMX): within 2^-16 of each
     /// product's size. f32 elsewhere.
-    #[default]
     Split,
     /// bf16 in products of more than 8 rows where the processor multiplies bf16: within 2^-8 of each product's
     /// size, at nearly twice the speed; so is attention of several queries on AMX. Keys and values are kept in bf16
-    /// ([`kv_dtype`]). On a device rows are bf16 between operations. This is how the original runs.
+    /// ([`kv_dtype`]). On a device rows are bf16 between operations. This is how the original runs, and the default of
+    /// library and program.
+    #[default]
     Bf16,
 }
 
@@ -26,6 +32,22 @@ impl ActivationPrecision {
             Self::Split => "split",
             Self::Bf16 => "bf16",
         }
+    }
+}
+
+impl fmt::Display for ActivationPrecision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for ActivationPrecision {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let known =
+            [Self::Bf16, Self::Split, Self::F32].into_iter().find(|precision| precision.name() == name);
+        known.ok_or_else(|| Error::setting("activations", "bf16, split or f32", name))
     }
 }
 

@@ -5,6 +5,7 @@ mod tables;
 use std::path::PathBuf;
 
 use anyhow::{Result, anyhow, bail};
+use lance_mm::tensor::ActivationPrecision;
 use lance_mm::{Checkpoint, GenerateOptions, Guidance, Lance};
 use lance_mm_eval::{DrawingOptions, ModelInfo, drawing};
 
@@ -83,7 +84,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let device = args.device.open()?;
     let load = |name: &str| -> Result<Lance> {
         let _busy = hints.busy("loading the model");
-        Ok(Lance::new(Checkpoint::open(model::drawing_folder(name)?)?.with_device(&device))?)
+        let checkpoint = Checkpoint::open(model::drawing_folder(name)?)?;
+        Ok(Lance::new(checkpoint.with_activations(ActivationPrecision::Split).with_device(&device))?)
     };
     let (reference, candidate) = (load(&args.reference)?, load(&args.candidate)?);
     let mut progress = Progress::new("steps", hints);

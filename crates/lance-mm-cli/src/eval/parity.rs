@@ -4,12 +4,12 @@ mod tables;
 
 use anyhow::Result;
 use lance_mm::Checkpoint;
+use lance_mm::tensor::ActivationPrecision;
 use lance_mm_eval::{Continuation, ModelInfo, ParityOptions, parity};
 
 use super::data::CompareArgs;
 use super::progress::Progress;
 use super::result::{self, Data};
-use crate::args::ActivationType;
 use crate::model::{self, Model};
 
 const EXAMPLES: &str = "\
@@ -44,14 +44,8 @@ pub(crate) struct Args {
     f32_reference: bool,
     /// What inputs of products with bf16 matrices and of attention count as: `bf16`, as when answering, `split` or
     /// `f32`. A reference in f32 stays in f32.
-    #[arg(
-        long,
-        value_name = "bf16|split|f32",
-        value_enum,
-        default_value = "split",
-        hide_possible_values = true
-    )]
-    activations: ActivationType,
+    #[arg(long, value_name = "bf16|split|f32", default_value_t = ActivationPrecision::Split)]
+    activations: ActivationPrecision,
     /// Kinds that a second sum leaves out.
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     leave_out: Vec<String>,
@@ -68,7 +62,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         leave_out: args.leave_out.clone(),
     };
     let onto = |checkpoint: Checkpoint| checkpoint.with_device(&device);
-    let rounded = |checkpoint: Checkpoint| onto(checkpoint.with_activations(args.activations.into()));
+    let rounded = |checkpoint: Checkpoint| onto(checkpoint.with_activations(args.activations));
     let load = |name: &str| match args.mlx_rounding {
         false => model::load_as(Some(name), hints, rounded),
         true => {

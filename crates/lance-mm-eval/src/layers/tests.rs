@@ -1,3 +1,6 @@
+use lance_mm_pipelines::Checkpoint;
+use lance_mm_tensor::ActivationPrecision;
+
 use super::*;
 use crate::testing::{checkpoint, demos};
 
@@ -5,7 +8,7 @@ use crate::testing::{checkpoint, demos};
 const ROUNDING: f64 = 1e-9;
 
 fn lance() -> Lance {
-    Lance::new(checkpoint()).unwrap()
+    Lance::new(checkpoint().with_activations(ActivationPrecision::Split)).unwrap()
 }
 
 fn run(candidate: &Lance, data: &Dataset, options: &LayerOptions) -> Result<LayerReport> {
@@ -61,7 +64,7 @@ fn changed(change: impl Fn(&str, &mut [f32], &[usize])) -> Lance {
     });
     let model = safetensors::serialize(views, None).unwrap().leak();
     let files = lance_mm_pipelines::CheckpointBytes { model, ..crate::testing::NANO };
-    Lance::new(lance_mm_pipelines::Checkpoint::in_memory(&files).unwrap()).unwrap()
+    Lance::new(Checkpoint::in_memory(&files).unwrap().with_activations(ActivationPrecision::Split)).unwrap()
 }
 
 /// Scales of input columns; powers of two, so that every product stays exact.
