@@ -310,11 +310,10 @@ fn check_scheme(name: &str, cols: usize, scheme: Scheme) -> Result<()> {
     if scheme.mode() != QuantMode::Affine {
         return Err(Error::setting(name, "the affine mode, the only one written", scheme.mode()));
     }
-    match cols > 0 && cols.is_multiple_of(group) {
-        true => Ok(()),
-        false => {
-            Err(Error::setting(name, format!("columns in groups of {group}"), format!("{cols} columns")))
-        }
+    if cols > 0 && cols.is_multiple_of(group) {
+        Ok(())
+    } else {
+        Err(Error::setting(name, format!("columns in groups of {group}"), format!("{cols} columns")))
     }
 }
 

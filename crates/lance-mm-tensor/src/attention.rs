@@ -26,9 +26,10 @@ pub fn attention(
 ) -> Result<Tensor> {
     check_heads(q, k, v)?;
     check(blocks, q.dim(1)?, k.dim(1)?)?;
-    match metal::runs_on(q.device()) {
-        false => Ok(q.apply_op3_no_bwd(k, v, &Op { blocks, activations })?),
-        true => metal::attend(q, k, v, blocks),
+    if metal::runs_on(q.device()) {
+        metal::attend(q, k, v, blocks)
+    } else {
+        Ok(q.apply_op3_no_bwd(k, v, &Op { blocks, activations })?)
     }
 }
 
@@ -45,12 +46,11 @@ fn check_heads(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
     }
     let types = [q, k, v].map(Tensor::dtype);
     let on_device = metal::runs_on(q.device());
-    let (fits, expected) = match on_device {
-        true => (types == [q.dtype(); 3] && FloatType::try_from(q.dtype()).is_ok(), "all f32, f16 or bf16"),
-        false => {
-            let kept = if k.dtype() == DType::BF16 { DType::BF16 } else { DType::F32 };
-            (types == [DType::F32, kept, kept], "q f32, k and v both f32 or both bf16")
-        }
+    let (fits, expected) = if on_device {
+        (types == [q.dtype(); 3] && FloatType::try_from(q.dtype()).is_ok(), "all f32, f16 or bf16")
+    } else {
+        let kept = if k.dtype() == DType::BF16 { DType::BF16 } else { DType::F32 };
+        (types == [DType::F32, kept, kept], "q f32, k and v both f32 or both bf16")
     };
     if !fits {
         return Err(Error::input("heads", expected, format!("{types:?}")));
@@ -173,9 +173,10 @@ fn check(blocks: &[Block], t: usize, s: usize) -> Result<()> {
         }
         next = block.queries.end;
     }
-    match next == t {
-        true => Ok(()),
-        false => Err(Error::input("attention blocks", format!("{t} queries covered"), next)),
+    if next == t {
+        Ok(())
+    } else {
+        Err(Error::input("attention blocks", format!("{t} queries covered"), next))
     }
 }
 

@@ -38,9 +38,10 @@ impl DeviceChoice {
 #[cfg(all(feature = "metal", target_os = "macos"))]
 fn metal() -> Result<Device> {
     // candle panics when it is asked for a device that is not there.
-    match candle_metal_kernels::metal::Device::all().is_empty() {
-        true => Err(Error::setting("device", "cpu or auto", "metal, but this machine has no Metal device")),
-        false => Ok(Device::new_metal(0)?),
+    if candle_metal_kernels::metal::Device::all().is_empty() {
+        Err(Error::setting("device", "cpu or auto", "metal, but this machine has no Metal device"))
+    } else {
+        Ok(Device::new_metal(0)?)
     }
 }
 
@@ -62,10 +63,7 @@ pub fn device_name(device: &Device) -> &'static str {
 /// The type that rows of a network have between operations: f32 on the CPU; on another device bf16 where activations are,
 /// which halves what operations read and write.
 pub fn hidden_dtype(activations: ActivationPrecision, device: &Device) -> DType {
-    match runs_on(device) {
-        true => kv_dtype(activations),
-        false => DType::F32,
-    }
+    if runs_on(device) { kv_dtype(activations) } else { DType::F32 }
 }
 
 /// `x` on another device, once all that it was computed from has ended well: of a GPU's work candle's `to_device` looks at
@@ -85,10 +83,7 @@ pub fn download(x: &Tensor, to: &Device) -> candle_core::Result<Tensor> {
 /// # Errors
 /// Memory that the device lacks.
 pub fn upload(x: &Tensor, device: &Device) -> Result<Tensor> {
-    match x.device().same_device(device) {
-        true => Ok(x.clone()),
-        false => Ok(x.force_contiguous()?.to_device(device)?),
-    }
+    if x.device().same_device(device) { Ok(x.clone()) } else { Ok(x.force_contiguous()?.to_device(device)?) }
 }
 
 /// Runs one step of a loop. What the system holds back for the device until the end of a step, it then lets go of:

@@ -55,9 +55,10 @@ impl RmsNorm {
             let plan = metal::rms_norm(x.elem_count() / width, width, self.eps, float);
             return metal::apply(&plan, &[&x, &self.weight], x.dims());
         }
-        match x.device().is_cpu() && fits {
-            true => Ok(x.apply_op2_no_bwd(&self.weight, &Op { eps: self.eps })?),
-            false => Ok(candle_nn::ops::rms_norm(&x, &self.weight, self.eps)?),
+        if x.device().is_cpu() && fits {
+            Ok(x.apply_op2_no_bwd(&self.weight, &Op { eps: self.eps })?)
+        } else {
+            Ok(candle_nn::ops::rms_norm(&x, &self.weight, self.eps)?)
         }
     }
 }

@@ -76,9 +76,10 @@ impl Scheme {
             QuantMode::MxFp8 => "8 bits, group size 32",
             QuantMode::NvFp4 => "4 bits, group size 16",
         };
-        match legal {
-            true => Ok(Self { bits, group_size, mode }),
-            false => Err(Error::setting(format!("{mode} quantization"), expected, found)),
+        if legal {
+            Ok(Self { bits, group_size, mode })
+        } else {
+            Err(Error::setting(format!("{mode} quantization"), expected, found))
         }
     }
 

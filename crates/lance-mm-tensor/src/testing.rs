@@ -30,9 +30,9 @@ pub fn seeded(n: usize, seed: u64) -> Vec<f32> {
 pub fn max_error(found: &[f32], expected: &[f32]) -> (f32, usize) {
     assert_eq!(found.len(), expected.len(), "lengths");
     let errors = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
-    errors.enumerate().fold((0.0, 0), |(worst, at), (i, error)| match error.is_nan() || error > worst {
-        true if !f32::is_nan(worst) => (error, i),
-        _ => (worst, at),
+    errors.enumerate().fold((0.0, 0), |(worst, at), (i, error)| {
+        let worse = error.is_nan() || error > worst;
+        if worse && !f32::is_nan(worst) { (error, i) } else { (worst, at) }
     })
 }
 

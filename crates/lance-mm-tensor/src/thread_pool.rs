@@ -26,10 +26,11 @@ use crate::kernels::metal;
 /// ```
 pub fn in_thread_pool<R: Send>(run: impl FnOnce() -> R + Send) -> R {
     // What stands in for a device does so on its own thread.
-    match metal::runs_on(&Device::Cpu) || HERE.get() {
-        true => run(),
+    if metal::runs_on(&Device::Cpu) || HERE.get() {
+        run()
+    } else {
         // What the system holds back for a device it holds back for a thread, and the caller's is another.
-        false => run_with_others(|| with_autorelease_pool(run)),
+        run_with_others(|| with_autorelease_pool(run))
     }
 }
 

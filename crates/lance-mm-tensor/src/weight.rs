@@ -192,12 +192,11 @@ impl Weight {
     /// A bias, which has a value for each row.
     pub(crate) fn bias<'b>(&self, bias: Option<&'b Tensor>) -> Result<Option<Values<'b>>> {
         let values = bias.map(Values::of).transpose()?;
-        match values.as_ref().is_none_or(|values| values.len() == self.n_rows()) {
-            true => Ok(values),
-            false => {
-                let found = format!("{:?}", bias.map(Tensor::dims));
-                Err(Error::input("bias", format!("{} values", self.n_rows()), found))
-            }
+        if values.as_ref().is_none_or(|values| values.len() == self.n_rows()) {
+            Ok(values)
+        } else {
+            let found = format!("{:?}", bias.map(Tensor::dims));
+            Err(Error::input("bias", format!("{} values", self.n_rows()), found))
         }
     }
 

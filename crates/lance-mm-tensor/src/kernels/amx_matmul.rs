@@ -299,9 +299,10 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
             let (steps, x_tiles) = (i * near..i * near + x.len(), Operands::in_tiles(x));
             for (w, sums) in packed.chunks_exact(part.len()).zip(&mut *sums) {
                 // All of it asked for, what is near already is.
-                let now = match ahead < size_of_val(next) {
-                    true => next.as_ptr().cast::<u8>().wrapping_add(ahead),
-                    false => w.as_ptr().cast(),
+                let now = if ahead < size_of_val(next) {
+                    next.as_ptr().cast::<u8>().wrapping_add(ahead)
+                } else {
+                    w.as_ptr().cast()
                 };
                 tiles.bf16(&w[steps.clone()], x_tiles, sums, part.start + i > 0, now);
                 ahead += x.len() * AHEAD;

@@ -44,10 +44,7 @@ pub(super) fn gated(
     let (gate, up) = (Bf16Matrix::of(gate)?, Bf16Matrix::of(up)?);
     let amx = gate.amx.filter(|_| n > FEW && gate.n_rows() > 0 && gate.one_term == up.one_term)?;
     let output = Output::Gated { w: [&gate, &up], biases };
-    Some(match gate.one_term {
-        true => product::<1, _>(amx, x, &output),
-        false => product::<2, _>(amx, x, &output),
-    })
+    Some(if gate.one_term { product::<1, _>(amx, x, &output) } else { product::<2, _>(amx, x, &output) })
 }
 
 /// A `(R, K)` matrix of bf16 values as they lie in the file.

@@ -114,9 +114,12 @@ mod tests {
     fn product<T: Real + Into<f64>>(case: &Case, from: fn(f32) -> T, operands: [&[f32]; 3]) -> Vec<f32> {
         let Case { m, k, n, gap, transposed: [ta, tb] } = *case;
         let [a, b, mut out] = operands.map(|values| values.iter().copied().map(from).collect::<Vec<T>>());
-        let view = |data, rows, cols, transposed| match transposed {
-            true => MatRef::new(data, cols, rows, rows + gap).t(),
-            false => MatRef::new(data, rows, cols, cols + gap),
+        let view = |data, rows, cols, transposed| {
+            if transposed {
+                MatRef::new(data, cols, rows, rows + gap).t()
+            } else {
+                MatRef::new(data, rows, cols, cols + gap)
+            }
         };
         add_matmul(&mut out, n + gap, from(-0.5), view(&a, m, k, ta), view(&b, k, n, tb));
         out.into_iter().map(|value| value.into() as f32).collect()

@@ -40,9 +40,10 @@ fn scaled(x: &[f32], w: &[f32], scale: impl Fn(f32) -> f32 + Sync, with_silu: bo
     let simd = Simd::detect();
     let piece = (CHUNK / w.len()).max(1) * w.len();
     let scaled = |(out, x): (&mut [f32], &[f32])| simd.run(Scaled { x, w, scale: &scale, with_silu, out });
-    match x.len() > CHUNK {
-        true => out.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(scaled),
-        false => scaled((&mut out, x)),
+    if x.len() > CHUNK {
+        out.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(scaled)
+    } else {
+        scaled((&mut out, x))
     }
     out
 }

@@ -113,9 +113,10 @@ impl Stripe<'_> {
         // `values` is another slice, since what is written here is not handed out before `finish`.
         unsafe {
             let out = self.first.add(row * self.n_cols + self.cols.start);
-            match self.past_caches {
-                true => stream(values, out),
-                false => std::ptr::copy_nonoverlapping(values.as_ptr(), out, values.len()),
+            if self.past_caches {
+                stream(values, out)
+            } else {
+                std::ptr::copy_nonoverlapping(values.as_ptr(), out, values.len())
             }
         }
     }

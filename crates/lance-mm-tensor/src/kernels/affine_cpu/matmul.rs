@@ -314,9 +314,10 @@ impl<S: Simd> Group<'_, S> {
             written_out!(i < N, {
                 let x = simd.splat_four(x[i][0].as_chunks::<4>().0[four]);
                 for m in 0..2 {
-                    sums[i][m] = match NIBBLES {
-                        true => simd.dot::<false>(sums[i][m], codes[m], x),
-                        false => simd.dot::<true>(sums[i][m], codes[m], x),
+                    sums[i][m] = if NIBBLES {
+                        simd.dot::<false>(sums[i][m], codes[m], x)
+                    } else {
+                        simd.dot::<true>(sums[i][m], codes[m], x)
                     };
                 }
             });

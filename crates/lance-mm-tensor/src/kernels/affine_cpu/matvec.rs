@@ -212,9 +212,10 @@ fn chunk<S: Simd, const PER: usize, const WIDTH: usize>(
             simd.prefetch(codes.as_ptr().wrapping_add(AHEAD + i));
         }
         let bytes = codes.as_chunks::<64>().0;
-        let codes = match nibbles {
-            true => simd.nibbles(simd.load(&bytes[0])),
-            false => [simd.load(&bytes[0]), simd.load(&bytes[1])],
+        let codes = if nibbles {
+            simd.nibbles(simd.load(&bytes[0]))
+        } else {
+            [simd.load(&bytes[0]), simd.load(&bytes[1])]
         };
         if nibbles || PER == 1 {
             let upper = dot::<S, WIDTH>(simd, zero, codes[0], high[0]);
@@ -241,9 +242,10 @@ fn chunk<S: Simd, const PER: usize, const WIDTH: usize>(
 
 #[inline(always)]
 fn dot<S: Simd, const WIDTH: usize>(simd: S, sums: S::Ints, codes: S::Bytes, x: &[u8; 64]) -> S::Ints {
-    match WIDTH < LINE {
-        true => simd.dot::<false>(sums, codes, simd.load(x)),
-        false => simd.dot::<true>(sums, codes, simd.load(x)),
+    if WIDTH < LINE {
+        simd.dot::<false>(sums, codes, simd.load(x))
+    } else {
+        simd.dot::<true>(sums, codes, simd.load(x))
     }
 }
 

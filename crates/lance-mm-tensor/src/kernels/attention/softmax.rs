@@ -136,9 +136,10 @@ impl<R: Row, I: Iterator<Item = (R, R)>> Kernel for AddKeys<'_, I> {
                 add_scores(simd, q, d, i * ROWS, &tile, scores);
             }
             for (i, scores) in weights.iter_mut().enumerate().take(n) {
-                match S::FMA {
-                    true => state.weigh::<true>(i, &mut scores[..tile.len()]),
-                    false => state.weigh::<false>(i, &mut scores[..tile.len()]),
+                if S::FMA {
+                    state.weigh::<true>(i, &mut scores[..tile.len()])
+                } else {
+                    state.weigh::<false>(i, &mut scores[..tile.len()])
                 }
             }
             for (i, weights) in weights.as_chunks::<ROWS>().0.iter().enumerate() {

@@ -27,9 +27,10 @@ pub(super) fn run(filled: Filled, attention: &Attention<'_>, blocks: Vec<(&Block
     let most = (QUERY_PANELS * PANEL / fold).max(1);
     let threads = rayon::current_num_threads();
     // A thread takes a whole block where there are enough of them.
-    let (small, large): (Vec<_>, Vec<_>) = match blocks.len() >= 2 * threads {
-        true => blocks.into_iter().partition(|(block, _)| block.queries.len() <= most),
-        false => (Vec::new(), blocks),
+    let (small, large): (Vec<_>, Vec<_>) = if blocks.len() >= 2 * threads {
+        blocks.into_iter().partition(|(block, _)| block.queries.len() <= most)
+    } else {
+        (Vec::new(), blocks)
     };
     small.into_par_iter().with_max_len(1).for_each(|(block, out)| {
         for group in 0..n_groups {

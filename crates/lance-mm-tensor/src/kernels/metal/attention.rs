@@ -52,12 +52,13 @@ pub fn attention(shape: AttentionShape, blocks: &[Block], x: FloatType) -> Kerne
     assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "query heads share key heads evenly");
     assert!(dim.is_multiple_of(8) && dim <= MAX_HEAD_DIM, "a width of head that the kernels have room for");
     let mut args = vec![KernelArg::Input(0), KernelArg::Strided(1), KernelArg::Strided(2)];
-    match rows <= FEW {
-        true => args.extend(
+    if rows <= FEW {
+        args.extend(
             key_ranges(blocks)
                 .map(|keys| KernelArg::U32s(std::array::from_fn(|row| keys.get(row).copied().unwrap_or(0)))),
-        ),
-        false => args.extend([KernelArg::Input(3), KernelArg::Input(4)]),
+        )
+    } else {
+        args.extend([KernelArg::Input(3), KernelArg::Input(4)])
     }
     args.extend([
         KernelArg::Output(rows * heads * dim, x),
@@ -67,9 +68,10 @@ pub fn attention(shape: AttentionShape, blocks: &[Block], x: FloatType) -> Kerne
         size(stride),
     ]);
     args.push(KernelArg::F32(1.0 / (dim as f32).sqrt()));
-    let (kernel, groups, threads) = match rows <= FEW {
-        true => ("attention_row", rows, 256),
-        false => ("attention_tiles", rows.div_ceil(TILE), 128),
+    let (kernel, groups, threads) = if rows <= FEW {
+        ("attention_row", rows, 256)
+    } else {
+        ("attention_tiles", rows.div_ceil(TILE), 128)
     };
     KernelPlan {
         source: &SOURCE,

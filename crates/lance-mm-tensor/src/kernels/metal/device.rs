@@ -68,11 +68,12 @@ fn compile_options() -> Retained<MTLCompileOptions> {
     let options = MTLCompileOptions::new();
     // The first that has bf16; what a system takes by default is its own affair.
     options.setLanguageVersion(MTLLanguageVersion::Version3_1);
-    match available!(macos = 15.0) {
-        true => options.setMathMode(MTLMathMode::Safe),
+    if available!(macos = 15.0) {
+        options.setMathMode(MTLMathMode::Safe);
+    } else {
         // Older systems know no other way, and do not answer to the newer one.
         #[expect(deprecated, reason = "all that macOS 14 has")]
-        false => options.setFastMathEnabled(false),
+        options.setFastMathEnabled(false);
     }
     options
 }

@@ -131,14 +131,13 @@ impl Simd for Neon {
     ) -> [int32x4_t; 4] {
         // SAFETY: `self` proves the features.
         let [bias, half] = unsafe { [vdupq_n_u8(128), vdupq_n_u8(64)] };
-        quarters!(i => match WIDE {
-            false => self.sdot(sums[i], codes[i], x[i]),
-            true => {
-                // Codes less 128 are signed bytes; 64 twice gives back what that took away.
-                // SAFETY: `self` proves the features.
-                let less = unsafe { veorq_u8(codes[i], bias) };
-                self.sdot(self.sdot(self.sdot(sums[i], less, x[i]), half, x[i]), half, x[i])
-            }
+        quarters!(i => if WIDE {
+            // Codes less 128 are signed bytes; 64 twice gives back what that took away.
+            // SAFETY: `self` proves the features.
+            let less = unsafe { veorq_u8(codes[i], bias) };
+            self.sdot(self.sdot(self.sdot(sums[i], less, x[i]), half, x[i]), half, x[i])
+        } else {
+            self.sdot(sums[i], codes[i], x[i])
         })
     }
 
