@@ -1,4 +1,4 @@
-//! Matrices in MLX's affine format: `scale · code + bias` per group of neighbouring values of a row.
+//! Matrices in MLX's affine format: `scale · code + bias` per group of adjacent values of a row.
 //!
 //! Format: MLX 0.32 `mx.quantize`; checked against its CPU backend bit by bit.
 
@@ -13,15 +13,15 @@ use crate::bytes::Bytes;
 use crate::dtype::FloatType;
 use crate::error::{Error, Result};
 use crate::kernels::{Affine, Rows};
-use crate::precision::Products;
+use crate::precision::AffinePrecision;
 use crate::scheme::{QuantMode, Scheme};
 pub(crate) use pack::unpack_row;
 pub use pack::{pack_codes, quantize_group};
 
 /// A `(R, K)` matrix of packed codes with one scale and one bias per group. Cloning shares the bytes.
 ///
-/// Words, scales and biases stay as the file holds them; rows are unpacked when they are used. Its
-/// storage dtype (`U32` words) is never the type to compute in: values are f32.
+/// Words, scales and biases stay as the file holds them; rows are unpacked when they are used. The storage dtype (`U32`
+/// words) is never a compute dtype: values are f32.
 #[derive(Clone)]
 pub struct AffineWeight {
     words: Bytes,
@@ -31,19 +31,19 @@ pub struct AffineWeight {
     scheme: Scheme,
     rows: usize,
     cols: usize,
-    products: Products,
+    precision: AffinePrecision,
     check: Arc<Check>,
 }
 
-/// What a first look at scales and biases found. Loading does not look: it reads no weights.
+/// Result of the search for scales and biases that are not finite, made at the first use: loading reads no weights.
 struct Check {
     name: String,
-    /// Part and row of a value that is not finite.
+    /// Part and row of the first one.
     damage: OnceLock<Option<(&'static str, usize)>>,
 }
 
 impl AffineWeight {
-    /// Puts a matrix together from what a file holds. `name` names it in errors.
+    /// Makes a matrix of the parts in a file. `name` names it in errors.
     pub(crate) fn new(name: &str, parts: AffineParts, scheme: Scheme, rows: usize, cols: usize) -> Self {
         let AffineParts { words, scales, biases, dtype } = parts;
         assert_eq!(scheme.mode(), QuantMode::Affine, "the loader chose by mode");
@@ -51,10 +51,20 @@ impl AffineWeight {
         assert_eq!(scales.len(), rows * (cols / scheme.group_size()) * dtype.size(), "shapes were checked");
         assert_eq!(scales.len(), biases.len(), "shapes were checked");
         let check = Arc::new(Check { name: name.to_owned(), damage: OnceLock::new() });
-        Self { words, scales, biases, dtype, scheme, rows, cols, products: Products::default(), check }
+        Self {
+            words,
+            scales,
+            biases,
+            dtype,
+            scheme,
+            rows,
+            cols,
+            precision: AffinePrecision::default(),
+            check,
+        }
     }
 
-    /// Looks for scales and biases that are not finite, once.
+    /// Searches scales and biases for values that are not finite, once.
     ///
     /// # Errors
     /// The first one, with its row.
@@ -65,7 +75,7 @@ impl AffineWeight {
         }
     }
 
-    /// As [`check`](Self::check), of one row only.
+    /// Searches one row only; see [`check`](Self::check).
     pub(crate) fn check_row(&self, row: usize) -> Result<()> {
         self.damage(row..row + 1).map_or(Ok(()), |damage| Err(self.damaged(damage)))
     }
@@ -87,7 +97,7 @@ impl AffineWeight {
         }
     }
 
-    /// Quantizes f32 values, row by row, as `mx.quantize` does; scales and biases are kept in f32.
+    /// Quantizes f32 values, row by row, as `mx.quantize` does; scales and biases are f32.
     ///
     /// # Errors
     /// Columns that are not whole groups, an empty or ragged matrix, values or scales that are not finite.
@@ -95,8 +105,8 @@ impl AffineWeight {
         Self::quantize(name, values, cols, scheme, FloatType::F32)
     }
 
-    /// Quantizes values, row by row, as `mx.quantize` does with a source of type `dtype`: codes come from
-    /// unrounded f32 scales, scales and biases are rounded to `dtype` afterwards.
+    /// Quantizes values, row by row, as `mx.quantize` does for a source of `dtype`: codes come from unrounded f32 scales;
+    /// scales and biases are rounded to `dtype` afterwards.
     ///
     /// # Errors
     /// As [`quantize_f32`](Self::quantize_f32).
@@ -129,25 +139,27 @@ impl AffineWeight {
         weight.check().map(|()| weight)
     }
 
-    /// The same matrix, multiplied with activations in f32: slow, and as exact as f32 is. By default they are
-    /// rounded to whole numbers, with one scale for each row and group: 32,639 steps to either side of zero in one or two
-    /// rows, 127 in more. On AMX more than eight rows (two, of other widths than 4 bits) are multiplied as bf16, values of the matrix too.
+    /// The same matrix with f32 activations in matmuls: slow, and as exact as f32 is.
+    ///
+    /// By default activations are rounded to integers with one scale for each token and group: 16 bits (±32,639) for one
+    /// or two tokens, 8 bits (±127) for more. On AMX, weights and activations of more than eight tokens (two, if codes do
+    /// not have 4 bits) are rounded to bf16.
     pub fn with_f32_activations(self) -> Self {
-        self.with_products(Products::F32)
+        self.with_precision(AffinePrecision::F32)
     }
 
-    pub(crate) fn with_products(self, products: Products) -> Self {
-        Self { products, ..self }
+    pub(crate) fn with_precision(self, precision: AffinePrecision) -> Self {
+        Self { precision, ..self }
     }
 
-    /// Whether values are rounded as `mx.dequantize` does.
+    /// Whether weights are rounded as `mx.dequantize` rounds them.
     pub(crate) fn is_rounded(&self) -> bool {
-        self.products == Products::MlxRounded
+        self.precision == AffinePrecision::MlxRounded
     }
 
-    /// What the integer kernels read, where products are to be computed by them.
+    /// The view for integer kernels; `None` for other arithmetic.
     pub(crate) fn integer(&self) -> Option<Affine<'_>> {
-        (self.products == Products::Integer).then(|| Affine {
+        (self.precision == AffinePrecision::Integer).then(|| Affine {
             words: &self.words,
             scales: &self.scales,
             biases: &self.biases,
@@ -159,7 +171,7 @@ impl AffineWeight {
         })
     }
 
-    /// Puts a matrix together from packed words `(R, K · bits / 32)` (see [`pack_codes`]) and scales and
+    /// Makes a matrix of packed words `(R, K · bits / 32)` (see [`pack_codes`]) and scales and
     /// biases `(R, K / group)`, which are rounded to `dtype`.
     ///
     /// # Errors
@@ -223,7 +235,7 @@ impl AffineWeight {
         self.scheme
     }
 
-    /// The type of scales and biases.
+    /// Dtype of scales and biases.
     pub fn dtype(&self) -> FloatType {
         self.dtype
     }
@@ -268,7 +280,7 @@ impl AffineWeight {
         self.cols / self.scheme.group_size()
     }
 
-    /// One row as `scale · code + bias` in f32: what lookups use by default.
+    /// Dequantizes one row as `scale · code + bias` in f32; lookups do this by default.
     ///
     /// # Panics
     /// When `row` or the length of `out` does not fit.
@@ -276,7 +288,7 @@ impl AffineWeight {
         self.with_row(row, out, |scale, bias, code| scale * code + bias);
     }
 
-    /// One row as `mx.dequantize` gives it for scales of this type: product and sum each rounded to it.
+    /// Dequantizes one row as `mx.dequantize` does: product and sum are each rounded to the dtype of the scales.
     ///
     /// # Panics
     /// When `row` or the length of `out` does not fit.
@@ -304,7 +316,7 @@ impl AffineWeight {
     }
 }
 
-/// Whether rows of `cols` values can be written in this scheme.
+/// Checks that rows of `cols` values can be quantized in this scheme.
 fn check_scheme(name: &str, cols: usize, scheme: Scheme) -> Result<()> {
     let group = scheme.group_size();
     if scheme.mode() != QuantMode::Affine {
@@ -339,9 +351,9 @@ impl Rows for AffineWeight {
     }
 
     fn read_row(&self, row: usize, out: &mut [f32]) {
-        match self.products {
-            Products::MlxRounded => self.read_row_rounded(row, out),
-            Products::Integer | Products::F32 => self.read_row(row, out),
+        match self.precision {
+            AffinePrecision::MlxRounded => self.read_row_rounded(row, out),
+            AffinePrecision::Integer | AffinePrecision::F32 => self.read_row(row, out),
         }
     }
 }

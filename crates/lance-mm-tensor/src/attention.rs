@@ -1,39 +1,39 @@
-//! Attention of blocks of queries over ranges of keys, with grouped heads and without a stored mask.
+//! Attention of blocks of queries over ranges of keys: grouped-query, without a stored mask.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Shape, Storage, Tensor, WithDType};
 
 use crate::attention_block::Block;
 use crate::dtype::FloatType;
 use crate::error::{Error, Result};
-use crate::kernels::{Attention, Heads, Kept, Single, attend_singly, metal};
+use crate::kernels::{Attention, Heads, KeyValues, SingleQuery, attend_single_queries, metal};
 use crate::precision::ActivationPrecision;
 
 /// `softmax(q · kᵀ / sqrt(D)) · v` for every block; query head `h` uses key head `h / (H/G)`.
 ///
-/// `q` f32 `(H, T, D)`, `k` and `v` both f32 or both bf16 `(G, S, D)`, heads and rows in any order in memory; result f32
-/// `(T, H·D)`, heads side by side; on a device all of one type, f32, f16 or bf16. `blocks` cover the rows of `q` in order,
-/// without gap or overlap. Scores and softmax are f32. With [`ActivationPrecision::Bf16`] queries, keys, values and weights of
-/// several queries are rounded to bf16 where the processor multiplies tiles of it (AMX).
+/// `q` is f32 `(H, T, D)`, `k` and `v` are both f32 or both bf16 `(G, S, D)`, all with any strides of heads and tokens; the
+/// result is f32 `(T, H·D)`, heads side by side. On a device all have one dtype: f32, f16 or bf16. `blocks` cover the
+/// queries in order, without gap or overlap. Scores and softmax are f32. On AMX, [`ActivationPrecision::Bf16`] rounds
+/// queries, keys, values and softmax weights of blocks of several queries to bf16.
 ///
 /// # Errors
-/// Blocks that do not cover the queries or reach past the keys; heads that are no multiple of `G`; tensors of another type.
+/// Blocks that do not cover the queries or reach past the keys; `H` no multiple of `G`; tensors of another dtype.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     blocks: &[Block],
-    activations: ActivationPrecision,
+    precision: ActivationPrecision,
 ) -> Result<Tensor> {
     check_heads(q, k, v)?;
     check(blocks, q.dim(1)?, k.dim(1)?)?;
     if metal::runs_on(q.device()) {
         metal::attend(q, k, v, blocks)
     } else {
-        Ok(q.apply_op3_no_bwd(k, v, &Op { blocks, activations })?)
+        Ok(q.apply_op3_no_bwd(k, v, &Op { blocks, precision })?)
     }
 }
 
-/// Whether heads and types go together.
+/// Checks that heads and dtypes go together.
 fn check_heads(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
     let (h, _, d) = q.dims3()?;
     let (g, _, key_width) = k.dims3()?;
@@ -49,8 +49,8 @@ fn check_heads(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
     let (fits, expected) = if on_device {
         (types == [q.dtype(); 3] && FloatType::try_from(q.dtype()).is_ok(), "all f32, f16 or bf16")
     } else {
-        let kept = if k.dtype() == DType::BF16 { DType::BF16 } else { DType::F32 };
-        (types == [DType::F32, kept, kept], "q f32, k and v both f32 or both bf16")
+        let kv = if k.dtype() == DType::BF16 { DType::BF16 } else { DType::F32 };
+        (types == [DType::F32, kv, kv], "q f32, k and v both f32 or both bf16")
     };
     if !fits {
         return Err(Error::input("heads", expected, format!("{types:?}")));
@@ -58,15 +58,15 @@ fn check_heads(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// As [`attention`] with a query for each sequence, which sees all of that sequence's keys: `q` `(H, n, D)`, keys and values of
-/// each of the `n` sequences `(G, S, D)`, `S` its own; result `(n, H·D)`. On the CPU all sequences share the threads.
+/// [`attention`] of one query for each of `n` sequences, over all keys of its own sequence: `q` `(H, n, D)`, keys and values
+/// of each sequence `(G, S, D)` with an `S` of its own; result `(n, H·D)`. On the CPU all sequences share the threads.
 ///
 /// # Errors
-/// As [`attention`]; another number of sequences than of queries.
+/// As [`attention`]; a number of sequences other than `n`.
 pub fn attention_each(
     q: &Tensor,
     sequences: &[(Tensor, Tensor)],
-    activations: ActivationPrecision,
+    precision: ActivationPrecision,
 ) -> Result<Tensor> {
     let n = q.dim(1)?;
     if sequences.len() != n || n == 0 {
@@ -79,7 +79,7 @@ pub fn attention_each(
     }
     if metal::runs_on(q.device()) {
         let one = |(i, (k, v)): (usize, &(Tensor, Tensor))| {
-            attention(&q.narrow(1, i, 1)?, k, v, &blocks(k.dim(1)?), activations)
+            attention(&q.narrow(1, i, 1)?, k, v, &blocks(k.dim(1)?), precision)
         };
         let rows = sequences.iter().enumerate().map(one).collect::<Result<Vec<_>>>()?;
         return Ok(Tensor::cat(&rows, 0)?);
@@ -89,7 +89,7 @@ pub fn attention_each(
 
 struct Op<'a> {
     blocks: &'a [Block],
-    activations: ActivationPrecision,
+    precision: ActivationPrecision,
 }
 
 impl CustomOp3 for Op<'_> {
@@ -107,8 +107,8 @@ impl CustomOp3 for Op<'_> {
         v_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let q = heads(q, q_layout)?;
-        let (k, v) = (kept(k, k_layout)?, kept(v, v_layout)?);
-        let out = Attention { q, k, v, activations: self.activations }.run(self.blocks);
+        let (k, v) = (key_values(k, k_layout)?, key_values(v, v_layout)?);
+        let out = Attention { q, k, v, precision: self.precision }.run(self.blocks);
         let (h, t, d) = q_layout.shape().dims3()?;
         Ok((CpuStorage::F32(out), Shape::from((t, h * d))))
     }
@@ -132,18 +132,18 @@ impl CustomOp1 for Each<'_> {
         for (row, [k, v]) in opened.iter().enumerate() {
             let keys = 0..k.1.dims()[1];
             let [k, v] = [k, v].map(|(storage, layout)| match &**storage {
-                Storage::Cpu(storage) => kept(storage, layout),
+                Storage::Cpu(storage) => key_values(storage, layout),
                 _ => candle_core::bail!("expected queries, keys and values on one device"),
             });
-            singles.push(Single { row, keys, k: k?, v: v? });
+            singles.push(SingleQuery { row, keys, k: k?, v: v? });
         }
         let mut out = vec![0.0; n * h * d];
-        attend_singly(q, &singles, out.chunks_exact_mut(h * d).collect());
+        attend_single_queries(q, &singles, out.chunks_exact_mut(h * d).collect());
         Ok((CpuStorage::F32(out), Shape::from((n, h * d))))
     }
 }
 
-/// `(H, T, D)` where it lies, if its rows are whole.
+/// Borrows heads `(H, T, D)`, whose channels must be contiguous.
 fn heads<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<Heads<'a, T>> {
     let (h, t, d) = layout.shape().dims3()?;
     match *layout.stride() {
@@ -151,15 +151,15 @@ fn heads<'a, T: WithDType>(storage: &'a CpuStorage, layout: &Layout) -> candle_c
             let values = &storage.as_slice::<T>()?[layout.start_offset()..];
             Ok(Heads::new(values, [h, t, d], [head, row]))
         }
-        _ => candle_core::bail!("attention wants rows whose values are neighbours, found {layout:?}"),
+        _ => candle_core::bail!("attention expects contiguous channels, found {layout:?}"),
     }
 }
 
-/// Keys or values, f32 or bf16.
-fn kept<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<Kept<'a>> {
+/// Borrows keys or values, f32 or bf16.
+fn key_values<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<KeyValues<'a>> {
     match storage {
-        CpuStorage::BF16(_) => Ok(Kept::Bf16(heads(storage, layout)?)),
-        _ => Ok(Kept::F32(heads(storage, layout)?)),
+        CpuStorage::BF16(_) => Ok(KeyValues::Bf16(heads(storage, layout)?)),
+        _ => Ok(KeyValues::F32(heads(storage, layout)?)),
     }
 }
 
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
     use crate::testing::{assert_close, seeded};
 
-    /// Of values up to 1.
+    /// Absolute errors for values up to 1.
     const TOLERANCES: [(ActivationPrecision, f32); 3] = [
         (ActivationPrecision::F32, 2e-6),
         (ActivationPrecision::Split, 2e-6),
@@ -268,7 +268,7 @@ mod tests {
                 assert_eq!(out.dims(), [t, h * d]);
                 assert_close(&format!("{activations:?} {blocks:?}"), &flat(&out), &expected, tolerance);
             }
-            // Kept in bf16: that rounding and no other.
+            // Keys and values in bf16: that rounding and no other.
             let [k_kept, v_kept] = [&k_rows, &v_rows].map(|x| x.to_dtype(DType::BF16).unwrap());
             let [k, v] = [&k_kept, &v_kept].map(|x| flat(&x.to_dtype(DType::F32).unwrap()));
             let expected = naive(&q, &k, &v, (h, t, d), g, &blocks);

@@ -1,4 +1,4 @@
-//! Bytes of tensors: in mapped files, in the program, in memory.
+//! The bytes of a tensor: a range of a mapped file, of static data or of a vector.
 
 use std::fs::File;
 use std::ops::{Deref, Range};
@@ -67,8 +67,8 @@ impl Bytes {
         Self { source: self.source.clone(), range: start..start + range.len() }
     }
 
-    /// Takes the pages of a mapped file out of this process; they are mapped again when they are next read.
-    /// Bytes in memory stay, and so do all where the system is not a Unix.
+    /// Drops the mapped pages of a file from this process; reading maps them again. Does nothing to bytes in memory, and
+    /// nothing on systems other than Unix.
     #[cfg_attr(unix, expect(unsafe_code, reason = "advice that may change what is mapped"))]
     pub(crate) fn release(&self) -> std::io::Result<()> {
         #[cfg(unix)]

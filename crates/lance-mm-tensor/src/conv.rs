@@ -1,4 +1,4 @@
-//! Convolutions over frames, channels last.
+//! Convolutions over video frames, channels last.
 
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -11,25 +11,25 @@ use crate::kernels::metal;
 use crate::kernels::{Frames, Geometry, Rows, add_conv, zeros};
 use crate::weights::Weights;
 
-/// A convolution with bias of a frame and those before it, in one pass over one frame of the result.
+/// A causal convolution over time, with bias: each frame of the output reads its input frame and those before it.
 ///
-/// Sums are f32, weights stay in the type they are stored in; while it runs, one copy of the filters in f32
-/// exists. A frame that does not exist costs nothing: its share of the filters is left out.
+/// Sums are f32, weights stay in the dtype they are stored in; while it runs, one f32 copy of the filters exists. A
+/// frame before the first costs nothing: its taps are left out.
 #[derive(Clone)]
 pub struct Conv {
     weight: DenseWeight,
-    /// The filters where a network was loaded onto a device: their bytes, as they are stored.
+    /// On a device: the filters as stored, as bytes.
     filters: Option<Tensor>,
     bias: Tensor,
-    /// Frames under a filter.
+    /// Temporal size of the kernel.
     taps: usize,
     channels: usize,
     geometry: Geometry,
 }
 
 impl Conv {
-    /// `R` filters, the rows of `weight`, of `[frames, rows, columns]` `kernel` with `channels` values each, the
-    /// channel last; `bias` f32 `(R)`.
+    /// Makes a convolution of `R` filters, the rows of `weight`: a kernel of `[frames, rows, columns]` with `channels`
+    /// values each, channels last; `bias` f32 `(R)`.
     ///
     /// # Errors
     /// Rows of another length, a bias of another shape, sizes of zero.
@@ -59,8 +59,8 @@ impl Conv {
         Ok(Self { weight, filters, bias, taps, channels, geometry })
     }
 
-    /// Loads `{stem}weight` `(n_out, ..kernel, n_in)` and `{stem}bias` `(n_out)`; `kernel` is rows and columns,
-    /// or frames before them.
+    /// Loads `{stem}weight` `(n_out, ..kernel, n_in)` and `{stem}bias` `(n_out)`; `kernel` is `[rows, columns]` or
+    /// `[frames, rows, columns]`.
     ///
     /// # Errors
     /// As [`Weights::matrix`] and [`Weights::tensor`].
@@ -91,7 +91,7 @@ impl Conv {
         })
     }
 
-    /// Frames under a filter.
+    /// Temporal size of the kernel.
     pub fn taps(&self) -> usize {
         self.taps
     }
@@ -104,25 +104,24 @@ impl Conv {
         positions(height, 0) * positions(width, 1) * filters
     }
 
-    /// The frame of the result at `x`, f32 `(H, W, C)`, after `past`: the frames just before it, oldest first.
-    /// Those that are missing are zeros. f32 `(H', W', R)`.
+    /// The output frame, f32 `(H', W', R)`, of input frame `x`, f32 `(H, W, C)`, after `past`: the frames just before it,
+    /// oldest first. Missing ones count as zeros.
     ///
     /// # Errors
-    /// Frames of different sizes or of another number of channels, more than fit under the filters, or
-    /// smaller than a filter.
+    /// Frames of different sizes or of another number of channels, smaller than the kernel, or more than it spans.
     pub fn forward(&self, x: &Tensor, past: &[Tensor]) -> Result<Tensor> {
-        self.product(x, past, None)
+        self.run(x, past, None)
     }
 
-    /// `start` f32 `(H', W', R)` plus what [`forward`](Self::forward) gives.
+    /// `residual + forward(x, past)`, with f32 `residual` `(H', W', R)`; the CPU begins its sums with it.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward); a start of another shape.
-    pub fn forward_residual(&self, start: &Tensor, x: &Tensor, past: &[Tensor]) -> Result<Tensor> {
-        self.product(x, past, Some(start))
+    /// As [`forward`](Self::forward); a residual of another shape.
+    pub fn forward_residual(&self, residual: &Tensor, x: &Tensor, past: &[Tensor]) -> Result<Tensor> {
+        self.run(x, past, Some(residual))
     }
 
-    fn product(&self, x: &Tensor, past: &[Tensor], start: Option<&Tensor>) -> Result<Tensor> {
+    fn run(&self, x: &Tensor, past: &[Tensor], start: Option<&Tensor>) -> Result<Tensor> {
         let (height, width, channels) = x.dims3()?;
         let positions = self.geometry.positions(height, 0).zip(self.geometry.positions(width, 1));
         let fits = channels == self.channels && x.dtype() == DType::F32;
@@ -139,7 +138,7 @@ impl Conv {
         let dims = [rows, columns, self.weight.n_rows()];
         if let Some(start) = start.filter(|start| start.dims() != dims || start.dtype() != DType::F32) {
             let found = format!("{:?} {:?}", start.dtype(), start.dims());
-            return Err(Error::input("start of a convolution", format!("f32 {dims:?}"), found));
+            return Err(Error::input("residual of a convolution", format!("f32 {dims:?}"), found));
         }
         let past = past.iter().map(Tensor::contiguous).collect::<candle_core::Result<Vec<_>>>()?;
         if let Some(filters) = &self.filters {
@@ -208,7 +207,7 @@ impl Conv {
     }
 }
 
-/// The filters in a buffer of `device`, if operations run there.
+/// Copies the filters to `device`, if operations run there.
 fn filters_on(device: &Device, weight: &DenseWeight) -> Result<Option<Tensor>> {
     let bytes = weight.bytes();
     let upload = || Tensor::from_slice(bytes, bytes.len(), device);

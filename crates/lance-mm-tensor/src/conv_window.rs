@@ -1,15 +1,16 @@
 //! The stride, padding and upsampling of a convolution.
 
-/// Where filters lie on a frame. The default: on every pixel, without a border.
+/// Stride, zero padding and nearest-neighbour upsampling of a convolution, the same for rows and columns. The default:
+/// stride 1, no padding, no upsampling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    /// Pixels from one filter position to the next.
+    /// Pixels between neighbouring filter positions.
     pub stride: usize,
-    /// Rows of zeros above and columns of zeros to the left.
+    /// Rows of zero padding above, and columns to the left.
     pub pad_before: usize,
-    /// Rows of zeros below and columns of zeros to the right.
+    /// Rows of zero padding below, and columns to the right.
     pub pad_after: usize,
-    /// Rows and columns that each pixel counts as: 2 is a frame doubled by repeating its pixels.
+    /// Factor of nearest-neighbour upsampling before the convolution; 1 is none.
     pub upsample: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Values of tensors on the CPU, where they lie.
+//! Borrowed f32 values of tensors on the CPU.
 
 use std::ops::{Deref, Range};
 
@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, Device, Storage, StorageRef, Tensor};
 use crate::device::{download, with_autorelease_pool};
 use crate::error::{Error, Result};
 
-/// Calls `read` with the f32 values of `tensor` in order: where they lie on the CPU, else copied from their device.
+/// Calls `read` with the f32 values of `tensor`, in order: borrowed if it is contiguous on the CPU, else copied.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 /// ```
 ///
 /// # Errors
-/// A tensor of another type.
+/// A tensor of another dtype.
 pub fn read_values<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result<T> {
     match Values::of(tensor) {
         Ok(values) => Ok(read(&values)),
@@ -29,7 +29,7 @@ pub fn read_values<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result
     }
 }
 
-/// The f32 values of a tensor, one after another.
+/// The borrowed f32 values of a contiguous tensor on the CPU.
 pub(crate) struct Values<'a> {
     storage: StorageRef<'a>,
     range: Range<usize>,
@@ -37,10 +37,10 @@ pub(crate) struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    /// The values of `tensor`.
+    /// Borrows the values of `tensor`.
     ///
     /// # Errors
-    /// A tensor on a device, of another type, or whose values lie in another order.
+    /// A tensor on a device, of another dtype, or not contiguous.
     pub(crate) fn of(tensor: &'a Tensor) -> Result<Self> {
         let (storage, layout) = tensor.storage_and_layout();
         match (&*storage, layout.contiguous_offsets()) {
@@ -54,7 +54,7 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// A tensor of the same rows, `width` other values each.
+    /// Makes a tensor of the same shape but for the last axis, which is `width`.
     ///
     /// # Errors
     /// Another number of values.

@@ -1,4 +1,4 @@
-//! A dense weight matrix, left in the file in the type it is stored in.
+//! Dense weight matrices, left in the file in the dtype they are stored in.
 
 use crate::bytes::Bytes;
 use crate::dtype::FloatType;
@@ -21,20 +21,20 @@ impl DenseWeight {
         Self { bytes, dtype, precision: ActivationPrecision::default(), rows, cols }
     }
 
-    /// A matrix of f32 values in memory, row by row.
+    /// Makes a matrix of f32 values, row by row.
     ///
     /// # Panics
-    /// When `values` is not a whole number of rows of `cols`.
+    /// When `values` are not whole rows of `cols`.
     pub fn from_f32(values: &[f32], cols: usize) -> Self {
         assert!(cols > 0 && values.len().is_multiple_of(cols), "whole rows");
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Self::new(Bytes::from_vec(bytes), FloatType::F32, values.len() / cols, cols)
     }
 
-    /// A matrix of values in memory, row by row, each rounded to `dtype`.
+    /// Makes a matrix of values rounded to `dtype`, row by row.
     ///
     /// # Panics
-    /// When `values` is not a whole number of rows of `cols`.
+    /// When `values` are not whole rows of `cols`.
     pub fn rounded(values: &[f32], cols: usize, dtype: FloatType) -> Self {
         assert!(cols > 0 && values.len().is_multiple_of(cols), "whole rows");
         let mut bytes = Vec::with_capacity(values.len() * dtype.size());
@@ -42,14 +42,13 @@ impl DenseWeight {
         Self::new(Bytes::from_vec(bytes), dtype, values.len() / cols, cols)
     }
 
-    /// The same matrix, multiplied with inputs that count as `precision`. Matters to bf16 matrices only.
+    /// The same matrix with this precision of activations in matmuls, which matters to bf16 matrices only.
     pub fn with_activation_precision(self, precision: ActivationPrecision) -> Self {
         Self { precision, ..self }
     }
 
-    /// `x` f32 `(n, K)` times the transpose of the matrix: `(n, R)`, on all threads, summed in f32. A bf16 matrix
-    /// is multiplied as it is stored where the processor can ([`ActivationPrecision`]); other values are widened a few
-    /// rows at a time.
+    /// `x · Wᵀ` of f32 `(n, K)`: `(n, R)`, on all threads, summed in f32. A bf16 matrix is multiplied as it is stored if
+    /// the processor can ([`ActivationPrecision`]); other dtypes are widened a few rows at a time.
     ///
     /// # Panics
     /// When `x` is not `n` rows of `K`.
@@ -57,7 +56,7 @@ impl DenseWeight {
         matmul(x, n, Matrix::Rows(self), Addends::default())
     }
 
-    /// The values as they are stored, row by row.
+    /// The bytes as stored, row by row.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -67,12 +66,12 @@ impl DenseWeight {
         self.rows
     }
 
-    /// The type the values are stored in.
+    /// Dtype of the stored values.
     pub fn dtype(&self) -> FloatType {
         self.dtype
     }
 
-    /// One row widened to f32.
+    /// Widens one row to f32.
     ///
     /// # Panics
     /// When `row` or the length of `out` does not fit.
@@ -81,7 +80,7 @@ impl DenseWeight {
         self.view().read_part(row, 0, out);
     }
 
-    /// The form that kernels read.
+    /// The view that kernels read.
     pub(crate) fn view(&self) -> Dense<'_> {
         let Self { ref bytes, dtype, precision, rows, cols } = *self;
         Dense { bytes, dtype, precision, rows, cols }

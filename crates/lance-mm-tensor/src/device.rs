@@ -1,4 +1,4 @@
-//! Devices: which one is asked for, which there is, and what a loop on one has to do.
+//! Choosing a device, and moving tensors to and from it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 use crate::kernels::metal::runs_on;
 use crate::precision::{ActivationPrecision, kv_dtype};
 
-/// Which device networks run on.
+/// The device that networks run on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum DeviceChoice {
-    /// The GPU where this build and this machine have one, else the CPU.
+    /// The GPU if build and machine have one, else the CPU.
     #[default]
     Auto,
     /// The CPU.
@@ -22,7 +22,7 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The device.
+    /// Opens the device.
     ///
     /// # Errors
     /// Metal in a build or on a machine without it.
@@ -37,7 +37,7 @@ impl DeviceChoice {
 
 #[cfg(all(feature = "metal", target_os = "macos"))]
 fn metal() -> Result<Device> {
-    // candle panics when it is asked for a device that is not there.
+    // candle panics when asked for a device that does not exist.
     if candle_metal_kernels::metal::Device::all().is_empty() {
         Err(Error::setting("device", "cpu or auto", "metal, but this machine has no Metal device"))
     } else {
@@ -51,7 +51,7 @@ fn metal() -> Result<Device> {
     Err(Error::setting("device", "cpu or auto", found))
 }
 
-/// What a device is called: `cpu`, `metal` or `cuda`.
+/// Name of a device: `cpu`, `metal` or `cuda`.
 pub fn device_name(device: &Device) -> &'static str {
     match device {
         Device::Cpu => "cpu",
@@ -60,34 +60,34 @@ pub fn device_name(device: &Device) -> &'static str {
     }
 }
 
-/// The type that rows of a network have between operations: f32 on the CPU; on another device bf16 where activations are,
-/// which halves what operations read and write.
-pub fn hidden_dtype(activations: ActivationPrecision, device: &Device) -> DType {
-    if runs_on(device) { kv_dtype(activations) } else { DType::F32 }
+/// Dtype of hidden states between operations: f32 on the CPU; on a device bf16 with [`ActivationPrecision::Bf16`], which
+/// halves what operations read and write.
+pub fn hidden_dtype(precision: ActivationPrecision, device: &Device) -> DType {
+    if runs_on(device) { kv_dtype(precision) } else { DType::F32 }
 }
 
-/// `x` on another device, once all that it was computed from has ended well: of a GPU's work candle's `to_device` looks at
-/// the last part only.
+/// Copies `x` to another device after all work on its own has succeeded. candle's `to_device` checks the last command
+/// buffer only.
 ///
 /// # Errors
-/// What failed on the device of `x`, or copying it.
+/// Work that failed on the device of `x`, or copying it.
 pub fn download(x: &Tensor, to: &Device) -> candle_core::Result<Tensor> {
     let copy = x.to_device(to)?;
     x.device().synchronize()?;
     Ok(copy)
 }
 
-/// `x` on `device`. candle's `to_device` takes all of the memory that a part of a tensor lies in along: of a clip, for each of
-/// its frames. This takes the part.
+/// Copies `x` to `device`. candle's `to_device` copies the whole storage of a view (for one frame, all frames of its
+/// video); this copies the view alone.
 ///
 /// # Errors
-/// Memory that the device lacks.
+/// Out of memory on the device.
 pub fn upload(x: &Tensor, device: &Device) -> Result<Tensor> {
     if x.device().same_device(device) { Ok(x.clone()) } else { Ok(x.force_contiguous()?.to_device(device)?) }
 }
 
-/// Runs one step of a loop. What the system holds back for the device until the end of a step, it then lets go of:
-/// without that, every step of a long loop would keep some memory.
+/// Runs `work` in an autorelease pool: objects of Metal that the system releases at the end of a pool are released when
+/// `work` returns. Without it, every step of a long loop would keep some memory. Does nothing without Metal.
 pub fn with_autorelease_pool<T>(work: impl FnOnce() -> T) -> T {
     #[cfg(all(feature = "metal", target_os = "macos"))]
     return objc2::rc::autoreleasepool(|_| work());

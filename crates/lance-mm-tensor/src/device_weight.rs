@@ -1,4 +1,4 @@
-//! Weights in buffers of a device.
+//! Weights on a device.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use crate::kernels::metal::{
     AffineShape, DenseShape, KernelPlan, affine_matmul, affine_rows, apply, dense_matmul, dense_rows,
 };
 
-/// A weight copied to a device as it is stored, and the one in memory it was copied from, which still says its
+/// A weight copied to a device as it is stored, and the one in memory that it was copied from, which still gives the
 /// shape and single rows. Cloning shares the buffers.
 #[derive(Clone)]
 pub struct DeviceWeight {
     host: Arc<dyn Rows>,
     form: Form,
-    /// Words, scales and biases of an affine matrix, the values of a dense one; as bytes, whatever their type.
+    /// Words, scales and biases of an affine matrix, the values of a dense one: as bytes, whatever their dtype.
     parts: Vec<Tensor>,
 }
 
@@ -37,7 +37,7 @@ impl DeviceWeight {
     pub(crate) fn affine(w: AffineWeight, device: &Device) -> Result<Self> {
         if w.is_rounded() {
             let found = "those of dequantized weights";
-            return Err(Error::setting("products on a device", "products in f32", found));
+            return Err(Error::setting("matmuls on a device", "matmuls in f32", found));
         }
         w.check()?;
         let form = Form::Affine(AffineShape::new(w.scheme(), w.n_rows(), w.n_cols(), w.dtype()));
@@ -70,7 +70,7 @@ impl DeviceWeight {
         &*self.host
     }
 
-    /// `x · Wᵀ`, and `bias` f32 `(R)` if there is one: `(.., K)`, contiguous, to `(.., R)` of the same type.
+    /// `x · Wᵀ`, plus `bias` f32 `(R)` if given: `(.., K)`, contiguous, to `(.., R)` of the same dtype.
     pub(crate) fn matmul(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         let n = x.elem_count() / self.host.n_cols();
         let float = FloatType::try_from(x.dtype())?;
@@ -84,14 +84,14 @@ impl DeviceWeight {
         self.run(&plan, [Some(x), bias], &shape)
     }
 
-    /// Rows `ids`, all below `R`, as `(n, K)` of type `out`.
+    /// Looks up rows `ids`, all below `R`: `(n, K)` of dtype `out`.
     pub(crate) fn rows(&self, ids: &[u32], out: FloatType) -> Result<Tensor> {
         let plan = match &self.form {
             Form::Affine(w) => affine_rows(w, ids.len(), out),
             Form::Dense(w) => dense_rows(w, ids.len(), out),
         };
         let (shape, device) = ([ids.len(), self.host.n_cols()], self.parts[0].device());
-        // Metal has no buffers of nothing.
+        // Metal has no empty buffers.
         if ids.is_empty() {
             return Ok(Tensor::zeros(&shape, out.into(), device)?);
         }

@@ -1,4 +1,4 @@
-//! The floating types that weights are stored in.
+//! Floating-point dtypes of stored weights.
 
 use candle_core::DType;
 use half::{bf16, f16};
@@ -6,19 +6,19 @@ use safetensors::Dtype;
 
 use crate::error::{Error, Result};
 
-/// Floating types a weight, scale or bias may be stored in.
+/// Floating-point dtypes of stored weights, scales and biases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FloatType {
-    /// IEEE single.
+    /// IEEE binary32.
     F32,
-    /// IEEE half.
+    /// IEEE binary16.
     F16,
     /// bfloat16.
     BF16,
 }
 
 impl FloatType {
-    /// The floating type of a safetensors dtype, if it is one we read.
+    /// Converts a safetensors dtype; `None` for dtypes that are not read.
     pub fn of(dtype: Dtype) -> Option<Self> {
         match dtype {
             Dtype::F32 => Some(Self::F32),
@@ -67,7 +67,7 @@ impl FloatType {
         }
     }
 
-    /// One value widened.
+    /// Widens the value at `index`.
     pub(crate) fn widen_one(self, bytes: &[u8], index: usize) -> f32 {
         let mut out = [0.0];
         self.widen(&bytes[index * self.size()..(index + 1) * self.size()], &mut out);

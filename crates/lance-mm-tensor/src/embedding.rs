@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 use crate::weight::Weight;
 use crate::weights::Weights;
 
-/// A table of which rows are looked up; only those are widened.
+/// An embedding table; only the rows that are looked up are dequantized.
 #[derive(Clone)]
 pub struct Embedding {
     weight: Weight,
     device: Device,
-    /// The type of looked-up rows.
-    rows: DType,
+    /// Dtype of looked-up rows.
+    dtype: DType,
 }
 
 impl Embedding {
@@ -26,7 +26,7 @@ impl Embedding {
         Ok(Self {
             weight: Weight::load(weights, n_rows, n_cols)?,
             device: weights.device().clone(),
-            rows: hidden_dtype(weights.activation_precision(), weights.device()),
+            dtype: hidden_dtype(weights.activation_precision(), weights.device()),
         })
     }
 
@@ -35,12 +35,12 @@ impl Embedding {
         &self.weight
     }
 
-    /// The type that looked-up rows have: f32, on a device what [`hidden_dtype`] says of the file's activations.
+    /// Dtype of looked-up rows: [`hidden_dtype`] of the weights' activation precision and device.
     pub fn dtype(&self) -> DType {
-        self.rows
+        self.dtype
     }
 
-    /// Rows `ids`, `(T, K)` of [`dtype`](Self::dtype).
+    /// Looks up rows `ids`: `(T, K)` of [`dtype`](Self::dtype).
     ///
     /// # Errors
     /// An id past the end of the table; a row whose scales or biases are not finite.
@@ -50,7 +50,7 @@ impl Embedding {
             return Err(Error::input("token id", format!("an id below {rows}"), id));
         }
         if let Weight::Device(w) = &self.weight {
-            return w.rows(ids, FloatType::try_from(self.rows)?);
+            return w.rows(ids, FloatType::try_from(self.dtype)?);
         }
         let mut out = vec![0.0; ids.len() * cols];
         for (id, out) in ids.iter().zip(out.chunks_exact_mut(cols)) {

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong with weights and operations on them.
+/// Errors of weights and of operations on them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A tensor operation that candle refused.
+    /// A tensor operation that failed in candle.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
     /// A file that could not be opened or mapped.
@@ -19,18 +19,18 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A file that is not what it should be.
+    /// A file with invalid content.
     #[error("{file}: {message}")]
     File {
-        /// The file, or what stands for it in memory.
+        /// The file, or the name given to bytes in memory.
         file: String,
         /// Expected and found.
         message: String,
     },
-    /// Tensors that are missing, misshapen or damaged: all that were found, at once.
+    /// Missing, misshapen or damaged tensors: all that one load found.
     #[error("{0}")]
     Weights(Problems),
     /// A setting out of range: a configuration field, bits, group size, mode.
@@ -38,22 +38,22 @@ pub enum Error {
     Setting {
         /// The setting.
         name: String,
-        /// What is legal.
+        /// Legal values.
         expected: String,
-        /// What was there.
+        /// The illegal value.
         found: String,
     },
-    /// An input of the wrong form: rows, positions, lengths.
+    /// An input of the wrong shape, dtype or length.
     #[error("{name}: expected {expected}, found {found}")]
     Input {
         /// The input.
         name: &'static str,
-        /// What fits.
+        /// The shape, dtype or length that fits.
         expected: String,
-        /// What was given.
+        /// That of the input.
         found: String,
     },
-    /// A computation that ended because its [`StopFlag`](crate::StopFlag) was set.
+    /// A computation ended because its [`StopFlag`](crate::StopFlag) was set.
     #[error("stopped")]
     Stopped,
 }
@@ -67,20 +67,20 @@ impl Error {
         Self::Setting { name: name.into(), expected: expected.to_string(), found: found.to_string() }
     }
 
-    /// An input of the wrong form.
+    /// An input of the wrong shape, dtype or length.
     pub fn input(name: &'static str, expected: impl fmt::Display, found: impl fmt::Display) -> Self {
         Self::Input { name, expected: expected.to_string(), found: found.to_string() }
     }
 }
 
-/// One tensor that is not as the network needs it.
+/// One tensor that a network cannot load.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// Full name of the tensor.
     pub tensor: String,
-    /// What is wrong, without the name: `missing, expected [2]`, `expected [2, 3], found [3, 2]`.
+    /// The problem, without the tensor's name: `missing, expected [2]`, `expected [2, 3], found [3, 2]`.
     pub what: String,
-    /// The shape that was wanted, when the tensor is not there at all.
+    /// The expected shape, if the tensor is missing.
     pub missing: Option<Vec<usize>>,
 }
 

@@ -1,4 +1,8 @@
-//! The only door to `unsafe` code: products of activations with weights that stay in their stored form.
+//! Kernels, and the only door to `unsafe` code: matmuls with weights in their stored form, attention, convolutions, norms.
+//!
+//! Lowest first: `simd`, `columns`, `zeros` and `avx512_bf16`; `tile`, `stripes`, `pointwise` and `amx`; `vector`;
+//! `affine_matrix` and `operands`; then one file for each operation, and `matmul`, which chooses among those of its own.
+//! Files named `_cpu` run on any CPU; `metal` makes plans for a GPU.
 
 mod affine_cpu;
 mod affine_matrix;
@@ -34,12 +38,12 @@ mod vector;
 mod zeros;
 
 pub(crate) use affine_matrix::Affine;
-pub(crate) use attention::{Attention, Heads, Kept, Single, attend_singly};
+pub(crate) use attention::{Attention, Heads, KeyValues, SingleQuery, attend_single_queries};
 pub(crate) use conv_cpu::{Frames, Geometry, add_conv};
 pub use gemm::{MatRef, Real, add_matmul};
-pub(crate) use matmul::{gated, matmul, matmul_each};
+pub(crate) use matmul::{matmul, matmul_each, matmul_swiglu};
 pub(crate) use norm_cpu::{pixel_norm, rms_norm};
 pub(crate) use operands::{Addends, Dense, Layer, Matrix, Rows};
 pub(crate) use pointwise::swiglu;
-pub(crate) use rope_cpu::{Angles, turn};
+pub(crate) use rope_cpu::{Angles, apply_rotary};
 pub(crate) use zeros::zeros;

@@ -3,22 +3,22 @@
 //!
 //! Start from [`Weights`], which maps safetensors files and hands out tensors by name and shape;
 //! [`Linear`], [`Embedding`] and [`RmsNorm`] load themselves from it and read a weight in the form the
-//! file holds: dense (`F32`, `F16`, `BF16`) or quantized in MLX's format ([`AffineWeight`]). [`Rotary`]
-//! makes multimodal rotary tables, [`attention`](attention()) runs blocks of queries against ranges of
-//! keys. [`Conv`] and [`PixelNorm`] work on frames of a clip, channels last.
+//! file holds: dense (`F32`, `F16`, `BF16`) or quantized in MLX's formats ([`AffineWeight`], [`MxWeight`]).
+//! [`Rotary`] makes multimodal rotary tables, [`attention`](attention()) runs blocks of queries against ranges of
+//! keys. [`Conv`] and [`PixelNorm`] work on video frames, channels last. [`in_thread_pool`] runs a whole pass without
+//! waking threads for each operation, [`StopFlag`] ends one early.
 //!
-//! Shapes in this documentation: `T` rows (tokens or patches), `S` keys, `H` heads, `G` key/value heads,
-//! `D` head width, `K` input features, `R` output features (rows of a weight); of frames, `H` rows, `W` columns,
-//! `C` channels.
+//! Shapes in this documentation: `T` tokens or patches, `S` keys, `H` heads, `G` key/value heads, `D` head width,
+//! `K` input features, `R` output features (rows of a weight); of frames, `H` rows, `W` columns, `C` channels.
 //!
-//! Values are f32. On a device, those that rows of a network have may be f16 or bf16 as well: results are of the type of
-//! what came in, sums, norms, softmax and rotary tables are f32 all the same. [`hidden_dtype`] says which type is meant.
+//! Activations are f32. On a device hidden states may be f16 or bf16 too, and an operation returns the dtype it is
+//! given; sums, norms, softmax and rotary tables are f32 in any case. [`hidden_dtype`] gives the dtype to use.
 //!
 //! ```
 //! use candle_core::{Device, Tensor};
 //! use lance_mm_tensor::{AffineWeight, Linear, Scheme};
 //!
-//! // Quantize a (2, 32) matrix to 4 bits in groups of 32 and multiply with it.
+//! // Quantize a (2, 32) matrix to 4 bits in groups of 32, and multiply by it.
 //! let w: Vec<f32> = (0..64).map(|i| (i as f32 * 0.37).sin()).collect();
 //! let linear = Linear::from(AffineWeight::quantize_f32("w", &w, 32, Scheme::affine(4, 32)?)?);
 //! let x = Tensor::ones((1, 32), candle_core::DType::F32, &Device::Cpu)?;

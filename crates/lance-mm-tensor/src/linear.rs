@@ -6,7 +6,7 @@ use crate::affine::AffineWeight;
 use crate::cpu_values::Values;
 use crate::dense::DenseWeight;
 use crate::error::{Error, Result};
-use crate::kernels::{Layer, gated, matmul_each};
+use crate::kernels::{Layer, matmul_each, matmul_swiglu};
 use crate::swiglu::swiglu;
 use crate::weight::Weight;
 use crate::weights::Weights;
@@ -19,15 +19,15 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// A layer of `weight` and, if given, an f32 bias `(R)`.
+    /// Makes a layer of `weight` and, if given, an f32 bias `(R)`.
     pub fn new(weight: Weight, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
     }
 
-    /// Loads a layer without bias: `weight` `(n_out, n_in)`, dense or quantized as the file has it.
+    /// Loads a layer without bias: `weight` `(n_out, n_in)`, dense or quantized as in the file.
     ///
     /// # Errors
-    /// As [`Weight::load`].
+    /// As [`Weight::load`]; a bias in the file.
     pub fn load(weights: &Weights, n_in: usize, n_out: usize) -> Result<Self> {
         if weights.has("bias") {
             weights.report("bias", "expected none")?;
@@ -44,7 +44,7 @@ impl Linear {
         Ok(Self::new(Weight::load(weights, n_out, n_in)?, Some(bias)))
     }
 
-    /// The same layer for tensors of `device`; see [`Weight::to_device`].
+    /// Copies the layer to `device`; see [`Weight::to_device`].
     ///
     /// # Errors
     /// As [`Weight::to_device`].
@@ -58,18 +58,18 @@ impl Linear {
         &self.weight
     }
 
-    /// `(.., K)` to `(.., R)` of the same type: f32, on a device f16 and bf16 too.
+    /// Maps `(.., K)` to `(.., R)` of the same dtype: f32, on a device f16 and bf16 too.
     ///
     /// # Errors
     /// As [`Weight::matmul`].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.weight.product(x, self.bias.as_ref(), None)
+        self.weight.matmul_add(x, self.bias.as_ref(), None)
     }
 
-    /// `residual` `(.., R)` plus the layer's output for `(.., K)` of the same type.
+    /// `residual + forward(x)` for `(.., R)` and `(.., K)` of the same dtype; the CPU adds while it writes the output.
     ///
     /// # Errors
-    /// As [`Weight::matmul`]; a residual of another shape or type.
+    /// As [`Weight::matmul`]; a residual of another shape or dtype.
     pub fn forward_residual(&self, residual: &Tensor, x: &Tensor) -> Result<Tensor> {
         let fits = residual.dims().split_last().is_some_and(|(width, rows)| {
             *width == self.weight.n_rows() && x.dims().split_last().is_some_and(|(_, x)| x == rows)
@@ -80,11 +80,11 @@ impl Linear {
             let found = format!("{:?} {:?}", residual.dtype(), residual.dims());
             return Err(Error::input("residual", expected, found));
         }
-        self.weight.product(x, self.bias.as_ref(), Some(residual))
+        self.weight.matmul_add(x, self.bias.as_ref(), Some(residual))
     }
 
-    /// The outputs of some layers for the same `(.., K)`. On the CPU a row or two are rounded once for all of
-    /// them.
+    /// Outputs of several layers for the same `(.., K)`. On the CPU, activations of up to eight tokens are quantized once
+    /// for all of them.
     ///
     /// # Errors
     /// As [`Weight::matmul`].
@@ -98,7 +98,8 @@ impl Linear {
         Ok(y.try_into().expect("a tensor for each layer"))
     }
 
-    /// `silu(gate(x)) · up(x)` for `(.., K)`: `(.., R)` of the same type (Shazeer 2020, "GLU variants improve Transformer").
+    /// SwiGLU, `silu(gate(x)) · up(x)`, for `(.., K)`: `(.., R)` of the same dtype (Shazeer 2020, "GLU variants improve
+    /// Transformer").
     ///
     /// # Errors
     /// As [`Weight::matmul`]; layers of different shapes.
@@ -110,12 +111,12 @@ impl Linear {
         if [gate, up].iter().any(|layer| matches!(layer.weight, Weight::Device(_))) {
             return swiglu(gate.forward(x)?, &up.forward(x)?);
         }
-        let mut y = with_layers([gate, up], x, |x, n, [gate, up]| [gated(x, n, gate, up)])?;
+        let mut y = with_layers([gate, up], x, |x, n, [gate, up]| [matmul_swiglu(x, n, gate, up)])?;
         Ok(y.remove(0))
     }
 }
 
-/// Outputs of layers on the CPU, each as wide as the layer it stands with.
+/// Runs a kernel over several layers on the CPU; output `i` is as wide as layer `i`.
 fn with_layers<const N: usize, const M: usize>(
     layers: [&Linear; N],
     x: &Tensor,

@@ -1,4 +1,4 @@
-//! Matrices in the floating modes mxfp4, mxfp8 and nvfp4: reading only.
+//! Matrices in the formats mxfp4, mxfp8 and nvfp4; read only, not written.
 //!
 //! Element and scale formats: OCP Microscaling specification 1.0; packing as in MLX 0.32 `mx.quantize`.
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::kernels::Rows;
 use crate::scheme::{QuantMode, Scheme};
 
-/// A `(R, K)` matrix of packed small floats with one byte of scale per group. Cloning shares the bytes.
+/// A `(R, K)` matrix of packed 4-bit or 8-bit floats with a scale of one byte per group. Cloning shares the bytes.
 #[derive(Clone)]
 pub struct MxWeight {
     words: Bytes,
@@ -22,15 +22,15 @@ pub struct MxWeight {
     check: Arc<Check>,
 }
 
-/// What a first look at scales found. Loading does not look: it reads no weights.
+/// Result of the search for scales that are not finite, made at the first use: loading reads no weights.
 struct Check {
     name: String,
-    /// Row of a scale that is not finite.
+    /// Row of the first one.
     damage: OnceLock<Option<usize>>,
 }
 
 impl MxWeight {
-    /// Puts a matrix together from what a file holds. `name` names it in errors.
+    /// Makes a matrix of the parts in a file. `name` names it in errors.
     pub(crate) fn new(
         name: &str,
         words: Bytes,
@@ -46,7 +46,7 @@ impl MxWeight {
         Self { words, scales, scheme, rows, cols, check }
     }
 
-    /// Looks for scales that are not finite, once.
+    /// Searches scales for values that are not finite, once.
     ///
     /// # Errors
     /// The row of the first one.
@@ -54,7 +54,7 @@ impl MxWeight {
         self.found(*self.check.damage.get_or_init(|| self.damage(0..self.rows)))
     }
 
-    /// As [`check`](Self::check), of one row only.
+    /// Searches one row only; see [`check`](Self::check).
     pub(crate) fn check_row(&self, row: usize) -> Result<()> {
         self.found(self.damage(row..row + 1))
     }
@@ -76,7 +76,7 @@ impl MxWeight {
         }
     }
 
-    /// QuantMode, bits and group size.
+    /// Mode, bits and group size.
     pub fn scheme(&self) -> Scheme {
         self.scheme
     }
@@ -117,14 +117,14 @@ impl Rows for MxWeight {
     }
 }
 
-/// Sign, two bits of exponent, one of fraction.
+/// Decodes E2M1: sign, two bits of exponent, one of fraction.
 fn e2m1(code: u8) -> f32 {
     const MAGNITUDE: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
     let v = MAGNITUDE[usize::from(code & 7)];
     if code & 8 == 0 { v } else { -v }
 }
 
-/// Sign, four bits of exponent (bias 7), three of fraction; no infinities, one NaN per sign.
+/// Decodes E4M3: sign, four bits of exponent (bias 7), three of fraction; no infinities, one NaN per sign.
 fn e4m3(code: u8) -> f32 {
     let (exponent, fraction) = (i32::from(code >> 3 & 15), f32::from(code & 7));
     let v = match exponent {

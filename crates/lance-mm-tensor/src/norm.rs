@@ -1,4 +1,4 @@
-//! Root-mean-square normalisation.
+//! RMS normalization.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor};
 
@@ -16,7 +16,7 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// A norm with an f32 `weight` `(K)`.
+    /// Makes a norm with an f32 `weight` `(K)`.
     pub fn new(weight: Tensor, eps: f32) -> Self {
         Self { weight, eps }
     }
@@ -37,15 +37,15 @@ impl RmsNorm {
         &self.weight
     }
 
-    /// What is added to the mean of squares.
+    /// The epsilon added to the mean of squares.
     pub(crate) fn eps(&self) -> f32 {
         self.eps
     }
 
-    /// f32 `(.., K)` to f32 of the same shape; on a device f16 to f16 and bf16 to bf16 too, with arithmetic in f32.
+    /// Normalizes f32 `(.., K)`; on a device f16 and bf16 too, with arithmetic in f32. Shape and dtype stay.
     ///
     /// # Errors
-    /// A last axis of another width, another type.
+    /// A last axis of another width, another dtype.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = x.contiguous()?;
         let width = self.weight.elem_count();
@@ -82,7 +82,7 @@ impl CustomOp2 for Op {
         let (Some((start, end)), Some((first, last))) =
             (x_layout.contiguous_offsets(), w_layout.contiguous_offsets())
         else {
-            candle_core::bail!("rms-norm wants contiguous rows")
+            candle_core::bail!("rms-norm expects contiguous rows")
         };
         let out = rms_norm(&x.as_slice::<f32>()?[start..end], &w.as_slice::<f32>()?[first..last], self.eps);
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))

@@ -1,4 +1,4 @@
-//! Normalisation of each pixel over its channels.
+//! L2 normalization of each pixel over its channels.
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Shape, Tensor};
 
@@ -6,18 +6,18 @@ use crate::error::{Error, Result};
 use crate::kernels::{metal, pixel_norm};
 use crate::weights::Weights;
 
-/// `x / max(‖x‖₂, 1e-12) · √C · gamma` over the last axis, in f32. A pixel of zeros stays one.
+/// `x / max(‖x‖₂, 1e-12) · √C · gamma` over the last axis, in f32. Zeros stay zeros.
 ///
 /// Reference: Wan 2.2, `RMS_norm` of `vae2_2.py`.
 #[derive(Clone)]
 pub struct PixelNorm {
     gamma: Vec<f32>,
-    /// The same where a network was loaded onto a device.
+    /// On a device: the same there.
     tensor: Option<Tensor>,
 }
 
 impl PixelNorm {
-    /// A norm with one factor for each channel.
+    /// Makes a norm with one factor for each channel.
     pub fn new(gamma: Vec<f32>) -> Self {
         Self { gamma, tensor: None }
     }
@@ -31,15 +31,15 @@ impl PixelNorm {
         Ok(Self { gamma: gamma.to_vec1()?, tensor: Some(gamma) })
     }
 
-    /// f32 `(.., C)` to f32 of the same shape.
+    /// Normalizes f32 `(.., C)`; the shape stays.
     ///
     /// # Errors
-    /// A last axis of another width, another type.
+    /// A last axis of another width, another dtype.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.apply(x, false)
     }
 
-    /// [`forward`](Self::forward), then `v · sigmoid(v)` on every value.
+    /// [`forward`](Self::forward), then SiLU, `v · sigmoid(v)`.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -77,7 +77,7 @@ impl CustomOp1 for NormOp<'_> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("pixel-norm wants contiguous pixels")
+            candle_core::bail!("pixel-norm expects contiguous pixels")
         };
         let x = &storage.as_slice::<f32>()?[start..end];
         let out = pixel_norm(x, &self.norm.gamma, self.silu);

@@ -1,4 +1,4 @@
-//! The precision in which matrix products read activations and weights.
+//! Precision of activations and weights in matmuls.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,25 +7,28 @@ use candle_core::DType;
 
 use crate::error::{Error, Result};
 
-/// What the inputs of products with bf16 matrices, and of [`attention`](crate::attention()), count as. On a device
-/// products are of what they are given, and this says which type that is ([`hidden_dtype`]).
+/// Precision of activations in bf16 matmuls and in [`attention`](crate::attention()): `bf16` (fast), `split` (two bf16
+/// terms, near exact) or `f32`.
+///
+/// On a device, operations compute with the dtype they are given; there this chooses the dtype of hidden states
+/// ([`hidden_dtype`](crate::hidden_dtype)) and of the KV cache ([`kv_dtype`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ActivationPrecision {
-    /// f32: the matrix is widened. The slowest, for comparing with recorded numbers.
+    /// f32: bf16 weights are widened. The slowest; for comparison with recorded numbers.
     F32,
-    /// The sum of two bf16 terms where the processor multiplies bf16 (AVX512-BF16, AMX): within 2^-16 of each
-    /// product's size. f32 elsewhere.
+    /// The sum of two bf16 terms where the processor multiplies bf16 (AVX512-BF16, AMX): each product is within 2^-16 of
+    /// its size. f32 elsewhere.
     Split,
-    /// bf16 in products of more than 8 rows where the processor multiplies bf16: within 2^-8 of each product's
-    /// size, at nearly twice the speed; so is attention of several queries on AMX. Keys and values are kept in bf16
-    /// ([`kv_dtype`]). On a device rows are bf16 between operations. This is how the original runs, and the default of
-    /// library and program.
+    /// bf16 for more than 8 tokens where the processor multiplies bf16: each product is within 2^-8 of its size, at nearly
+    /// twice the speed of [`Split`](Self::Split); so is attention of several queries on AMX. The KV cache is bf16, and so
+    /// are hidden states on a device. The original runs in this precision; the default of library and
+    /// program.
     #[default]
     Bf16,
 }
 
 impl ActivationPrecision {
-    /// `f32`, `split` or `bf16`.
+    /// The name in options and reports: `f32`, `split` or `bf16`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -51,23 +54,22 @@ impl FromStr for ActivationPrecision {
     }
 }
 
-/// The type that keys and values for [`attention`](crate::attention()) are best kept in: bf16 where activations are, which
-/// halves what a long context takes and reads.
-pub fn kv_dtype(activations: ActivationPrecision) -> DType {
-    match activations {
+/// Dtype of the KV cache: bf16 with [`ActivationPrecision::Bf16`], which halves the memory of a long context, else f32.
+pub fn kv_dtype(precision: ActivationPrecision) -> DType {
+    match precision {
         ActivationPrecision::Bf16 => DType::BF16,
         ActivationPrecision::F32 | ActivationPrecision::Split => DType::F32,
     }
 }
 
-/// What products with an affine matrix are computed from.
+/// Arithmetic of matmuls with affine matrices on the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Products {
-    /// Codes and activations rounded to whole numbers.
+pub(crate) enum AffinePrecision {
+    /// Integer codes times activations rounded to integers.
     #[default]
     Integer,
-    /// Values and activations in f32.
+    /// Weights and activations in f32.
     F32,
-    /// Values rounded as `mx.dequantize` does, activations in f32.
+    /// Weights rounded as `mx.dequantize` rounds them, activations in f32.
     MlxRounded,
 }

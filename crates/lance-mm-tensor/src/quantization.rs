@@ -1,4 +1,4 @@
-//! Which modules of a checkpoint are quantized, and how: the `quantization` object of `config.json`.
+//! The `quantization` object of `config.json`: quantized modules and their schemes.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::scheme::{QuantMode, Scheme};
 
-/// What the configuration says of one module.
+/// The entry of one module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Entry {
     /// `"path": false`.
@@ -68,7 +68,7 @@ impl Quantization {
         Ok(Self { default, modules })
     }
 
-    /// The setting of modules without an entry of their own.
+    /// The scheme of modules without an entry of their own.
     pub fn default_scheme(&self) -> Option<Scheme> {
         self.default
     }
@@ -81,7 +81,7 @@ impl Quantization {
         })
     }
 
-    /// Checks the configuration's word on a module that the file holds dense.
+    /// Compares the entry of a module with the dense matrix in the file.
     pub(crate) fn check_dense(&self, path: &str) -> std::result::Result<(), String> {
         match self.modules.get(path) {
             Some(Entry::Quantized(_)) => Err("config says quantized, file has no scales".into()),
@@ -94,7 +94,7 @@ impl Quantization {
     /// configuration is silent.
     ///
     /// # Errors
-    /// What is contradictory, without the module's name.
+    /// The contradiction, without the module's name.
     pub fn scheme(
         &self,
         path: &str,
@@ -149,7 +149,7 @@ impl Fields {
             None => Ok(None),
             Some(v) => match v.as_u64().and_then(|n| usize::try_from(n).ok()) {
                 Some(n) => Ok(Some(n)),
-                None => Err(Error::setting(format!("{name}.{key}"), "a whole number", v)),
+                None => Err(Error::setting(format!("{name}.{key}"), "an integer", v)),
             },
         };
         let mode = match object.get("mode") {
@@ -172,7 +172,7 @@ impl Fields {
 }
 
 /// The entry of one key, `None` when the key is no module path. Unknown scalars other than a truth value of
-/// a dotted path, and objects without bits or group size, are somebody's notes (`awq`, `skip_gen_tower`).
+/// a dotted path, and objects without bits or group size, are notes of other tools (`awq`, `skip_gen_tower`).
 fn module_entry(name: &str, path: &str, value: &Value, top: &Fields) -> Result<Option<Entry>> {
     let full = format!("{name}.{path}");
     let known = path.contains('.') || matches!(path, "embed_tokens" | "lm_head");
@@ -242,7 +242,7 @@ mod tests {
             (json!({"quantization": {"bits": 7, "group_size": 32}}), "bits 2, 3, 4, 5, 6 or 8"),
             (json!({"quantization": {"bits": 4, "group_size": 33}}), "group size 32, 64 or 128"),
             (json!({"quantization": {"bits": 4, "group_size": 32, "mode": "nf4"}}), "expected affine, mxfp4"),
-            (json!({"quantization": {"bits": "4", "group_size": 32}}), "a whole number"),
+            (json!({"quantization": {"bits": "4", "group_size": 32}}), "an integer"),
             (json!({"quantization": {"bits": 4}}), "both `bits` and `group_size`"),
             (json!({"quantization": 3}), "an object"),
             (json!({"quantization_config": {"quant_method": "gptq"}}), "found \"gptq\""),

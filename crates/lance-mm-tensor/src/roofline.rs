@@ -1,8 +1,8 @@
-//! What this machine can do at most: bytes read and products computed a second, by all threads of the pool.
+//! Roofline limits of this machine: bytes read and operations computed a second, by all threads of the pool.
 //!
-//! A speed says little alone; as a share of the limit that a run meets it says how much is left. Measure
-//! limits beside what is compared with them, more than once: they change with the neighbours of a virtual
-//! machine and with the clock.
+//! A speed says little alone; as a share of the limit that a run meets it says how much is left. Measure limits beside
+//! the runs compared with them, more than once: they change with the clock, and with the neighbours of a virtual
+//! machine.
 //!
 //! ```
 //! use std::time::Duration;
@@ -17,16 +17,16 @@ use std::time::{Duration, Instant};
 
 use crate::kernels::peak::{self, CHAINS, Word};
 
-/// A limit of arithmetic.
+/// Peak arithmetic throughput.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Peak {
-    /// Operations a second; a product and its sum are two.
+    /// Operations a second; a multiplication and its addition are two.
     pub per_second: f64,
-    /// The instructions, `portable` for what the compiler makes of plain code.
+    /// The instruction set; `portable` is plain code as compiled.
     pub with: &'static str,
 }
 
-/// Products of int8 values, summed in i32, from registers; takes about `time`.
+/// Peak of int8 products summed in i32, operands in registers; takes about `time`.
 pub fn int8(time: Duration) -> Peak {
     let (a, b) = ([3; 64], [5; 64]);
     let peak::PeakLoop { name, run } = peak::int8_loops().swap_remove(0);
@@ -39,8 +39,8 @@ pub fn int8(time: Duration) -> Peak {
     }
 }
 
-/// Products of bf16 values, summed in f32, from registers; takes about `time`. Where the machine multiplies
-/// no bf16 values, products of f32 values, to which kernels widen them.
+/// Peak of bf16 products summed in f32, operands in registers; takes about `time`. On processors without bf16 products
+/// the peak of f32 ones, to which kernels widen.
 pub fn bf16(time: Duration) -> Peak {
     let (a, b) = ([0x3f80; 32], [0x3f80; 32]);
     let peak::PeakLoop { name, run } = peak::bf16_loops().swap_remove(0);
@@ -56,7 +56,8 @@ pub fn bf16(time: Duration) -> Peak {
 /// Rounds times chains a second, summed over the threads of the pool.
 fn rate(time: Duration, run: impl Fn(u32) + Sync) -> f64 {
     let of_thread = |_: rayon::BroadcastContext<'_>| {
-        // As many at once as take a good part of the time, so that what comes before and after them does not count.
+        // A call is long enough that setting up tiles and adding their sums does not count: with 256 products a call the
+        // peak of AMX came out at half of what it is.
         let mut at_once: u32 = 1024;
         loop {
             let start = Instant::now();
@@ -80,17 +81,17 @@ fn rate(time: Duration, run: impl Fn(u32) + Sync) -> f64 {
     rayon::broadcast(of_thread).into_iter().sum()
 }
 
-/// Memory larger than the caches, to read through.
+/// A buffer larger than the caches, for measuring read bandwidth.
 pub struct ReadBuffer(Vec<Word>);
 
 impl ReadBuffer {
-    /// A buffer of `bytes`, written once. 512 MiB are many times what common machines have as a cache.
+    /// Allocates and writes `bytes`. 512 MiB are many times the cache of common machines.
     pub fn new(bytes: usize) -> Self {
-        // Words that differ from zero, else the system would not give memory of its own to them.
+        // Not zeros, for which the system need not provide memory.
         Self(vec![1u64.to_ne_bytes(); bytes.div_ceil(8)])
     }
 
-    /// Reads everything `passes` times: bytes a second.
+    /// Reads the buffer `passes` times; returns bytes a second.
     pub fn read(&self, passes: usize) -> f64 {
         let (sum, rate) = sum(&vec![self.0.as_slice(); passes]);
         assert_eq!(sum, self.0.len() * passes, "every word is 1");
@@ -98,7 +99,7 @@ impl ReadBuffer {
     }
 }
 
-/// Reads all of `parts` once, where they lie: bytes a second. Of each the last bytes that make no eight are left out.
+/// Reads all of `parts` once, in place; returns bytes a second. A tail of less than eight bytes is left out.
 pub fn read(parts: &[&[u8]]) -> f64 {
     let words: Vec<&[Word]> = parts.iter().map(|part| part.as_chunks().0).collect();
     let (sum, rate) = sum(&words);
@@ -108,7 +109,7 @@ pub fn read(parts: &[&[u8]]) -> f64 {
 
 /// The wrapping sum of all words, and bytes read a second.
 fn sum(parts: &[&[Word]]) -> (usize, f64) {
-    /// Words a thread takes at once.
+    /// Words that a thread takes at once: 4 MB, so many that handing them out does not count.
     const PIECE: usize = 1 << 19;
     let reader = peak::reader();
     let pieces: Vec<&[Word]> = parts.iter().flat_map(|part| part.chunks(PIECE)).collect();
@@ -124,7 +125,7 @@ fn sum(parts: &[&[Word]]) -> (usize, f64) {
     (sum.into_inner(), (8 * words) as f64 / elapsed.as_secs_f64())
 }
 
-/// Threads that share the work.
+/// Number of threads in the pool.
 pub fn threads() -> usize {
     rayon::current_num_threads()
 }

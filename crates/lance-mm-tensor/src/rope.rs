@@ -1,4 +1,4 @@
-//! Rotary position tables: multimodal (three axes in contiguous sections) and from given angles.
+//! Rotary position embedding: multimodal (three axes in contiguous sections) and from given angles.
 
 use std::ops::Range;
 
@@ -6,11 +6,11 @@ use candle_core::{CpuStorage, Device, InplaceOp3, Layout, Tensor};
 
 use crate::dtype::FloatType;
 use crate::error::{Error, Result};
-use crate::kernels::{Angles, metal, turn};
+use crate::kernels::{Angles, apply_rotary, metal};
 use crate::norm::RmsNorm;
 
-/// Frequencies of a multimodal rotary embedding: channel pair `j` of a head turns by
-/// `position[axis(j)] · theta^(-2j/D)`, the axes taking contiguous sections of the pairs
+/// Frequencies of a multimodal rotary embedding: channel pair `j` of a head is rotated by
+/// `position[axis(j)] · theta^(-2j/D)`, where each axis has a contiguous section of the pairs
 /// (Qwen2-VL, arXiv:2409.12191, section 2.1).
 #[derive(Clone, Debug)]
 pub struct Rotary {
@@ -19,7 +19,7 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// Frequencies for heads of width `head_dim` with `sections` pairs for the axes t, h, w.
+    /// Makes frequencies for heads of width `head_dim`, with `sections` pairs for the axes t, h and w.
     ///
     /// # Errors
     /// Sections that do not add up to half the head width.
@@ -38,8 +38,8 @@ impl Rotary {
         &self.frequencies
     }
 
-    /// The table for rows at `positions` (t, h, w; one value a row each). Positions are whole numbers and
-    /// the product with the frequency is made in f32: bf16 could not tell 999 from 1002.
+    /// Makes the table for tokens at `positions` (axes t, h and w, a value for each token). Positions are integers and
+    /// their product with a frequency is f32: bf16 could not tell 999 from 1002.
     ///
     /// # Errors
     /// Axes of different length.
@@ -64,7 +64,7 @@ pub(crate) fn frequencies(dim: usize, theta: f64) -> Vec<f32> {
     (0..dim / 2).map(|j| theta.powf(-2.0 * j as f64 / dim as f64) as f32).collect()
 }
 
-/// Cosines and sines of the angles of some rows, f32 `(T, D/2)`; made once a pass, shared by all layers.
+/// Cosines and sines of each token's angles, f32 `(T, D/2)`: made once a pass, shared by all layers.
 #[derive(Clone)]
 pub struct RotaryTable {
     cos: Tensor,
@@ -72,10 +72,10 @@ pub struct RotaryTable {
 }
 
 impl RotaryTable {
-    /// A table from angles in radians, row by row, `half` (= `D/2`) a row.
+    /// Makes a table of angles in radians, token by token, `half` (= `D/2`) each.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// Errors of candle.
     pub fn from_angles(angles: &[f32], half: usize, device: &Device) -> Result<Self> {
         let shape = (angles.len() / half.max(1), half);
         let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
@@ -93,29 +93,29 @@ impl RotaryTable {
         &self.sin
     }
 
-    /// Turns f32 heads `(T, H, D)`, on a device f16 and bf16 too, whose rows may lie apart: channel `j` with `j + D/2`. The
-    /// result takes the place of `x` on the CPU: other tensors that share its values see it too.
+    /// Rotates channel pairs `j`, `j + D/2` of f32 heads `(T, H, D)`, on a device f16 and bf16 too. On the CPU this is in
+    /// place: other tensors that share the storage of `x` change too. Tokens may have a stride.
     ///
     /// # Errors
-    /// A shape that does not fit the table, another type; on the CPU heads of a row that are not neighbours.
+    /// A shape that does not fit the table, another dtype; on the CPU a token whose heads are not contiguous.
     pub fn apply(&self, x: Tensor) -> Result<Tensor> {
         if metal::runs_on(x.device()) {
             return self.apply_on_device(&x, None);
         }
         let (t, _, d) = x.dims3()?;
         if self.cos.dims() != [t, d / 2] || !d.is_multiple_of(2) {
-            let expected = format!("rows and half heads of {:?}", self.cos.dims());
-            return Err(Error::input("heads to turn", expected, format!("{:?}", x.dims())));
+            let expected = format!("{:?}: tokens and half the head width", self.cos.dims());
+            return Err(Error::input("heads to rotate", expected, format!("{:?}", x.dims())));
         }
-        x.inplace_op3(&self.cos, &self.sin, &Turn)?;
+        x.inplace_op3(&self.cos, &self.sin, &ApplyRotary)?;
         Ok(x)
     }
 
-    /// Norms each head of `(T, H, D)`, then turns it, in other memory: on a device in one pass over the values. The rows
-    /// that stand with `other` are normed by that.
+    /// Normalizes each head of `(T, H, D)`, then applies rotary, out of place; on a device in one pass over the values.
+    /// `other` is a second norm and the range of tokens that it is for.
     ///
     /// # Errors
-    /// As [`apply`](Self::apply) and [`RmsNorm::forward`]; rows past the last.
+    /// As [`apply`](Self::apply) and [`RmsNorm::forward`]; a range of tokens past the last.
     pub fn apply_normed(
         &self,
         norm: &RmsNorm,
@@ -125,7 +125,11 @@ impl RotaryTable {
         let (t, _, d) = x.dims3()?;
         let (other, rows) = other.unwrap_or((norm, 0..0));
         if rows.start > rows.end || rows.end > t {
-            return Err(Error::input("rows of another norm", format!("rows below {t}"), format!("{rows:?}")));
+            return Err(Error::input(
+                "tokens of the second norm",
+                format!("tokens below {t}"),
+                format!("{rows:?}"),
+            ));
         }
         let one_pass =
             [norm, other].iter().all(|norm| norm.weight().elem_count() == d) && norm.eps() == other.eps();
@@ -143,12 +147,12 @@ impl RotaryTable {
         self.apply(Tensor::cat(&parts.map(normed).collect::<Result<Vec<_>>>()?, 0)?)
     }
 
-    /// The kernel lays heads out for attention, `(H, T, D)`; the result is a view of that.
+    /// Runs the device kernel, which writes heads as attention reads them, `(H, T, D)`; the result is a view of that.
     fn apply_on_device(&self, x: &Tensor, norm: Option<(metal::HeadNorm, [&RmsNorm; 2])>) -> Result<Tensor> {
         let (rows, heads, dim) = x.dims3()?;
         if self.cos.dims() != [rows, dim / 2] || !dim.is_multiple_of(2) || rows == 0 {
-            let expected = format!("{:?} rows and half the width of a head", self.cos.dims());
-            return Err(Error::input("heads to turn", expected, format!("{:?}", x.dims())));
+            let expected = format!("{:?}: tokens and half the head width", self.cos.dims());
+            return Err(Error::input("heads to rotate", expected, format!("{:?}", x.dims())));
         }
         let float = FloatType::try_from(x.dtype())?;
         let plan = metal::norm_rope([rows, heads, dim], norm.as_ref().map(|(by, _)| by), float);
@@ -159,9 +163,9 @@ impl RotaryTable {
     }
 }
 
-struct Turn;
+struct ApplyRotary;
 
-impl InplaceOp3 for Turn {
+impl InplaceOp3 for ApplyRotary {
     fn name(&self) -> &'static str {
         "rotary"
     }
@@ -177,24 +181,24 @@ impl InplaceOp3 for Turn {
     ) -> candle_core::Result<()> {
         let (t, heads, d) = x_layout.shape().dims3()?;
         let [row, head, channel] = *x_layout.stride() else {
-            candle_core::bail!("rotary wants rows of heads")
+            candle_core::bail!("rotary expects tokens of heads")
         };
         if channel != 1 || (head != d && heads > 1) || (row < heads * d && t > 1) {
-            candle_core::bail!("rotary wants rows whose heads are neighbours, found {x_layout:?}");
+            candle_core::bail!("rotary expects tokens with contiguous heads, found {x_layout:?}");
         }
         let angles = [(cos, cos_layout), (sin, sin_layout)].map(|(storage, layout)| {
             let Some((start, end)) = layout.contiguous_offsets() else {
-                candle_core::bail!("rotary wants contiguous angles")
+                candle_core::bail!("rotary expects contiguous angles")
             };
             Ok(&storage.as_slice::<f32>()?[start..end])
         });
         let [cos, sin] = angles;
-        let CpuStorage::F32(x) = x else { candle_core::bail!("rotary wants f32") };
+        let CpuStorage::F32(x) = x else { candle_core::bail!("rotary expects f32") };
         if t > 0 {
             let row = row.max(heads * d);
             let start = x_layout.start_offset();
             let end = start + (t - 1) * row + heads * d;
-            turn(&mut x[start..end], row, heads, Angles { cos: cos?, sin: sin?, half: d / 2 });
+            apply_rotary(&mut x[start..end], row, heads, Angles { cos: cos?, sin: sin?, half: d / 2 });
         }
         Ok(())
     }
@@ -236,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_turn_as_the_reference_says() {
+    fn rotated_heads_equal_the_f64_reference() {
         // The last has rows enough for several threads.
         for (heads, sections) in [(1, [1, 1, 1]), (4, [2, 3, 3]), (2, [16, 24, 24]), (80, [16, 24, 24])] {
             let d = 2 * sections.iter().sum::<usize>();
@@ -251,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_each_row_turns_where_it_lies() {
+    fn a_strided_part_is_rotated_in_place() {
         let (t, d) = (70, 16);
         let positions = [1, 2, 3].map(|axis| (0..t as u32).map(|row| axis * row).collect::<Vec<_>>());
         let table = Rotary::new(d, 1e6, [2, 3, 3]).unwrap().table(&positions, &Device::Cpu).unwrap();
@@ -272,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_another_norm_are_normed_by_it() {
+    fn tokens_of_the_second_norm_are_normalized_by_it() {
         let (t, d) = (5, 6);
         let tensor = |shape: &[usize], seed| {
             Tensor::from_vec(seeded(shape.iter().product(), seed), shape, &Device::Cpu).unwrap()
@@ -291,7 +295,7 @@ mod tests {
             }
         }
         let text = table.apply_normed(&norm, Some((&other, 2..6)), &x).unwrap_err().to_string();
-        assert_eq!(text, "rows of another norm: expected rows below 5, found 2..6");
+        assert_eq!(text, "tokens of the second norm: expected tokens below 5, found 2..6");
     }
 
     #[test]

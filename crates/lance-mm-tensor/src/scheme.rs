@@ -1,10 +1,10 @@
-//! How one matrix is quantized: bits, group size and mode.
+//! Bits, group size and mode of a quantized matrix.
 
 use std::fmt;
 
 use crate::error::{Error, Result};
 
-/// How codes become values.
+/// Format of a quantized matrix, in MLX's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum QuantMode {
     /// `scale · code + bias` per group.
@@ -40,7 +40,7 @@ impl fmt::Display for QuantMode {
     }
 }
 
-/// Bits, group size and mode of one quantized matrix; always a legal combination.
+/// Bits, group size and mode of a quantized matrix; always a legal combination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Scheme {
     bits: usize,
@@ -49,7 +49,7 @@ pub struct Scheme {
 }
 
 impl Scheme {
-    /// An affine scheme: bits 2, 3, 4, 5, 6 or 8, groups of 32, 64 or 128.
+    /// Makes an affine scheme: bits 2, 3, 4, 5, 6 or 8, groups of 32, 64 or 128.
     ///
     /// # Errors
     /// Any other combination.
@@ -57,7 +57,7 @@ impl Scheme {
         Self::new(bits, group_size, QuantMode::Affine)
     }
 
-    /// A scheme of any mode. The floating modes have one combination each: mxfp4 (4, 32), mxfp8 (8, 32),
+    /// Makes a scheme of any mode. The floating modes have one combination each: mxfp4 (4, 32), mxfp8 (8, 32),
     /// nvfp4 (4, 16).
     ///
     /// # Errors
@@ -88,17 +88,17 @@ impl Scheme {
         self.bits
     }
 
-    /// Neighbouring values of a row that share a scale.
+    /// Number of adjacent values of a row that share a scale.
     pub fn group_size(&self) -> usize {
         self.group_size
     }
 
-    /// How codes become values.
+    /// The format of codes and scales.
     pub fn mode(&self) -> QuantMode {
         self.mode
     }
 
-    /// u32 words of one packed row of `cols` values.
+    /// Number of u32 words in one packed row of `cols` values.
     pub(crate) fn words(&self, cols: usize) -> usize {
         cols * self.bits / 32
     }

@@ -1,4 +1,4 @@
-//! The gate of an MLP.
+//! SwiGLU, the activation of an MLP.
 
 use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor};
 
@@ -6,11 +6,11 @@ use crate::dtype::FloatType;
 use crate::error::{Error, Result};
 use crate::kernels::{metal, swiglu as kernel};
 
-/// `silu(gate) · up`, f32 of one shape, on a device f16 and bf16 too (Shazeer 2020, "GLU variants improve Transformer").
-/// The result takes the place of `gate` on the CPU: other tensors that share its values see it too.
+/// `silu(gate) · up` of one shape, f32, on a device f16 and bf16 too (Shazeer 2020, "GLU variants improve Transformer").
+/// On the CPU this is in place: other tensors that share the storage of `gate` change too.
 ///
 /// # Errors
-/// Shapes or types that differ; on the CPU values of either that are not neighbours, or two parts of one tensor.
+/// Shapes or dtypes that differ; on the CPU tensors that are not contiguous, or two views of one storage.
 pub fn swiglu(gate: Tensor, up: &Tensor) -> Result<Tensor> {
     if gate.dims() != up.dims() || gate.dtype() != up.dtype() {
         let say = |x: &Tensor| format!("{:?} {:?}", x.dtype(), x.dims());
@@ -43,11 +43,11 @@ impl InplaceOp2 for Swiglu {
         up_layout: &Layout,
     ) -> candle_core::Result<()> {
         let (CpuStorage::F32(gate), CpuStorage::F32(up)) = (gate, up) else {
-            candle_core::bail!("swiglu wants f32")
+            candle_core::bail!("swiglu expects f32")
         };
         match (gate_layout.contiguous_offsets(), up_layout.contiguous_offsets()) {
             (Some((start, end)), Some((first, last))) => kernel(&mut gate[start..end], &up[first..last]),
-            _ => candle_core::bail!("swiglu wants contiguous values"),
+            _ => candle_core::bail!("swiglu expects contiguous values"),
         }
         Ok(())
     }
@@ -61,13 +61,13 @@ mod tests {
     use crate::testing::{assert_close, seeded};
 
     #[test]
-    fn a_part_of_a_tensor_is_gated_as_candle_gates_it() {
+    fn a_view_equals_candle() {
         let tensor = |seed| Tensor::from_vec(seeded(60, seed), (4, 15), &Device::Cpu).unwrap();
         let part = |x: Tensor| x.narrow(0, 1, 2).unwrap();
         let (gate, up) = (part(tensor(1)), part(tensor(2)));
         let expected = (gate.silu().unwrap() * &up).unwrap();
         let flat = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        assert_close("gated", &flat(swiglu(gate, &up).unwrap()), &flat(expected), 1e-6);
+        assert_close("swiglu", &flat(swiglu(gate, &up).unwrap()), &flat(expected), 1e-6);
         assert!(swiglu(tensor(1), &up).is_err());
         assert!(swiglu(tensor(1).t().unwrap(), &tensor(2).t().unwrap()).is_err());
     }

@@ -5,8 +5,8 @@ use std::rc::Rc;
 use crate::kernels::metal;
 pub use crate::kernels::metal::Executor;
 
-/// Runs `work` as on a device: every operation of this crate on tensors of the CPU makes the plans that a device is
-/// given, and `executor` runs them. On this thread only; networks are to be loaded within `work`, too.
+/// Runs `work` as on a device: every operation of this crate on CPU tensors makes the kernel plans of a device, and
+/// `executor` runs them. On this thread only; networks must be loaded within `work`, too.
 pub fn with_executor<T>(executor: Rc<Executor>, work: impl FnOnce() -> T) -> T {
     metal::with_executor(executor, work)
 }
@@ -26,7 +26,7 @@ pub fn seeded(n: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-/// Largest absolute difference of two slices of one length, and where; not a number if any value is not.
+/// Largest absolute difference of two slices of one length, and its index; NaN if any value is.
 pub fn max_error(found: &[f32], expected: &[f32]) -> (f32, usize) {
     assert_eq!(found.len(), expected.len(), "lengths");
     let errors = found.iter().zip(expected).map(|(a, b)| (a - b).abs());

@@ -1,4 +1,4 @@
-//! The threads that operations share.
+//! Running whole passes in the thread pool of the operations.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,10 +9,11 @@ use candle_core::Device;
 use crate::device::with_autorelease_pool;
 use crate::kernels::metal;
 
-/// Runs `run` on one of the threads that operations share, and keeps the others awake meanwhile: operations that
-/// are called there begin at once. Called elsewhere each hands its work over and sleeps until it is done, and threads
-/// that have nothing to do for some microseconds fall asleep too, which costs a decode step of some hundred operations
-/// a fifth of its time. Called within itself it only calls `run`.
+/// Runs `run` on a thread of the pool while the other threads spin, so that operations called in `run` start at once.
+///
+/// Called outside the pool, each operation hands its work over and parks its thread, and threads of the pool park after
+/// some idle microseconds; waking them costs a decode step of some hundred operations a fifth of its time. A nested call
+/// only calls `run`.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -25,24 +26,24 @@ use crate::kernels::metal;
 /// # Ok::<(), lance_mm_tensor::Error>(())
 /// ```
 pub fn in_thread_pool<R: Send>(run: impl FnOnce() -> R + Send) -> R {
-    // What stands in for a device does so on its own thread.
+    // The executor that stands in for a device is one of this thread.
     if metal::runs_on(&Device::Cpu) || HERE.get() {
         run()
     } else {
-        // What the system holds back for a device it holds back for a thread, and the caller's is another.
-        run_with_others(|| with_autorelease_pool(run))
+        // An autorelease pool belongs to a thread, and the caller's is another one.
+        run_while_others_spin(|| with_autorelease_pool(run))
     }
 }
 
-/// Runs of [`in_thread_pool`] there are now.
+/// Number of calls of [`in_thread_pool`] under way.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// Whether this thread is in one.
+    /// Whether this thread is inside one.
     static HERE: Cell<bool> = const { Cell::new(false) };
 }
 
-fn run_with_others<R: Send>(run: impl FnOnce() -> R + Send) -> R {
+fn run_while_others_spin<R: Send>(run: impl FnOnce() -> R + Send) -> R {
     let done = AtomicBool::new(false);
     rayon::scope(|scope| {
         let _running = Running::new(&done);
@@ -50,17 +51,17 @@ fn run_with_others<R: Send>(run: impl FnOnce() -> R + Send) -> R {
         let done = &done;
         scope.spawn_broadcast(move |_, thread| {
             if Some(thread.index()) != this {
-                stand_by(done);
+                spin(done);
             }
         });
         run()
     })
 }
 
-/// Counts as running until it is dropped, also by a panic.
+/// Counts one call until it is dropped, also by a panic.
 struct Running<'a> {
     done: &'a AtomicBool,
-    /// Whether the thread was in another one before.
+    /// Whether the thread was inside another call before.
     here: bool,
 }
 
@@ -79,14 +80,16 @@ impl Drop for Running<'_> {
     }
 }
 
-/// How long a thread stands by without any work.
+/// Time that a thread spins without any work. Between operations of a step there are microseconds, so that a millisecond
+/// never ends early; the bound ends a deadlock: two calls at once on two threads hung without it.
 const PATIENCE: Duration = Duration::from_millis(1);
 
-/// Takes over work of others as soon as there is any, until the run that asked for it is done, or another one begins:
-/// threads that stand by for one would keep the other waiting. It also ends when there has been none for a while: a
-/// thread may have begun this while it waited for a part of something else, which goes on only then, and it may be this
-/// very run that waits for that.
-fn stand_by(done: &AtomicBool) {
+/// Spins, and takes over work as soon as there is any, until the call is done or another call begins, whose work spinning
+/// threads would delay.
+///
+/// It also ends after [`PATIENCE`] without work: the thread may have begun to spin while it waited for a part of another
+/// computation, which continues only when this returns, and the call itself may be waiting for that computation.
+fn spin(done: &AtomicBool) {
     let mut worked = Instant::now();
     while !done.load(Ordering::Relaxed) && RUNNING.load(Ordering::Relaxed) == 1 && worked.elapsed() < PATIENCE
     {
@@ -114,14 +117,15 @@ mod tests {
     }
 
     #[test]
-    fn runs_at_once_wait_for_each_other_but_not_for_ever() {
+    fn simultaneous_calls_end() {
         let (ended, end) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
             std::thread::scope(|scope| {
                 for _ in 0..3 {
                     scope.spawn(|| {
-                        (0..2000).for_each(|_| assert_eq!(pool.install(|| run_with_others(|| nested(4))), 0))
+                        (0..2000)
+                            .for_each(|_| assert_eq!(pool.install(|| run_while_others_spin(|| nested(4))), 0))
                     });
                     scope.spawn(|| (0..2000).for_each(|_| assert_eq!(pool.install(|| nested(6)), 0)));
                 }
@@ -132,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_within_a_run_leaves_the_others_awake() {
+    fn a_nested_call_only_calls() {
         assert_eq!(
             in_thread_pool(|| in_thread_pool(|| in_thread_pool(|| RUNNING.load(Ordering::Relaxed)))),
             1

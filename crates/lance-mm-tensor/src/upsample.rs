@@ -1,4 +1,4 @@
-//! Frames made larger by copies of their values.
+//! Upsampling of frames by repeated values.
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
@@ -7,20 +7,20 @@ use crate::cpu_values::Values;
 use crate::error::{Error, Result};
 use crate::kernels::{metal, zeros};
 
-/// Repeats every channel of f32 `(H, W, C)` as often as fills `frames` frames of `side` by `side` pixels with `n_out`
-/// channels, the values of each pixel seen as channel, frame, row and column: frame `frame` of them, f32
-/// `(H·side, W·side, n_out)`.
+/// Upsamples f32 `(H, W, C)` in space and time by repeated values, and returns frame `frame` of `frames`: f32
+/// `(H·side, W·side, n_out)`. Every channel is repeated until a pixel has the values of `frames` frames of `side` by
+/// `side` pixels with `n_out` channels, in the order channel, frame, row, column.
 ///
 /// Reference: Wan 2.2, `DupUp3D` of `vae2_2.py`.
 ///
 /// # Errors
-/// Channels that do not divide the values of the result, a frame past the last, another type.
+/// `C` that does not divide `n_out · frames · side²`, a frame past the last, another dtype.
 pub fn upsample_repeat(x: &Tensor, n_out: usize, frames: usize, frame: usize, side: usize) -> Result<Tensor> {
     let (h, w, c) = x.dims3()?;
     let values = n_out * frames * side * side;
     if c == 0 || !values.is_multiple_of(c) || frame >= frames {
         let expected = format!("channels that divide {values}, one of {frames} frames");
-        return Err(Error::input("repeated frame", expected, format!("{:?}, frame {frame}", x.dims())));
+        return Err(Error::input("frame to upsample", expected, format!("{:?}, frame {frame}", x.dims())));
     }
     let copies = values / c;
     if metal::runs_on(x.device()) {
@@ -32,7 +32,7 @@ pub fn upsample_repeat(x: &Tensor, n_out: usize, frames: usize, frame: usize, si
     let x = x.contiguous()?;
     let x = Values::of(&x)?;
     let channel = |y: usize, x: usize, r: usize| (((r * frames + frame) * side + y) * side + x) / copies;
-    // Channels of the pixels that one becomes.
+    // The input channel of each output value of one pixel.
     let channels: Vec<usize> =
         (0..side * side * n_out).map(|i| channel(i / n_out / side, i / n_out % side, i % n_out)).collect();
     let mut out = zeros(h * w * side * side * n_out);

@@ -1,4 +1,4 @@
-//! A weight matrix of any form: loading, and products with it.
+//! Weight matrices of any form: loading, and matmuls with them.
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
@@ -24,18 +24,16 @@ pub enum Weight {
     Dense(DenseWeight),
     /// MLX's affine format.
     Affine(AffineWeight),
-    /// One of MLX's floating modes.
+    /// MLX's formats mxfp4, mxfp8 and nvfp4.
     Mx(MxWeight),
-    /// One of these in buffers of a device.
+    /// A copy of a dense or affine weight on a device.
     Device(DeviceWeight),
 }
 
 impl Weight {
-    /// Loads the matrix of the module at `weights`, onto their device: dense when the file has no `scales` beside
-    /// it.
+    /// Loads the matrix of the module at `weights` onto their device: dense if the file has no `scales` beside it.
     ///
-    /// On the CPU no value is read: scales or biases that are not finite are an error of the first product or lookup
-    /// that reads them.
+    /// On the CPU no value is read: scales or biases that are not finite are an error of the first matmul or lookup.
     ///
     /// # Errors
     /// Tensors that are missing or misshapen, or contradict the configuration (inside [`Weights::load_all`] none of
@@ -55,11 +53,10 @@ impl Weight {
         weights.dense("weight", &[rows, cols], rows, cols).map(Self::Dense)
     }
 
-    /// The same weight where products with tensors of `device` need it: left as it is for the CPU, else copied into
-    /// buffers of the device.
+    /// Copies the weight to `device`; on the CPU it stays as it is.
     ///
     /// # Errors
-    /// Scales or biases that are not finite, a form the device has no kernel for, memory that it lacks.
+    /// Scales or biases that are not finite, a format without kernels for the device, out of memory there.
     pub fn to_device(self, device: &Device) -> Result<Self> {
         if !runs_on(device) || self.n_rows() == 0 {
             return Ok(self);
@@ -105,7 +102,7 @@ impl Weight {
         };
         let parts = AffineParts { words: words.bytes, scales: scales.bytes, biases: biases.bytes, dtype };
         let weight = AffineWeight::new(&module(weights), parts, scheme, rows, cols);
-        Ok(Self::Affine(weight.with_products(weights.products())))
+        Ok(Self::Affine(weight.with_precision(weights.affine_precision())))
     }
 
     fn float_mode(
@@ -147,17 +144,17 @@ impl Weight {
         self.rows().n_cols()
     }
 
-    /// What it is stored in: what a product with one row reads.
+    /// The stored parts, which a matmul with one token reads once.
     pub fn stored(&self) -> Vec<&[u8]> {
         self.rows().stored()
     }
 
-    /// Bytes it is stored in.
+    /// Number of stored bytes.
     pub fn bytes(&self) -> usize {
         self.stored().iter().map(|part| part.len()).sum()
     }
 
-    /// One row widened to f32.
+    /// Dequantizes, or widens, one row to f32.
     ///
     /// # Panics
     /// When `row` or the length of `out` does not fit.
@@ -165,31 +162,35 @@ impl Weight {
         self.rows().read_row(row, out);
     }
 
-    /// `x · Wᵀ`: f32 `(.., K)` to f32 `(.., R)`; on a device f16 to f16 and bf16 to bf16 too, summed in f32.
+    /// `x · Wᵀ` of f32 `(.., K)`: f32 `(.., R)`; on a device f16 and bf16 too, to the same dtype. Sums are f32.
     ///
     /// # Errors
-    /// `x` of another width or dtype, or on a device without a kernel for this weight; scales or biases that are
-    /// not finite.
+    /// `x` of another width or dtype; scales or biases that are not finite.
     pub fn matmul(&self, x: &Tensor) -> Result<Tensor> {
-        self.product(x, None, None)
+        self.matmul_add(x, None, None)
     }
 
-    /// As [`matmul`](Self::matmul), with a bias `(R)` and rows `(.., R)` added.
-    pub(crate) fn product(&self, x: &Tensor, bias: Option<&Tensor>, rows: Option<&Tensor>) -> Result<Tensor> {
+    /// [`matmul`](Self::matmul) plus a bias `(R)` and a residual `(.., R)`.
+    pub(crate) fn matmul_add(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor> {
         self.check_input(x)?;
         if let Self::Device(w) = self {
             let y = w.matmul(&x.contiguous()?, bias)?;
-            return rows.map_or(Ok(y.clone()), |rows| Ok((rows + y)?));
+            return residual.map_or(Ok(y.clone()), |residual| Ok((residual + y)?));
         }
-        let (x, rows) = (x.contiguous()?, rows.map(Tensor::contiguous).transpose()?);
+        let (x, residual) = (x.contiguous()?, residual.map(Tensor::contiguous).transpose()?);
         let x = Values::of(&x)?;
         let bias = self.bias(bias)?;
-        let rows = rows.as_ref().map(Values::of).transpose()?;
-        let add = Addends { bias: bias.as_deref(), rows: rows.as_deref() };
+        let residual = residual.as_ref().map(Values::of).transpose()?;
+        let add = Addends { bias: bias.as_deref(), residual: residual.as_deref() };
         x.replaced(matmul(&x, self.count(&x), self.matrix()?, add), self.n_rows())
     }
 
-    /// A bias, which has a value for each row.
+    /// Borrows a bias and checks its length.
     pub(crate) fn bias<'b>(&self, bias: Option<&'b Tensor>) -> Result<Option<Values<'b>>> {
         let values = bias.map(Values::of).transpose()?;
         if values.as_ref().is_none_or(|values| values.len() == self.n_rows()) {
@@ -200,12 +201,12 @@ impl Weight {
         }
     }
 
-    /// Rows of x.
+    /// Number of tokens in x.
     pub(crate) fn count(&self, x: &[f32]) -> usize {
         x.len() / self.n_cols().max(1)
     }
 
-    /// What products on the CPU read.
+    /// The operand of matmuls on the CPU, checked for values that are not finite.
     pub(crate) fn matrix(&self) -> Result<Matrix<'_>> {
         match self {
             Self::Affine(w) => {
@@ -233,7 +234,7 @@ impl Weight {
     }
 }
 
-/// A module's files and name, for errors.
+/// Files and name of a module, for errors.
 fn module(weights: &Weights) -> String {
     format!("{}: {}", weights.files(), weights.path())
 }

@@ -1,4 +1,4 @@
-//! Weights of a checkpoint: mapped safetensors files and a path into their names.
+//! Weights of a checkpoint: mapped safetensors files and a prefix of tensor names.
 
 mod store;
 
@@ -14,8 +14,7 @@ use crate::bytes::Bytes;
 use crate::dense::DenseWeight;
 use crate::dtype::FloatType;
 use crate::error::{Error, Problem, Problems, Result};
-use crate::precision::ActivationPrecision;
-use crate::precision::Products;
+use crate::precision::{ActivationPrecision, AffinePrecision};
 use crate::quantization::Quantization;
 use store::Store;
 pub use store::TensorInfo;
@@ -33,21 +32,21 @@ pub struct Weights {
     problems: Option<Arc<Mutex<Vec<Problem>>>>,
 }
 
-/// How the values of files are taken, and where to.
+/// Settings with which tensors are read.
 #[derive(Clone)]
-struct Reading {
+struct Settings {
     quantization: Quantization,
-    products: Products,
-    activations: ActivationPrecision,
+    affine_precision: AffinePrecision,
+    activation_precision: ActivationPrecision,
     device: Device,
 }
 
-impl Default for Reading {
+impl Default for Settings {
     fn default() -> Self {
         Self {
             quantization: Quantization::default(),
-            products: Products::default(),
-            activations: ActivationPrecision::default(),
+            affine_precision: AffinePrecision::default(),
+            activation_precision: ActivationPrecision::default(),
             device: Device::Cpu,
         }
     }
@@ -55,11 +54,11 @@ impl Default for Reading {
 
 struct Inner {
     store: Store,
-    reading: Reading,
-    used: Mutex<HashSet<String>>,
+    settings: Settings,
+    read: Mutex<HashSet<String>>,
 }
 
-/// The bytes of one tensor where they lie in the file.
+/// The bytes of one tensor in its file.
 pub(crate) struct View {
     pub(crate) bytes: Bytes,
     pub(crate) dtype: Dtype,
@@ -77,12 +76,12 @@ impl Weights {
     /// Maps `dir/stem.safetensors`, or the shards that `dir/stem.safetensors.index.json` lists.
     ///
     /// # Errors
-    /// As [`open`](Self::open); neither file present; a shard that lacks a promised tensor.
+    /// As [`open`](Self::open); neither file exists; a shard that lacks a tensor of the index.
     pub fn open_in(dir: &Path, stem: &str) -> Result<Self> {
         Store::open_in(dir, stem).map(Self::new)
     }
 
-    /// Reads a safetensors file that lies in memory; `name` stands for it in errors.
+    /// Reads a safetensors file from static bytes; `name` names it in errors.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -90,7 +89,7 @@ impl Weights {
         Store::from_bytes(name, Bytes::from_static(bytes)).map(Self::new)
     }
 
-    /// As [`from_static`](Self::from_static), the bytes given away.
+    /// Reads a safetensors file from a vector; see [`from_static`](Self::from_static).
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -98,134 +97,134 @@ impl Weights {
         Store::from_bytes(name, Bytes::from_vec(bytes)).map(Self::new)
     }
 
-    /// The same tensors, but for those that `over` has under the same name, and its others: what a changed
-    /// layer does is seen without writing a checkpoint. A dense module that `over` has packed is packed.
+    /// These tensors overlaid with those of `over`, which win where both have a name: a changed layer is tried without
+    /// writing a checkpoint. A module that is dense here and quantized in `over` is quantized.
     pub fn overlaid(&self, over: &Self) -> Self {
         let store = self.inner.store.overlaid(&over.inner.store);
-        Self::read_as(store, self.inner.reading.clone(), self.prefix.clone())
+        Self::read_as(store, self.inner.settings.clone(), self.prefix.clone())
     }
 
     fn new(store: Store) -> Self {
-        Self::read_as(store, Reading::default(), String::new())
+        Self::read_as(store, Settings::default(), String::new())
     }
 
-    fn read_as(store: Store, reading: Reading, prefix: String) -> Self {
-        let inner = Inner { store, reading, used: Mutex::default() };
+    fn read_as(store: Store, settings: Settings, prefix: String) -> Self {
+        let inner = Inner { store, settings, read: Mutex::default() };
         Self { inner: Arc::new(inner), prefix, problems: None }
     }
 
-    /// The same files read under these quantization settings (`quantization` of `config.json`).
+    /// The same files read with these quantization settings (`quantization` of `config.json`).
     pub fn with_quantization(self, quantization: Quantization) -> Self {
-        self.read_with(|reading| reading.quantization = quantization)
+        self.read_with(|settings| settings.quantization = quantization)
     }
 
-    /// The same files, affine matrices read as `mx.dequantize` reads them: product and sum each rounded to
-    /// the type of the scales. The default is `scale · code + bias` without rounding, as `mx.quantized_matmul`
-    /// computes (on AMX rounded to bf16 for many rows); this is for comparing with numbers that were made from
-    /// dequantized weights. Activations are in f32.
+    /// The same files, affine matrices dequantized as `mx.dequantize` does: product and sum are each rounded to the dtype
+    /// of the scales, activations are f32. For comparison with numbers that were made from dequantized weights. The
+    /// default is `scale · code + bias` without rounding, as in `mx.quantized_matmul` (on AMX rounded to bf16 for many
+    /// tokens).
     pub fn with_mlx_rounding(self) -> Self {
-        self.with_products(Products::MlxRounded)
+        self.with_affine_precision(AffinePrecision::MlxRounded)
     }
 
-    /// The same files, all matrices multiplied with activations in f32, to measure what rounding them costs: see
+    /// The same files with f32 activations in all matmuls, to measure the cost of rounding them: see
     /// [`AffineWeight::with_f32_activations`](crate::AffineWeight::with_f32_activations) and
     /// [`ActivationPrecision::F32`].
     pub fn with_f32_activations(self) -> Self {
-        self.with_products(Products::F32).with_activation_precision(ActivationPrecision::F32)
+        self.with_affine_precision(AffinePrecision::F32).with_activation_precision(ActivationPrecision::F32)
     }
 
-    /// What the inputs of products with bf16 matrices, and those of attention, are taken as.
+    /// Precision of activations in bf16 matmuls and in attention.
     pub fn activation_precision(&self) -> ActivationPrecision {
-        self.inner.reading.activations
+        self.inner.settings.activation_precision
     }
 
-    /// The same files, inputs of products with bf16 matrices and those of attention taken as `activations`.
-    pub fn with_activation_precision(self, activations: ActivationPrecision) -> Self {
-        self.read_with(|reading| reading.activations = activations)
+    /// The same files with this precision of activations in bf16 matmuls and in attention.
+    pub fn with_activation_precision(self, precision: ActivationPrecision) -> Self {
+        self.read_with(|settings| settings.activation_precision = precision)
     }
 
-    /// The same files, loaded onto `device`: matrices are copied there as they are stored. The CPU reads them where
-    /// they are mapped.
+    /// The same files, loaded onto `device`: matrices are copied there as they are stored. The CPU reads mapped files in
+    /// place.
     pub fn with_device(self, device: Device) -> Self {
-        self.read_with(|reading| reading.device = device)
+        self.read_with(|settings| settings.device = device)
     }
 
-    fn with_products(self, products: Products) -> Self {
-        self.read_with(|reading| reading.products = products)
+    fn with_affine_precision(self, precision: AffinePrecision) -> Self {
+        self.read_with(|settings| settings.affine_precision = precision)
     }
 
-    fn read_with(self, change: impl FnOnce(&mut Reading)) -> Self {
-        let mut reading = self.inner.reading.clone();
-        change(&mut reading);
-        Self::read_as(self.inner.store.clone(), reading, self.prefix)
+    fn read_with(self, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = self.inner.settings.clone();
+        change(&mut settings);
+        Self::read_as(self.inner.store.clone(), settings, self.prefix)
     }
 
-    /// The weights below `part`: `weights.pp("layers").pp(3)`.
+    /// The weights with `part` appended to the prefix of names: `weights.pp("layers").pp(3)`.
     pub fn pp(&self, part: impl Display) -> Self {
         Self { prefix: format!("{}{part}.", self.prefix), ..self.clone() }
     }
 
-    /// The path of this part, without the final dot; empty at the top.
+    /// The prefix of tensor names, without the final dot; empty at the top.
     pub fn path(&self) -> &str {
         self.prefix.strip_suffix('.').unwrap_or(&self.prefix)
     }
 
-    /// The files, for messages.
+    /// Names of the files for messages.
     pub fn files(&self) -> String {
         self.inner.store.describe()
     }
 
-    /// The files' paths; empty for weights in memory.
+    /// Paths of the files; empty for weights in memory.
     pub fn file_paths(&self) -> Vec<PathBuf> {
         self.inner.store.paths()
     }
 
-    /// Gives the memory that pages of the files take in this process back, of all parts: for weights that are
-    /// not needed for a while. Reading them again maps them again, as a rule from the system's file cache.
-    /// Weights in memory stay, and so do mapped ones where the system is not a Unix.
+    /// Drops the mapped pages of the files from this process, whatever the prefix: for weights that are not needed for a
+    /// while. Reading maps them again, as a rule from the system's file cache. Does nothing to weights in memory, and
+    /// nothing on systems other than Unix.
     ///
     /// # Errors
-    /// What the system refuses: pages that were locked.
+    /// An error of the operating system, such as for locked pages.
     pub fn release(&self) -> Result<()> {
         self.inner.store.release()
     }
 
-    /// The device that networks are loaded onto.
+    /// The device to load onto.
     pub fn device(&self) -> &Device {
-        &self.inner.reading.device
+        &self.inner.settings.device
     }
 
     pub(crate) fn quantization(&self) -> &Quantization {
-        &self.inner.reading.quantization
+        &self.inner.settings.quantization
     }
 
-    pub(crate) fn products(&self) -> Products {
-        self.inner.reading.products
+    pub(crate) fn affine_precision(&self) -> AffinePrecision {
+        self.inner.settings.affine_precision
     }
 
-    /// Whether a tensor of this name is there.
+    /// Whether a tensor of this name exists.
     pub fn has(&self, name: &str) -> bool {
         self.inner.store.get(&self.full(name)).is_some()
     }
 
-    /// Shape and dtype of a tensor, if it is there.
+    /// Shape and dtype of a tensor, if it exists.
     pub fn info(&self, name: &str) -> Option<TensorInfo> {
         self.inner.store.info(&self.full(name))
     }
 
-    /// Every tensor of the files: name, dtype, shape, in the order of the files. Ignores the prefix.
+    /// Name, dtype and shape of every tensor, in the order of the files, whatever the prefix.
     pub fn tensors(&self) -> Vec<TensorInfo> {
         self.inner.store.all()
     }
 
-    /// Shows a tensor's bytes, as they lie in the file, to `read`; `None` if it is not there. The tensor does
-    /// not count as used.
+    /// Calls `read` with the bytes of a tensor as stored; `None` if it does not exist. The tensor stays
+    /// [unread](Self::unread).
     pub fn with_bytes<T>(&self, name: &str, read: impl FnOnce(&[u8]) -> T) -> Option<T> {
         let store = &self.inner.store;
         store.get(&self.full(name)).map(|entry| read(&store.bytes(entry)))
     }
 
-    /// A tensor's bytes, checked for shape.
+    /// Looks up a tensor's bytes and checks its shape.
     pub(crate) fn view(&self, name: &str, shape: &[usize]) -> Result<View> {
         let full = self.full(name);
         let Some(entry) = self.inner.store.get(&full) else {
@@ -233,24 +232,24 @@ impl Weights {
             let problem = Problem { tensor: full, what, missing: Some(shape.to_vec()) };
             return Err(self.problems(vec![problem]));
         };
-        lock(&self.inner.used).insert(full);
+        lock(&self.inner.read).insert(full);
         if entry.shape != shape {
             return Err(self.problem(name, format!("expected {shape:?}, found {:?}", entry.shape)));
         }
         Ok(View { bytes: self.inner.store.bytes(entry), dtype: entry.dtype })
     }
 
-    /// A dense matrix `(rows, cols)`, left in the file.
+    /// Reads a dense matrix `(rows, cols)`, which stays in the file.
     pub(crate) fn dense(&self, name: &str, shape: &[usize], rows: usize, cols: usize) -> Result<DenseWeight> {
         let view = self.view(name, shape)?;
         let Some(dtype) = FloatType::of(view.dtype) else {
             return Err(self.problem(name, format!("expected F32, F16 or BF16, found {:?}", view.dtype)));
         };
         let weight = DenseWeight::new(view.bytes, dtype, rows, cols);
-        Ok(weight.with_activation_precision(self.inner.reading.activations))
+        Ok(weight.with_activation_precision(self.inner.settings.activation_precision))
     }
 
-    /// A dense tensor of any rank left in the file, read as a matrix of `shape[0]` rows.
+    /// Reads a dense tensor of any rank as a matrix of `shape[0]` rows, which stays in the file.
     ///
     /// # Errors
     /// A tensor that is missing, of another shape or not of floats. Inside [`load_all`](Self::load_all) none of these: a
@@ -263,7 +262,7 @@ impl Weights {
         self.or_placeholder(self.dense(name, shape, rows, cols), || Ok(DenseWeight::from_f32(&[], 1)))
     }
 
-    /// A small tensor (norm weight, bias) widened to f32 on the device.
+    /// Reads a small tensor (norm weight, bias), widened to f32, onto the device.
     ///
     /// # Errors
     /// A tensor that is missing, of another shape or not of floats. Inside [`load_all`](Self::load_all) none of these:
@@ -280,11 +279,11 @@ impl Weights {
         })
     }
 
-    /// Loads a whole network, or another part of a checkpoint, with every problem of its tensors in one error.
+    /// Loads a whole network, or another part of a checkpoint, and returns every problem of its tensors in one error.
     ///
-    /// `load` gets a handle with which a missing or misshapen tensor does not end loading: a placeholder stands in for it.
-    /// What `load` returns is given out only if there was none, and every tensor below the `prefixes` was
-    /// [read](Self::unread) or [known](Self::ignore): a forgotten tensor is a wrong model.
+    /// `load` gets a handle for which a missing or misshapen tensor is not an error: a placeholder stands in for it. The
+    /// result of `load` is returned only if there was no problem, and if no tensor whose name begins with one of the
+    /// `prefixes` is [unread](Self::unread): a forgotten tensor is a wrong model.
     ///
     /// ```
     /// use lance_mm_tensor::{Linear, Result, RmsNorm, Weights};
@@ -301,7 +300,7 @@ impl Weights {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Weights`] with all problems, or else what `load` returns.
+    /// [`Error::Weights`] with all problems, or else the error of `load`.
     pub fn load_all<T>(&self, prefixes: &[&str], load: impl FnOnce(&Self) -> Result<T>) -> Result<T> {
         let problems = Arc::<Mutex<Vec<Problem>>>::default();
         let loaded = load(&Self { problems: Some(problems.clone()), ..self.clone() });
@@ -311,7 +310,7 @@ impl Weights {
             Ok(_) if list.is_empty() => list.extend(self.unread_below(prefixes)),
             _ => {}
         }
-        // Another error comes last: a placeholder may be the cause of it.
+        // Problems first: another error may be the consequence of a placeholder.
         if list.is_empty() { loaded } else { Err(self.problems(list)) }
     }
 
@@ -322,15 +321,15 @@ impl Weights {
         self.unread().into_iter().filter(below).map(problem).collect()
     }
 
-    /// Reports something wrong with the tensor `name`.
+    /// Reports a problem of the tensor `name`.
     ///
     /// # Errors
-    /// The problem; inside [`load_all`](Self::load_all) none, which keeps it.
+    /// The problem. Inside [`load_all`](Self::load_all) it is collected, and this returns `Ok`.
     pub fn report(&self, name: &str, what: impl Into<String>) -> Result<()> {
         self.or_placeholder(Err(self.problem(name, what)), || Ok(()))
     }
 
-    /// `found`; inside [`load_all`](Self::load_all) a placeholder instead of an error about tensors, which is kept.
+    /// Returns `found`; inside [`load_all`](Self::load_all) it collects problems and returns a placeholder instead.
     pub(crate) fn or_placeholder<T>(
         &self,
         found: Result<T>,
@@ -345,7 +344,7 @@ impl Weights {
         }
     }
 
-    /// The error of a tensor with which something is wrong.
+    /// Makes an error of one problem.
     pub(crate) fn problem(&self, name: &str, what: impl Into<String>) -> Error {
         self.problems(vec![Problem { tensor: self.full(name), what: what.into(), missing: None }])
     }
@@ -354,16 +353,16 @@ impl Weights {
         Error::Weights(Problems { files: self.files(), list })
     }
 
-    /// Counts tensors as used that a caller knows and does not read: `leave(|name| ...)`.
+    /// Counts tensors as read that the caller knows and does not need: `ignore(|name| ...)`.
     pub fn ignore(&self, known: impl Fn(&str) -> bool) {
-        let mut used = lock(&self.inner.used);
-        used.extend(self.inner.store.all().into_iter().map(|t| t.name).filter(|name| known(name)));
+        let mut read = lock(&self.inner.read);
+        read.extend(self.inner.store.all().into_iter().map(|t| t.name).filter(|name| known(name)));
     }
 
-    /// Tensors of the files that nobody has read or left.
+    /// Names of tensors that were neither read nor [ignored](Self::ignore).
     pub fn unread(&self) -> Vec<String> {
-        let used = lock(&self.inner.used);
-        self.inner.store.all().into_iter().map(|t| t.name).filter(|name| !used.contains(name)).collect()
+        let read = lock(&self.inner.read);
+        self.inner.store.all().into_iter().map(|t| t.name).filter(|name| !read.contains(name)).collect()
     }
 
     fn full(&self, name: &str) -> String {
@@ -371,7 +370,7 @@ impl Weights {
     }
 }
 
-/// A panic while a list was pushed to leaves the list usable.
+/// Locks a list; a panic of another thread while it pushed leaves the list usable.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,10 +1,10 @@
-//! Codes to words and back, and the quantizer of one group.
+//! Packing and unpacking of codes, and the quantizer of one group.
 
 use crate::dtype::FloatType;
 use crate::scheme::Scheme;
 
-/// Unpacks one row of codes as f32. Codes lie one after another in the row's bits, lowest first, so eight
-/// codes of `bits` bits are exactly `bits` bytes, for every width.
+/// Unpacks one row of codes as f32. Codes follow one another in the bits of a row, lowest first, so that eight codes of
+/// `bits` bits are exactly `bits` bytes, for every width.
 pub(crate) fn unpack_row(bytes: &[u8], bits: usize, out: &mut [f32]) {
     assert_eq!(bytes.len() * 8, out.len() * bits, "a row is whole words");
     match bits {
@@ -67,7 +67,7 @@ impl Packed {
     }
 }
 
-/// Eight codes at a time fill whole bytes.
+/// Packs eight codes at a time, which fill whole bytes.
 fn push_codes(codes: &[u8], bits: usize, out: &mut Vec<u8>) {
     for eight in codes.chunks_exact(8) {
         let word =
@@ -91,10 +91,11 @@ pub fn pack_codes(codes: &[u8], bits: usize) -> Vec<u32> {
     bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
 }
 
-/// Scale, bias and codes of one group, as MLX's CPU `mx.quantize` makes them: f32, one rounding an
-/// operation. The end of larger magnitude is kept exactly, the scale is stretched until zero is a code.
+/// Quantizes one group as MLX's CPU `mx.quantize` does, in f32 with one rounding an operation: writes codes, returns
+/// scale and bias. The end of the range with the larger magnitude is exact, and the scale is stretched until zero is a
+/// code.
 ///
-/// `values` are finite; scale and bias are not rounded to the type they will be stored in.
+/// `values` are finite; scale and bias are not rounded to the dtype they will be stored in.
 ///
 /// # Panics
 /// When there is not one code for each value.
@@ -118,7 +119,7 @@ pub fn quantize_group(values: &[f32], bits: usize, codes: &mut [u8]) -> (f32, f3
     (scale, bias)
 }
 
-/// Smallest and largest value, in eight chains so that the compiler can use vectors.
+/// Smallest and largest value. Eight chains let the compiler use vectors.
 fn range(values: &[f32]) -> (f32, f32) {
     let less = |a: f32, b: f32| if b < a { b } else { a };
     let more = |a: f32, b: f32| if b > a { b } else { a };

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::affine_matrix::{Affine, Codes};
 use super::columns::{Columns, Part};
 use super::operands::{Addends, Layer, Matrix, added};
-use super::pointwise::{add_to, swiglu_here};
+use super::pointwise::{add_to, swiglu_serial};
 use super::vector::Isa;
 use super::zeros::zeros;
 use activations::{Activations, Order};
@@ -47,7 +47,7 @@ fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) 
         }
         _ => match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx(_, filled) => return tiles::matmul(filled, x, w, add),
+            Isa::Amx(_, amx) => return tiles::matmul(amx, x, w, add),
             _ => many(isa, x, n, w),
         },
     };
@@ -77,13 +77,13 @@ pub(super) fn matmul_each<const N: usize>(
         _ => return None,
     };
     for (y, Layer { bias, .. }) in y.iter_mut().zip(layers) {
-        *y = added(std::mem::take(y), Addends { bias, rows: None });
+        *y = added(std::mem::take(y), Addends { bias, residual: None });
     }
     Some(y)
 }
 
-/// See [`gated`](super::matmul::gated); `None` where two products and a gate after them are as good.
-pub(super) fn gated(
+/// See [`matmul_swiglu`](super::matmul::matmul_swiglu); `None` where two products and a gate after them are as good.
+pub(super) fn matmul_swiglu(
     x: &[f32],
     n: usize,
     gate: &Affine<'_>,
@@ -94,11 +94,11 @@ pub(super) fn gated(
     match n {
         _ if n * gate.rows == 0 => Some(Vec::new()),
         1..=FEW if !gate.reads_as(up) => None,
-        1..=PRECISE => Some(precise_gated(isa, x, n, [gate, up], biases)),
-        1..=FEW if gate.codes() == Codes::Nibbles => Some(few_gated(isa, x, n, [gate, up], biases)),
+        1..=PRECISE => Some(precise_swiglu(isa, x, n, [gate, up], biases)),
+        1..=FEW if gate.codes() == Codes::Nibbles => Some(few_swiglu(isa, x, n, [gate, up], biases)),
         _ => match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx(_, filled) => tiles::gated(filled, x, gate, up, biases),
+            Isa::Amx(_, amx) => tiles::matmul_swiglu(amx, x, gate, up, biases),
             _ => None,
         },
     }
@@ -127,7 +127,7 @@ fn precise<const N: usize>(isa: Isa, x: &[f32], n: usize, weights: [&Affine<'_>;
     by_row.map(|y| from_columns(y, n))
 }
 
-fn precise_gated(
+fn precise_swiglu(
     isa: Isa,
     x: &[f32],
     n: usize,
@@ -145,7 +145,7 @@ fn precise_gated(
                 y.iter_mut().for_each(|y| *y += bias);
             }
         }
-        swiglu_here(out, &other);
+        swiglu_serial(out, &other);
     });
     from_columns(by_row, n)
 }
@@ -170,7 +170,7 @@ fn few<const N: usize>(isa: Isa, x: &[f32], n: usize, weights: [&Affine<'_>; N])
     })
 }
 
-fn few_gated(
+fn few_swiglu(
     isa: Isa,
     x: &[f32],
     n: usize,
@@ -194,7 +194,7 @@ fn few_gated(
                     add_to(y, &bias[range.clone()]);
                 }
             }
-            swiglu_here(out, other);
+            swiglu_serial(out, other);
         }
     });
     out

@@ -32,12 +32,12 @@ impl Amx {
 
 /// Proof that there are tiles, and instructions to fill them with bf16 values.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Filled {
+pub(super) struct AmxBf16 {
     tiles: Amx,
     pub(super) convert: Avx512Bf16,
 }
 
-impl Filled {
+impl AmxBf16 {
     /// The proof, where there is one.
     pub(super) fn detect() -> Option<Self> {
         Some(Self { tiles: Amx::detect()?, convert: Avx512Bf16::detect()? })

@@ -6,10 +6,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::amx::{AHEAD, Filled, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
+use super::amx::{AHEAD, AmxBf16, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
 use super::avx512_bf16::{Avx512Bf16, Terms};
 use super::operands::Addends;
-use super::pointwise::swiglu_here;
+use super::pointwise::swiglu_serial;
 use super::stripes::{Stripe, Stripes};
 
 /// Values of K in which an [`Order`] has its own.
@@ -37,7 +37,7 @@ pub(super) enum Order {
 }
 
 impl Order {
-    /// Steps of 32 values, the last filled up with zeros.
+    /// Steps of 32 values, the last amx up with zeros.
     fn steps(self, k: usize) -> usize {
         match self {
             Self::Natural => k.div_ceil(32),
@@ -65,13 +65,13 @@ pub(super) enum Output<'a, W> {
     /// Products with a matrix, and what is added to them.
     Sums { w: &'a W, add: Addends<'a> },
     /// `silu(gate) · up` of those with two matrices of one shape and order, and their biases.
-    Gated { w: [&'a W; 2], biases: [Option<&'a [f32]>; 2] },
+    Swiglu { w: [&'a W; 2], biases: [Option<&'a [f32]>; 2] },
 }
 
 impl<W: Panels> Output<'_, W> {
     fn w(&self) -> &W {
         match self {
-            Self::Sums { w, .. } | Self::Gated { w: [w, _], .. } => w,
+            Self::Sums { w, .. } | Self::Swiglu { w: [w, _], .. } => w,
         }
     }
 
@@ -79,7 +79,7 @@ impl<W: Panels> Output<'_, W> {
     fn width(&self) -> usize {
         match self {
             Self::Sums { .. } => PANEL,
-            Self::Gated { .. } => SIDE,
+            Self::Swiglu { .. } => SIDE,
         }
     }
 
@@ -91,7 +91,7 @@ impl<W: Panels> Output<'_, W> {
                 w.pack(first, next, steps.clone(), 0, out);
                 w.pack(second, second + self.width(), steps.clone(), 1, out);
             }
-            Self::Gated { w: [gate, up], .. } => {
+            Self::Swiglu { w: [gate, up], .. } => {
                 gate.pack(first, next, steps.clone(), 0, out);
                 up.pack(first, next, steps.clone(), 1, out);
             }
@@ -100,8 +100,8 @@ impl<W: Panels> Output<'_, W> {
 }
 
 /// `x` `(n, K)`, each value the sum of `T` bf16 terms, times the transpose of matrices `(R, K)`: `(n, R)`.
-pub(super) fn product<const T: usize, W: Panels>(
-    filled: Filled,
+pub(super) fn amx_matmul<const T: usize, W: Panels>(
+    amx: AmxBf16,
     x: &[f32],
     output: &Output<'_, W>,
 ) -> Vec<f32> {
@@ -112,16 +112,16 @@ pub(super) fn product<const T: usize, W: Panels>(
     let slab = n.div_ceil(n.div_ceil(SLAB).max(1)).max(1);
     for (i, x) in x.chunks(slab * k).enumerate() {
         match x.len() / k {
-            ..=SIDE => slab_product::<T, 1, W>(filled, x, i * slab, output, &mut y),
-            _ => slab_product::<T, 2, W>(filled, x, i * slab, output, &mut y),
+            ..=SIDE => slab_matmul::<T, 1, W>(amx, x, i * slab, output, &mut y),
+            _ => slab_matmul::<T, 2, W>(amx, x, i * slab, output, &mut y),
         }
     }
     y.finish()
 }
 
 /// Rows `first` and on of the output.
-fn slab_product<const T: usize, const B: usize, W: Panels>(
-    filled: Filled,
+fn slab_matmul<const T: usize, const B: usize, W: Panels>(
+    amx: AmxBf16,
     x: &[f32],
     first: usize,
     output: &Output<'_, W>,
@@ -131,10 +131,10 @@ fn slab_product<const T: usize, const B: usize, W: Panels>(
     let k = w.dims()[1];
     // Taken out meanwhile: while this thread waits for others it may begin another product.
     let mut memory = RIGHT.take();
-    let x = Right::<T, B>::new(filled.convert, x, k, w.order(), &mut memory);
+    let x = Right::<T, B>::new(amx.convert, x, k, w.order(), &mut memory);
     let units = if x.is_single() { usize::MAX / PANEL } else { x.depth().1 };
     y.write(x.n, width, units, |stripe| {
-        SCRATCH.with_borrow_mut(|scratch| Product { filled, x: &x, first, output, stripe }.run(scratch));
+        SCRATCH.with_borrow_mut(|scratch| Product { amx, x: &x, first, output, stripe }.run(scratch));
     });
     RIGHT.set(memory);
 }
@@ -234,7 +234,7 @@ impl Scratch {
 
 /// All rows of x with some columns of the output.
 struct Product<'a, 'b, W, const T: usize, const B: usize> {
-    filled: Filled,
+    amx: AmxBf16,
     x: &'a Right<'a, T, B>,
     /// The row of the output that rows of x begin with.
     first: usize,
@@ -250,7 +250,7 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
         // Panels that are packed once for all rows; these are done as soon as they have passed them.
         let once = steps <= depth && n_panels <= together;
         let block = if once { 1 } else { PAIRS.min(groups) };
-        let mut tiles = self.filled.tiles();
+        let mut tiles = self.amx.tiles();
         scratch.packed.resize(depth * together.min(n_panels), Default::default());
         scratch.sums.resize_with(block * n_panels, Sums::default);
         for first in (0..groups).step_by(block) {
@@ -312,7 +312,7 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
 
     /// Writes the rows of a group.
     fn write(&mut self, group: usize, sums: &mut [Sums<f32>], rows: &mut Vec<f32>) {
-        let (cols, convert) = (self.stripe.cols(), self.filled.convert);
+        let (cols, convert) = (self.stripe.cols(), self.amx.convert);
         let width = sums.len() * self.output.width();
         rows.resize(SIDE * width, 0.0);
         for b in 0..B {
@@ -323,11 +323,11 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
                         convert.transpose(&first[b], &mut rows[p * PANEL..], width);
                         convert.transpose(&second[b], &mut rows[p * PANEL + SIDE..], width);
                     }
-                    Output::Gated { biases: [gate_bias, up_bias], .. } => {
+                    Output::Swiglu { biases: [gate_bias, up_bias], .. } => {
                         let col = cols.start + p * SIDE;
                         add_by_row(&mut first[b], *gate_bias, col);
                         add_by_row(&mut second[b], *up_bias, col);
-                        swiglu_here(first[b].as_flattened_mut(), second[b].as_flattened());
+                        swiglu_serial(first[b].as_flattened_mut(), second[b].as_flattened());
                         convert.transpose(&first[b], &mut rows[p * SIDE..], width);
                     }
                 }
@@ -335,12 +335,12 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
             let n = self.x.n.saturating_sub(first);
             for (row, values) in (self.first + first..).zip(rows.chunks_exact_mut(width).take(n)) {
                 let values = &mut values[..cols.len()];
-                if let Output::Sums { w, add: Addends { bias, rows } } = self.output {
+                if let Output::Sums { w, add: Addends { bias, residual } } = self.output {
                     if let Some(bias) = bias {
                         values.iter_mut().zip(&bias[cols.clone()]).for_each(|(y, b)| *y += b);
                     }
-                    if let Some(rows) = rows {
-                        let added = &rows[row * w.dims()[0]..][cols.clone()];
+                    if let Some(residual) = residual {
+                        let added = &residual[row * w.dims()[0]..][cols.clone()];
                         values.iter_mut().zip(added).for_each(|(y, a)| *y += a);
                     }
                 }

@@ -15,14 +15,14 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
-use super::amx::Filled;
+use super::amx::AmxBf16;
 use super::simd::Simd;
 use super::tile::PANEL;
 use super::zeros::zeros;
 use crate::attention_block::Block;
 use crate::precision::ActivationPrecision;
 use panel::{KEYS, Panel};
-pub(crate) use single::{Single, attend_singly};
+pub(crate) use single::{SingleQuery, attend_single_queries};
 
 /// Queries, times the heads that share a key head, that see keys while those are near.
 const QUERIES: usize = 3 * PANEL;
@@ -56,12 +56,12 @@ impl<'a, T> Heads<'a, T> {
 
 /// Keys or values `(G, S, D)` in the type they are kept in.
 #[derive(Clone, Copy)]
-pub(crate) enum Kept<'a> {
+pub(crate) enum KeyValues<'a> {
     F32(Heads<'a>),
     Bf16(Heads<'a, bf16>),
 }
 
-impl<'a> Kept<'a> {
+impl<'a> KeyValues<'a> {
     fn dims(&self) -> [usize; 3] {
         match self {
             Self::F32(heads) => heads.dims,
@@ -94,12 +94,12 @@ pub(crate) struct Attention<'a> {
     /// `(H, T, D)`.
     pub(crate) q: Heads<'a>,
     /// `(G, S, D)`.
-    pub(crate) k: Kept<'a>,
+    pub(crate) k: KeyValues<'a>,
     /// `(G, S, D)`, of the type of `k`.
-    pub(crate) v: Kept<'a>,
+    pub(crate) v: KeyValues<'a>,
     /// With [`ActivationPrecision::Bf16`] many queries are multiplied on AMX, where there is any.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read where there is AMX"))]
-    pub(crate) activations: ActivationPrecision,
+    pub(crate) precision: ActivationPrecision,
 }
 
 impl Attention<'_> {
@@ -116,13 +116,13 @@ impl Attention<'_> {
             match block.queries.len() {
                 1 => {
                     let Range { start: row, .. } = block.queries;
-                    singles.0.push(Single { row, keys: block.keys.clone(), k: self.k, v: self.v });
+                    singles.0.push(SingleQuery { row, keys: block.keys.clone(), k: self.k, v: self.v });
                     singles.1.push(out);
                 }
                 _ => many.push((block, out)),
             }
         }
-        attend_singly(self.q, &singles.0, singles.1);
+        attend_single_queries(self.q, &singles.0, singles.1);
         let many = self.on_tiles(many);
         let step = (QUERIES / self.fold()).max(1);
         let tasks: Vec<_> = many
@@ -144,12 +144,12 @@ impl Attention<'_> {
     /// Runs blocks that fill tiles on AMX, where there is any: what is left.
     #[cfg(target_arch = "x86_64")]
     fn on_tiles<'o>(&self, blocks: Vec<(&'o Block, &'o mut [f32])>) -> Vec<(&'o Block, &'o mut [f32])> {
-        let Some(filled) = Filled::detect().filter(|_| self.activations == ActivationPrecision::Bf16) else {
+        let Some(amx) = AmxBf16::detect().filter(|_| self.precision == ActivationPrecision::Bf16) else {
             return blocks;
         };
         let enough = |block: &Block| block.queries.len() * self.fold() >= tiles::LEAST;
         let (blocks, rest) = blocks.into_iter().partition(|(block, _)| enough(block));
-        tiles::run(filled, self, blocks);
+        tiles::run(amx, self, blocks);
         rest
     }
 

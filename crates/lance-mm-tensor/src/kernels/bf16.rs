@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::amx::{Filled, Rows32, SIDE};
-use super::amx_matmul::{Order, Output, Panels, product};
+use super::amx::{AmxBf16, Rows32, SIDE};
+use super::amx_matmul::{Order, Output, Panels, amx_matmul};
 use super::avx512_bf16::{Avx512Bf16, COLS, PanelWord, Terms};
 use super::columns::{Columns, Part};
 use super::operands::{Addends, Rows, added};
@@ -33,8 +33,8 @@ const SLAB: usize = 4096;
 /// Steps of a row that are packed together for AMX.
 const STEPS: usize = 16;
 
-/// See [`gated`](super::matmul::gated); `None` where two products and a gate after them are as good.
-pub(super) fn gated(
+/// See [`matmul_swiglu`](super::matmul::matmul_swiglu); `None` where two products and a gate after them are as good.
+pub(super) fn matmul_swiglu(
     x: &[f32],
     n: usize,
     gate: &dyn Rows,
@@ -43,8 +43,12 @@ pub(super) fn gated(
 ) -> Option<Vec<f32>> {
     let (gate, up) = (Bf16Matrix::of(gate)?, Bf16Matrix::of(up)?);
     let amx = gate.amx.filter(|_| n > FEW && gate.n_rows() > 0 && gate.one_term == up.one_term)?;
-    let output = Output::Gated { w: [&gate, &up], biases };
-    Some(if gate.one_term { product::<1, _>(amx, x, &output) } else { product::<2, _>(amx, x, &output) })
+    let output = Output::Swiglu { w: [&gate, &up], biases };
+    Some(if gate.one_term {
+        amx_matmul::<1, _>(amx, x, &output)
+    } else {
+        amx_matmul::<2, _>(amx, x, &output)
+    })
 }
 
 /// A `(R, K)` matrix of bf16 values as they lie in the file.
@@ -55,25 +59,25 @@ pub(super) struct Bf16Matrix<'a> {
     /// Whether many rows of x are rounded to one term.
     one_term: bool,
     kernels: Avx512Bf16,
-    amx: Option<Filled>,
+    amx: Option<AmxBf16>,
 }
 
 impl<'a> Bf16Matrix<'a> {
     /// The matrix with rows of `k`; `None` on processors without bf16 products, and for activations in f32.
-    pub(super) fn new(values: &'a [[u8; 2]], k: usize, activations: ActivationPrecision) -> Option<Self> {
-        let one_term = match activations {
+    pub(super) fn new(values: &'a [[u8; 2]], k: usize, precision: ActivationPrecision) -> Option<Self> {
+        let one_term = match precision {
             ActivationPrecision::F32 => return None,
             ActivationPrecision::Split => false,
             ActivationPrecision::Bf16 => true,
         };
         let kernels = Avx512Bf16::detect()?;
-        (k > 0).then_some(Self { values, k, one_term, kernels, amx: Filled::detect() })
+        (k > 0).then_some(Self { values, k, one_term, kernels, amx: AmxBf16::detect() })
     }
 
     /// A matrix that is bf16, as [`new`](Self::new).
     pub(super) fn of(rows: &'a dyn Rows) -> Option<Self> {
-        let (values, activations) = rows.bf16()?;
-        Self::new(values, rows.n_cols(), activations)
+        let (values, precision) = rows.bf16()?;
+        Self::new(values, rows.n_cols(), precision)
     }
 
     fn n_rows(&self) -> usize {
@@ -92,7 +96,7 @@ impl<'a> Bf16Matrix<'a> {
 
     fn many<const T: usize>(&self, x: &[f32], n: usize, add: Addends<'_>) -> Vec<f32> {
         match self.amx {
-            Some(amx) => product::<T, _>(amx, x, &Output::Sums { w: self, add }),
+            Some(amx) => amx_matmul::<T, _>(amx, x, &Output::Sums { w: self, add }),
             None => added(self.in_registers::<T>(x, n), add),
         }
     }
@@ -321,7 +325,7 @@ mod tests {
             let x = seeded(n * k, 1);
             let w = rounded(&seeded(rows * k, 2));
             let stored = bytes(&w);
-            let matrix = |activations| Bf16Matrix::new(&stored, k, activations);
+            let matrix = |precision| Bf16Matrix::new(&stored, k, precision);
             let (Some(split), Some(one)) =
                 (matrix(ActivationPrecision::Split), matrix(ActivationPrecision::Bf16))
             else {

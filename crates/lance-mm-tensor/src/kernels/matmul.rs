@@ -1,4 +1,4 @@
-//! Matmuls of activations with weights of any form: which kernel runs.
+//! Matmuls of activations with weights of any form: chooses the kernel.
 
 #[cfg(target_arch = "x86_64")]
 use super::bf16;
@@ -6,13 +6,13 @@ use super::operands::{Addends, Layer, Matrix, added};
 use super::pointwise::swiglu;
 use super::{affine_cpu, rows_cpu};
 
-/// `x` `(n, K)` times the transpose of `w` `(R, K)`, plus what is to be added: `(n, R)`, summed in f32.
+/// `x · wᵀ` of `(n, K)` and `(R, K)`, plus bias and residual: `(n, R)`, summed in f32.
 ///
 /// # Panics
-/// When `x` is not `n` rows of `K`, or what is added of another size.
+/// When `x` is not `n` tokens of `K`, or a bias or residual has another size.
 pub(crate) fn matmul(x: &[f32], n: usize, w: Matrix<'_>, add: Addends<'_>) -> Vec<f32> {
     check(x, n, Layer { weight: w, bias: add.bias });
-    assert!(add.rows.is_none_or(|all| all.len() == n * w.dims()[0]), "a value for each output");
+    assert!(add.residual.is_none_or(|all| all.len() == n * w.dims()[0]), "a value for each output");
     match w {
         Matrix::Affine(w) => affine_cpu::matmul(x, n, &w, add),
         Matrix::Rows(w) => {
@@ -25,8 +25,8 @@ pub(crate) fn matmul(x: &[f32], n: usize, w: Matrix<'_>, add: Addends<'_>) -> Ve
     }
 }
 
-/// `x` `(n, K)` times the transposes of some weights, their biases added: `(n, R)` each. A few rows are rounded once,
-/// and read all weights in one go.
+/// `x · wᵀ` of `(n, K)` with several weights, plus their biases: `(n, R)` each. Up to eight tokens are quantized once, and
+/// all weights are read in one pass.
 ///
 /// # Panics
 /// As [`matmul`].
@@ -34,23 +34,23 @@ pub(crate) fn matmul_each<const N: usize>(x: &[f32], n: usize, layers: [Layer<'_
     layers.iter().for_each(|layer| check(x, n, *layer));
     let y = affine_cpu::matmul_each(x, n, layers);
     y.unwrap_or_else(|| {
-        layers.map(|Layer { weight, bias }| matmul(x, n, weight, Addends { bias, rows: None }))
+        layers.map(|Layer { weight, bias }| matmul(x, n, weight, Addends { bias, residual: None }))
     })
 }
 
-/// `silu(x · gateᵀ + b) · (x · upᵀ + c)` of weights of one shape: `(n, R)`.
+/// SwiGLU, `silu(x · gateᵀ + b) · (x · upᵀ + c)`, of weights of one shape: `(n, R)`.
 ///
 /// # Panics
 /// As [`matmul`], and when the weights have different shapes.
-pub(crate) fn gated(x: &[f32], n: usize, gate: Layer<'_>, up: Layer<'_>) -> Vec<f32> {
+pub(crate) fn matmul_swiglu(x: &[f32], n: usize, gate: Layer<'_>, up: Layer<'_>) -> Vec<f32> {
     assert_eq!(gate.weight.dims(), up.weight.dims(), "weights of one shape");
     check(x, n, gate);
     check(x, n, up);
     let biases = [gate.bias, up.bias];
     let at_once = match (gate.weight, up.weight) {
-        (Matrix::Affine(gate), Matrix::Affine(up)) => affine_cpu::gated(x, n, &gate, &up, biases),
+        (Matrix::Affine(gate), Matrix::Affine(up)) => affine_cpu::matmul_swiglu(x, n, &gate, &up, biases),
         #[cfg(target_arch = "x86_64")]
-        (Matrix::Rows(gate), Matrix::Rows(up)) => bf16::gated(x, n, gate, up, biases),
+        (Matrix::Rows(gate), Matrix::Rows(up)) => bf16::matmul_swiglu(x, n, gate, up, biases),
         _ => None,
     };
     at_once.unwrap_or_else(|| {
@@ -61,9 +61,9 @@ pub(crate) fn gated(x: &[f32], n: usize, gate: Layer<'_>, up: Layer<'_>) -> Vec<
 }
 
 /// # Panics
-/// When `x` is not `n` rows of `K`, or the bias not of `R`.
+/// When `x` is not `n` tokens of `K`, or the bias does not have `R` values.
 fn check(x: &[f32], n: usize, layer: Layer<'_>) {
     let [rows, cols] = layer.weight.dims();
-    assert_eq!(x.len(), n * cols, "x is n rows of K");
+    assert_eq!(x.len(), n * cols, "x is n tokens of K");
     assert!(layer.bias.is_none_or(|bias| bias.len() == rows), "a bias for each row of the weight");
 }

@@ -1,11 +1,11 @@
-//! What a matmul reads: matrices in their stored form, and what is added to products.
+//! Operands of matmuls: matrices in their stored form, biases and residuals.
 
 use super::affine_matrix::Affine;
 use super::pointwise::add_to;
 use crate::dtype::FloatType;
 use crate::precision::ActivationPrecision;
 
-/// A matrix whose rows can be read as f32, whatever form they are stored in.
+/// A matrix whose rows can be read as f32, in whatever form it is stored.
 pub(crate) trait Rows: Send + Sync {
     /// Rows `R`.
     fn n_rows(&self) -> usize;
@@ -13,20 +13,20 @@ pub(crate) trait Rows: Send + Sync {
     /// Columns `K`.
     fn n_cols(&self) -> usize;
 
-    /// Writes row `row` into `out`, which has `n_cols` places.
+    /// Writes row `row` to `out`, which has `n_cols` values.
     fn read_row(&self, row: usize, out: &mut [f32]);
 
-    /// The parts in which it is stored.
+    /// The stored parts.
     fn stored(&self) -> Vec<&[u8]>;
 
-    /// The values as they are stored, row by row, if they are bf16, and what they are multiplied with.
+    /// The stored values, row by row, and the precision of activations; `None` if they are not bf16.
     #[cfg(target_arch = "x86_64")]
     fn bf16(&self) -> Option<(&[[u8; 2]], ActivationPrecision)> {
         None
     }
 }
 
-/// A dense matrix where it lies.
+/// A borrowed dense matrix.
 #[derive(Clone, Copy)]
 pub(crate) struct Dense<'a> {
     pub(crate) bytes: &'a [u8],
@@ -41,7 +41,7 @@ pub(crate) struct Dense<'a> {
 }
 
 impl<'a> Dense<'a> {
-    /// Values of one row from `first` on, widened to f32.
+    /// Widens values of one row from `first` on to f32.
     ///
     /// # Panics
     /// When they are not all in the row.
@@ -51,14 +51,14 @@ impl<'a> Dense<'a> {
         self.dtype.widen(&self.bytes[start * size..(start + out.len()) * size], out);
     }
 
-    /// As [`Rows::bf16`].
+    /// The stored values and the precision of activations; see [`Rows::bf16`].
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn bf16(&self) -> Option<(&'a [[u8; 2]], ActivationPrecision)> {
         (self.dtype == FloatType::BF16).then_some((self.bytes.as_chunks().0, self.precision))
     }
 }
 
-/// A weight `(R, K)` in the form that products read.
+/// A weight `(R, K)` in the form that kernels read.
 #[derive(Clone, Copy)]
 pub(crate) enum Matrix<'a> {
     Rows(&'a dyn Rows),
@@ -74,13 +74,13 @@ impl Matrix<'_> {
     }
 }
 
-/// What is added to products.
+/// Bias and residual that are added to a matmul.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Addends<'a> {
-    /// To every row: `(R)`.
+    /// `(R)`, for every token.
     pub(crate) bias: Option<&'a [f32]>,
     /// `(n, R)`.
-    pub(crate) rows: Option<&'a [f32]>,
+    pub(crate) residual: Option<&'a [f32]>,
 }
 
 /// A layer: weight and bias `(R)`.
@@ -90,9 +90,9 @@ pub(crate) struct Layer<'a> {
     pub(crate) bias: Option<&'a [f32]>,
 }
 
-/// Products with what is to be added.
+/// Adds bias and residual to a finished matmul.
 pub(super) fn added(mut y: Vec<f32>, add: Addends<'_>) -> Vec<f32> {
-    for values in [add.bias, add.rows].into_iter().flatten() {
+    for values in [add.bias, add.residual].into_iter().flatten() {
         add_to(&mut y, values);
     }
     y

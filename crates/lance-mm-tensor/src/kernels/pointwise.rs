@@ -14,11 +14,11 @@ const CHUNK: usize = 16 * 1024;
 pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "a gate for each value");
     let chunks = gate.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK));
-    chunks.for_each(|(gate, up)| swiglu_here(gate, up));
+    chunks.for_each(|(gate, up)| swiglu_serial(gate, up));
 }
 
 /// As [`swiglu`], on this thread; values without a partner are left as they are.
-pub(super) fn swiglu_here(gate: &mut [f32], up: &[f32]) {
+pub(super) fn swiglu_serial(gate: &mut [f32], up: &[f32]) {
     Simd::detect().run(Swiglu { gate, up });
 }
 

@@ -21,7 +21,7 @@ pub(crate) struct Angles<'a> {
 ///
 /// # Panics
 /// When the sizes do not go together.
-pub(crate) fn turn(x: &mut [f32], stride: usize, heads: usize, angles: Angles<'_>) {
+pub(crate) fn apply_rotary(x: &mut [f32], stride: usize, heads: usize, angles: Angles<'_>) {
     let Angles { cos, sin, half } = angles;
     let width = heads * 2 * half;
     if x.is_empty() || width == 0 {
@@ -33,23 +33,23 @@ pub(crate) fn turn(x: &mut [f32], stride: usize, heads: usize, angles: Angles<'_
     assert!(x.len() >= (n - 1) * stride + width, "the last row is whole");
     let simd = Simd::detect();
     if n * width <= CHUNK {
-        return simd.run(Turn { x, stride, heads, angles });
+        return simd.run(ApplyRotary { x, stride, heads, angles });
     }
     let rows = (CHUNK / width).max(1);
     let angles = cos.par_chunks(rows * half).zip(sin.par_chunks(rows * half));
     x.par_chunks_mut(rows * stride).zip(angles).for_each(|(x, (cos, sin))| {
-        simd.run(Turn { x, stride, heads, angles: Angles { cos, sin, half } });
+        simd.run(ApplyRotary { x, stride, heads, angles: Angles { cos, sin, half } });
     });
 }
 
-struct Turn<'a> {
+struct ApplyRotary<'a> {
     x: &'a mut [f32],
     stride: usize,
     heads: usize,
     angles: Angles<'a>,
 }
 
-impl Loop for Turn<'_> {
+impl Loop for ApplyRotary<'_> {
     type Output = ();
 
     #[inline(always)]

@@ -12,7 +12,7 @@ mod portable;
 use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
-use super::amx::Filled;
+use super::amx::AmxBf16;
 
 /// An instruction set. A value of an implementing type proves that this machine has it.
 pub(super) trait Simd: Copy + Send + Sync {
@@ -155,7 +155,7 @@ pub(super) enum Isa {
     Avx512(avx512::Avx512),
     /// AVX-512, and tiles for many rows.
     #[cfg(target_arch = "x86_64")]
-    Amx(avx512::Avx512, Filled),
+    Amx(avx512::Avx512, AmxBf16),
     #[cfg(target_arch = "aarch64")]
     Neon(neon::Neon),
 }
@@ -171,7 +171,7 @@ impl Isa {
     pub(super) fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let sets = [
-            avx512::Avx512::detect().zip(Filled::detect()).map(|(simd, filled)| Self::Amx(simd, filled)),
+            avx512::Avx512::detect().zip(AmxBf16::detect()).map(|(simd, amx)| Self::Amx(simd, amx)),
             avx512::Avx512::detect().map(Self::Avx512),
             avx2::Avx2::<true>::detect().map(Self::AvxVnni),
             avx2::Avx2::<false>::detect().map(Self::Avx2),

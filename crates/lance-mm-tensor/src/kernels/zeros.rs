@@ -1,13 +1,12 @@
-//! New memory, cleared on all threads.
+//! New memory of zeros, touched by all threads.
 
 use rayon::prelude::*;
 
-/// As many zeros. Many are written on all threads: the first to touch a page of new memory waits until the system has
-/// cleared it.
+/// `n` zeros. Many are written on all threads: the first to touch a page of new memory waits while the system clears it.
 pub(crate) fn zeros(n: usize) -> Vec<f32> {
-    /// Values of a page.
+    /// Values of a page of memory, 4 kB.
     const PAGE: usize = 1024;
-    /// Pages that are worth a task.
+    /// Pages of a task, 256 kB: 64 page faults outweigh handing a task to a thread.
     const TASK: usize = 64;
     if n < 4 * TASK * PAGE {
         return vec![0.0; n];

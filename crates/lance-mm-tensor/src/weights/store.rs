@@ -1,4 +1,4 @@
-//! The files themselves: mapping, header checks, and where each tensor's bytes lie.
+//! Mapped files: header checks, and the place of each tensor's bytes.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -124,7 +124,7 @@ impl Store {
         Ok(())
     }
 
-    /// The files of both; of a name in both the tensor of `over` counts.
+    /// The tensors of both, those of `over` where both have a name.
     pub(crate) fn overlaid(&self, over: &Self) -> Self {
         let mut store = self.clone();
         for name in &over.names {
@@ -181,7 +181,7 @@ impl Store {
     }
 }
 
-/// Compares the length that the header promises with the one there is, for a message with both numbers.
+/// Compares the length of a file with the one its header implies, for a message with both numbers.
 fn check_length(bytes: &[u8]) -> std::result::Result<(), String> {
     let len = bytes.len();
     if len < 1024 && bytes.starts_with(b"version https://git-lfs") {

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::CHUNK;
 use super::activations::Activations;
-use super::panel::{LANES, Sixteen, add_scaled, factors, turned};
+use super::panel::{LANES, Sixteen, add_scaled, factors, transposed};
 use crate::kernels::affine_matrix::{Affine, Codes, LINE, unpack_line};
 use crate::kernels::columns::{Columns, Part};
 use crate::kernels::vector::{Isa, Kernel, Simd};
@@ -246,7 +246,7 @@ fn unpack_nibbles<S: Simd>(
     for (m, rows) in rows.iter().enumerate() {
         let lines = rows.line(line);
         for (quarter, codes) in codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            let both = turned(simd, &lines, quarter);
+            let both = transposed(simd, &lines, quarter);
             for (both, codes) in both.into_iter().zip(codes.as_chunks_mut::<2>().0) {
                 let [low, high] = simd.nibbles(both);
                 simd.store(low, &mut codes[0][m]);

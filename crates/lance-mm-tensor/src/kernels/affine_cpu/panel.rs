@@ -117,7 +117,7 @@ fn add_line<S: Simd, const N: usize, const SUMS: usize, const PER: usize>(
     for g in 0..PER {
         let mut sums = [[[simd.zero_ints(); SUMS]; 2]; N];
         for quarter in g * 4 / PER..(g + 1) * 4 / PER {
-            let codes = [turned(simd, &lines[0], quarter), turned(simd, &lines[1], quarter)];
+            let codes = [transposed(simd, &lines[0], quarter), transposed(simd, &lines[1], quarter)];
             // Written out: a loop would keep turned codes in memory.
             macro_rules! eights {
                 ($($k:literal)*) => {
@@ -246,7 +246,7 @@ impl<'a> Sixteen<'a> {
 
 /// A quarter of a line of sixteen rows: four registers of eight codes of every row.
 #[inline(always)]
-pub(super) fn turned<S: Simd>(simd: S, lines: &[&Line; LANES], quarter: usize) -> [S::Bytes; 4] {
+pub(super) fn transposed<S: Simd>(simd: S, lines: &[&Line; LANES], quarter: usize) -> [S::Bytes; 4] {
     let part = |r: usize| &lines[r][quarter];
     let mut codes = [simd.load(&[0; 64]); 4];
     for r in 0..4 {

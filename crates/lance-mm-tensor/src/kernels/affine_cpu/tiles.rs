@@ -7,27 +7,27 @@ use std::ops::Range;
 
 use crate::dtype::FloatType;
 use crate::kernels::affine_matrix::{Affine, LINE, unpack_line, widen};
-use crate::kernels::amx::{Filled, Rows32, SIDE};
-use crate::kernels::amx_matmul::{Order, Output, Panels, product};
+use crate::kernels::amx::{AmxBf16, Rows32, SIDE};
+use crate::kernels::amx_matmul::{Order, Output, Panels, amx_matmul};
 use crate::kernels::avx512_bf16::Avx512Bf16;
 use crate::kernels::operands::Addends;
 
 /// `x`, rounded to bf16, times the transpose of `w`, and what is added.
-pub(super) fn matmul(filled: Filled, x: &[f32], w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
-    product::<1, _>(filled, x, &Output::Sums { w: &Packing::new(w, filled.convert), add })
+pub(super) fn matmul(amx: AmxBf16, x: &[f32], w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
+    amx_matmul::<1, _>(amx, x, &Output::Sums { w: &Packing::new(w, amx.convert), add })
 }
 
-/// See [`gated`](crate::kernels::matmul::gated); `None` where codes of the two are packed in different orders.
-pub(super) fn gated(
-    filled: Filled,
+/// See [`matmul_swiglu`](crate::kernels::matmul::matmul_swiglu); `None` where codes of the two are packed in different orders.
+pub(super) fn matmul_swiglu(
+    amx: AmxBf16,
     x: &[f32],
     gate: &Affine<'_>,
     up: &Affine<'_>,
     biases: [Option<&[f32]>; 2],
 ) -> Option<Vec<f32>> {
-    let [gate, up] = [gate, up].map(|w| Packing::new(w, filled.convert));
+    let [gate, up] = [gate, up].map(|w| Packing::new(w, amx.convert));
     (gate.order() == up.order())
-        .then(|| product::<1, _>(filled, x, &Output::Gated { w: [&gate, &up], biases }))
+        .then(|| amx_matmul::<1, _>(amx, x, &Output::Swiglu { w: [&gate, &up], biases }))
 }
 
 struct Packing<'a> {

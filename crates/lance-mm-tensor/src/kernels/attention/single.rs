@@ -5,24 +5,24 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::softmax::{AddKeys, Row, State};
-use super::{Heads, Kept};
+use super::{Heads, KeyValues};
 use crate::kernels::vector::Isa;
 
 /// Most keys of one task. Where keys are parted depends on their number alone: so do the bits of the result.
 const PART: usize = 512;
 
 /// A row of q, and the keys it sees: at least one.
-pub(crate) struct Single<'a> {
+pub(crate) struct SingleQuery<'a> {
     pub(crate) row: usize,
     pub(crate) keys: Range<usize>,
     /// `(G, S, D)`.
-    pub(crate) k: Kept<'a>,
+    pub(crate) k: KeyValues<'a>,
     /// `(G, S, D)`, of the type of `k`.
-    pub(crate) v: Kept<'a>,
+    pub(crate) v: KeyValues<'a>,
 }
 
 /// `softmax(q · kᵀ / sqrt(D)) · v` of each of these rows, heads side by side, into its `(H·D)` values of `out`.
-pub(crate) fn attend_singly(q: Heads<'_>, singles: &[Single<'_>], out: Vec<&mut [f32]>) {
+pub(crate) fn attend_single_queries(q: Heads<'_>, singles: &[SingleQuery<'_>], out: Vec<&mut [f32]>) {
     let [n_heads, _, d] = q.dims;
     let mut tasks = Vec::new();
     for (single, out) in singles.iter().zip(out) {
@@ -34,8 +34,8 @@ pub(crate) fn attend_singly(q: Heads<'_>, singles: &[Single<'_>], out: Vec<&mut 
     }
     tasks.into_par_iter().with_max_len(1).for_each(|(single, group, length, out)| {
         let state = match (single.k, single.v) {
-            (Kept::F32(k), Kept::F32(v)) => see(q, single, group, k, v, length),
-            (Kept::Bf16(k), Kept::Bf16(v)) => see(q, single, group, k, v, length),
+            (KeyValues::F32(k), KeyValues::F32(v)) => see(q, single, group, k, v, length),
+            (KeyValues::Bf16(k), KeyValues::Bf16(v)) => see(q, single, group, k, v, length),
             _ => panic!("keys and values of one type"),
         };
         for (head, out) in out.chunks_exact_mut(d).enumerate() {
@@ -47,7 +47,7 @@ pub(crate) fn attend_singly(q: Heads<'_>, singles: &[Single<'_>], out: Vec<&mut 
 /// What the query heads of a key head see of all keys, `length` of them at a time.
 fn see<'k, T: Sync>(
     q: Heads<'_>,
-    single: &Single<'_>,
+    single: &SingleQuery<'_>,
     group: usize,
     k: Heads<'k, T>,
     v: Heads<'k, T>,

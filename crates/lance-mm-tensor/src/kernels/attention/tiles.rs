@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::Attention;
 use crate::attention_block::Block;
-use crate::kernels::amx::{Filled, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
+use crate::kernels::amx::{AmxBf16, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
 use crate::kernels::avx512_bf16::Avx512Bf16;
 use crate::kernels::simd::{Loop, Simd, exp};
 
@@ -21,7 +21,7 @@ const QUERY_PANELS: usize = 8;
 pub(super) const LEAST: usize = 16;
 
 /// Blocks with the rows of the output `(T, H·D)` that are theirs.
-pub(super) fn run(filled: Filled, attention: &Attention<'_>, blocks: Vec<(&Block, &mut [f32])>) {
+pub(super) fn run(amx: AmxBf16, attention: &Attention<'_>, blocks: Vec<(&Block, &mut [f32])>) {
     let [h, _, d] = attention.q.dims;
     let (n_groups, fold) = (attention.k.dims()[0], attention.fold());
     let most = (QUERY_PANELS * PANEL / fold).max(1);
@@ -34,7 +34,7 @@ pub(super) fn run(filled: Filled, attention: &Attention<'_>, blocks: Vec<(&Block
     };
     small.into_par_iter().with_max_len(1).for_each(|(block, out)| {
         for group in 0..n_groups {
-            let head = Head { filled, attention, group, block };
+            let head = Head { amx, attention, group, block };
             let keys: Vec<Keys> = head.parts().map(|keys| head.keys(keys)).collect();
             head.run(&keys, &block.queries, out);
         }
@@ -43,7 +43,7 @@ pub(super) fn run(filled: Filled, attention: &Attention<'_>, blocks: Vec<(&Block
         let least = PANEL.div_ceil(fold).min(most);
         let n_rows = block.queries.len().div_ceil(threads).clamp(least, most);
         for group in 0..n_groups {
-            let head = Head { filled, attention, group, block };
+            let head = Head { amx, attention, group, block };
             let parts: Vec<Range<usize>> = head.parts().collect();
             let keys: Vec<Keys> = parts.into_par_iter().map(|keys| head.keys(keys)).collect();
             // Part by part: where keys end at the query the last ones take longest.
@@ -58,7 +58,7 @@ pub(super) fn run(filled: Filled, attention: &Attention<'_>, blocks: Vec<(&Block
 /// A key head of a block, and the query heads that share it.
 #[derive(Clone, Copy)]
 struct Head<'a> {
-    filled: Filled,
+    amx: AmxBf16,
     attention: &'a Attention<'a>,
     group: usize,
     block: &'a Block,
@@ -77,20 +77,20 @@ impl Head<'_> {
             [self.attention.k, self.attention.v].map(|kept| kept.rows(self.group, range.clone()));
         let key = |i: usize| &k[i * of_keys..][..d];
         let value = |i: usize| &v[i * of_values..][..d];
-        Keys::new(self.filled.convert, key, value, n, d)
+        Keys::new(self.amx.convert, key, value, n, d)
     }
 
     /// Writes the rows `rows` of the output, which begin with `out`, for these heads.
     fn run(&self, keys: &[Keys], rows: &Range<usize>, out: &mut [f32]) {
-        let Self { filled, attention, group, block } = *self;
+        let Self { amx, attention, group, block } = *self;
         let ([h, _, d], fold, simd) = (attention.q.dims, attention.fold(), Simd::detect());
         let scale = 1.0 / (d as f32).sqrt();
         let column = |i: usize| attention.column(group, rows, i);
         let n = fold * rows.len();
         let queries = attention.by_panel(group, rows, PANEL);
         let mut panels: Vec<Panel> =
-            queries.map(|queries| Panel::new(filled.convert, queries, d, scale)).collect();
-        let mut tiles = filled.tiles();
+            queries.map(|queries| Panel::new(amx.convert, queries, d, scale)).collect();
+        let mut tiles = amx.tiles();
         let mut scores = Scores::default();
         for (keys, range) in keys.iter().zip(self.parts()) {
             for (p, panel) in panels.iter_mut().enumerate() {
@@ -101,12 +101,12 @@ impl Head<'_> {
                     })
                 });
                 if visible.as_flattened().iter().any(|n| *n > 0) {
-                    panel.add(filled.convert, &mut tiles, simd, keys, &visible, &mut scores);
+                    panel.add(amx.convert, &mut tiles, simd, keys, &visible, &mut scores);
                 }
             }
         }
         for (p, panel) in panels.iter().enumerate() {
-            panel.rows(filled.convert, |i, values| {
+            panel.rows(amx.convert, |i, values| {
                 if let Some((head, row)) = Some(p * PANEL + i).filter(|i| *i < n).map(column) {
                     out[(row - rows.start) * h * d + head * d..][..d].copy_from_slice(&values[..d]);
                 }

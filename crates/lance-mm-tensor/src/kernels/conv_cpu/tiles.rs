@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::{BAND, Frames, Geometry};
-use crate::kernels::amx::{Filled, Operands, PANEL, Rows32, SIDE, Sums};
+use crate::kernels::amx::{AmxBf16, Operands, PANEL, Rows32, SIDE, Sums};
 use crate::kernels::avx512_bf16::Terms;
 use crate::kernels::operands::Dense;
 use crate::precision::ActivationPrecision;
@@ -20,18 +20,18 @@ const NEAR: usize = 256 * 1024;
 /// Adds the products to `out` as [`add_conv`](super::add_conv) does; `false` where there are no tiles, for filters
 /// that are not bf16 or not to be multiplied with it, and for positions that are not neighbours.
 pub(super) fn add(x: Frames<'_>, geometry: &Geometry, weight: Dense<'_>, out: &mut [f32]) -> bool {
-    let Some((values, activations)) = weight.bf16() else { return false };
-    let Some(filled) = Filled::detect() else { return false };
-    if geometry.window.stride != 1 || activations != ActivationPrecision::Bf16 {
+    let Some((values, precision)) = weight.bf16() else { return false };
+    let Some(amx) = AmxBf16::detect() else { return false };
+    if geometry.window.stride != 1 || precision != ActivationPrecision::Bf16 {
         return false;
     }
-    Product::new(filled, x, geometry, values).add(out);
+    Product::new(amx, x, geometry, values).add(out);
     true
 }
 
 /// What all tasks of a convolution read.
 struct Product<'a> {
-    filled: Filled,
+    amx: AmxBf16,
     /// The frames that are not zeros.
     frames: Vec<&'a [f32]>,
     x: Frames<'a>,
@@ -46,7 +46,7 @@ struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    fn new(filled: Filled, x: Frames<'a>, geometry: &'a Geometry, values: &[[u8; 2]]) -> Self {
+    fn new(amx: AmxBf16, x: Frames<'a>, geometry: &'a Geometry, values: &[[u8; 2]]) -> Self {
         let [rows, columns] = geometry.kernel;
         let (steps, taps) = (x.channels.div_ceil(32), rows * columns);
         let filter = x.frames.len() * taps * x.channels;
@@ -60,7 +60,7 @@ impl<'a> Product<'a> {
                 for ((frame, _), out) in present.iter().zip(out.chunks_exact_mut(taps * steps)) {
                     let values = values[frame * taps * x.channels..].chunks_exact(x.channels);
                     for (values, out) in values.zip(out.chunks_exact_mut(steps)) {
-                        filled.convert.copy(
+                        amx.convert.copy(
                             values,
                             0,
                             out.iter_mut().map(|step| &mut step[i / SIDE].0[i % SIDE]),
@@ -71,7 +71,7 @@ impl<'a> Product<'a> {
         });
         let frames = present.into_iter().map(|(_, frame)| frame).collect();
         let width = (POSITIONS + columns - 1).next_multiple_of(SIDE);
-        Self { filled, frames, x, geometry, packed, n_out, steps, width }
+        Self { amx, frames, x, geometry, packed, n_out, steps, width }
     }
 
     fn add(&self, out: &mut [f32]) {
@@ -101,7 +101,7 @@ impl<'a> Product<'a> {
         let [kernel_rows, kernel_columns] = self.geometry.kernel;
         let rows = out.len() / (columns * self.n_out);
         let height = rows + kernel_rows - 1;
-        let mut tiles = self.filled.tiles();
+        let mut tiles = self.amx.tiles();
         sums.resize(rows, Sums::default());
         let of_panel = self.frames.len() * kernel_rows * kernel_columns * self.steps;
         for (panel, packed) in self.packed.chunks_exact(of_panel).enumerate() {
@@ -138,7 +138,7 @@ impl<'a> Product<'a> {
         for (b, out) in out.chunks_mut(SIDE * self.n_out).enumerate() {
             for a in 0..2 {
                 let positions = &mut positions.as_flattened_mut()[a * SIDE..];
-                self.filled.convert.transpose(&sums.0[a][b], positions, PANEL);
+                self.amx.convert.transpose(&sums.0[a][b], positions, PANEL);
             }
             for (out, sums) in out.chunks_exact_mut(self.n_out).zip(&positions) {
                 out[first..first + filters].iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
@@ -165,11 +165,11 @@ impl<'a> Product<'a> {
                     for (j, terms) in terms.iter_mut().enumerate() {
                         if let Some(column) = geometry.pixel(column + first + j, x.width) {
                             let pixel = &pixels[column * x.channels..][..x.channels];
-                            *terms = self.filled.convert.split_part(pixel, 32 * step);
+                            *terms = self.amx.convert.split_part(pixel, 32 * step);
                         }
                     }
                     for (t, words) in words.chunks_exact_mut(SIDE * self.width).enumerate() {
-                        self.filled.convert.pair_up(&terms, t, &mut words[first..], self.width);
+                        self.amx.convert.pair_up(&terms, t, &mut words[first..], self.width);
                     }
                 }
             }
