@@ -9,12 +9,12 @@ use lance_mm_tensor::StopFlag;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
+use crate::calibration_set::Samples;
 use crate::error::{Error, Result};
-use crate::head::HeadRows;
 use crate::layer_quantizer::LayerActivations;
 use crate::names::input_path;
-use crate::samples::Samples;
-use crate::workdir::WorkDir;
+use crate::output_head::HeadRows;
+use crate::work_folder::WorkDir;
 
 /// The residual streams of all samples before some layer.
 pub(crate) struct Capture<'a> {

@@ -87,7 +87,7 @@ mod tests {
 
     use super::*;
     use crate::options::Recipe;
-    use crate::workdir::WorkDir;
+    use crate::work_folder::WorkDir;
 
     /// The settings for a layer of these matrices: name, columns, and bits if it is packed.
     fn settings(matrices: &[(&str, usize, Option<u64>)]) -> Value {

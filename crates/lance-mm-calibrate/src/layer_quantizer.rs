@@ -9,7 +9,7 @@ use lance_mm_tensor::{AffineWeight, Result, Scheme};
 use rounding::{Rounding, Step};
 use scaling::Work;
 
-use crate::fuse::{ExpertWeights, Heads};
+use crate::expert_weights::{ExpertWeights, Heads};
 use crate::names::Proj;
 use crate::report::PairReport;
 

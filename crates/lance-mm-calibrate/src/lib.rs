@@ -21,41 +21,41 @@
 //! With it, `dataset` is a [`Dataset`](lance_mm_eval::Dataset) of questions about images; see the crate's README and its
 //! example `quantize`.
 
+mod answer_divergence;
+mod bit_allocation;
+mod calibration_sequence;
+mod calibration_set;
 mod capture;
+mod checkpoint_writer;
 mod config;
-mod drawings;
 mod error;
-mod fuse;
-mod head;
-mod judge;
-mod layer;
+mod expert_weights;
+mod generation_requests;
 mod layer_quantizer;
+mod model_parts;
+mod module_schemes;
 mod names;
 mod options;
-mod output;
+mod output_head;
 mod progress;
 mod quantize;
 mod report;
-mod run;
-mod samples;
-mod scheme;
-mod stored;
+mod stored_tensors;
 #[cfg(test)]
 mod testing;
-mod vit;
-mod widths;
-mod workdir;
+mod vision_encoder;
+mod work_folder;
 
-pub use drawings::Drawings;
 pub use error::{Error, Result};
-pub use fuse::{ExpertWeights, Heads};
-pub use head::{HeadResult, HeadRows, measure_head, quantize_head};
+pub use expert_weights::{ExpertWeights, Heads};
+pub use generation_requests::Drawings;
 pub use layer_quantizer::{
     ExpertResult, Form, LayerActivations, LayerQuantizer, LayerResult, LayerWeights, LinearResult,
     measure_layer, quantize_layer,
 };
 pub use names::{Pair, Proj};
 pub use options::{GenExpert, QuantizeOptions, Recipe, Sensitivity};
+pub use output_head::{HeadResult, HeadRows, measure_head, quantize_head};
 pub use progress::{Observer, Progress};
 pub use quantize::quantize;
 pub use report::{PairReport, Report};

@@ -4,9 +4,9 @@ use lance_mm_tensor::StopFlag;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::drawings::Drawings;
 use crate::error::{Error, Result};
-use crate::scheme::Schemes;
+use crate::generation_requests::Drawings;
+use crate::module_schemes::Schemes;
 
 /// How weights are rounded. Reports have the names in kebab case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

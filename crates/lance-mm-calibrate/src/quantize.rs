@@ -10,18 +10,18 @@ use lance_mm_pipelines::{Checkpoint, Lance, inspect};
 use lance_mm_tensor::{ActivationPrecision, Weights};
 use sha2::{Digest, Sha256};
 
+use crate::bit_allocation::{self, Measuring};
+use crate::calibration_sequence::Run;
+use crate::calibration_set::{self, Samples};
 use crate::capture::Capture;
-use crate::drawings::Drawings;
+use crate::checkpoint_writer::Output;
 use crate::error::{Error, Result};
-use crate::layer::Quantizing;
+use crate::generation_requests::Drawings;
+use crate::model_parts::Quantizing;
 use crate::options::QuantizeOptions;
-use crate::output::Output;
 use crate::progress::{Monitor, Observer, Progress};
 use crate::report::Report;
-use crate::run::Run;
-use crate::samples::{self, Samples};
-use crate::widths::{self, Measuring};
-use crate::workdir::WorkDir;
+use crate::work_folder::WorkDir;
 
 /// Quantizes the checkpoint in the folder `source`, in the MLX layout and not quantized yet, into the new folder `out`.
 ///
@@ -57,7 +57,7 @@ pub fn quantize(
     let files = CheckpointFiles::find(source)?;
     let layers = checkpoint.config().num_hidden_layers;
     let mut schemes = options.schemes()?;
-    let hashes = dataset.map(samples::hashes).transpose()?.unwrap_or_default();
+    let hashes = dataset.map(calibration_set::hashes).transpose()?.unwrap_or_default();
     let drawings = options.gen_expert.drawings();
     let drawn = drawings.map(Drawings::hashes).transpose()?.unwrap_or_default();
     let gen_ = &options.gen_expert;
@@ -87,7 +87,7 @@ pub fn quantize(
     let mut capture =
         Capture::new(layers, samples.as_ref().map(|samples| (samples, inputs)), &work, &options.stop)?;
     if let (Some(bits), Some(samples)) = (options.budget(), &samples) {
-        if !work.has(widths::FILE) {
+        if !work.has(bit_allocation::FILE) {
             let measuring = Measuring {
                 open: &open,
                 schemes: &schemes,
@@ -99,9 +99,9 @@ pub fn quantize(
             };
             measuring.run(&mut capture, layers, monitor)?;
             capture.rewind()?;
-            widths::allot(&open()?, &schemes, gen_, bits, layers, &work)?;
+            bit_allocation::allot(&open()?, &schemes, gen_, bits, layers, &work)?;
         }
-        schemes = schemes.with(widths::read(&work)?.unwrap_or_default());
+        schemes = schemes.with(bit_allocation::read(&work)?.unwrap_or_default());
     }
     let (schemes, recipe) = (&schemes, &recipe);
     let quantizing =
@@ -126,7 +126,7 @@ fn lay_out(
         // A model that cannot generate is refused before the questions are run.
         lance.load_generator()?;
     }
-    let (mut runs, mut inputs) = samples::questions(&lance, dataset, monitor)?;
+    let (mut runs, mut inputs) = calibration_set::questions(&lance, dataset, monitor)?;
     if let Some(drawings) = drawings {
         let (more, rows) = drawings.run(&lance, monitor)?;
         runs.extend(more);

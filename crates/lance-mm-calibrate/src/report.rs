@@ -7,13 +7,13 @@ use lance_mm_quant::{Family, LinearReport, Search, SeedSearch};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::calibration_set::Samples;
 use crate::error::{Error, Result};
 use crate::names::Pair;
 use crate::options::Recipe;
 use crate::quantize::read;
-use crate::samples::Samples;
-use crate::workdir::WorkDir;
-use crate::{layer, widths};
+use crate::work_folder::WorkDir;
+use crate::{bit_allocation, model_parts};
 
 /// The name of the report in a checkpoint's folder.
 pub(crate) const FILE: &str = "quantization_report.json";
@@ -44,7 +44,7 @@ impl Report {
         layers: usize,
     ) -> Result<Self> {
         let mut parts = serde_json::Map::new();
-        for name in layer::parts(layers) {
+        for name in model_parts::parts(layers) {
             let part = work.require(&format!("{name}.json"))?;
             parts.insert(name, part);
         }
@@ -56,7 +56,7 @@ impl Report {
         });
         let value = json!({
             "made_by": concat!("lance-mm ", env!("CARGO_PKG_VERSION")), "preset": preset, "plan": plan,
-            "calibration": rows, "parts": parts, "widths": work.read_json::<Value>(widths::FILE)?,
+            "calibration": rows, "parts": parts, "widths": work.read_json::<Value>(bit_allocation::FILE)?,
         });
         Self::new(value, false)
     }

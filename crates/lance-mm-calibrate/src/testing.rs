@@ -5,7 +5,7 @@ use lance_mm_quant::Matrix;
 use lance_mm_quant::testing::correlated;
 use lance_mm_tensor::testing::seeded;
 
-use crate::fuse::{ExpertWeights, Heads};
+use crate::expert_weights::{ExpertWeights, Heads};
 use crate::layer_quantizer::LayerActivations;
 
 /// Heads of the layers below.

@@ -2,7 +2,7 @@
 
 use lance_mm_tensor::quantize_group;
 
-use crate::gram::GroupGram;
+use crate::group_gram::GroupGram;
 use crate::matrix::round_bf16;
 
 /// One quantized group.

@@ -12,12 +12,12 @@ use lance_mm_tensor::{MatRef, Result, add_matmul};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::activations::Rows;
 use crate::block::{CHUNK, energy, relative};
-use crate::factor::Factor;
+use crate::hessian_factor::Factor;
 use crate::inputs::Inputs;
 use crate::matrix::{Sampled, Source, setting};
 use crate::report::or_nan;
-use crate::rows::Rows;
 
 /// Dampings that are tried, in means of the Hessian's diagonal.
 const DAMPINGS: [f64; 4] = [0.001, 0.01, 0.1, 1.0];

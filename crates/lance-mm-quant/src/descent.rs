@@ -7,11 +7,11 @@
 use lance_mm_tensor::{MatRef, Scheme, add_matmul};
 use rayon::prelude::*;
 
+use crate::activations::Rows;
 use crate::block::{Block, nearest};
-use crate::factor::Factor;
+use crate::hessian_factor::Factor;
 use crate::matrix::round_bf16;
 use crate::refit::Normal;
-use crate::rows::Rows;
 
 /// Rows `Z` and `λ` with `H = ZᵀZ + λ·I`, and `H` within every group.
 pub(crate) struct Descent {

@@ -4,7 +4,7 @@ use lance_mm_tensor::{MatRef, Scheme, add_matmul, quantize_group};
 
 use crate::block::{Block, nearest};
 use crate::clip::clipped;
-use crate::factor::Factor;
+use crate::hessian_factor::Factor;
 use crate::matrix::round_bf16;
 use crate::refit::Normal;
 
@@ -188,7 +188,7 @@ mod tests {
     use lance_mm_tensor::testing::seeded;
 
     use super::*;
-    use crate::rows::Rows;
+    use crate::activations::Rows;
     use crate::testing::correlated;
 
     /// Column by column with the inverse Hessian's factor, as the paper has it.

@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lance_mm_tensor::Result;
 
-use crate::factor::Factor;
-use crate::gram::GroupGram;
-use crate::rows::Rows;
+use crate::activations::Rows;
+use crate::group_gram::GroupGram;
+use crate::hessian_factor::Factor;
 
 /// Up to this width several factors are kept: 67 MB each there, 485 MB for 11008 channels.
 const KEEP: usize = 4096;

@@ -27,37 +27,37 @@
 //! # Ok::<(), lance_mm_tensor::Error>(())
 //! ```
 
+mod activations;
 mod allocate;
 mod block;
 mod clip;
 mod compensate;
 mod descent;
-mod factor;
 mod gptq;
-mod gram;
+mod group_gram;
+mod hessian_factor;
 mod inputs;
+mod lance_mlx;
 mod linear;
 mod matrix;
-mod recipe;
 mod refit;
 mod report;
-mod rows;
-mod search;
-mod seed;
+mod rounding_options;
+mod scale_search;
 #[doc(hidden)]
 pub mod testing;
 mod tie;
 
+pub use activations::Rows;
 pub use allocate::{Choice, Item, allocate, stored_bytes, widths};
 pub use compensate::{Compensated, Drift};
 pub use inputs::Inputs;
+pub use lance_mlx::{SeedSearch, activation_mean, draw, seed_scales, seed_search};
 pub use linear::{
     GroupFits, Method, Quantized, Trial, fit_groups, quantize_by, quantize_linear, width_errors,
 };
 pub use matrix::{Matrix, Scaled, Source};
-pub use recipe::{Recipe, Scaling};
 pub use report::LinearReport;
-pub use rows::Rows;
-pub use search::{Candidate, Channels, Consumer, Family, Search, candidates, losses, search};
-pub use seed::{SeedSearch, activation_mean, draw, seed_scales, seed_search};
+pub use rounding_options::{Recipe, Scaling};
+pub use scale_search::{Candidate, Channels, Consumer, Family, Search, candidates, losses, search};
 pub use tie::Tie;

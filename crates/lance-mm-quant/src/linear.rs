@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use crate::block::{Block, CHUNK, energy, output_energy, relative};
 use crate::clip::{Fit, clip};
 use crate::descent::Descent;
-use crate::factor::Factor;
 use crate::gptq::{Choice, gptq};
-use crate::gram::GroupGram;
+use crate::group_gram::GroupGram;
+use crate::hessian_factor::Factor;
 use crate::inputs::Inputs;
 use crate::matrix::{Matrix, Sampled, Source, check_rows, setting};
-use crate::recipe::Recipe;
 use crate::refit::refit;
 use crate::report::or_nan;
+use crate::rounding_options::Recipe;
 
 /// Steps of the clipping search: down to 0.55 of a group's range.
 const CLIPS: usize = 10;

@@ -2,7 +2,7 @@
 
 use crate::block::nearest;
 use crate::clip::Fit;
-use crate::gram::{GroupGram, dot};
+use crate::group_gram::{GroupGram, dot};
 use crate::matrix::round_bf16;
 
 /// Improves a fit by at most `turns` turns; what it returns is never worse.
@@ -62,8 +62,8 @@ mod tests {
     use lance_mm_tensor::testing::seeded;
 
     use super::*;
+    use crate::activations::Rows;
     use crate::clip::clip;
-    use crate::rows::Rows;
 
     #[test]
     fn values_on_a_grid_are_found_exactly() {

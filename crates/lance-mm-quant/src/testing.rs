@@ -2,7 +2,7 @@
 
 use lance_mm_tensor::testing::seeded;
 
-use crate::rows::Rows;
+use crate::activations::Rows;
 
 /// Rows whose channels depend on each other and differ in size, as real activations do.
 pub fn correlated(n: usize, n_held_back: usize, cols: usize, seed: u64) -> Rows {

@@ -7,7 +7,7 @@ use lance_mm_quant::{
 use lance_mm_tensor::{Result, Scheme};
 
 use super::{ExpertResult, Form, LayerActivations, LinearResult};
-use crate::fuse::ExpertWeights;
+use crate::expert_weights::ExpertWeights;
 use crate::names::{Proj, input_path};
 
 /// An expert's layer whose scales are fused.

@@ -8,7 +8,7 @@ use lance_mm_tensor::{Result, Scheme};
 
 use super::{LayerActivations, LayerWeights};
 use crate::error::setting;
-use crate::fuse::{ExpertWeights, Heads};
+use crate::expert_weights::{ExpertWeights, Heads};
 use crate::names::{Pair, Proj, input_path};
 use crate::report::PairReport;
 

@@ -8,7 +8,7 @@ use lance_mm_quant::{
 use lance_mm_tensor::{AffineWeight, Result, Scheme};
 
 use crate::error::setting;
-use crate::fuse::divide;
+use crate::expert_weights::divide;
 use crate::names::Pair;
 use crate::report::PairReport;
 

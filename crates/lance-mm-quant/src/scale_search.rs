@@ -4,9 +4,9 @@ use lance_mm_tensor::{Result, Scheme};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::activations::Rows;
 use crate::block::{Block, CHUNK, energy, output_energy, relative};
 use crate::matrix::{Sampled, Source, setting};
-use crate::rows::Rows;
 use crate::tie::Tie;
 
 /// One consumer of the channels that are scaled.

@@ -10,8 +10,8 @@ use std::ops::{Div, Mul, Neg, Sub};
 use lance_mm_tensor::{MatRef, Real, Result, add_matmul};
 use rayon::prelude::*;
 
+use crate::activations::Rows;
 use crate::matrix::setting;
-use crate::rows::Rows;
 
 /// Up to this width the factorization runs in f64; above it in f32, which halves its memory (0.5 GB for
 /// 11008 columns).

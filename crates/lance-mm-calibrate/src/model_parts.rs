@@ -10,15 +10,17 @@ use serde::Serialize;
 
 use crate::capture::Capture;
 use crate::error::{Error, Result};
-use crate::fuse::{ExpertWeights, Heads};
-use crate::head::{HeadRows, quantize_head};
+use crate::expert_weights::{ExpertWeights, Heads};
 use crate::layer_quantizer::{ExpertResult, LayerActivations, LayerQuantizer, LayerWeights};
+use crate::module_schemes::Schemes;
 use crate::names::Proj;
+use crate::output_head::{HeadRows, quantize_head};
 use crate::progress::{Monitor, Progress};
 use crate::report::PairReport;
-use crate::scheme::Schemes;
-use crate::stored::{Shared, Stored, bf16s, f32s, in_memory, overlaid, packed, store, values, vectors};
-use crate::workdir::WorkDir;
+use crate::stored_tensors::{
+    Shared, Stored, bf16s, f32s, in_memory, overlaid, packed, store, values, vectors,
+};
+use crate::work_folder::WorkDir;
 
 /// What is said of a part in the report.
 #[derive(Default, Serialize)]

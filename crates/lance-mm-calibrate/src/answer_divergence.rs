@@ -5,9 +5,9 @@ use lance_mm_eval::Position;
 use lance_mm_models::{Expert, Llm, Sequence};
 use lance_mm_pipelines::Lance;
 
+use crate::calibration_sequence::Run;
+use crate::calibration_set::Samples;
 use crate::error::{Error, Result};
-use crate::run::Run;
-use crate::samples::Samples;
 
 /// Rows of the sequences that are judged by, all together: at least eight sequences of a thousand.
 const ROWS: usize = 8192;

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::rows::Rows;
+use crate::activations::Rows;
 
 /// `H` of one group: the error of values that are off by `d` costs `e(d) = dᵀ H d`.
 #[derive(Clone, Debug)]

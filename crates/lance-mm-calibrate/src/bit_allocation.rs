@@ -9,19 +9,19 @@ use lance_mm_quant::{Choice, Item, Recipe, allocate, quantize_linear, stored_byt
 use lance_mm_tensor::{Scheme, TensorInfo, Weight};
 use serde::{Deserialize, Serialize};
 
+use crate::answer_divergence::Judge;
+use crate::calibration_set::Samples;
 use crate::capture::Capture;
 use crate::error::{Error, Result};
-use crate::head::{HeadRows, measure_head};
-use crate::judge::Judge;
-use crate::layer;
 use crate::layer_quantizer::{LayerActivations, LayerWeights, measure_layer};
+use crate::model_parts;
+use crate::module_schemes::Schemes;
 use crate::names::Proj;
 use crate::options::{GenExpert, Sensitivity};
+use crate::output_head::{HeadRows, measure_head};
 use crate::progress::{Monitor, Progress};
-use crate::samples::Samples;
-use crate::scheme::Schemes;
-use crate::stored::{Stored, f32_matrix, f32s, in_memory, overlaid, packed, store, values};
-use crate::workdir::WorkDir;
+use crate::stored_tensors::{Stored, f32_matrix, f32s, in_memory, overlaid, packed, store, values};
+use crate::work_folder::WorkDir;
 
 /// What the widths are, for resumed runs and the report.
 pub(crate) const FILE: &str = "widths.json";
@@ -130,9 +130,9 @@ impl Measuring<'_> {
         hidden: &[candle_core::Tensor],
     ) -> Result<Vec<Measured>> {
         let source = (self.open)()?;
-        let heads = layer::heads(source.config());
+        let heads = model_parts::heads(source.config());
         let inputs = &inputs.thinned(ROWS);
-        let und = layer::read(&source, index, Expert::Und)?;
+        let und = model_parts::read(&source, index, Expert::Und)?;
         let shapes: Vec<(usize, usize)> = und.linears.iter().map(|w| (w.n_rows(), w.n_cols())).collect();
         // Rounds the matrices that `which` names, the others stay as they are but for their scales.
         let round = |which: &dyn Fn(Proj) -> bool, others: &[Scheme]| {

@@ -9,10 +9,10 @@ use lance_mm_pipelines::{GenerateOptions, Lance, Request};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
+use crate::calibration_sequence::Run;
 use crate::error::{Error, Result};
 use crate::progress::{Monitor, Progress};
 use crate::quantize::read;
-use crate::run::Run;
 
 /// Steps of a drawing that are recorded: one from each half of the schedule, others for each request.
 const MOMENTS: usize = 2;

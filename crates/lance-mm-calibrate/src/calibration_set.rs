@@ -9,10 +9,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::Value;
 
+use crate::calibration_sequence::Run;
 use crate::error::{Error, Result};
 use crate::progress::{Monitor, Progress};
-use crate::run::Run;
-use crate::workdir::WorkDir;
+use crate::work_folder::WorkDir;
 
 /// Tokens of an answer that the model is asked for.
 const MAX_ANSWER: usize = 64;

@@ -10,9 +10,9 @@ use lance_mm_tensor::{TensorInfo, Weight};
 use safetensors::Dtype;
 
 use crate::error::{Error, Result};
+use crate::module_schemes::Schemes;
 use crate::quantize::copy;
-use crate::scheme::Schemes;
-use crate::stored::{Shared, Stored, packed};
+use crate::stored_tensors::{Shared, Stored, packed};
 
 /// Width of the MLP in the new file: whole groups, where its matrices are packed. What is added is zero and
 /// computes zero, since `silu(0) · 0 = 0`.

@@ -12,12 +12,12 @@ use lance_mm_tensor::{TensorInfo, Weights};
 use safetensors::{Dtype, View};
 
 use crate::error::{Error, Result};
+use crate::module_schemes::Schemes;
 use crate::options::GenExpert;
 use crate::quantize::copy;
 use crate::report::{self, Report};
-use crate::scheme::Schemes;
-use crate::workdir::{WorkDir, file_name};
-use crate::{config, layer, vit};
+use crate::work_folder::{WorkDir, file_name};
+use crate::{config, model_parts, vision_encoder};
 
 /// Bytes from which a tensor is read through a map of its own, whose pages are given back.
 const LARGE: usize = 1 << 20;
@@ -55,10 +55,12 @@ impl Output<'_> {
         let source = (self.open)()?;
         let shared = || Ok(source.model().clone());
         let anew = || Ok((self.open)()?.model().clone());
-        let parts = layer::parts(source.config().num_hidden_layers);
+        let parts = model_parts::parts(source.config().num_hidden_layers);
         let openers: Vec<Box<dyn Fn() -> Result<Weights> + '_>> = parts
             .iter()
-            .map(|part| Box::new(move || layer::open(self.work, part)) as Box<dyn Fn() -> Result<Weights>>)
+            .map(|part| {
+                Box::new(move || model_parts::open(self.work, part)) as Box<dyn Fn() -> Result<Weights>>
+            })
             .collect();
         let mut entries: BTreeMap<String, Entry<'_>> = BTreeMap::new();
         for info in source.model().tensors() {
@@ -78,12 +80,12 @@ impl Output<'_> {
             .map_err(Error::at(&path))?;
         // A source that changed meanwhile would have left a file that does not fit its header.
         Weights::open(&[&path])?;
-        vit::write(dir, &source, self.files.vit.as_ref(), self.schemes)?;
+        vision_encoder::write(dir, &source, self.files.vit.as_ref(), self.schemes)?;
         self.write_vae(dir, &source)?;
         for path in self.files.generation_config.iter().chain(&self.files.tokenizer) {
             copy(path, &dir.join(path.file_name().unwrap_or_default()))?;
         }
-        let wide = vit::mlp_width(&source, self.schemes);
+        let wide = vision_encoder::mlp_width(&source, self.schemes);
         let config = config::quantized(&self.files.read_config()?, &names, wide, self.gen_, self.report)?;
         write(&dir.join(config::NAME), &config)?;
         // The writer of tensors makes files that only their owner reads; they are to be as the others.
