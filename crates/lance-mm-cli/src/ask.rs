@@ -10,9 +10,9 @@ use anyhow::{Result, bail};
 use lance_mm::{Answer, AskOptions, Content, ImageFeatures};
 
 use crate::args::{AnswerArgs, ModelArgs, PictureArgs};
+use crate::inputs::{self, Input};
 use crate::model::{self, Model};
 use crate::output::{self, Hints};
-use crate::picture::{self, Input};
 use crate::stream::Stream;
 use report::{Report, Shown};
 
@@ -80,11 +80,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.each {
         return each::run(args, paths, &question, &options, hints);
     }
-    let inputs = picture::read_all("ask", paths, &args.pictures, hints)?;
+    let inputs = inputs::read_all("ask", paths, &args.pictures, hints)?;
     let mut model = model::load_with(&args.model, hints)?;
     // No picture comes after these: the vision transformer's memory is of use to the language model.
     model.lance = model.lance.with_low_memory(true);
-    picture::warn(&inputs, &model.lance, hints);
+    inputs::warn(&inputs, &model.lance, hints);
     if args.caption && args.model.is_bundled() {
         hints.note("note: nano learned answers to questions only: ask it to \"Describe this picture.\"");
     }

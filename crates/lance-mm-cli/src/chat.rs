@@ -10,9 +10,9 @@ use anyhow::{Result, bail};
 use lance_mm::AskOptions;
 
 use crate::args::{AnswerArgs, ModelArgs, PictureArgs};
+use crate::inputs;
 use crate::model::{self, Model};
 use crate::output::{self, Hints, StdoutClosed, complain, plural};
-use crate::picture;
 use crate::stream::Stream;
 use session::Session;
 
@@ -62,9 +62,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Err(output::usage("chat", "standard input is for questions here, an image file is required"));
     }
     let options = args.answer.options(&args.pictures, hints)?;
-    let inputs = picture::read_all("chat", &args.images, &args.pictures, hints)?;
+    let inputs = inputs::read_all("chat", &args.images, &args.pictures, hints)?;
     let model = model::load_with(&args.model, hints)?;
-    picture::warn(&inputs, &model.lance, hints);
+    inputs::warn(&inputs, &model.lance, hints);
     let session = {
         let _busy = hints.busy("looking at the image");
         Session::new(&model.lance, inputs, &options, args.history)?
@@ -171,7 +171,7 @@ impl Loop<'_> {
 
     /// Shows another image.
     fn show(&mut self, path: &str) -> Result<()> {
-        let input = picture::read(Path::new(path).as_os_str(), &self.args.pictures, self.hints)?;
+        let input = inputs::read(Path::new(path).as_os_str(), &self.args.pictures, self.hints)?;
         let busy = self.hints.busy("looking at the image");
         self.session = Session::new(&self.model.lance, vec![input], &self.options, self.args.history)?;
         drop(busy);

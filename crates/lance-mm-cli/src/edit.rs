@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use lance_mm::Request;
 
-use crate::draw::{self, DrawArgs, Session, SourceArgs};
+use crate::generation::{self, DrawArgs, Session, SourceArgs};
 use crate::save::Target;
 
 const EXAMPLES: &str = "\
@@ -39,10 +39,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.draw.options()?;
-    let resolution = draw::resolution(&args.resolution)?;
+    let resolution = generation::resolution(&args.resolution)?;
     let image = args.source.picture(&args.image, args.draw.hints())?;
     let request = Request::EditImage { image: &image, resolution };
-    draw::prepare()?;
+    generation::prepare()?;
     let target = Target::picture(&args.output)?;
     let mut session = Session::open(&args.draw)?;
     session.check(&args.instruction, &request, &options)?;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use lance_mm::Request;
 
-use crate::draw::{self, DrawArgs, Session, SourceArgs};
-use crate::picture;
+use crate::generation::{self, DrawArgs, Session, SourceArgs};
+use crate::inputs;
 use crate::save::Target;
 
 const EXAMPLES: &str = "\
@@ -43,11 +43,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.draw.options()?;
-    let resolution = draw::resolution(&args.resolution)?;
-    let clip = picture::clip(&args.video, args.fps, &args.source.load_options())?;
+    let resolution = generation::resolution(&args.resolution)?;
+    let clip = inputs::clip(&args.video, args.fps, &args.source.load_options())?;
     let request = Request::EditVideo { clip: &clip, resolution };
     request.grid()?;
-    draw::prepare()?;
+    generation::prepare()?;
     let target = Target::video(&args.output)?;
     let mut session = Session::open(&args.draw)?;
     session.check(&args.instruction, &request, &options)?;

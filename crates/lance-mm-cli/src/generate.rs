@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use lance_mm::{GenerateOptions, Request};
 
-use crate::draw::{self, DrawArgs, Session};
+use crate::generation::{self, DrawArgs, Session};
 use crate::save::Target;
 
 const EXAMPLES: &str = "\
@@ -53,13 +53,13 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.draw.options()?;
-    let request = Request::TextToImage { size: draw::size(&args.size, &PRESETS)? };
-    draw::prepare()?;
+    let request = Request::TextToImage { size: generation::size(&args.size, &PRESETS)? };
+    generation::prepare()?;
     let mut targets = Vec::new();
     for i in 0..args.count as usize {
         targets.push(match args.count {
             1 => Target::picture(&args.output)?,
-            _ => Target::picture(&draw::numbered(&args.output, i + 1))?,
+            _ => Target::picture(&generation::numbered(&args.output, i + 1))?,
         });
     }
     let mut session = Session::open(&args.draw)?;

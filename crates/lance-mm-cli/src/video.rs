@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use lance_mm::Request;
 
-use crate::draw::{self, DrawArgs, Session, SourceArgs};
+use crate::generation::{self, DrawArgs, Session, SourceArgs};
 use crate::save::Target;
 
 const EXAMPLES: &str = "\
@@ -65,17 +65,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let image = args.image.as_ref().map(|path| args.source.picture(path, hints)).transpose()?;
     let request = match &image {
         None => Request::TextToVideo {
-            size: draw::size(&args.size, &PRESETS)?,
+            size: generation::size(&args.size, &PRESETS)?,
             frames: args.frames.unwrap_or(FRAMES.0),
         },
         Some(image) => Request::ImageToVideo {
             image,
             frames: args.frames.unwrap_or(FRAMES.1),
-            resolution: draw::resolution(&args.resolution)?,
+            resolution: generation::resolution(&args.resolution)?,
         },
     };
     request.grid()?;
-    draw::prepare()?;
+    generation::prepare()?;
     let target = Target::video(&args.output)?;
     let mut session = Session::open(&args.draw)?;
     session.check(&args.prompt, &request, &options)?;

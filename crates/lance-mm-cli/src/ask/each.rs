@@ -9,9 +9,9 @@ use serde_json::json;
 
 use super::report::{Report, Shown};
 use super::{Args, ask};
+use crate::inputs;
 use crate::model::{self, Model};
 use crate::output::{self, Hints, StdoutClosed, plural};
-use crate::picture;
 
 /// Asks about one image after the other; one that fails costs only itself.
 pub(super) fn run(
@@ -53,9 +53,9 @@ fn answer(
     hints: Hints,
 ) -> Result<String> {
     let start = Instant::now();
-    let input = picture::read(path, &args.pictures, hints)?;
+    let input = inputs::read(path, &args.pictures, hints)?;
     let name = input.name.clone();
-    picture::warn(std::slice::from_ref(&input), &model.lance, hints);
+    inputs::warn(std::slice::from_ref(&input), &model.lance, hints);
     let visuals = {
         let _busy = hints.busy(&format!("looking at {name} ({place})"));
         [input.encode(&model.lance, options)?]

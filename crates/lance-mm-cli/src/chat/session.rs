@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lance_mm::{Answer, AskOptions, Chat, Content, ImageContext, ImageFeatures, Lance};
 
-use crate::picture::Input;
+use crate::inputs::Input;
 
 /// Encoded images, and the questions so far.
 pub(crate) struct Session {

@@ -12,7 +12,7 @@ use lance_mm_eval::{DrawingOptions, ModelInfo, drawing};
 use super::data::{DeviceArgs, OutputArgs};
 use super::result::{self, Data};
 use crate::eval::progress::Progress;
-use crate::{draw, model};
+use crate::{generation, model};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -71,7 +71,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("--prompt: expected at least one caption (or --prompts FILE), found none");
     }
     let options = DrawingOptions {
-        size: draw::size(&args.size, &[])?,
+        size: generation::size(&args.size, &[])?,
         generation: GenerateOptions {
             steps: args.steps,
             seed: args.seed,

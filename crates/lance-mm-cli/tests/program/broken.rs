@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::draw::model;
+use crate::generation::model;
 use crate::support::{Files, lance_mm};
 
 #[test]

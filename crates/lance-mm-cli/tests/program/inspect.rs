@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::draw::model;
+use crate::generation::model;
 use crate::support::{Files, lance_mm};
 
 #[test]

@@ -211,7 +211,7 @@ fn drawings(files: &Files) -> String {
 #[test]
 fn the_generating_expert_is_fitted_to_what_it_reads_while_drawing() {
     let demos = Files::demos();
-    let files = super::draw::model();
+    let files = super::generation::model();
     let calib = calibration(&demos, files.root());
     let (model, drawings) = (files.arg("model"), drawings(&files));
     let quantize = |out: &str, gen_: &[&str]| {
@@ -428,7 +428,7 @@ fn names(dir: &Path) -> Vec<String> {
 
 #[test]
 fn an_expert_that_is_kept_is_named_in_the_configuration() {
-    let files = super::draw::model();
+    let files = super::generation::model();
     let config = |out: &str, gen_: &str| {
         let plain = ["--recipe", "rtn", "--group-size", "32", "--gen", gen_];
         let run = lance_mm([&["quantize", "-q", &files.arg("model"), &files.arg(out)], &plain[..]].concat());
@@ -498,7 +498,7 @@ fn shard(dir: &Path, stem: &str) {
 
 #[test]
 fn shards_of_every_part_become_one_file() {
-    let files = super::draw::model();
+    let files = super::generation::model();
     let quantize = |out: &str| {
         let plain = ["--recipe", "rtn", "--group-size", "32"];
         let run = lance_mm([&["quantize", "-q", &files.arg("model"), &files.arg(out)], &plain[..]].concat());
@@ -522,7 +522,7 @@ fn shards_of_every_part_become_one_file() {
 
 #[test]
 fn a_vae_that_cannot_be_read_is_left_out_with_its_expert_only() {
-    let files = super::draw::model();
+    let files = super::generation::model();
     files.write("model/vae.safetensors", b"version https://git-lfs.github.com/spec/v1\n");
     let plain =
         ["quantize", "-q", &files.arg("model"), &files.arg("out"), "--recipe", "rtn", "--group-size", "32"];

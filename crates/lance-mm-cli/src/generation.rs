@@ -1,7 +1,7 @@
 //! What `generate`, `edit`, `video` and `edit-video` share.
 
 mod measured;
-mod watch;
+mod progress;
 
 use std::path::{Path, PathBuf};
 
@@ -13,11 +13,11 @@ use lance_mm::{Checkpoint, GenerateOptions, Guidance, Lance, Renorm, Request, So
 use serde_json::json;
 
 use crate::args::ComputeArgs;
+use crate::inputs;
 use crate::model;
 use crate::output::{self, Hints, StdoutClosed};
-use crate::picture;
 use crate::save::{self, Target};
-use watch::Watch;
+use progress::Watch;
 
 /// The published model that draws.
 const RECOMMENDED: &str = "mlx-community/Lance-3B-bf16";
@@ -271,7 +271,7 @@ impl SourceArgs {
         if path.is_dir() {
             bail!("{}: expected an image file, found a folder", path.display());
         }
-        picture::still(path, &self.load_options(), hints, "edit-video changes all of it")
+        inputs::still(path, &self.load_options(), hints, "edit-video changes all of it")
     }
 }
 
