@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use lance_mm_models::{Expert, Experts, Llm, is_generation};
 use lance_mm_pipelines::{Checkpoint, Lance};
-use lance_mm_quant::{Choice, Item, Recipe, allocate, quantize_linear, stored_bytes, width_errors, widths};
+use lance_mm_quant::{Choice, Item, allocate, quantize_linear, stored_bytes, width_errors, widths};
 use lance_mm_tensor::{Scheme, TensorInfo, Weight};
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +17,7 @@ use crate::layer_quantizer::{LayerActivations, LayerWeights, measure_layer};
 use crate::model_parts;
 use crate::module_schemes::Schemes;
 use crate::names::Proj;
-use crate::options::{GenExpert, Sensitivity};
+use crate::options::{GenExpert, RecipeSteps, Sensitivity};
 use crate::output_head::{HeadRows, measure_head};
 use crate::progress::{Monitor, Progress};
 use crate::stored_tensors::{Stored, f32_matrix, f32s, in_memory, overlaid, packed, store, values};
@@ -56,7 +56,7 @@ struct Width {
 pub(crate) struct Measuring<'a> {
     pub(crate) open: &'a dyn Fn() -> Result<Checkpoint>,
     pub(crate) schemes: &'a Schemes,
-    pub(crate) recipe: &'a Recipe,
+    pub(crate) steps: &'a RecipeSteps,
     pub(crate) sensitivity: Sensitivity,
     pub(crate) samples: &'a Samples,
     pub(crate) work: &'a WorkDir,
@@ -141,8 +141,7 @@ impl Measuring<'_> {
                 let cols = shapes[proj as usize].1;
                 self.schemes.linear(&proj.path(index, expert), cols).filter(|_| which(proj))
             };
-            let mut result =
-                measure_layer(weights, vec![Some(inputs.clone())], &scheme, self.recipe, others)?;
+            let mut result = measure_layer(weights, vec![Some(inputs.clone())], &scheme, self.steps, others)?;
             Ok::<_, Error>(result.experts.remove(0))
         };
         let judged = |expert: crate::layer_quantizer::ExpertResult| -> Result<(f64, f64)> {
@@ -185,10 +184,10 @@ impl Measuring<'_> {
         let source = (self.open)()?;
         let (rows, cols) = (source.config().vocab_size, source.config().hidden_size);
         let weight = Weight::load(&source.model().pp(name), rows, cols)?;
-        let errors = width_errors(name, &weight, None, &widths(), self.recipe)?;
+        let errors = width_errors(name, &weight, None, &widths(), &self.steps.rounding)?;
         let sensitivity = match (judge, self.schemes.embed(cols)) {
             (Some(judge), Some(scheme)) => {
-                let result = quantize_linear(name, &weight, None, scheme, self.recipe)?;
+                let result = quantize_linear(name, &weight, None, scheme, &self.steps.rounding)?;
                 let mut tensors = HashMap::new();
                 packed(name, &result.weight, &mut tensors);
                 let llm = self.changed(&tensors)?;
@@ -213,7 +212,7 @@ impl Measuring<'_> {
         let inputs = HeadRows { original: inputs.original.thinned(ROWS), actual: None };
         let weight = Weight::load(&source.model().pp(name), rows, cols)?;
         let mut norm = values(&source.model().tensor("norm.weight", &[cols])?)?;
-        let result = measure_head(name, &mut norm, &weight, inputs, scheme, self.recipe, &widths())?;
+        let result = measure_head(name, &mut norm, &weight, inputs, scheme, self.steps, &widths())?;
         let sensitivity = match judge {
             None => (rows * cols) as f64,
             Some(_) => {

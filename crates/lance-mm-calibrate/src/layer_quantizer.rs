@@ -4,13 +4,14 @@ mod rounding;
 mod scaling;
 
 use lance_mm_models::{Expert, LinearInput};
-use lance_mm_quant::{LinearReport, Matrix, Recipe, Rows};
+use lance_mm_quant::{LinearReport, Matrix, Rows};
 use lance_mm_tensor::{AffineWeight, Result, Scheme};
 use rounding::{Rounding, Step};
 use scaling::Work;
 
 use crate::expert_weights::{ExpertWeights, Heads};
 use crate::names::Proj;
+use crate::options::RecipeSteps;
 use crate::report::PairReport;
 
 /// The weights of a layer.
@@ -109,7 +110,7 @@ pub struct LayerResult {
 /// written; `None` leaves it dense.
 ///
 /// Values of one expert are read by queries of the other, so v to o takes one scale for both. An expert that
-/// stays in the file as it was must therefore be left out together with [`Recipe::v_o`]: divided weights
+/// stays in the file as it was must therefore be left out together with [`RecipeSteps::v_o`]: divided weights
 /// would have to be rounded to bf16.
 ///
 /// # Errors
@@ -118,9 +119,9 @@ pub fn quantize_layer(
     weights: LayerWeights,
     rows: Vec<Option<LayerActivations>>,
     scheme: &dyn Fn(Expert, Proj) -> Option<Scheme>,
-    recipe: &Recipe,
+    steps: &RecipeSteps,
 ) -> Result<LayerResult> {
-    measure_layer(weights, rows, scheme, recipe, &[])
+    measure_layer(weights, rows, scheme, steps, &[])
 }
 
 /// As [`quantize_layer`], measuring every linear layer that has inputs in other schemes too, with the scales
@@ -133,10 +134,10 @@ pub fn measure_layer(
     weights: LayerWeights,
     rows: Vec<Option<LayerActivations>>,
     scheme: &dyn Fn(Expert, Proj) -> Option<Scheme>,
-    recipe: &Recipe,
+    steps: &RecipeSteps,
     schemes: &[Scheme],
 ) -> Result<LayerResult> {
-    let mut layer = LayerQuantizer { others: schemes, ..LayerQuantizer::new(weights, rows, scheme, recipe)? };
+    let mut layer = LayerQuantizer { others: schemes, ..LayerQuantizer::new(weights, rows, scheme, steps)? };
     while layer.next().is_some() {
         layer.round(Vec::new())?;
     }
@@ -152,7 +153,7 @@ pub struct LayerQuantizer<'a> {
     /// Sites that are done.
     done: usize,
     scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
-    recipe: &'a Recipe,
+    steps: &'a RecipeSteps,
     others: &'a [Scheme],
 }
 
@@ -165,14 +166,14 @@ impl<'a> LayerQuantizer<'a> {
         weights: LayerWeights,
         rows: Vec<Option<LayerActivations>>,
         scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
-        recipe: &'a Recipe,
+        steps: &'a RecipeSteps,
     ) -> Result<Self> {
-        let mut work = Work::new(weights, rows, scheme, recipe)?;
+        let mut work = Work::new(weights, rows, scheme, steps)?;
         let pairs = work.scale_all()?;
         let Work { layer, experts, rows, plain, .. } = work;
         let experts = experts.into_iter().zip(rows).zip(plain);
         let experts = experts.map(|((weights, rows), plain)| Rounding::new(weights, rows, plain)).collect();
-        Ok(Self { layer, experts, pairs, done: 0, scheme, recipe, others: &[] })
+        Ok(Self { layer, experts, pairs, done: 0, scheme, steps, others: &[] })
     }
 
     /// The input whose linear layers are rounded next.
@@ -199,7 +200,7 @@ impl<'a> LayerQuantizer<'a> {
             let which = expert.result.expert;
             let scheme = |proj| (self.scheme)(which, proj);
             let step =
-                Step { layer: self.layer, input, scheme: &scheme, recipe: self.recipe, others: self.others };
+                Step { layer: self.layer, input, scheme: &scheme, steps: self.steps, others: self.others };
             expert.round(actual.next().flatten(), &step)?;
         }
         Ok(())

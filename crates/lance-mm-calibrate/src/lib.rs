@@ -54,7 +54,7 @@ pub use layer_quantizer::{
     measure_layer, quantize_layer,
 };
 pub use names::{Pair, Proj};
-pub use options::{GenExpert, QuantizeOptions, Recipe, Sensitivity};
+pub use options::{GenExpert, QuantizeOptions, Recipe, RecipeSteps, Scaling, Sensitivity};
 pub use output_head::{HeadResult, HeadRows, measure_head, quantize_head};
 pub use progress::{Observer, Progress};
 pub use quantize::quantize;

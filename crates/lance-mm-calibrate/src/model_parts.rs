@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use lance_mm_models::{Config, Expert, Experts, Llm};
 use lance_mm_pipelines::Checkpoint;
-use lance_mm_quant::{LinearReport, Matrix, Recipe, quantize_linear};
+use lance_mm_quant::{LinearReport, Matrix, quantize_linear};
 use lance_mm_tensor::{StopFlag, Weight, Weights};
 use serde::Serialize;
 
@@ -14,6 +14,7 @@ use crate::expert_weights::{ExpertWeights, Heads};
 use crate::layer_quantizer::{ExpertResult, LayerActivations, LayerQuantizer, LayerWeights};
 use crate::module_schemes::Schemes;
 use crate::names::Proj;
+use crate::options::RecipeSteps;
 use crate::output_head::{HeadRows, quantize_head};
 use crate::progress::{Monitor, Progress};
 use crate::report::PairReport;
@@ -48,7 +49,7 @@ pub(crate) fn parts(layers: usize) -> Vec<String> {
 pub(crate) struct Quantizing<'a> {
     pub(crate) open: &'a dyn Fn() -> Result<Checkpoint>,
     pub(crate) schemes: &'a Schemes,
-    pub(crate) recipe: &'a Recipe,
+    pub(crate) steps: &'a RecipeSteps,
     pub(crate) work: &'a WorkDir,
     /// The experts that samples run on.
     pub(crate) experts: Experts,
@@ -79,7 +80,7 @@ impl Quantizing<'_> {
             monitor.begin(Progress::Embedding)?;
             self.embedding()?;
         }
-        if self.recipe.compensate && capture.awaits(0) {
+        if self.steps.compensate && capture.awaits(0) {
             capture.follow(&self.with_part(EMBED)?)?;
         }
         // What an earlier run has finished takes no time.
@@ -140,7 +141,7 @@ impl Quantizing<'_> {
             self.schemes.linear(&proj.path(index, expert), cols)
         };
         let weights = LayerWeights { layer: index, heads: heads(config), experts };
-        let mut layer = LayerQuantizer::new(weights, rows, &scheme, self.recipe)?;
+        let mut layer = LayerQuantizer::new(weights, rows, &scheme, self.steps)?;
         while let Some(input) = layer.next() {
             self.stop.check()?;
             let actual = match capture.follows() {
@@ -176,7 +177,7 @@ impl Quantizing<'_> {
         let (mut tensors, mut part) = (HashMap::new(), Part::default());
         if let Some(scheme) = self.schemes.embed(d) {
             let weight = Weight::load(&source.model().pp(name), source.config().vocab_size, d)?;
-            let result = quantize_linear(name, &weight, None, scheme, self.recipe)?;
+            let result = quantize_linear(name, &weight, None, scheme, &self.steps.rounding)?;
             part.linears.push(LinearReport::new(name.to_owned(), &result, None));
             packed(name, &result.weight, &mut tensors);
         }
@@ -193,14 +194,14 @@ impl Quantizing<'_> {
             let mut norm = values(&source.model().tensor("norm.weight", &[d])?)?;
             match rows {
                 Some(rows) => {
-                    let result = quantize_head(name, &mut norm, &weight, rows, scheme, self.recipe)?;
+                    let result = quantize_head(name, &mut norm, &weight, rows, scheme, self.steps)?;
                     part.pairs.extend(result.pair);
                     part.linears.push(result.report);
                     tensors.insert("norm.weight".to_owned(), f32s(&norm));
                     packed(name, &result.weight, &mut tensors);
                 }
                 None => {
-                    let result = quantize_linear(name, &weight, None, scheme, self.recipe)?;
+                    let result = quantize_linear(name, &weight, None, scheme, &self.steps.rounding)?;
                     part.linears.push(LinearReport::new(name.to_owned(), &result, None));
                     packed(name, &result.weight, &mut tensors);
                 }

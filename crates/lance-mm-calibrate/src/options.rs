@@ -1,5 +1,6 @@
 //! Settings of a quantization.
 
+use lance_mm_quant::RoundingOptions;
 use lance_mm_tensor::StopFlag;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -86,13 +87,69 @@ pub enum Sensitivity {
     Linear,
 }
 
+/// How the channels of fusion pairs are scaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scaling {
+    /// Not at all.
+    Off,
+    /// As lance-mlx does it: norm pairs only, synthetic inputs, no identity, weights rounded to bf16 in between.
+    LanceMlx,
+    /// By [`search`](lance_mm_quant::search) on recorded input activations, all pairs of [`RecipeSteps::v_o`] and
+    /// [`RecipeSteps::up_down`] included.
+    Searched,
+}
+
+/// Steps of a recipe; every one can be left out. The default is [`Recipe::Awq`]'s.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RecipeSteps {
+    /// Scales of fusion pairs.
+    pub scaling: Scaling,
+    /// Whether v to o is a pair. Not exact when one expert stays in bf16: see
+    /// [`quantize_layer`](crate::quantize_layer).
+    pub v_o: bool,
+    /// Whether up to down is a pair.
+    pub up_down: bool,
+    /// Whether weights are fitted to their inputs in the model quantized so far, so that they compensate for the errors
+    /// of earlier layers. Whoever calls [`LayerQuantizer`](crate::LayerQuantizer) records these.
+    pub compensate: bool,
+    /// How one matrix is rounded.
+    #[serde(flatten)]
+    pub rounding: RoundingOptions,
+}
+
+impl Default for RecipeSteps {
+    fn default() -> Self {
+        let rounding = RoundingOptions { feedback: 4096, ..RoundingOptions::default() };
+        Self { scaling: Scaling::Searched, v_o: true, up_down: true, compensate: true, rounding }
+    }
+}
+
+impl RecipeSteps {
+    /// Plain rounding of the weights as they are.
+    pub fn rtn() -> Self {
+        Self {
+            scaling: Scaling::Off,
+            v_o: false,
+            up_down: false,
+            compensate: false,
+            rounding: RoundingOptions::plain(),
+        }
+    }
+
+    /// The recipe of the published checkpoint.
+    pub fn lance_mlx() -> Self {
+        Self { scaling: Scaling::LanceMlx, ..Self::rtn() }
+    }
+}
+
 /// Settings of [`quantize`](crate::quantize).
 #[derive(Clone, Debug)]
 pub struct QuantizeOptions {
     /// How weights are rounded.
     pub recipe: Recipe,
     /// Steps of [`Recipe::Awq`] and [`Recipe::AwqMixed`]; the other recipes have their own.
-    pub steps: lance_mm_quant::Recipe,
+    pub steps: RecipeSteps,
     /// Bits of the linear layers: 2, 3, 4, 5, 6 or 8. With [`Recipe::AwqMixed`] those of the GEN expert, and those at
     /// which sensitivities are measured.
     pub bits: usize,
@@ -121,7 +178,7 @@ impl Default for QuantizeOptions {
     fn default() -> Self {
         Self {
             recipe: Recipe::default(),
-            steps: lance_mm_quant::Recipe { feedback: 4096, ..lance_mm_quant::Recipe::default() },
+            steps: RecipeSteps::default(),
             bits: 4,
             group_size: 128,
             uniform_bits: false,
@@ -164,14 +221,14 @@ impl QuantizeOptions {
     }
 
     /// The steps of the recipe.
-    pub(crate) fn steps(&self) -> lance_mm_quant::Recipe {
+    pub(crate) fn steps(&self) -> RecipeSteps {
         match self.recipe {
-            Recipe::Rtn => lance_mm_quant::Recipe::rtn(),
-            Recipe::LanceMlx => lance_mm_quant::Recipe::seed(),
+            Recipe::Rtn => RecipeSteps::rtn(),
+            Recipe::LanceMlx => RecipeSteps::lance_mlx(),
             // Values of one expert are read by queries of the other: the scale needs both in the same form.
             Recipe::Awq | Recipe::AwqMixed => {
                 let v_o = self.steps.v_o && !matches!(self.gen_expert, GenExpert::Keep);
-                lance_mm_quant::Recipe { v_o, ..self.steps.clone() }
+                RecipeSteps { v_o, ..self.steps.clone() }
             }
         }
     }

@@ -2,14 +2,15 @@
 
 use lance_mm_models::Expert;
 use lance_mm_quant::{
-    Compensated, Consumer, Inputs, LinearReport, Recipe, Rows, Scaled, Scaling, Source, Tie, quantize_linear,
-    search, width_errors,
+    Compensated, Consumer, Inputs, LinearReport, Rows, Scaled, Source, Tie, quantize_linear, search,
+    width_errors,
 };
 use lance_mm_tensor::{AffineWeight, Result, Scheme};
 
 use crate::error::setting;
 use crate::expert_weights::divide;
 use crate::names::Pair;
+use crate::options::{RecipeSteps, Scaling};
 use crate::report::PairReport;
 
 /// A quantized output head.
@@ -43,9 +44,9 @@ pub fn quantize_head(
     weight: &dyn Source,
     rows: HeadRows,
     scheme: Scheme,
-    recipe: &Recipe,
+    steps: &RecipeSteps,
 ) -> Result<HeadResult> {
-    measure_head(name, norm, weight, rows, scheme, recipe, &[])
+    measure_head(name, norm, weight, rows, scheme, steps, &[])
 }
 
 /// As [`quantize_head`], measuring other schemes too, as [`measure_layer`](crate::measure_layer()) does.
@@ -58,7 +59,7 @@ pub fn measure_head(
     weight: &dyn Source,
     rows: HeadRows,
     scheme: Scheme,
-    recipe: &Recipe,
+    steps: &RecipeSteps,
     schemes: &[Scheme],
 ) -> Result<HeadResult> {
     let HeadRows { original: mut rows, mut actual } = rows;
@@ -68,7 +69,7 @@ pub fn measure_head(
     }
     let mut scale = vec![1.0; norm.len()];
     let (mut pair, mut plain) = (None, None);
-    if recipe.scaling == Scaling::Searched {
+    if steps.scaling == Scaling::Searched {
         let consumer = Consumer { name, weight, scheme, rows: &rows };
         let found = search(&[consumer], &Tie::none(norm.len()))?;
         pair =
@@ -90,10 +91,10 @@ pub fn measure_head(
         None => None,
     };
     let source: &dyn Source = compensated.as_ref().map_or(&scaled, |compensated| compensated);
-    let quantized = quantize_linear(name, source, Some(&inputs), scheme, recipe)?;
+    let quantized = quantize_linear(name, source, Some(&inputs), scheme, &steps.rounding)?;
     let mut report = LinearReport::new(name.to_owned(), &quantized, plain);
     report.drift = compensated.as_ref().map(|compensated| compensated.drift(&quantized.weight));
-    let errors = width_errors(name, &scaled, Some(&inputs), schemes, recipe)?;
+    let errors = width_errors(name, &scaled, Some(&inputs), schemes, &steps.rounding)?;
     Ok(HeadResult { weight: quantized.weight, report, pair, errors })
 }
 
@@ -111,8 +112,8 @@ mod tests {
         let weight = Matrix::new("lm_head", seeded(300 * cols, 1), cols).unwrap();
         let mut norm = vec![1.0; cols];
         let rows = |actual| HeadRows { original: correlated(40, 20, cols, 3), actual };
-        let head =
-            quantize_head("lm_head", &mut norm, &weight, rows(None), scheme, &Recipe::default()).unwrap();
+        let head = quantize_head("lm_head", &mut norm, &weight, rows(None), scheme, &RecipeSteps::default())
+            .unwrap();
         assert_eq!(norm.iter().any(|v| *v != 1.0), head.pair.unwrap().accepted);
         assert!(head.report.final_error < head.report.plain);
         assert_eq!((head.weight.n_rows(), head.weight.n_cols()), (300, cols));

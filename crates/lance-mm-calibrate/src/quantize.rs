@@ -79,7 +79,7 @@ pub fn quantize(
         None => (None, None),
         Some((samples, inputs)) => (Some(samples), inputs),
     };
-    let recipe = options.steps();
+    let steps = options.steps();
     let experts = if drawings.is_some() { Experts::Both } else { Experts::Und };
     let has_gen = checkpoint.model().tensors().iter().any(|t| t.name.contains("_moe_gen"));
     let quantized: &[Expert] =
@@ -91,7 +91,7 @@ pub fn quantize(
             let measuring = Measuring {
                 open: &open,
                 schemes: &schemes,
-                recipe: &recipe,
+                steps: &steps,
                 sensitivity: options.sensitivity,
                 samples,
                 work: &work,
@@ -103,9 +103,9 @@ pub fn quantize(
         }
         schemes = schemes.with(bit_allocation::read(&work)?.unwrap_or_default());
     }
-    let (schemes, recipe) = (&schemes, &recipe);
+    let (schemes, steps) = (&schemes, &steps);
     let quantizing =
-        Quantizing { open: &open, schemes, recipe, work: &work, experts, quantized, stop: &options.stop };
+        Quantizing { open: &open, schemes, steps, work: &work, experts, quantized, stop: &options.stop };
     quantizing.parts(&mut capture, layers, monitor)?;
     monitor.begin(Progress::Write)?;
     let report = Report::gather(&work, options.recipe, &plan, samples.as_ref(), layers)?;

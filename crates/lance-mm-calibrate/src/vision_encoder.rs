@@ -5,7 +5,7 @@ use std::path::Path;
 
 use lance_mm_pipelines::Checkpoint;
 use lance_mm_pipelines::checkpoint::WeightsFile;
-use lance_mm_quant::{Recipe, Source, quantize_linear};
+use lance_mm_quant::{RoundingOptions, Source, quantize_linear};
 use lance_mm_tensor::{TensorInfo, Weight};
 use safetensors::Dtype;
 
@@ -46,7 +46,7 @@ pub(crate) fn write(
         if let Some((module, (rows, cols, scheme))) = packs {
             let weight = Weight::load(&vit.pp(module), tensor.shape[0], tensor.shape[1])?;
             let weight = Padded { weight: &weight, rows, cols };
-            let result = quantize_linear(module, &weight, None, scheme, &Recipe::default())?;
+            let result = quantize_linear(module, &weight, None, scheme, &RoundingOptions::default())?;
             packed(module, &result.weight, &mut tensors);
             continue;
         }

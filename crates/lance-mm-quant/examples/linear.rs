@@ -5,7 +5,7 @@
 
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
-use lance_mm_quant::{Consumer, Inputs, Matrix, Recipe, Rows, Tie, quantize_linear, search};
+use lance_mm_quant::{Consumer, Inputs, Matrix, RoundingOptions, Rows, Tie, quantize_linear, search};
 use lance_mm_tensor::{Result, Scheme};
 
 const ROWS: usize = 128;
@@ -25,7 +25,7 @@ fn main() -> Result<()> {
         weight.multiply_cols(&found.scale);
         rows.divide(&found.scale);
         let inputs = Inputs::new("x", rows);
-        let result = quantize_linear("w", &weight, Some(&inputs), scheme, &Recipe::default())?;
+        let result = quantize_linear("w", &weight, Some(&inputs), scheme, &RoundingOptions::default())?;
         println!(
             "{bits:>4}  {:<14}  {:.5}  {:.5}  {:<23}  {:.5}",
             format!("{:?} {}", found.best.family, found.best.alpha),

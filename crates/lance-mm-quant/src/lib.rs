@@ -1,7 +1,7 @@
 //! Arithmetic of weight quantization: matrices and recorded inputs in, packed weights out. No files, no model runs and
 //! no names of a network; `lance-mm-calibrate` records the inputs of a Lance checkpoint and calls this crate.
 //!
-//! Start from [`quantize_linear`], which rounds a [matrix](Matrix) in every way that a [`Recipe`] allows and keeps the
+//! Start from [`quantize_linear`], which rounds a [matrix](Matrix) in every way that a [`RoundingOptions`] allows and keeps the
 //! one with the smallest output error on [rows](Rows) that no search has seen: plain; clipped ranges with refitted
 //! scales; error feedback (GPTQ, arXiv:2210.17323); error feedback followed by coordinate descent on codes, scales and
 //! biases of the whole row. Around it:
@@ -14,14 +14,14 @@
 //! All results are the same on any number of threads.
 //!
 //! ```
-//! use lance_mm_quant::{Inputs, Matrix, Recipe, Rows, quantize_linear};
+//! use lance_mm_quant::{Inputs, Matrix, RoundingOptions, Rows, quantize_linear};
 //! use lance_mm_tensor::Scheme;
 //!
 //! let values = |n: usize, a: f32| -> Vec<f32> { (0..n).map(|i| (i as f32 * a).sin()).collect() };
 //! let weight = Matrix::new("w", values(8 * 64, 0.37), 64)?;
 //! let rows = Rows::new("x", values(50 * 64, 1.31), &values(20 * 64, 1.73), 64)?;
 //! let inputs = Inputs::new("x", rows);
-//! let result = quantize_linear("w", &weight, Some(&inputs), Scheme::affine(4, 32)?, &Recipe::default())?;
+//! let result = quantize_linear("w", &weight, Some(&inputs), Scheme::affine(4, 32)?, &RoundingOptions::default())?;
 //! assert!(result.trial().held_back <= result.trials[0].held_back);
 //! assert_eq!(result.weight.words().len(), 8 * 64 * 4 / 32);
 //! # Ok::<(), lance_mm_tensor::Error>(())
@@ -54,10 +54,10 @@ pub use compensate::{Compensated, Drift};
 pub use inputs::Inputs;
 pub use lance_mlx::{SeedSearch, activation_mean, draw, seed_scales, seed_search};
 pub use linear::{
-    GroupFits, Method, Quantized, Trial, fit_groups, quantize_by, quantize_linear, width_errors,
+    GroupFits, Quantized, RoundingMethod, Trial, fit_groups, quantize_by, quantize_linear, width_errors,
 };
 pub use matrix::{Matrix, Scaled, Source};
 pub use report::LinearReport;
-pub use rounding_options::{Recipe, Scaling};
+pub use rounding_options::RoundingOptions;
 pub use scale_search::{Candidate, Channels, Consumer, Family, Search, candidates, losses, search};
 pub use tie::Tie;

@@ -16,7 +16,7 @@ use crate::inputs::Inputs;
 use crate::matrix::{Matrix, Sampled, Source, check_rows, setting};
 use crate::refit::refit;
 use crate::report::or_nan;
-use crate::rounding_options::Recipe;
+use crate::rounding_options::RoundingOptions;
 
 /// Steps of the clipping search: down to 0.55 of a group's range.
 const CLIPS: usize = 10;
@@ -30,7 +30,7 @@ const ROWS: usize = 2048;
 /// A way of rounding a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Method {
+pub enum RoundingMethod {
     /// As `mx.quantize` does it.
     Plain,
     /// Clipped ranges, scale and bias refitted to the codes.
@@ -45,7 +45,7 @@ pub enum Method {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Trial {
     /// The way.
-    pub method: Method,
+    pub method: RoundingMethod,
     /// `‖X·Wᵀ − X·Ŵᵀ‖² / ‖X·Wᵀ‖²` on the search rows; without inputs the error of the weights.
     #[serde(deserialize_with = "or_nan")]
     pub search: f64,
@@ -77,27 +77,7 @@ impl Quantized {
     }
 }
 
-impl Recipe {
-    /// The ways to round a weight of width `cols`, in the order of preference between equals.
-    pub fn methods(&self, cols: usize, has_inputs: bool) -> Vec<Method> {
-        let mut methods = vec![Method::Plain];
-        if self.clip || self.refit {
-            methods.push(Method::ClipRefit);
-        }
-        if !has_inputs {
-            return methods;
-        }
-        if cols <= self.feedback {
-            methods.push(Method::Feedback);
-            if self.passes > 0 {
-                methods.extend(self.dampings.iter().map(|d| Method::FeedbackDescent(*d)));
-            }
-        }
-        methods
-    }
-}
-
-/// Quantizes a weight every way that `recipe` allows and keeps the one with the smallest error on the rows
+/// Quantizes a weight every way that `options` allow and keeps the one with the smallest error on the rows
 /// held back; of equal ones the earlier. Without inputs the error of the weights decides. Of a weight with
 /// more than 2048 rows as many decide, and only the way that is kept sees all of them.
 ///
@@ -108,10 +88,10 @@ pub fn quantize_linear(
     weight: &dyn Source,
     inputs: Option<&Inputs>,
     scheme: Scheme,
-    recipe: &Recipe,
+    options: &RoundingOptions,
 ) -> Result<Quantized> {
-    let methods = recipe.methods(weight.n_cols(), inputs.is_some());
-    quantize_by(name, weight, inputs, scheme, recipe, &methods)
+    let methods = options.methods(weight.n_cols(), inputs.is_some());
+    quantize_by(name, weight, inputs, scheme, options, &methods)
 }
 
 /// As [`quantize_linear`], with the given ways.
@@ -123,15 +103,15 @@ pub fn quantize_by(
     weight: &dyn Source,
     inputs: Option<&Inputs>,
     scheme: Scheme,
-    recipe: &Recipe,
-    methods: &[Method],
+    options: &RoundingOptions,
+    methods: &[RoundingMethod],
 ) -> Result<Quantized> {
     check(name, weight, inputs, scheme)?;
     let some = Sampled::new(weight, ROWS);
     let mut best: Option<(AffineWeight, usize)> = None;
     let mut trials: Vec<Trial> = Vec::new();
     for method in methods {
-        let way = Way::new(name, *method, inputs, scheme, recipe)?;
+        let way = Way::new(name, *method, inputs, scheme, options)?;
         let (quantized, trial) = run(name, &some, inputs, scheme, &way)?;
         let is_better = best.as_ref().is_none_or(|(_, at)| trial.held_back < trials[*at].held_back);
         if is_better {
@@ -141,14 +121,14 @@ pub fn quantize_by(
     }
     let Some((mut packed, chosen)) = best else { return Err(setting(name, "a way to round", "none")) };
     if some.n_rows() < weight.n_rows() {
-        let way = Way::new(name, methods[chosen], inputs, scheme, recipe)?;
+        let way = Way::new(name, methods[chosen], inputs, scheme, options)?;
         (packed, trials[chosen]) = run(name, weight, inputs, scheme, &way)?;
     }
     Ok(Quantized { weight: packed, chosen, trials })
 }
 
 /// The error of a weight in several schemes: relative, on the rows held back, of at most 512 rows of the
-/// weight; `None` where columns are not whole groups. Of the ways that `recipe` allows two are tried: clipped
+/// weight; `None` where columns are not whole groups. Of the ways that `options` allow two are tried: clipped
 /// ranges, and descent with the middle damping.
 ///
 /// # Errors
@@ -158,20 +138,20 @@ pub fn width_errors(
     weight: &dyn Source,
     inputs: Option<&Inputs>,
     schemes: &[Scheme],
-    recipe: &Recipe,
+    options: &RoundingOptions,
 ) -> Result<Vec<Option<f64>>> {
     let some = Sampled::new(weight, 512);
-    let all = recipe.methods(weight.n_cols(), inputs.is_some());
-    let middle = recipe.dampings.get(recipe.dampings.len() / 2);
-    let few = |method: &Method| match method {
-        Method::ClipRefit => true,
-        Method::FeedbackDescent(damping) => Some(damping) == middle,
-        Method::Plain | Method::Feedback => false,
+    let all = options.methods(weight.n_cols(), inputs.is_some());
+    let middle = options.dampings.get(options.dampings.len() / 2);
+    let few = |method: &RoundingMethod| match method {
+        RoundingMethod::ClipRefit => true,
+        RoundingMethod::FeedbackDescent(damping) => Some(damping) == middle,
+        RoundingMethod::Plain | RoundingMethod::Feedback => false,
     };
-    let few: Vec<Method> = all.iter().copied().filter(few).collect();
+    let few: Vec<RoundingMethod> = all.iter().copied().filter(few).collect();
     let methods = if few.is_empty() { &all } else { &few };
     let error = |scheme: &Scheme| match weight.n_cols().is_multiple_of(scheme.group_size()) {
-        true => Ok(Some(quantize_by(name, &some, inputs, *scheme, recipe, methods)?.trial().held_back)),
+        true => Ok(Some(quantize_by(name, &some, inputs, *scheme, options, methods)?.trial().held_back)),
         false => Ok(None),
     };
     schemes.iter().map(error).collect()
@@ -179,7 +159,7 @@ pub fn width_errors(
 
 /// A method with what it needs to run on some rows.
 struct Way<'a> {
-    method: Method,
+    method: RoundingMethod,
     scheme: Scheme,
     clips: usize,
     refits: usize,
@@ -197,37 +177,37 @@ enum Grams<'a> {
 impl<'a> Way<'a> {
     fn new(
         name: &str,
-        method: Method,
+        method: RoundingMethod,
         inputs: Option<&'a Inputs>,
         scheme: Scheme,
-        recipe: &Recipe,
+        options: &RoundingOptions,
     ) -> Result<Self> {
         let group = scheme.group_size();
         let damping = match method {
-            Method::Plain | Method::ClipRefit => None,
-            Method::Feedback => Some(DAMPING),
-            Method::FeedbackDescent(damping) => Some(damping),
+            RoundingMethod::Plain | RoundingMethod::ClipRefit => None,
+            RoundingMethod::Feedback => Some(DAMPING),
+            RoundingMethod::FeedbackDescent(damping) => Some(damping),
         };
         let factor = match (damping, inputs) {
             (None, _) => None,
             (Some(damping), Some(inputs)) => Some(inputs.factor(damping)?),
             (Some(_), None) => return Err(setting(name, "inputs for error feedback", "none")),
         };
-        let descends = matches!(method, Method::FeedbackDescent(_));
+        let descends = matches!(method, RoundingMethod::FeedbackDescent(_));
         let descent = match (&factor, inputs) {
             (Some(factor), Some(inputs)) if descends => Some(Descent::new(inputs.rows(), factor, scheme)),
             _ => None,
         };
         let grams = match inputs {
-            Some(inputs) if method == Method::ClipRefit => Grams::Each(inputs.grams(group)),
+            Some(inputs) if method == RoundingMethod::ClipRefit => Grams::Each(inputs.grams(group)),
             _ => Grams::Same(GroupGram::identity(group)),
         };
         Ok(Self {
             method,
             scheme,
-            clips: if recipe.clip { CLIPS } else { 1 },
-            refits: if recipe.refit { REFITS } else { 0 },
-            passes: recipe.passes,
+            clips: if options.clip { CLIPS } else { 1 },
+            refits: if options.refit { REFITS } else { 0 },
+            passes: options.passes,
             grams,
             factor,
             descent,
@@ -236,9 +216,11 @@ impl<'a> Way<'a> {
 
     fn round(&self, w: &[f32], cols: usize) -> Block {
         let mut block = match (self.method, &self.factor) {
-            (Method::Feedback, Some(factor)) => gptq(w, factor, self.scheme, Choice::Plain),
-            (Method::FeedbackDescent(_), Some(factor)) => gptq(w, factor, self.scheme, Choice::Searched),
-            (Method::ClipRefit, _) => self.clip_refit(w, cols),
+            (RoundingMethod::Feedback, Some(factor)) => gptq(w, factor, self.scheme, Choice::Plain),
+            (RoundingMethod::FeedbackDescent(_), Some(factor)) => {
+                gptq(w, factor, self.scheme, Choice::Searched)
+            }
+            (RoundingMethod::ClipRefit, _) => self.clip_refit(w, cols),
             _ => Block::plain(w, self.scheme),
         };
         if let Some(descent) = &self.descent {
@@ -277,7 +259,7 @@ pub struct GroupFits {
     pub refitted: Vec<f64>,
 }
 
-/// What [`Method::ClipRefit`] does, in detail.
+/// What [`RoundingMethod::ClipRefit`] does, in detail.
 ///
 /// # Errors
 /// As [`quantize_linear`].

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::compensate::Drift;
-use crate::linear::{Method, Quantized, Trial};
+use crate::linear::{Quantized, RoundingMethod, Trial};
 
 /// A quantized linear layer. Errors are relative output errors on the rows held back; without inputs those
 /// of the weights.
@@ -31,7 +31,7 @@ pub struct LinearReport {
     #[serde(deserialize_with = "or_nan")]
     pub clipped: f64,
     /// How it was rounded.
-    pub method: Method,
+    pub method: RoundingMethod,
     /// What earlier layers had changed of its outputs, of a weight that was fitted to that.
     pub drift: Option<Drift>,
     /// All that was tried.

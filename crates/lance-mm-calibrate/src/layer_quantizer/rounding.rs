@@ -1,14 +1,13 @@
 //! Rounding the linear layers of an expert, input by input.
 
 use lance_mm_models::LinearInput;
-use lance_mm_quant::{
-    Compensated, Inputs, LinearReport, Matrix, Recipe, Rows, quantize_linear, width_errors,
-};
+use lance_mm_quant::{Compensated, Inputs, LinearReport, Matrix, Rows, quantize_linear, width_errors};
 use lance_mm_tensor::{Result, Scheme};
 
 use super::{ExpertResult, Form, LayerActivations, LinearResult};
 use crate::expert_weights::ExpertWeights;
 use crate::names::{Proj, input_path};
+use crate::options::RecipeSteps;
 
 /// An expert's layer whose scales are fused.
 pub(super) struct Rounding {
@@ -24,7 +23,7 @@ pub(super) struct Step<'a> {
     pub(super) layer: usize,
     pub(super) input: LinearInput,
     pub(super) scheme: &'a dyn Fn(Proj) -> Option<Scheme>,
-    pub(super) recipe: &'a Recipe,
+    pub(super) steps: &'a RecipeSteps,
     pub(super) others: &'a [Scheme],
 }
 
@@ -55,7 +54,7 @@ impl Rounding {
             let name = proj.path(step.layer, self.result.expert);
             let known = inputs.as_ref();
             let others = if known.is_some() { step.others } else { &[] };
-            let errors = width_errors(&name, &matrix, known, others, step.recipe)?;
+            let errors = width_errors(&name, &matrix, known, others, &step.steps.rounding)?;
             let linear = match (step.scheme)(proj) {
                 None => LinearResult { name, form: Form::Dense(matrix), report: None, errors },
                 Some(scheme) => {
@@ -65,7 +64,7 @@ impl Rounding {
                     };
                     let fitted = compensated.as_ref().map(|c| Matrix::read(&name, c)).transpose()?;
                     let weight = fitted.as_ref().unwrap_or(&matrix);
-                    let quantized = quantize_linear(&name, weight, known, scheme, step.recipe)?;
+                    let quantized = quantize_linear(&name, weight, known, scheme, &step.steps.rounding)?;
                     let plain = self.plain[proj as usize];
                     let mut report = LinearReport::new(name.clone(), &quantized, plain);
                     report.drift = compensated.map(|c| c.drift(&quantized.weight));

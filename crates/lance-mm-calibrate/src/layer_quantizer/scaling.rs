@@ -2,7 +2,7 @@
 
 use lance_mm_models::Expert;
 use lance_mm_quant::{
-    Consumer, Recipe, Rows, Scaling, Search, Source, Tie, activation_mean, draw, losses, search, seed_search,
+    Consumer, Rows, Search, Source, Tie, activation_mean, draw, losses, search, seed_search,
 };
 use lance_mm_tensor::{Result, Scheme};
 
@@ -10,6 +10,7 @@ use super::{LayerActivations, LayerWeights};
 use crate::error::setting;
 use crate::expert_weights::{ExpertWeights, Heads};
 use crate::names::{Pair, Proj, input_path};
+use crate::options::{RecipeSteps, Scaling};
 use crate::report::PairReport;
 
 /// A layer whose scales are searched and fused.
@@ -21,7 +22,7 @@ pub(super) struct Work<'a> {
     /// Errors of plain rounding before any scale, by expert and linear layer.
     pub(super) plain: Vec<[Option<f64>; 7]>,
     scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
-    recipe: &'a Recipe,
+    steps: &'a RecipeSteps,
 }
 
 impl<'a> Work<'a> {
@@ -29,7 +30,7 @@ impl<'a> Work<'a> {
         weights: LayerWeights,
         rows: Vec<Option<LayerActivations>>,
         scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
-        recipe: &'a Recipe,
+        steps: &'a RecipeSteps,
     ) -> Result<Self> {
         let LayerWeights { layer, heads, experts } = weights;
         if rows.len() != experts.len() {
@@ -47,25 +48,25 @@ impl<'a> Work<'a> {
             }
         }
         let plain = vec![[None; 7]; experts.len()];
-        Ok(Self { layer, heads, experts, rows, plain, scheme, recipe })
+        Ok(Self { layer, heads, experts, rows, plain, scheme, steps })
     }
 
-    /// Searches and fuses the scales that the recipe asks for.
+    /// Searches and fuses the scales that the steps asks for.
     pub(super) fn scale_all(&mut self) -> Result<Vec<PairReport>> {
-        let recipe = self.recipe;
+        let steps = self.steps;
         let all: Vec<usize> = (0..self.experts.len()).collect();
         let mut pairs = Vec::new();
         for pair in Pair::LAYER {
-            match (recipe.scaling, pair) {
-                (Scaling::Searched, Pair::VO) if !recipe.v_o => {}
-                (Scaling::Searched, Pair::UpDown) if !recipe.up_down => {}
+            match (steps.scaling, pair) {
+                (Scaling::Searched, Pair::VO) if !steps.v_o => {}
+                (Scaling::Searched, Pair::UpDown) if !steps.up_down => {}
                 (Scaling::Searched, Pair::VO) => pairs.extend(self.scale(pair, &all)?),
                 (Scaling::Searched, _) => {
                     for i in &all {
                         pairs.extend(self.scale(pair, &[*i])?);
                     }
                 }
-                (Scaling::Seed, Pair::NormQkv | Pair::NormGateUp) => {
+                (Scaling::LanceMlx, Pair::NormQkv | Pair::NormGateUp) => {
                     for i in &all {
                         pairs.extend(self.scale_as_seed(pair, *i)?);
                     }

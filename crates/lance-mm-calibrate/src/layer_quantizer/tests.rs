@@ -1,8 +1,9 @@
-use lance_mm_quant::Scaling;
+use lance_mm_quant::RoundingOptions;
 use lance_mm_quant::testing::correlated;
 
 use super::*;
 use crate::names::Pair;
+use crate::options::Scaling;
 use crate::testing::{HEADS, expert_weights, layer_activations};
 
 fn weights(experts: &[Expert]) -> LayerWeights {
@@ -36,7 +37,7 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let rows = vec![Some(layer_activations(5)), None];
-            quantize_layer(weights(&[Expert::Und, Expert::Gen]), rows, &four_bits, &Recipe::default())
+            quantize_layer(weights(&[Expert::Und, Expert::Gen]), rows, &four_bits, &RecipeSteps::default())
                 .unwrap()
         })
     };
@@ -47,29 +48,32 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn every_step_can_be_left_out_and_none_makes_it_worse() {
-    let total = |recipe: &Recipe| -> f64 {
+    let total = |steps: &RecipeSteps| -> f64 {
         let result =
-            quantize_layer(weights(&[Expert::Und]), vec![Some(layer_activations(5))], &four_bits, recipe)
+            quantize_layer(weights(&[Expert::Und]), vec![Some(layer_activations(5))], &four_bits, steps)
                 .unwrap();
         result.experts[0].linears.iter().map(|l| l.report.as_ref().unwrap().final_error).sum()
     };
+    let default = || RecipeSteps::default().rounding;
+    let with = |rounding| RecipeSteps { rounding, ..RecipeSteps::default() };
     let recipes = [
-        Recipe::rtn(),
-        Recipe { scaling: Scaling::Searched, v_o: true, up_down: true, ..Recipe::rtn() },
-        Recipe { feedback: 0, ..Recipe::default() },
-        Recipe { dampings: vec![], ..Recipe::default() },
-        Recipe::default(),
+        RecipeSteps::rtn(),
+        RecipeSteps { scaling: Scaling::Searched, v_o: true, up_down: true, ..RecipeSteps::rtn() },
+        with(RoundingOptions { feedback: 0, ..default() }),
+        with(RoundingOptions { dampings: vec![], ..default() }),
+        RecipeSteps::default(),
     ];
     let totals: Vec<f64> = recipes.iter().map(total).collect();
     assert!(totals.windows(2).all(|pair| pair[1] < pair[0]), "{totals:?}");
-    assert!(total(&Recipe::seed()).is_finite());
+    assert!(total(&RecipeSteps::lance_mlx()).is_finite());
 }
 
 #[test]
 fn reports_name_what_was_done() {
     let rows = vec![Some(layer_activations(5)), Some(layer_activations(7))];
     let result =
-        quantize_layer(weights(&[Expert::Und, Expert::Gen]), rows, &four_bits, &Recipe::default()).unwrap();
+        quantize_layer(weights(&[Expert::Und, Expert::Gen]), rows, &four_bits, &RecipeSteps::default())
+            .unwrap();
     let names: Vec<String> = result.pairs.iter().map(|p| p.producers.join(" ")).collect();
     assert_eq!(
         names,
@@ -94,7 +98,8 @@ fn reports_name_what_was_done() {
 fn without_inputs_only_the_shared_scale_reaches_an_expert() {
     let rows = vec![Some(layer_activations(5)), None];
     let result =
-        quantize_layer(weights(&[Expert::Und, Expert::Gen]), rows, &four_bits, &Recipe::default()).unwrap();
+        quantize_layer(weights(&[Expert::Und, Expert::Gen]), rows, &four_bits, &RecipeSteps::default())
+            .unwrap();
     let before = expert_weights(Expert::Gen, 2);
     let after = &result.experts[1];
     assert_eq!(after.input_layernorm, before.input_layernorm);
@@ -110,7 +115,7 @@ fn linears_without_a_scheme_stay_dense() {
         weights(&[Expert::Und]),
         vec![Some(layer_activations(5))],
         &scheme,
-        &Recipe::default(),
+        &RecipeSteps::default(),
     )
     .unwrap();
     assert!(matches!(result.experts[0].linears[6].form, Form::Dense(_)));
@@ -120,7 +125,7 @@ fn linears_without_a_scheme_stay_dense() {
 #[test]
 fn errors_name_the_layer_and_the_linear() {
     let run = |rows, scheme: &dyn Fn(Expert, Proj) -> Option<Scheme>| {
-        quantize_layer(weights(&[Expert::Und]), vec![Some(rows)], scheme, &Recipe::default())
+        quantize_layer(weights(&[Expert::Und]), vec![Some(rows)], scheme, &RecipeSteps::default())
             .err()
             .unwrap()
             .to_string()
@@ -140,13 +145,14 @@ fn errors_in_other_schemes_are_those_of_quantizing_in_them() {
     let scheme = |bits| Scheme::affine(bits, 32).unwrap();
     let wide = Scheme::affine(4, 128).unwrap();
     let rows = || vec![Some(layer_activations(5))];
-    let recipe = Recipe { scaling: Scaling::Off, dampings: vec![0.1], ..Recipe::default() };
+    let mut steps = RecipeSteps { scaling: Scaling::Off, ..RecipeSteps::default() };
+    steps.rounding.dampings = vec![0.1];
     let measured =
-        measure_layer(weights(&[Expert::Und]), rows(), &four_bits, &recipe, &[scheme(2), wide, scheme(6)])
+        measure_layer(weights(&[Expert::Und]), rows(), &four_bits, &steps, &[scheme(2), wide, scheme(6)])
             .unwrap();
     for bits in [2, 6] {
         let found =
-            quantize_layer(weights(&[Expert::Und]), rows(), &|_, _| Some(scheme(bits)), &recipe).unwrap();
+            quantize_layer(weights(&[Expert::Und]), rows(), &|_, _| Some(scheme(bits)), &steps).unwrap();
         for (a, b) in measured.experts[0].linears.iter().zip(&found.experts[0].linears) {
             let at = if bits == 2 { 0 } else { 2 };
             let ratio = a.errors[at].unwrap() / b.report.as_ref().unwrap().final_error;
@@ -154,7 +160,7 @@ fn errors_in_other_schemes_are_those_of_quantizing_in_them() {
             assert_eq!(a.errors[1], None, "{}: groups of 128", a.name);
         }
     }
-    let unknown = measure_layer(weights(&[Expert::Und]), vec![None], &four_bits, &recipe, &[wide]).unwrap();
+    let unknown = measure_layer(weights(&[Expert::Und]), vec![None], &four_bits, &steps, &[wide]).unwrap();
     assert!(unknown.experts[0].linears.iter().all(|l| l.errors.is_empty()));
 }
 
@@ -169,9 +175,9 @@ fn later_layers_make_good_what_earlier_ones_changed() {
         Rows::new("x", change(rows.search()), &change(rows.held_back()), k).unwrap()
     };
     let changed = [&rows.qkv, &rows.o, &rows.gate_up, &rows.down].map(leak);
-    let recipe = Recipe { scaling: Scaling::Off, ..Recipe::default() };
+    let steps = RecipeSteps { scaling: Scaling::Off, ..RecipeSteps::default() };
     let mut layer =
-        LayerQuantizer::new(weights(&[Expert::Und]), vec![Some(rows.clone())], &four_bits, &recipe).unwrap();
+        LayerQuantizer::new(weights(&[Expert::Und]), vec![Some(rows.clone())], &four_bits, &steps).unwrap();
     for rows in changed {
         let done = layer.experts().next().unwrap().linears.len();
         assert_eq!(Proj::ALL.get(done).map(|proj| proj.input()), layer.next());
@@ -183,7 +189,7 @@ fn later_layers_make_good_what_earlier_ones_changed() {
         assert!(drift.after < drift.rounded && drift.rounded < drift.before, "{}: {drift:?}", linear.name);
     }
     let mut layer =
-        LayerQuantizer::new(weights(&[Expert::Und]), vec![Some(rows)], &four_bits, &recipe).unwrap();
+        LayerQuantizer::new(weights(&[Expert::Und]), vec![Some(rows)], &four_bits, &steps).unwrap();
     let error = layer.round(vec![Some(correlated(9, 9, 64, 1))]).unwrap_err().to_string();
     assert!(error.starts_with("layers.3.self_attn.q_proj: expected (150, 50, 64)"), "{error}");
 }

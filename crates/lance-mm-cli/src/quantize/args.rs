@@ -7,8 +7,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
-use lance_mm_calibrate::{Drawings, GenExpert, QuantizeOptions, Recipe};
-use lance_mm_quant::Scaling;
+use lance_mm_calibrate::{Drawings, GenExpert, QuantizeOptions, Recipe, RecipeSteps, Scaling};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -232,7 +231,7 @@ impl Args {
         };
         let options = QuantizeOptions {
             recipe: self.recipe.recipe(),
-            steps: self.steps(defaults.steps),
+            steps: self.steps(),
             bits: self.bits,
             group_size: self.group_size,
             uniform_bits: self.uniform_bits,
@@ -252,21 +251,21 @@ impl Args {
         Ok(options)
     }
 
-    fn steps(&self, defaults: lance_mm_quant::Recipe) -> lance_mm_quant::Recipe {
-        let mut steps = defaults;
+    fn steps(&self) -> RecipeSteps {
+        let mut steps = RecipeSteps::default();
         match self.gptq.unwrap_or(Gptq::Auto) {
             Gptq::Auto => {}
-            Gptq::All => steps.feedback = usize::MAX,
-            Gptq::Off => steps.feedback = 0,
+            Gptq::All => steps.rounding.feedback = usize::MAX,
+            Gptq::Off => steps.rounding.feedback = 0,
         }
         for step in &self.without {
             match step {
                 Step::Scaling => steps.scaling = Scaling::Off,
                 Step::VO => steps.v_o = false,
                 Step::UpDown => steps.up_down = false,
-                Step::Clip => steps.clip = false,
-                Step::Refit => steps.refit = false,
-                Step::Descent => steps.passes = 0,
+                Step::Clip => steps.rounding.clip = false,
+                Step::Refit => steps.rounding.refit = false,
+                Step::Descent => steps.rounding.passes = 0,
                 Step::Compensation => steps.compensate = false,
             }
         }

@@ -12,7 +12,7 @@ fn errors_and_choice_are_those_of_the_packed_weight() {
     // More rows than a chunk, and a last chunk that is not full.
     let (w, scheme) = (weight(CHUNK + 3, 64), Scheme::affine(3, 32).unwrap());
     let inputs = Inputs::new("x", correlated(90, 30, 64, 2));
-    let found = quantize_linear("w", &w, Some(&inputs), scheme, &Recipe::default()).unwrap();
+    let found = quantize_linear("w", &w, Some(&inputs), scheme, &RoundingOptions::default()).unwrap();
     assert_eq!(found.trials.len(), 6);
     assert!(found.trials.iter().all(|t| t.held_back >= found.trial().held_back));
     let mut value = [0.0; 64];
@@ -36,9 +36,10 @@ fn descent_after_feedback_is_better_on_the_search_rows() {
     for bits in [2, 3, 4] {
         let scheme = Scheme::affine(bits, 32).unwrap();
         let inputs = Inputs::new("x", correlated(400, 100, 96, 2));
-        let methods = [Method::ClipRefit, Method::Feedback, Method::FeedbackDescent(0.01)];
-        let recipe = Recipe::default();
-        let found = quantize_by("w", &weight(40, 96), Some(&inputs), scheme, &recipe, &methods).unwrap();
+        let methods =
+            [RoundingMethod::ClipRefit, RoundingMethod::Feedback, RoundingMethod::FeedbackDescent(0.01)];
+        let options = RoundingOptions::default();
+        let found = quantize_by("w", &weight(40, 96), Some(&inputs), scheme, &options, &methods).unwrap();
         let errors: Vec<f64> = found.trials.iter().map(|t| t.search).collect();
         assert!(errors[2] < 0.9 * errors[1] && errors[1] < errors[0], "{bits}: {errors:?}");
     }
@@ -48,14 +49,14 @@ fn descent_after_feedback_is_better_on_the_search_rows() {
 fn of_many_rows_some_decide_and_all_are_quantized() {
     let (w, scheme) = (weight(ROWS + 100, 32), Scheme::affine(3, 32).unwrap());
     let inputs = Inputs::new("x", correlated(60, 20, 32, 2));
-    let recipe = Recipe { dampings: vec![0.1], ..Recipe::default() };
-    let found = quantize_linear("w", &w, Some(&inputs), scheme, &recipe).unwrap();
+    let options = RoundingOptions { dampings: vec![0.1], ..RoundingOptions::default() };
+    let found = quantize_linear("w", &w, Some(&inputs), scheme, &options).unwrap();
     let method = found.trial().method;
-    let alone = quantize_by("w", &w, Some(&inputs), scheme, &recipe, &[method]).unwrap();
+    let alone = quantize_by("w", &w, Some(&inputs), scheme, &options, &[method]).unwrap();
     assert_eq!(found.weight.n_rows(), ROWS + 100);
     assert_eq!(found.weight.word_bytes(), alone.weight.word_bytes());
     assert_eq!(found.trial().held_back, alone.trial().held_back);
-    let errors = width_errors("w", &w, Some(&inputs), &[scheme], &recipe).unwrap();
+    let errors = width_errors("w", &w, Some(&inputs), &[scheme], &options).unwrap();
     assert!(
         (errors[0].unwrap() / found.trial().held_back - 1.0).abs() < 0.3,
         "{errors:?} {:?}",
@@ -66,10 +67,10 @@ fn of_many_rows_some_decide_and_all_are_quantized() {
 #[test]
 fn without_inputs_the_weights_decide() {
     let (w, scheme) = (weight(5, 64), Scheme::affine(2, 64).unwrap());
-    let found = quantize_linear("w", &w, None, scheme, &Recipe::default()).unwrap();
-    assert_eq!(found.trial().method, Method::ClipRefit);
+    let found = quantize_linear("w", &w, None, scheme, &RoundingOptions::default()).unwrap();
+    assert_eq!(found.trial().method, RoundingMethod::ClipRefit);
     assert!(found.trials[1].held_back < found.trials[0].held_back);
-    let error = quantize_by("w", &w, None, scheme, &Recipe::default(), &[Method::Feedback]);
+    let error = quantize_by("w", &w, None, scheme, &RoundingOptions::default(), &[RoundingMethod::Feedback]);
     assert_eq!(error.err().unwrap().to_string(), "w: expected inputs for error feedback, found none");
 }
 
@@ -78,8 +79,15 @@ fn group_fits_are_the_method_in_detail() {
     let (w, scheme) = (weight(6, 96), Scheme::affine(4, 32).unwrap());
     let inputs = Inputs::new("x", correlated(50, 10, 96, 2));
     let fits = fit_groups("w", &w, &inputs, scheme).unwrap();
-    let found =
-        quantize_by("w", &w, Some(&inputs), scheme, &Recipe::default(), &[Method::ClipRefit]).unwrap();
+    let found = quantize_by(
+        "w",
+        &w,
+        Some(&inputs),
+        scheme,
+        &RoundingOptions::default(),
+        &[RoundingMethod::ClipRefit],
+    )
+    .unwrap();
     assert_eq!(fits.weight.word_bytes(), found.weight.word_bytes());
     assert_eq!(fits.weight.bias_bytes(), found.weight.bias_bytes());
     assert!(fits.refitted.iter().zip(&fits.clipped).all(|(a, b)| a <= b));
@@ -91,7 +99,7 @@ fn what_does_not_fit_is_named() {
     let inputs = Inputs::new("layers.0 site D", correlated(9, 9, 96, 2));
     let scheme = Scheme::affine(4, 32).unwrap();
     let error = |w: &dyn Source, scheme| {
-        quantize_linear("layers.0.mlp.down_proj", w, Some(&inputs), scheme, &Recipe::default())
+        quantize_linear("layers.0.mlp.down_proj", w, Some(&inputs), scheme, &RoundingOptions::default())
             .err()
             .unwrap()
             .to_string()
@@ -125,6 +133,7 @@ impl Source for Damaged {
 #[test]
 fn values_that_are_not_finite_are_named() {
     let scheme = Scheme::affine(4, 32).unwrap();
-    let error = quantize_linear("layers.7.self_attn.o_proj", &Damaged, None, scheme, &Recipe::default());
+    let error =
+        quantize_linear("layers.7.self_attn.o_proj", &Damaged, None, scheme, &RoundingOptions::default());
     assert_eq!(error.err().unwrap().to_string(), "layers.7.self_attn.o_proj: not finite in row 2");
 }

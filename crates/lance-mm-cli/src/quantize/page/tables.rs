@@ -1,7 +1,7 @@
 //! Tables of what was chosen.
 
 use lance_mm::inspect::{Component, Count};
-use lance_mm_quant::{Drift, Family, LinearReport, Method};
+use lance_mm_quant::{Drift, Family, LinearReport, RoundingMethod};
 
 use super::{Page, place};
 use crate::document::Table;
@@ -157,12 +157,12 @@ fn family(family: Family) -> &'static str {
 }
 
 /// A rounding method with its damping.
-fn method(method: Method) -> String {
+fn method(method: RoundingMethod) -> String {
     match method {
-        Method::Plain => "plain".to_owned(),
-        Method::ClipRefit => "clip refit".to_owned(),
-        Method::Feedback => "feedback".to_owned(),
-        Method::FeedbackDescent(damping) => format!("feedback descent {damping}"),
+        RoundingMethod::Plain => "plain".to_owned(),
+        RoundingMethod::ClipRefit => "clip refit".to_owned(),
+        RoundingMethod::Feedback => "feedback".to_owned(),
+        RoundingMethod::FeedbackDescent(damping) => format!("feedback descent {damping}"),
     }
 }
 
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_method_is_words_with_its_setting() {
-        assert_eq!(method(Method::ClipRefit), "clip refit");
-        assert_eq!(method(Method::FeedbackDescent(0.1)), "feedback descent 0.1");
+        assert_eq!(method(RoundingMethod::ClipRefit), "clip refit");
+        assert_eq!(method(RoundingMethod::FeedbackDescent(0.1)), "feedback descent 0.1");
     }
 }
