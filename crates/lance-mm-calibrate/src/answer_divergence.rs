@@ -5,17 +5,17 @@ use lance_mm_eval::Position;
 use lance_mm_models::{Expert, Llm, Sequence};
 use lance_mm_pipelines::Lance;
 
-use crate::calibration_sequence::Run;
-use crate::calibration_set::Samples;
+use crate::calibration_sequence::CalibrationSequence;
+use crate::calibration_set::CalibrationSet;
 use crate::error::{Error, Result};
 
-/// Rows of the sequences that are judged by, all together: at least eight sequences of a thousand.
+/// Activations of the sequences that are judged by, all together: at least eight sequences of a thousand.
 const ROWS: usize = 8192;
 /// Answer tokens of one sequence that are judged by.
 const TOKENS: usize = 16;
 
 /// Held-back samples and what the unchanged model makes of their answers.
-pub(crate) struct Judge {
+pub(crate) struct ReferenceAnswers {
     cases: Vec<Case>,
     vocabulary: usize,
 }
@@ -24,24 +24,24 @@ struct Case {
     /// Its index among all samples.
     at: usize,
     sequence: Sequence,
-    /// Rows after which a token of the answer is chosen.
+    /// Activations after which a token of the answer is chosen.
     first: usize,
     n: usize,
     reference: Vec<Vec<f32>>,
 }
 
-impl Judge {
+impl ReferenceAnswers {
     /// Runs the samples held back, as many as there is room for, through the unchanged model; `inputs` are
     /// the first layer's.
-    pub(crate) fn new(lance: &Lance, samples: &Samples, inputs: &[Tensor]) -> Result<Self> {
-        let judged = |run: &Run| run.held_back && run.expert() == Expert::Und;
-        let held_back: Vec<(usize, &Run)> =
-            samples.runs.iter().enumerate().filter(|(_, run)| judged(run)).collect();
-        let rows: usize = held_back.iter().map(|(_, run)| run.sequence(lance.config()).len()).sum();
+    pub(crate) fn new(lance: &Lance, samples: &CalibrationSet, inputs: &[Tensor]) -> Result<Self> {
+        let judged = |run: &CalibrationSequence| run.held_out && run.expert() == Expert::Und;
+        let held_out: Vec<(usize, &CalibrationSequence)> =
+            samples.sequences.iter().enumerate().filter(|(_, run)| judged(run)).collect();
+        let rows: usize = held_out.iter().map(|(_, run)| run.sequence(lance.config()).len()).sum();
         // Every so many-th: samples of one picture lie side by side.
         let step = rows.div_ceil(ROWS).max(1);
         let mut judge = Self { cases: Vec::new(), vocabulary: lance.tokenizer().vocab_limit() as usize };
-        for (at, run) in held_back.into_iter().step_by(step) {
+        for (at, run) in held_out.into_iter().step_by(step) {
             let sequence = run.sequence(lance.config());
             let first = sequence.len() - 1 - run.n_answer();
             let n = (run.n_answer() + 1).min(TOKENS);

@@ -9,24 +9,24 @@ use lance_mm_quant::{Choice, Item, allocate, quantize_linear, stored_bytes, widt
 use lance_mm_tensor::{Scheme, TensorInfo, Weight};
 use serde::{Deserialize, Serialize};
 
-use crate::answer_divergence::Judge;
-use crate::calibration_set::Samples;
+use crate::answer_divergence::ReferenceAnswers;
+use crate::calibration_set::CalibrationSet;
 use crate::capture::Capture;
 use crate::error::{Error, Result};
 use crate::layer_quantizer::{LayerActivations, LayerWeights, measure_layer};
 use crate::model_parts;
-use crate::module_schemes::Schemes;
+use crate::module_schemes::ModuleSchemes;
 use crate::names::Proj;
 use crate::options::{GenExpert, RecipeSteps, Sensitivity};
-use crate::output_head::{HeadRows, measure_head};
+use crate::output_head::{HeadActivations, measure_head};
 use crate::progress::{Monitor, Progress};
-use crate::stored_tensors::{Stored, f32_matrix, f32s, in_memory, overlaid, packed, store, values};
-use crate::work_folder::WorkDir;
+use crate::stored_tensors::{StoredTensor, f32_matrix, f32s, in_memory, overlaid, packed, store, values};
+use crate::work_folder::WorkFolder;
 
-/// What the widths are, for resumed runs and the report.
+/// What the widths are, for resumed sequences and the report.
 pub(crate) const FILE: &str = "widths.json";
 
-/// Rows that are measured with: fewer than those that weights are fitted to.
+/// Activations that are measured with: fewer than those that weights are fitted to.
 const ROWS: usize = 2048;
 
 /// What is known of a matrix.
@@ -53,18 +53,18 @@ struct Width {
 }
 
 /// What measuring needs.
-pub(crate) struct Measuring<'a> {
+pub(crate) struct SensitivityMeasurement<'a> {
     pub(crate) open: &'a dyn Fn() -> Result<Checkpoint>,
-    pub(crate) schemes: &'a Schemes,
+    pub(crate) schemes: &'a ModuleSchemes,
     pub(crate) steps: &'a RecipeSteps,
     pub(crate) sensitivity: Sensitivity,
-    pub(crate) samples: &'a Samples,
-    pub(crate) work: &'a WorkDir,
+    pub(crate) samples: &'a CalibrationSet,
+    pub(crate) work: &'a WorkFolder,
     /// The experts that samples run on.
     pub(crate) experts: Experts,
 }
 
-impl Measuring<'_> {
+impl SensitivityMeasurement<'_> {
     /// Measures every matrix of the UND expert, layer by layer; what an earlier run measured is left as it is.
     pub(crate) fn run(
         &self,
@@ -77,7 +77,7 @@ impl Measuring<'_> {
             _ => {
                 monitor.begin(Progress::Reference)?;
                 let inputs = capture.inputs()?;
-                Some(Judge::new(&Lance::new((self.open)()?)?, self.samples, &inputs)?)
+                Some(ReferenceAnswers::new(&Lance::new((self.open)()?)?, self.samples, &inputs)?)
             }
         };
         let judge = judge.as_ref();
@@ -108,8 +108,8 @@ impl Measuring<'_> {
     /// Divergence with some tensors changed.
     fn divergence(
         &self,
-        judge: Option<&Judge>,
-        changed: &HashMap<String, Stored>,
+        judge: Option<&ReferenceAnswers>,
+        changed: &HashMap<String, StoredTensor>,
         first: usize,
         hidden: &[candle_core::Tensor],
     ) -> Result<f64> {
@@ -118,20 +118,20 @@ impl Measuring<'_> {
         judge.divergence(&llm, first, &|at, _| Ok(hidden[at].clone()))
     }
 
-    fn changed(&self, tensors: &HashMap<String, Stored>) -> Result<Llm> {
+    fn changed(&self, tensors: &HashMap<String, StoredTensor>) -> Result<Llm> {
         overlaid(&(self.open)()?, &in_memory(tensors)?, self.experts)
     }
 
     fn layer(
         &self,
-        judge: Option<&Judge>,
+        judge: Option<&ReferenceAnswers>,
         index: usize,
         inputs: &LayerActivations,
         hidden: &[candle_core::Tensor],
     ) -> Result<Vec<Measured>> {
         let source = (self.open)()?;
         let heads = model_parts::heads(source.config());
-        let inputs = &inputs.thinned(ROWS);
+        let inputs = &inputs.subsampled(ROWS);
         let und = model_parts::read(&source, index, Expert::Und)?;
         let shapes: Vec<(usize, usize)> = und.linears.iter().map(|w| (w.n_rows(), w.n_cols())).collect();
         // Rounds the matrices that `which` names, the others stay as they are but for their scales.
@@ -179,7 +179,7 @@ impl Measuring<'_> {
     }
 
     /// Its error is that of the weights; answers mind it through text rows alone.
-    fn embedding(&self, judge: Option<&Judge>, capture: &Capture<'_>) -> Result<Vec<Measured>> {
+    fn embedding(&self, judge: Option<&ReferenceAnswers>, capture: &Capture<'_>) -> Result<Vec<Measured>> {
         let name = "embed_tokens";
         let source = (self.open)()?;
         let (rows, cols) = (source.config().vocab_size, source.config().hidden_size);
@@ -192,16 +192,21 @@ impl Measuring<'_> {
                 packed(name, &result.weight, &mut tensors);
                 let llm = self.changed(&tensors)?;
                 let moved = judge.divergence(&llm, 0, &|at, _| {
-                    self.samples.runs[at].embedded_by(&llm, &capture.hidden()[at])
+                    self.samples.sequences[at].embedded_by(&llm, &capture.hidden()[at])
                 })?;
-                ratio(moved, result.trial().held_back)
+                ratio(moved, result.trial().held_out)
             }
             _ => (rows * cols) as f64,
         };
         Ok(vec![Measured { name: name.into(), rows, cols, sensitivity, errors }])
     }
 
-    fn head(&self, judge: Option<&Judge>, capture: &Capture<'_>, layers: usize) -> Result<Vec<Measured>> {
+    fn head(
+        &self,
+        judge: Option<&ReferenceAnswers>,
+        capture: &Capture<'_>,
+        layers: usize,
+    ) -> Result<Vec<Measured>> {
         let name = "lm_head";
         let source = (self.open)()?;
         let (rows, cols) = (source.config().vocab_size, source.config().hidden_size);
@@ -209,7 +214,7 @@ impl Measuring<'_> {
             return Ok(Vec::new());
         };
         let Some(inputs) = capture.head_rows(&self.changed(&HashMap::new())?)? else { return Ok(Vec::new()) };
-        let inputs = HeadRows { original: inputs.original.thinned(ROWS), actual: None };
+        let inputs = HeadActivations { original: inputs.original.subsampled(ROWS), actual: None };
         let weight = Weight::load(&source.model().pp(name), rows, cols)?;
         let mut norm = values(&source.model().tensor("norm.weight", &[cols])?)?;
         let result = measure_head(name, &mut norm, &weight, inputs, scheme, self.steps, &widths())?;
@@ -236,13 +241,13 @@ fn ratio(moved: f64, error: f64) -> f64 {
 }
 
 /// Divides `bits` per weight of the file among what was measured, and keeps the result.
-pub(crate) fn allot(
+pub(crate) fn allocate_bits(
     source: &Checkpoint,
-    schemes: &Schemes,
+    schemes: &ModuleSchemes,
     gen_: &GenExpert,
     bits: f64,
     layers: usize,
-    work: &WorkDir,
+    work: &WorkFolder,
 ) -> Result<()> {
     let mut measured: Vec<Measured> = Vec::new();
     for name in ["embed".to_owned(), "head".to_owned()].into_iter().chain((0..layers).map(|i| i.to_string()))
@@ -250,7 +255,7 @@ pub(crate) fn allot(
         measured.extend(work.require::<Vec<Measured>>(&part_file(&name))?);
     }
     let items: Vec<Item> = measured.iter().map(|m| item(m, source)).collect();
-    let room = Room::new(source, &measured, schemes, gen_);
+    let room = FixedSize::new(source, &measured, schemes, gen_);
     let least = room.others + items.iter().map(smallest).sum::<u64>();
     let budget = (bits * room.parameters as f64 / 8.0).floor() as u64;
     if least > budget {
@@ -272,8 +277,8 @@ pub(crate) fn allot(
     work.write_json(FILE, &widths)
 }
 
-/// The widths that an earlier call of [`allot`] kept.
-pub(crate) fn read(work: &WorkDir) -> Result<Option<BTreeMap<String, Option<Scheme>>>> {
+/// The widths that an earlier call of [`allocate_bits`] kept.
+pub(crate) fn read(work: &WorkFolder) -> Result<Option<BTreeMap<String, Option<Scheme>>>> {
     let Some(widths) = work.read_json::<Vec<Width>>(FILE)? else { return Ok(None) };
     let scheme = |width: Width| {
         let scheme = match (width.bits, width.group_size) {
@@ -307,13 +312,13 @@ fn smallest(item: &Item) -> u64 {
 }
 
 /// What the model file holds besides the matrices that share the budget.
-struct Room {
+struct FixedSize {
     parameters: u64,
     others: u64,
 }
 
-impl Room {
-    fn new(source: &Checkpoint, measured: &[Measured], schemes: &Schemes, gen_: &GenExpert) -> Self {
+impl FixedSize {
+    fn new(source: &Checkpoint, measured: &[Measured], schemes: &ModuleSchemes, gen_: &GenExpert) -> Self {
         let mut room = Self { parameters: 0, others: 0 };
         let shared: Vec<String> = measured.iter().map(|m| format!("{}.weight", m.name)).collect();
         let kept = |t: &TensorInfo| !gen_.is_dropped() || !is_generation(&t.name);
@@ -328,7 +333,7 @@ impl Room {
 }
 
 /// Bytes, at most, of a tensor that has no share in the budget.
-fn stored(tensor: &TensorInfo, schemes: &Schemes, gen_: &GenExpert) -> u64 {
+fn stored(tensor: &TensorInfo, schemes: &ModuleSchemes, gen_: &GenExpert) -> u64 {
     let is_in_layer = tensor.name.starts_with("layers.");
     match tensor.shape[..] {
         // What takes scales is written in f32.

@@ -8,63 +8,63 @@ use serde_json::{Value, json};
 use crate::error::Result;
 
 /// A sample, or a pass of one, laid out.
-pub(crate) struct Run {
-    rows: Rows,
-    /// Rows that are recorded, rising: of the run's expert.
-    pub(crate) picks: Vec<usize>,
-    /// Rows after which a token of the answer is chosen, recorded for the output head.
-    pub(crate) head_picks: Vec<usize>,
+pub(crate) struct CalibrationSequence {
+    kind: Kind,
+    /// Kind that are recorded, rising: of the run's expert.
+    pub(crate) tokens: Vec<usize>,
+    /// Kind after which a token of the answer is chosen, recorded for the output head.
+    pub(crate) head_tokens: Vec<usize>,
     /// Whether the sample is only judged by.
-    pub(crate) held_back: bool,
+    pub(crate) held_out: bool,
 }
 
 /// What the rows are.
-enum Rows {
+enum Kind {
     /// A question with so many tokens of an answer at its end, which the UND expert reads.
     Question { segments: Vec<Segment>, n_answer: usize },
     /// A pass of a step of drawing, whose latents the GEN expert reads.
-    Drawing { pieces: Vec<Piece>, captioned: bool },
+    GenerationRequest { pieces: Vec<Piece>, captioned: bool },
 }
 
-impl Run {
-    pub(crate) fn question(segments: Vec<Segment>, n_answer: usize, held_back: bool) -> Self {
-        Self::new(Rows::Question { segments, n_answer }, held_back)
+impl CalibrationSequence {
+    pub(crate) fn question(segments: Vec<Segment>, n_answer: usize, held_out: bool) -> Self {
+        Self::new(Kind::Question { segments, n_answer }, held_out)
     }
 
-    pub(crate) fn drawing(pieces: Vec<Piece>, captioned: bool, held_back: bool) -> Self {
-        Self::new(Rows::Drawing { pieces, captioned }, held_back)
+    pub(crate) fn drawing(pieces: Vec<Piece>, captioned: bool, held_out: bool) -> Self {
+        Self::new(Kind::GenerationRequest { pieces, captioned }, held_out)
     }
 
-    fn new(rows: Rows, held_back: bool) -> Self {
-        Self { rows, picks: Vec::new(), head_picks: Vec::new(), held_back }
+    fn new(kind: Kind, held_out: bool) -> Self {
+        Self { kind, tokens: Vec::new(), head_tokens: Vec::new(), held_out }
     }
 
     /// Whose inputs are recorded.
     pub(crate) fn expert(&self) -> Expert {
-        match self.rows {
-            Rows::Question { .. } => Expert::Und,
-            Rows::Drawing { .. } => Expert::Gen,
+        match self.kind {
+            Kind::Question { .. } => Expert::Und,
+            Kind::GenerationRequest { .. } => Expert::Gen,
         }
     }
 
     /// Tokens of the answer, at the end.
     pub(crate) fn n_answer(&self) -> usize {
-        match self.rows {
-            Rows::Question { n_answer, .. } => n_answer,
-            Rows::Drawing { .. } => 0,
+        match self.kind {
+            Kind::Question { n_answer, .. } => n_answer,
+            Kind::GenerationRequest { .. } => 0,
         }
     }
 
     pub(crate) fn sequence(&self, config: &Config) -> Sequence {
-        match &self.rows {
-            Rows::Question { segments, .. } => Sequence::new(segments, &config.layout(), Cursor::default()),
-            Rows::Drawing { pieces, captioned } => {
+        match &self.kind {
+            Kind::Question { segments, .. } => Sequence::new(segments, &config.layout(), Cursor::default()),
+            Kind::GenerationRequest { pieces, captioned } => {
                 Plan::new(pieces, &config.layout(), Unconditional::Cached).whole(*captioned)
             }
         }
     }
 
-    /// Rows of the GEN expert.
+    /// Kind of the GEN expert.
     pub(crate) fn latent_rows(&self, config: &Config) -> Vec<usize> {
         let sequence = self.sequence(config);
         let spans = sequence.spans().iter().filter(|span| span.expert == Expert::Gen);
@@ -80,15 +80,15 @@ impl Run {
 
     pub(crate) fn to_json(&self) -> Value {
         let grid = |g: &Grid| vec![g.t, g.h, g.w];
-        let rows = match &self.rows {
-            Rows::Question { segments, n_answer } => {
+        let kind = match &self.kind {
+            Kind::Question { segments, n_answer } => {
                 let segment = |segment: &Segment| match segment {
                     Segment::Text(ids) => json!({ "text": ids }),
                     Segment::Vit(g) | Segment::Clean(g) | Segment::Noise(g) => json!({ "vit": grid(g) }),
                 };
                 json!({ "segments": segments.iter().map(segment).collect::<Vec<_>>(), "answer": n_answer })
             }
-            Rows::Drawing { pieces, captioned } => {
+            Kind::GenerationRequest { pieces, captioned } => {
                 let piece = |piece: &Piece| match piece {
                     Piece::Template(ids) => json!({ "template": ids }),
                     Piece::Caption(ids) => json!({ "caption": ids }),
@@ -100,27 +100,27 @@ impl Run {
             }
         };
         json!({
-            "rows": rows, "picks": self.picks, "head_picks": self.head_picks, "held_back": self.held_back,
+            "kind": kind, "tokens": self.tokens, "head_tokens": self.head_tokens, "held_out": self.held_out,
         })
     }
 
     pub(crate) fn from_json(value: &Value) -> Option<Self> {
-        let rows = &value["rows"];
-        let rows = match rows.get("pieces") {
-            Some(pieces) => Rows::Drawing {
+        let rows = &value["kind"];
+        let kind = match rows.get("pieces") {
+            Some(pieces) => Kind::GenerationRequest {
                 pieces: pieces.as_array()?.iter().map(piece).collect::<Option<_>>()?,
                 captioned: rows["captioned"].as_bool()?,
             },
-            None => Rows::Question {
+            None => Kind::Question {
                 segments: rows["segments"].as_array()?.iter().map(segment).collect::<Option<_>>()?,
                 n_answer: usize::try_from(rows["answer"].as_u64()?).ok()?,
             },
         };
         Some(Self {
-            rows,
-            picks: numbers(&value["picks"])?,
-            head_picks: numbers(&value["head_picks"])?,
-            held_back: value["held_back"].as_bool()?,
+            kind,
+            tokens: numbers(&value["tokens"])?,
+            head_tokens: numbers(&value["head_tokens"])?,
+            held_out: value["held_out"].as_bool()?,
         })
     }
 }
@@ -166,8 +166,11 @@ mod tests {
     #[test]
     fn what_is_stored_is_what_is_read() {
         let g = Grid { t: 1, h: 2, w: 3 };
-        let question =
-            Run::question(vec![Segment::Text(vec![1, 2]), Segment::Vit(g), Segment::Text(vec![3])], 1, true);
+        let question = CalibrationSequence::question(
+            vec![Segment::Text(vec![1, 2]), Segment::Vit(g), Segment::Text(vec![3])],
+            1,
+            true,
+        );
         let pieces = vec![
             Piece::Template(vec![4]),
             Piece::Vit(g),
@@ -175,13 +178,15 @@ mod tests {
             Piece::Caption(vec![5, 6]),
             Piece::Noise(g),
         ];
-        for mut run in [question, Run::drawing(pieces, false, false)] {
-            (run.picks, run.head_picks) = (vec![0, 3], vec![2]);
+        for mut run in [question, CalibrationSequence::drawing(pieces, false, false)] {
+            (run.tokens, run.head_tokens) = (vec![0, 3], vec![2]);
             let stored = run.to_json();
-            let read = Run::from_json(&stored).unwrap();
+            let read = CalibrationSequence::from_json(&stored).unwrap();
             assert_eq!(read.to_json(), stored);
-            assert_eq!((read.expert(), read.held_back), (run.expert(), run.held_back));
+            assert_eq!((read.expert(), read.held_out), (run.expert(), run.held_out));
         }
-        assert!(Run::from_json(&json!({ "rows": { "pieces": [{ "other": [1] }] } })).is_none());
+        assert!(
+            CalibrationSequence::from_json(&json!({ "kind": { "pieces": [{ "other": [1] }] } })).is_none()
+        );
     }
 }

@@ -9,10 +9,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::Value;
 
-use crate::calibration_sequence::Run;
+use crate::calibration_sequence::CalibrationSequence;
 use crate::error::{Error, Result};
 use crate::progress::{Monitor, Progress};
-use crate::work_folder::WorkDir;
+use crate::work_folder::WorkFolder;
 
 /// Tokens of an answer that the model is asked for.
 const MAX_ANSWER: usize = 64;
@@ -21,8 +21,8 @@ const SHARES: [usize; 3] = [40, 30, 30];
 const FILE: &str = "samples.json";
 
 /// The samples of a run.
-pub(crate) struct Samples {
-    pub(crate) runs: Vec<Run>,
+pub(crate) struct CalibrationSet {
+    pub(crate) sequences: Vec<CalibrationSequence>,
 }
 
 /// One number for each sample, which tells samples apart and not what is in them.
@@ -34,15 +34,19 @@ pub(crate) fn hashes(dataset: &Dataset) -> Result<Vec<String>> {
     dataset.samples.iter().map(hash).collect()
 }
 
-impl Samples {
+impl CalibrationSet {
     /// What an earlier run chose.
-    pub(crate) fn stored(work: &WorkDir) -> Result<Option<Self>> {
+    pub(crate) fn stored(work: &WorkFolder) -> Result<Option<Self>> {
         work.read_json(FILE)?.as_ref().map(Self::from_json).transpose()
     }
 
     /// Chooses rows of what was laid out.
-    pub(crate) fn new(runs: Vec<Run>, config: &Config, (rows, seed): (usize, u64)) -> Result<Self> {
-        let mut samples = Self { runs };
+    pub(crate) fn new(
+        sequences: Vec<CalibrationSequence>,
+        config: &Config,
+        (rows, seed): (usize, u64),
+    ) -> Result<Self> {
+        let mut samples = Self { sequences };
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         samples.choose(config, rows, &mut rng)?;
         if samples.records(Expert::Gen) {
@@ -53,26 +57,29 @@ impl Samples {
 
     /// Whether inputs of an expert are recorded.
     pub(crate) fn records(&self, expert: Expert) -> bool {
-        self.runs.iter().any(|run| run.expert() == expert)
+        self.sequences.iter().any(|run| run.expert() == expert)
     }
 
     /// Keeps what was chosen, once the first layer's input is stored.
-    pub(crate) fn store(&self, work: &WorkDir) -> Result<()> {
-        work.write_json(FILE, &self.runs.iter().map(Run::to_json).collect::<Vec<_>>())
+    pub(crate) fn store(&self, work: &WorkFolder) -> Result<()> {
+        work.write_json(FILE, &self.sequences.iter().map(CalibrationSequence::to_json).collect::<Vec<_>>())
     }
 
     fn from_json(stored: &Value) -> Result<Self> {
-        let runs = stored.as_array().and_then(|runs| runs.iter().map(Run::from_json).collect());
-        Ok(Self { runs: runs.ok_or_else(|| Error::file(FILE, "expected a list of samples"))? })
+        let sequences = stored
+            .as_array()
+            .and_then(|sequences| sequences.iter().map(CalibrationSequence::from_json).collect());
+        Ok(Self { sequences: sequences.ok_or_else(|| Error::file(FILE, "expected a list of samples"))? })
     }
 
     fn choose(&mut self, config: &Config, rows: usize, rng: &mut ChaCha8Rng) -> Result<()> {
-        for held_back in [false, true] {
-            let total = share(rows, held_back);
+        for held_out in [false, true] {
+            let total = share(rows, held_out);
             let mut strata: [Vec<(usize, usize)>; 3] = Default::default();
             let mut head = Vec::new();
-            let questions = |run: &Run| run.held_back == held_back && run.expert() == Expert::Und;
-            for (i, run) in self.runs.iter().enumerate().filter(|(_, run)| questions(run)) {
+            let questions =
+                |run: &CalibrationSequence| run.held_out == held_out && run.expert() == Expert::Und;
+            for (i, run) in self.sequences.iter().enumerate().filter(|(_, run)| questions(run)) {
                 let sequence = run.sequence(config);
                 for row in 0..sequence.len() {
                     let visual = sequence.visual().iter().any(|range| range.contains(&row));
@@ -92,40 +99,41 @@ impl Samples {
             }
             let found: usize = strata.iter().map(Vec::len).sum();
             if found < 16 {
-                let purpose = if held_back { "held back" } else { "to search with" };
+                let purpose = if held_out { "held back" } else { "to search with" };
                 let message = format!("expected 16 rows or more {purpose}, found {found}");
                 return Err(Error::Calibration(message));
             }
             let quotas = quotas(total, &strata.each_ref().map(Vec::len));
             for (stratum, quota) in strata.iter_mut().zip(quotas) {
                 for (i, row) in draw(stratum, quota, rng) {
-                    self.runs[i].picks.push(row);
+                    self.sequences[i].tokens.push(row);
                 }
             }
             for (i, row) in draw(&mut head, total, rng) {
-                self.runs[i].head_picks.push(row);
+                self.sequences[i].head_tokens.push(row);
             }
         }
-        for run in &mut self.runs {
-            run.picks.sort_unstable();
-            run.head_picks.sort_unstable();
+        for run in &mut self.sequences {
+            run.tokens.sort_unstable();
+            run.head_tokens.sort_unstable();
         }
         Ok(())
     }
 
     /// As many rows of the GEN expert.
     fn choose_latents(&mut self, config: &Config, rows: usize, rng: &mut ChaCha8Rng) -> Result<()> {
-        for held_back in [false, true] {
-            let drawings = |run: &Run| run.held_back == held_back && run.expert() == Expert::Gen;
-            let runs = self.runs.iter().enumerate().filter(|(_, run)| drawings(run));
-            let mut latents: Vec<(usize, usize)> = runs
+        for held_out in [false, true] {
+            let drawings =
+                |run: &CalibrationSequence| run.held_out == held_out && run.expert() == Expert::Gen;
+            let sequences = self.sequences.iter().enumerate().filter(|(_, run)| drawings(run));
+            let mut latents: Vec<(usize, usize)> = sequences
                 .flat_map(|(i, run)| run.latent_rows(config).into_iter().map(move |row| (i, row)))
                 .collect();
-            for (i, row) in draw(&mut latents, share(rows, held_back), rng) {
-                self.runs[i].picks.push(row);
+            for (i, row) in draw(&mut latents, share(rows, held_out), rng) {
+                self.sequences[i].tokens.push(row);
             }
         }
-        self.runs.iter_mut().for_each(|run| run.picks.sort_unstable());
+        self.sequences.iter_mut().for_each(|run| run.tokens.sort_unstable());
         Ok(())
     }
 }
@@ -135,7 +143,7 @@ pub(crate) fn questions(
     lance: &Lance,
     dataset: &Dataset,
     monitor: &mut Monitor<'_>,
-) -> Result<(Vec<Run>, Vec<Tensor>)> {
+) -> Result<(Vec<CalibrationSequence>, Vec<Tensor>)> {
     let n = dataset.samples.len();
     if n < 4 {
         let message = format!("expected 4 samples or more, of which a quarter is held back, found {n}");
@@ -144,20 +152,20 @@ pub(crate) fn questions(
     if n < 32 {
         monitor.begin(Progress::FewSamples(n))?;
     }
-    let (mut runs, mut inputs) = (Vec::new(), Vec::new());
+    let (mut sequences, mut inputs) = (Vec::new(), Vec::new());
     monitor.begin(Progress::Samples { done: 0, total: n })?;
     for (i, sample) in dataset.samples.iter().enumerate() {
         let (run, x) = lay_out(lance, sample, i % 4 == 3)?;
-        runs.push(run);
+        sequences.push(run);
         inputs.push(x);
         monitor.begin(Progress::Samples { done: i + 1, total: n })?;
     }
-    Ok((runs, inputs))
+    Ok((sequences, inputs))
 }
 
-/// Rows held back, or to search with, of so many.
-fn share(rows: usize, held_back: bool) -> usize {
-    if held_back { rows / 4 } else { rows - rows / 4 }
+/// Activations held back, or to search with, of so many.
+fn share(rows: usize, held_out: bool) -> usize {
+    if held_out { rows / 4 } else { rows - rows / 4 }
 }
 
 /// Shares of `total`, a short stratum leaving its rest to the others in order.
@@ -183,7 +191,7 @@ fn draw(items: &mut [(usize, usize)], n: usize, rng: &mut ChaCha8Rng) -> Vec<(us
     items[..n].to_vec()
 }
 
-fn lay_out(lance: &Lance, sample: &Sample, held_back: bool) -> Result<(Run, Tensor)> {
+fn lay_out(lance: &Lance, sample: &Sample, held_out: bool) -> Result<(CalibrationSequence, Tensor)> {
     let options = AskOptions::default();
     let visuals = sample.shown.encode(lance, &options)?;
     let answer: Vec<u32> = match &sample.answer {
@@ -207,7 +215,7 @@ fn lay_out(lance: &Lance, sample: &Sample, held_back: bool) -> Result<(Run, Tens
     let mut segments = prompt::conversation(lance.tokenizer(), system_message.as_str(), &turns)?;
     let n_answer = answer.len();
     segments.push(Segment::Text(answer));
-    let run = Run::question(segments, n_answer, held_back);
+    let run = CalibrationSequence::question(segments, n_answer, held_out);
     let features: Vec<Tensor> = visuals.iter().map(|v| v.features().clone()).collect();
     let x = lance.llm().embed(&run.sequence(lance.config()), &features)?;
     Ok((run, x))

@@ -4,22 +4,22 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 use lance_mm_models::{Config, Expert, LinearInput, Llm};
-use lance_mm_quant::Rows;
+use lance_mm_quant::Activations;
 use lance_mm_tensor::StopFlag;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::calibration_set::Samples;
+use crate::calibration_set::CalibrationSet;
 use crate::error::{Error, Result};
 use crate::layer_quantizer::LayerActivations;
 use crate::names::input_path;
-use crate::output_head::HeadRows;
-use crate::work_folder::WorkDir;
+use crate::output_head::HeadActivations;
+use crate::work_folder::WorkFolder;
 
 /// The residual streams of all samples before some layer.
 pub(crate) struct Capture<'a> {
-    samples: Option<&'a Samples>,
-    work: &'a WorkDir,
+    samples: Option<&'a CalibrationSet>,
+    work: &'a WorkFolder,
     stop: &'a StopFlag,
     hidden: Vec<Tensor>,
     /// The same in the model quantized so far, where that is followed.
@@ -32,29 +32,29 @@ pub(crate) struct Capture<'a> {
 #[derive(Default)]
 struct Recorded {
     search: Vec<f32>,
-    held_back: Vec<f32>,
+    held_out: Vec<f32>,
 }
 
 impl Recorded {
-    /// Adds the rows `picks` of a sample.
-    fn add(&mut self, rows: &Tensor, picks: &[usize], held_back: bool) -> candle_core::Result<()> {
-        let picks: Vec<u32> = picks.iter().map(|row| *row as u32).collect();
-        if !picks.is_empty() {
-            let rows = rows.index_select(&Tensor::new(picks.as_slice(), rows.device())?, 0)?;
-            self.extend(&rows, held_back)?;
+    /// Adds the rows `tokens` of a sample.
+    fn add(&mut self, rows: &Tensor, tokens: &[usize], held_out: bool) -> candle_core::Result<()> {
+        let tokens: Vec<u32> = tokens.iter().map(|row| *row as u32).collect();
+        if !tokens.is_empty() {
+            let rows = rows.index_select(&Tensor::new(tokens.as_slice(), rows.device())?, 0)?;
+            self.extend(&rows, held_out)?;
         }
         Ok(())
     }
 
-    fn extend(&mut self, rows: &Tensor, held_back: bool) -> candle_core::Result<()> {
-        let into = if held_back { &mut self.held_back } else { &mut self.search };
+    fn extend(&mut self, rows: &Tensor, held_out: bool) -> candle_core::Result<()> {
+        let into = if held_out { &mut self.held_out } else { &mut self.search };
         into.extend(rows.flatten_all()?.to_vec1::<f32>()?);
         Ok(())
     }
 
-    fn rows(self, index: usize, input: LinearInput, expert: Expert, config: &Config) -> Result<Rows> {
+    fn rows(self, index: usize, input: LinearInput, expert: Expert, config: &Config) -> Result<Activations> {
         let cols = if input == LinearInput::Gated { config.intermediate_size } else { config.hidden_size };
-        Ok(Rows::new(&input_path(input, index, expert), self.search, &self.held_back, cols)?)
+        Ok(Activations::new(&input_path(input, index, expert), self.search, &self.held_out, cols)?)
     }
 }
 
@@ -66,8 +66,8 @@ impl<'a> Capture<'a> {
     /// Begins with `inputs`, or where an earlier run stopped.
     pub(crate) fn new(
         layers: usize,
-        samples: Option<(&'a Samples, Option<Vec<Tensor>>)>,
-        work: &'a WorkDir,
+        samples: Option<(&'a CalibrationSet, Option<Vec<Tensor>>)>,
+        work: &'a WorkFolder,
         stop: &'a StopFlag,
     ) -> Result<Self> {
         let mut capture = Self { samples: None, work, stop, hidden: Vec::new(), quantized: None, at: 0 };
@@ -98,7 +98,7 @@ impl<'a> Capture<'a> {
     /// embedding.
     pub(crate) fn follow(&mut self, llm: &Llm) -> Result<()> {
         let Some(samples) = self.samples.filter(|_| self.at == 0) else { return Ok(()) };
-        let inputs = samples.runs.iter().zip(&self.hidden).map(|(run, x)| run.embedded_by(llm, x));
+        let inputs = samples.sequences.iter().zip(&self.hidden).map(|(run, x)| run.embedded_by(llm, x));
         self.quantized = Some(inputs.collect::<Result<_>>()?);
         Ok(())
     }
@@ -119,7 +119,12 @@ impl<'a> Capture<'a> {
 
     /// What the linear layers of an input read in the quantized model, of which `llm` has the part before them;
     /// none where it is not followed.
-    pub(crate) fn input(&self, llm: &Llm, index: usize, input: LinearInput) -> Result<Vec<Option<Rows>>> {
+    pub(crate) fn input(
+        &self,
+        llm: &Llm,
+        index: usize,
+        input: LinearInput,
+    ) -> Result<Vec<Option<Activations>>> {
         let (Some(samples), Some(quantized)) =
             (self.samples, self.quantized.as_ref().filter(|_| self.at == index))
         else {
@@ -127,11 +132,11 @@ impl<'a> Capture<'a> {
         };
         let config = llm.config();
         let mut recorded = [Recorded::default(), Recorded::default()];
-        for (run, x) in samples.runs.iter().zip(quantized).filter(|(run, _)| !run.picks.is_empty()) {
+        for (run, x) in samples.sequences.iter().zip(quantized).filter(|(run, _)| !run.tokens.is_empty()) {
             self.stop.check()?;
-            let picks: Vec<u32> = run.picks.iter().map(|row| *row as u32).collect();
-            let rows = llm.layer_input(index, x, &run.sequence(config), (&picks, run.expert()), input)?;
-            recorded[run.expert() as usize].extend(&rows, run.held_back)?;
+            let tokens: Vec<u32> = run.tokens.iter().map(|row| *row as u32).collect();
+            let rows = llm.layer_input(index, x, &run.sequence(config), (&tokens, run.expert()), input)?;
+            recorded[run.expert() as usize].extend(&rows, run.held_out)?;
         }
         let rows = Expert::ALL.into_iter().zip(recorded).map(|(expert, recorded)| {
             samples.records(expert).then(|| recorded.rows(index, input, expert, config)).transpose()
@@ -143,20 +148,20 @@ impl<'a> Capture<'a> {
     /// the layer's outputs.
     fn run(
         &self,
-        samples: &Samples,
+        samples: &CalibrationSet,
         llm: &Llm,
         index: usize,
     ) -> Result<([Option<LayerActivations>; 2], Vec<Tensor>)> {
         let config = llm.config();
         let mut recorded: [[Recorded; 4]; 2] = Default::default();
         let mut next = Vec::with_capacity(self.hidden.len());
-        for (run, x) in samples.runs.iter().zip(&self.hidden) {
+        for (run, x) in samples.sequences.iter().zip(&self.hidden) {
             self.stop.check()?;
             let recorded = &mut recorded[run.expert() as usize];
             let mut probe = |name: std::fmt::Arguments<'_>, rows: &Tensor| {
                 let name = name.to_string();
                 match LinearInput::ALL.into_iter().find(|input| name.ends_with(input.name())) {
-                    Some(input) => Ok(recorded[input as usize].add(rows, &run.picks, run.held_back)?),
+                    Some(input) => Ok(recorded[input as usize].add(rows, &run.tokens, run.held_out)?),
                     None => Ok(()),
                 }
             };
@@ -182,7 +187,7 @@ impl<'a> Capture<'a> {
     /// where the quantized model is followed.
     pub(crate) fn advance(&mut self, index: usize, llm: Option<&Llm>) -> Result<()> {
         if let (true, Some(llm), Some(quantized)) = (self.awaits(index), llm, &self.quantized) {
-            let samples = self.samples.into_iter().flat_map(|samples| &samples.runs).zip(quantized);
+            let samples = self.samples.into_iter().flat_map(|samples| &samples.sequences).zip(quantized);
             let next = samples.map(|(run, x)| {
                 Ok(llm.run_layer(index, x, &run.sequence(llm.config()), &mut |_, _| Ok(()))?)
             });
@@ -229,18 +234,20 @@ impl<'a> Capture<'a> {
     }
 
     /// What the output head reads, after the original final norm.
-    pub(crate) fn head_rows(&self, llm: &Llm) -> Result<Option<HeadRows>> {
+    pub(crate) fn head_rows(&self, llm: &Llm) -> Result<Option<HeadActivations>> {
         let Some(samples) = self.samples else { return Ok(None) };
-        let rows = |hidden: &[Tensor]| -> Result<Rows> {
+        let rows = |hidden: &[Tensor]| -> Result<Activations> {
             let mut recorded = Recorded::default();
-            for (run, x) in samples.runs.iter().zip(hidden).filter(|(run, _)| !run.head_picks.is_empty()) {
+            for (run, x) in
+                samples.sequences.iter().zip(hidden).filter(|(run, _)| !run.head_tokens.is_empty())
+            {
                 let normed = llm.norm(x, &run.sequence(llm.config()))?;
-                recorded.add(&normed, &run.head_picks, run.held_back)?;
+                recorded.add(&normed, &run.head_tokens, run.held_out)?;
             }
-            Ok(Rows::new("lm_head", recorded.search, &recorded.held_back, llm.config().hidden_size)?)
+            Ok(Activations::new("lm_head", recorded.search, &recorded.held_out, llm.config().hidden_size)?)
         };
         let actual = self.quantized.as_deref().map(rows).transpose()?;
-        Ok(Some(HeadRows { original: rows(&self.hidden)?, actual }))
+        Ok(Some(HeadActivations { original: rows(&self.hidden)?, actual }))
     }
 
     fn store(&self, layer: usize) -> Result<()> {
@@ -273,7 +280,7 @@ impl<'a> Capture<'a> {
             let values: Vec<f32> = view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
             Ok(Tensor::from_vec(values, view.shape(), &Device::Cpu)?)
         };
-        let n = self.samples.map_or(0, |samples| samples.runs.len());
+        let n = self.samples.map_or(0, |samples| samples.sequences.len());
         let stream = |prefix: &str| -> Result<Vec<Tensor>> {
             let tensors = (0..n).map(|i| tensor(format!("{prefix}{i:06}")));
             tensors.collect::<Result<_>>()

@@ -12,11 +12,11 @@ use lance_mm_tensor::{TensorInfo, Weights};
 use safetensors::{Dtype, View};
 
 use crate::error::{Error, Result};
-use crate::module_schemes::Schemes;
+use crate::module_schemes::ModuleSchemes;
 use crate::options::GenExpert;
 use crate::quantize::copy;
 use crate::report::{self, Report};
-use crate::work_folder::{WorkDir, file_name};
+use crate::work_folder::{WorkFolder, file_name};
 use crate::{config, model_parts, vision_encoder};
 
 /// Bytes from which a tensor is read through a map of its own, whose pages are given back.
@@ -27,8 +27,8 @@ pub(crate) struct Output<'a> {
     pub(crate) open: &'a dyn Fn() -> Result<Checkpoint>,
     /// Its files.
     pub(crate) files: &'a CheckpointFiles,
-    pub(crate) work: &'a WorkDir,
-    pub(crate) schemes: &'a Schemes,
+    pub(crate) work: &'a WorkFolder,
+    pub(crate) schemes: &'a ModuleSchemes,
     pub(crate) gen_: &'a GenExpert,
     pub(crate) report: &'a Report,
 }

@@ -87,12 +87,12 @@ mod tests {
 
     use super::*;
     use crate::options::Recipe;
-    use crate::work_folder::WorkDir;
+    use crate::work_folder::WorkFolder;
 
     /// The settings for a layer of these matrices: name, columns, and bits if it is packed.
     fn settings(matrices: &[(&str, usize, Option<u64>)]) -> Value {
         let dir = tempfile::tempdir().unwrap();
-        let work = WorkDir::open(&dir.path().join("out"), &json!({})).unwrap().unwrap();
+        let work = WorkFolder::open(&dir.path().join("out"), &json!({})).unwrap().unwrap();
         let linear = |(name, _, bits): &(&str, usize, Option<u64>)| {
             let zero = json!({
                 "name": name, "bits": bits, "group_size": 32, "plain": 0, "scaled": 0, "final": 0, "snr_db": 0,

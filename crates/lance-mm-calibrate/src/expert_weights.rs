@@ -5,7 +5,7 @@ use lance_mm_quant::{Matrix, Tie};
 use lance_mm_tensor::Result;
 
 use crate::error::setting;
-use crate::names::{Pair, Proj};
+use crate::names::{FusionGroup, Proj};
 
 /// Attention heads of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl ExpertWeights {
         }
         let norm = self.post_attention_layernorm.len();
         if norm != width {
-            return Err(setting(&Pair::NormGateUp.producer(layer, self.expert), width, norm));
+            return Err(setting(&FusionGroup::NormGateUp.producer(layer, self.expert), width, norm));
         }
         match self.v_bias.as_ref().filter(|bias| bias.len() != kv) {
             None => Ok(()),
@@ -86,32 +86,34 @@ impl ExpertWeights {
     /// experts take the same `s`.
     ///
     /// # Panics
-    /// When there is not one factor for each channel of the producer, or for the pair of the head.
-    pub fn fuse(&mut self, pair: Pair, s: &[f32], tie: &Tie) {
-        match pair {
-            Pair::NormQkv => divide(&mut self.input_layernorm, s),
-            Pair::NormGateUp => divide(&mut self.post_attention_layernorm, s),
-            Pair::UpDown => self.linears[Proj::UpProj as usize].divide_rows(s),
-            Pair::VO => {
+    /// When there is not one factor for each channel of the producer, or for the fusion group of the head.
+    pub fn fuse(&mut self, group: FusionGroup, s: &[f32], tie: &Tie) {
+        match group {
+            FusionGroup::NormQkv => divide(&mut self.input_layernorm, s),
+            FusionGroup::NormGateUp => divide(&mut self.post_attention_layernorm, s),
+            FusionGroup::UpDown => self.linears[Proj::UpProj as usize].divide_rows(s),
+            FusionGroup::VO => {
                 self.linears[Proj::VProj as usize].divide_rows(s);
                 if let Some(bias) = &mut self.v_bias {
                     divide(bias, s);
                 }
             }
-            Pair::NormHead => panic!("the head is no part of a layer"),
+            FusionGroup::NormHead => panic!("the head is no part of a layer"),
         }
         let columns = tie.expand(s);
-        for proj in pair.consumers() {
+        for proj in group.consumers() {
             self.linears[*proj as usize].multiply_cols(&columns);
         }
     }
 
-    /// The tie of a pair's columns.
-    pub fn tie(&self, pair: Pair, heads: &Heads) -> Tie {
-        match pair {
-            Pair::VO => Tie::heads(heads.n_heads, heads.n_kv_heads, heads.head_dim),
-            Pair::UpDown => Tie::none(self.linear(Proj::DownProj).n_cols()),
-            Pair::NormQkv | Pair::NormGateUp | Pair::NormHead => Tie::none(self.input_layernorm.len()),
+    /// The tie of a fusion group's columns.
+    pub fn tie(&self, group: FusionGroup, heads: &Heads) -> Tie {
+        match group {
+            FusionGroup::VO => Tie::heads(heads.n_heads, heads.n_kv_heads, heads.head_dim),
+            FusionGroup::UpDown => Tie::none(self.linear(Proj::DownProj).n_cols()),
+            FusionGroup::NormQkv | FusionGroup::NormGateUp | FusionGroup::NormHead => {
+                Tie::none(self.input_layernorm.len())
+            }
         }
     }
 }
@@ -165,13 +167,13 @@ mod tests {
         w.check(0, &HEADS).unwrap();
         let x = seeded(w.input_layernorm.len(), 9);
         let before = outputs(&w, &x);
-        for (i, pair) in Pair::LAYER.into_iter().enumerate() {
-            let tie = w.tie(pair, &HEADS);
+        for (i, group) in FusionGroup::LAYER.into_iter().enumerate() {
+            let tie = w.tie(group, &HEADS);
             let s: Vec<f32> = seeded(tie.n_free(), 20 + i as u64).iter().map(|v| (3.0 * v).exp()).collect();
-            w.fuse(pair, &s, &tie);
+            w.fuse(group, &s, &tie);
             for (found, expected) in outputs(&w, &x).iter().zip(&before) {
                 let size = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-                assert_close(pair.name(), found, expected, 1e-5 * size);
+                assert_close(group.name(), found, expected, 1e-5 * size);
             }
         }
         let changed = expert_weights(Expert::Und, 1);

@@ -9,7 +9,7 @@ use lance_mm_pipelines::{GenerateOptions, Lance, Request};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use crate::calibration_sequence::Run;
+use crate::calibration_sequence::CalibrationSequence;
 use crate::error::{Error, Result};
 use crate::progress::{Monitor, Progress};
 use crate::quantize::read;
@@ -22,7 +22,7 @@ const TURNS: usize = 4;
 /// A picture that is asked for.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Drawing {
+struct GenerationRequest {
     /// The caption, or with a picture the instruction.
     prompt: String,
     /// A picture to be edited, beside the file.
@@ -37,13 +37,13 @@ struct Drawing {
 
 /// The requests of a file.
 #[derive(Clone, Debug)]
-pub struct Drawings {
+pub struct GenerationRequests {
     name: String,
     dir: PathBuf,
-    list: Vec<Drawing>,
+    list: Vec<GenerationRequest>,
 }
 
-impl Drawings {
+impl GenerationRequests {
     /// Reads a file of one JSON object a line: `{"prompt": "A red fox"}`, for edits with `image`; optional are `size`,
     /// `resolution`, `steps` and `seed`.
     ///
@@ -53,7 +53,7 @@ impl Drawings {
         let name = path.display().to_string();
         let text = String::from_utf8(read(path)?).map_err(Error::at(path))?;
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let list: Vec<Drawing> = lines
+        let list: Vec<GenerationRequest> = lines
             .map(|(i, line)| {
                 serde_json::from_str(line)
                     .map_err(|error| Error::file(format!("{name}: line {}", i + 1), error))
@@ -76,8 +76,8 @@ impl Drawings {
 
     /// One number for each request, which tells requests apart.
     pub(crate) fn hashes(&self) -> Result<Vec<String>> {
-        let hash = |drawing: &Drawing| {
-            let Drawing { prompt, image, size, resolution, steps, seed } = drawing;
+        let hash = |drawing: &GenerationRequest| {
+            let GenerationRequest { prompt, image, size, resolution, steps, seed } = drawing;
             let mut hash = Sha256::new();
             hash.update(format!("{prompt:?} {size:?} {resolution:?} {steps:?} {seed:?}"));
             if let Some(image) = image {
@@ -89,8 +89,12 @@ impl Drawings {
     }
 
     /// Draws everything with the unquantized model: the passes to record, and what they read.
-    pub(crate) fn run(&self, lance: &Lance, monitor: &mut Monitor<'_>) -> Result<(Vec<Run>, Vec<Tensor>)> {
-        let (mut runs, mut inputs) = (Vec::new(), Vec::new());
+    pub(crate) fn run(
+        &self,
+        lance: &Lance,
+        monitor: &mut Monitor<'_>,
+    ) -> Result<(Vec<CalibrationSequence>, Vec<Tensor>)> {
+        let (mut sequences, mut inputs) = (Vec::new(), Vec::new());
         let total = self.list.len();
         monitor.begin(Progress::Requests { done: 0, total })?;
         for (i, drawing) in self.list.iter().enumerate() {
@@ -100,15 +104,19 @@ impl Drawings {
             };
             let trace = self.trace(lance, drawing, i).map_err(named)?;
             for pass in trace.passes {
-                runs.push(Run::drawing(trace.pieces.clone(), pass.captioned, i % 4 == 3));
+                sequences.push(CalibrationSequence::drawing(
+                    trace.pieces.clone(),
+                    pass.captioned,
+                    i % 4 == 3,
+                ));
                 inputs.push(pass.x);
             }
             monitor.begin(Progress::Requests { done: i + 1, total })?;
         }
-        Ok((runs, inputs))
+        Ok((sequences, inputs))
     }
 
-    fn trace(&self, lance: &Lance, drawing: &Drawing, index: usize) -> Result<Trace> {
+    fn trace(&self, lance: &Lance, drawing: &GenerationRequest, index: usize) -> Result<Trace> {
         let mut options = GenerateOptions::default();
         options.steps = drawing.steps.unwrap_or(options.steps);
         options.seed = drawing.seed.unwrap_or(options.seed + index as u64);
@@ -126,7 +134,7 @@ impl Drawings {
 }
 
 /// 384 x 384 unless the request says otherwise, as the published checkpoint was calibrated.
-fn size(drawing: &Drawing) -> Result<Size> {
+fn size(drawing: &GenerationRequest) -> Result<Size> {
     let size = match &drawing.size {
         Some(size) => {
             let sides = size.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
@@ -166,7 +174,7 @@ mod tests {
         let path = dir.path().join("drawings.jsonl");
         let error = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            format!("{:#}", Drawings::read(&path).err().unwrap())
+            format!("{:#}", GenerationRequests::read(&path).err().unwrap())
         };
         let line = "{\"prompt\": \"A fox\"}\n";
         assert!(error(line).contains("expected 4 requests or more"), "{}", error(line));

@@ -1,10 +1,10 @@
-//! A whole layer: scales of its pairs, then every linear layer.
+//! A whole layer: scales of its fusion groups, then every linear layer.
 
 mod rounding;
 mod scaling;
 
 use lance_mm_models::{Expert, LinearInput};
-use lance_mm_quant::{LinearReport, Matrix, Rows};
+use lance_mm_quant::{Activations, Matrix, RoundingReport};
 use lance_mm_tensor::{AffineWeight, Result, Scheme};
 use rounding::{Rounding, Step};
 use scaling::Work;
@@ -12,7 +12,7 @@ use scaling::Work;
 use crate::expert_weights::{ExpertWeights, Heads};
 use crate::names::Proj;
 use crate::options::RecipeSteps;
-use crate::report::PairReport;
+use crate::report::FusionReport;
 
 /// The weights of a layer.
 pub struct LayerWeights {
@@ -28,23 +28,28 @@ pub struct LayerWeights {
 #[derive(Clone)]
 pub struct LayerActivations {
     /// Input of q, k and v.
-    pub qkv: Rows,
+    pub qkv: Activations,
     /// Input of o.
-    pub o: Rows,
+    pub o: Activations,
     /// Input of gate and up.
-    pub gate_up: Rows,
+    pub gate_up: Activations,
     /// Input of down.
-    pub down: Rows,
+    pub down: Activations,
 }
 
 impl LayerActivations {
     /// Evenly spread tokens, at most `n` of each input.
-    pub fn thinned(&self, n: usize) -> Self {
+    pub fn subsampled(&self, n: usize) -> Self {
         let Self { qkv, o, gate_up, down } = self;
-        Self { qkv: qkv.thinned(n), o: o.thinned(n), gate_up: gate_up.thinned(n), down: down.thinned(n) }
+        Self {
+            qkv: qkv.subsampled(n),
+            o: o.subsampled(n),
+            gate_up: gate_up.subsampled(n),
+            down: down.subsampled(n),
+        }
     }
 
-    fn get(&self, input: LinearInput) -> &Rows {
+    fn get(&self, input: LinearInput) -> &Activations {
         match input {
             LinearInput::Normed => &self.qkv,
             LinearInput::Heads => &self.o,
@@ -53,7 +58,7 @@ impl LayerActivations {
         }
     }
 
-    fn get_mut(&mut self, input: LinearInput) -> &mut Rows {
+    fn get_mut(&mut self, input: LinearInput) -> &mut Activations {
         match input {
             LinearInput::Normed => &mut self.qkv,
             LinearInput::Heads => &mut self.o,
@@ -67,7 +72,7 @@ impl LayerActivations {
 pub enum Form {
     /// Quantized; scales and biases are bf16.
     Packed(AffineWeight),
-    /// Left as it is, but for the scales of its pairs.
+    /// Left as it is, but for the scales of its fusion groups.
     Dense(Matrix),
 }
 
@@ -78,7 +83,7 @@ pub struct LinearResult {
     /// Its weight.
     pub form: Form,
     /// What was done; none for a weight that stays dense.
-    pub report: Option<LinearReport>,
+    pub report: Option<RoundingReport>,
     /// Its errors in the schemes that were asked for: see [`measure_layer`].
     pub errors: Vec<Option<f64>>,
 }
@@ -101,8 +106,8 @@ pub struct ExpertResult {
 pub struct LayerResult {
     /// In the order given.
     pub experts: Vec<ExpertResult>,
-    /// The pairs that were searched.
-    pub pairs: Vec<PairReport>,
+    /// The fusion groups that were searched.
+    pub fusions: Vec<FusionReport>,
 }
 
 /// Quantizes a layer. `rows` has an entry for each expert, `None` where there are no inputs: its norms keep
@@ -149,7 +154,7 @@ pub fn measure_layer(
 pub struct LayerQuantizer<'a> {
     layer: usize,
     experts: Vec<Rounding>,
-    pairs: Vec<PairReport>,
+    fusions: Vec<FusionReport>,
     /// Sites that are done.
     done: usize,
     scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
@@ -158,7 +163,7 @@ pub struct LayerQuantizer<'a> {
 }
 
 impl<'a> LayerQuantizer<'a> {
-    /// Searches and fuses the scales of all pairs; arguments as for [`quantize_layer`].
+    /// Searches and fuses the scales of all fusion groups; arguments as for [`quantize_layer`].
     ///
     /// # Errors
     /// As [`quantize_layer`].
@@ -169,11 +174,11 @@ impl<'a> LayerQuantizer<'a> {
         steps: &'a RecipeSteps,
     ) -> Result<Self> {
         let mut work = Work::new(weights, rows, scheme, steps)?;
-        let pairs = work.scale_all()?;
+        let fusions = work.scale_all()?;
         let Work { layer, experts, rows, plain, .. } = work;
         let experts = experts.into_iter().zip(rows).zip(plain);
         let experts = experts.map(|((weights, rows), plain)| Rounding::new(weights, rows, plain)).collect();
-        Ok(Self { layer, experts, pairs, done: 0, scheme, steps, others: &[] })
+        Ok(Self { layer, experts, fusions, done: 0, scheme, steps, others: &[] })
     }
 
     /// The input whose linear layers are rounded next.
@@ -192,7 +197,7 @@ impl<'a> LayerQuantizer<'a> {
     ///
     /// # Errors
     /// As [`quantize_layer`]; other rows than those recorded.
-    pub fn round(&mut self, actual: Vec<Option<Rows>>) -> Result<()> {
+    pub fn round(&mut self, actual: Vec<Option<Activations>>) -> Result<()> {
         let Some(input) = self.next() else { return Ok(()) };
         self.done += 1;
         let mut actual = actual.into_iter();
@@ -213,7 +218,7 @@ impl<'a> LayerQuantizer<'a> {
     pub fn finish(self) -> LayerResult {
         assert!(self.next().is_none(), "all inputs are rounded");
         let experts = self.experts.into_iter().map(|expert| expert.result).collect();
-        LayerResult { experts, pairs: self.pairs }
+        LayerResult { experts, fusions: self.fusions }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Quantizes a Lance checkpoint: runs it over questions to record the input activations of its linear layers, searches
+//! Quantizes a Lance checkpoint: sequences it over questions to record the input activations of its linear layers, searches
 //! scales and bits with `lance-mm-quant`, and writes a checkpoint in the MLX layout.
 //!
 //! [`quantize`](quantize()) does all of it; [`QuantizeOptions`] says how, [`Report`] what came of it. Without calibration:
@@ -48,17 +48,17 @@ mod work_folder;
 
 pub use error::{Error, Result};
 pub use expert_weights::{ExpertWeights, Heads};
-pub use generation_requests::Drawings;
+pub use generation_requests::GenerationRequests;
 pub use layer_quantizer::{
     ExpertResult, Form, LayerActivations, LayerQuantizer, LayerResult, LayerWeights, LinearResult,
     measure_layer, quantize_layer,
 };
-pub use names::{Pair, Proj};
+pub use names::{FusionGroup, Proj};
 pub use options::{GenExpert, QuantizeOptions, Recipe, RecipeSteps, Scaling, Sensitivity};
-pub use output_head::{HeadResult, HeadRows, measure_head, quantize_head};
+pub use output_head::{HeadActivations, HeadResult, measure_head, quantize_head};
 pub use progress::{Observer, Progress};
 pub use quantize::quantize;
-pub use report::{PairReport, Report};
+pub use report::{FusionReport, Report};
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,10 @@
-//! Quantizing one layer, the embedding and the head; each result is a file of the work folder.
+//! PartQuantizer one layer, the embedding and the head; each result is a file of the work folder.
 
 use std::collections::HashMap;
 
 use lance_mm_models::{Config, Expert, Experts, Llm};
 use lance_mm_pipelines::Checkpoint;
-use lance_mm_quant::{LinearReport, Matrix, quantize_linear};
+use lance_mm_quant::{Matrix, RoundingReport, quantize_linear};
 use lance_mm_tensor::{StopFlag, Weight, Weights};
 use serde::Serialize;
 
@@ -12,22 +12,23 @@ use crate::capture::Capture;
 use crate::error::{Error, Result};
 use crate::expert_weights::{ExpertWeights, Heads};
 use crate::layer_quantizer::{ExpertResult, LayerActivations, LayerQuantizer, LayerWeights};
-use crate::module_schemes::Schemes;
+use crate::module_schemes::ModuleSchemes;
 use crate::names::Proj;
 use crate::options::RecipeSteps;
-use crate::output_head::{HeadRows, quantize_head};
+use crate::output_head::{HeadActivations, quantize_head};
 use crate::progress::{Monitor, Progress};
-use crate::report::PairReport;
+use crate::report::FusionReport;
 use crate::stored_tensors::{
-    Shared, Stored, bf16s, f32s, in_memory, overlaid, packed, store, values, vectors,
+    BorrowedTensor, StoredTensor, bf16s, f32s, in_memory, overlaid, packed, store, values, vectors,
 };
-use crate::work_folder::WorkDir;
+use crate::work_folder::WorkFolder;
 
 /// What is said of a part in the report.
 #[derive(Default, Serialize)]
 struct Part {
-    pairs: Vec<PairReport>,
-    linears: Vec<LinearReport>,
+    #[serde(rename = "pairs")]
+    fusions: Vec<FusionReport>,
+    linears: Vec<RoundingReport>,
 }
 
 pub(crate) fn layer_name(index: usize) -> String {
@@ -46,11 +47,11 @@ pub(crate) fn parts(layers: usize) -> Vec<String> {
 
 /// What every part is made from and with.
 #[derive(Clone, Copy)]
-pub(crate) struct Quantizing<'a> {
+pub(crate) struct PartQuantizer<'a> {
     pub(crate) open: &'a dyn Fn() -> Result<Checkpoint>,
-    pub(crate) schemes: &'a Schemes,
+    pub(crate) schemes: &'a ModuleSchemes,
     pub(crate) steps: &'a RecipeSteps,
-    pub(crate) work: &'a WorkDir,
+    pub(crate) work: &'a WorkFolder,
     /// The experts that samples run on.
     pub(crate) experts: Experts,
     pub(crate) stop: &'a StopFlag,
@@ -58,7 +59,7 @@ pub(crate) struct Quantizing<'a> {
     pub(crate) quantized: &'a [Expert],
 }
 
-impl Quantizing<'_> {
+impl PartQuantizer<'_> {
     /// The language model as it is.
     pub(crate) fn original(&self) -> Result<Llm> {
         overlaid(&(self.open)()?, &in_memory(&HashMap::new())?, self.experts)
@@ -126,7 +127,7 @@ impl Quantizing<'_> {
         let experts = self.quantized.iter().map(|expert| read(&source, index, *expert));
         let experts: Vec<ExpertWeights> = experts.collect::<Result<_>>()?;
         let rows = inputs.into_iter().take(experts.len()).collect();
-        let before: HashMap<String, Stored> = experts
+        let before: HashMap<String, StoredTensor> = experts
             .iter()
             .flat_map(|e| {
                 let v_bias = e.v_bias.as_deref();
@@ -152,7 +153,7 @@ impl Quantizing<'_> {
         }
         let result = layer.finish();
         let mut tensors = HashMap::new();
-        let mut part = Part { pairs: result.pairs, linears: Vec::new() };
+        let mut part = Part { fusions: result.fusions, linears: Vec::new() };
         for expert in &result.experts {
             part.linears.extend(store(index, expert, bf16s, &mut tensors));
         }
@@ -178,14 +179,14 @@ impl Quantizing<'_> {
         if let Some(scheme) = self.schemes.embed(d) {
             let weight = Weight::load(&source.model().pp(name), source.config().vocab_size, d)?;
             let result = quantize_linear(name, &weight, None, scheme, &self.steps.rounding)?;
-            part.linears.push(LinearReport::new(name.to_owned(), &result, None));
+            part.linears.push(RoundingReport::new(name.to_owned(), &result, None));
             packed(name, &result.weight, &mut tensors);
         }
         finish(self.work, EMBED, &tensors, &part)
     }
 
     /// Quantizes the output head, if the model has one of its own.
-    pub(crate) fn head(&self, rows: Option<HeadRows>) -> Result<()> {
+    pub(crate) fn head(&self, rows: Option<HeadActivations>) -> Result<()> {
         let source = (self.open)()?;
         let (d, name) = (source.config().hidden_size, "lm_head");
         let (mut tensors, mut part) = (HashMap::new(), Part::default());
@@ -195,14 +196,14 @@ impl Quantizing<'_> {
             match rows {
                 Some(rows) => {
                     let result = quantize_head(name, &mut norm, &weight, rows, scheme, self.steps)?;
-                    part.pairs.extend(result.pair);
+                    part.fusions.extend(result.group);
                     part.linears.push(result.report);
                     tensors.insert("norm.weight".to_owned(), f32s(&norm));
                     packed(name, &result.weight, &mut tensors);
                 }
                 None => {
                     let result = quantize_linear(name, &weight, None, scheme, &self.steps.rounding)?;
-                    part.linears.push(LinearReport::new(name.to_owned(), &result, None));
+                    part.linears.push(RoundingReport::new(name.to_owned(), &result, None));
                     packed(name, &result.weight, &mut tensors);
                 }
             }
@@ -251,20 +252,20 @@ pub(crate) fn read(source: &Checkpoint, index: usize, expert: Expert) -> Result<
 }
 
 /// Whether an earlier run has quantized a part.
-pub(crate) fn is_done(work: &WorkDir, name: &str) -> bool {
+pub(crate) fn is_done(work: &WorkFolder, name: &str) -> bool {
     work.has(&format!("{name}.safetensors"))
 }
 
 /// The report first: tensors that have their name are whole and have one.
-fn finish(work: &WorkDir, name: &str, tensors: &HashMap<String, Stored>, part: &Part) -> Result<()> {
+fn finish(work: &WorkFolder, name: &str, tensors: &HashMap<String, StoredTensor>, part: &Part) -> Result<()> {
     work.write_json(&format!("{name}.json"), part)?;
     work.write_with(&format!("{name}.safetensors"), |path| {
-        safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, Shared(t))), None, path)
+        safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, BorrowedTensor(t))), None, path)
             .map_err(Error::at(path))
     })
 }
 
 /// The tensors of a finished part.
-pub(crate) fn open(work: &WorkDir, name: &str) -> Result<Weights> {
+pub(crate) fn open(work: &WorkFolder, name: &str) -> Result<Weights> {
     Ok(Weights::open(&[work.file(&format!("{name}.safetensors"))])?)
 }

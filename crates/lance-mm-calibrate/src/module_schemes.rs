@@ -8,16 +8,16 @@ use crate::error::{Error, Result};
 use crate::options::Recipe;
 
 /// Bits and groups by module.
-pub(crate) struct Schemes {
+pub(crate) struct ModuleSchemes {
     linear: Scheme,
     embed: Scheme,
     head: Scheme,
     vit: Option<Scheme>,
     /// What a budget allots to modules: before all the others.
-    allotted: BTreeMap<String, Option<Scheme>>,
+    allocated: BTreeMap<String, Option<Scheme>>,
 }
 
-impl Schemes {
+impl ModuleSchemes {
     pub(crate) fn new(
         preset: Recipe,
         bits: usize,
@@ -37,12 +37,12 @@ impl Schemes {
             Some(bits @ (4 | 8)) => Some(Scheme::affine(bits, 64)?),
             Some(other) => return Err(Error::option("vit_bits", "8 or 4", other)),
         };
-        Ok(Self { linear, embed, head, vit, allotted: BTreeMap::new() })
+        Ok(Self { linear, embed, head, vit, allocated: BTreeMap::new() })
     }
 
-    /// The same, with these modules as they are allotted; `None` is bf16.
-    pub(crate) fn with(self, allotted: BTreeMap<String, Option<Scheme>>) -> Self {
-        Self { allotted, ..self }
+    /// The same, with these modules as they are allocated; `None` is bf16.
+    pub(crate) fn with(self, allocated: BTreeMap<String, Option<Scheme>>) -> Self {
+        Self { allocated, ..self }
     }
 
     /// Of a linear layer of this path; `None` leaves it in bf16: a budget says so, or its columns are not
@@ -60,7 +60,7 @@ impl Schemes {
     }
 
     fn of(&self, path: &str, default: Scheme, cols: usize) -> Option<Scheme> {
-        self.allotted.get(path).copied().unwrap_or_else(|| fitting(default, cols))
+        self.allocated.get(path).copied().unwrap_or_else(|| fitting(default, cols))
     }
 
     /// Whether the vision transformer is quantized at all.

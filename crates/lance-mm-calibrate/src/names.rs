@@ -60,7 +60,7 @@ pub(crate) fn input_path(input: LinearInput, layer: usize, expert: Expert) -> St
 /// leaves the model's function as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Pair {
+pub enum FusionGroup {
     /// `input_layernorm` to q, k, v.
     NormQkv,
     /// v to o, channels shared by the query heads of a key/value head, and by both experts: a query of one
@@ -74,8 +74,8 @@ pub enum Pair {
     NormHead,
 }
 
-impl Pair {
-    /// The pairs of a layer, in the order in which they are searched and fused.
+impl FusionGroup {
+    /// The fusion groups of a layer, in the order in which they are searched and fused.
     pub const LAYER: [Self; 4] = [Self::NormQkv, Self::VO, Self::NormGateUp, Self::UpDown];
 
     /// `norm_qkv`, `v_o`, ..
@@ -89,7 +89,7 @@ impl Pair {
         }
     }
 
-    /// The consumers within a layer; none for the pair of the head.
+    /// The consumers within a layer; none for the fusion group of the head.
     pub fn consumers(self) -> &'static [Proj] {
         match self {
             Self::NormQkv => &[Proj::QProj, Proj::KProj, Proj::VProj],
@@ -124,9 +124,9 @@ mod tests {
             (Proj::OProj.path(3, Expert::Gen), "layers.3.self_attn.o_proj_moe_gen"),
             (Proj::DownProj.path(0, Expert::Und), "layers.0.mlp.down_proj"),
             (Proj::GateProj.path(35, Expert::Gen), "layers.35.mlp_moe_gen.gate_proj"),
-            (Pair::NormQkv.producer(1, Expert::Gen), "layers.1.input_layernorm_moe_gen"),
-            (Pair::NormGateUp.producer(1, Expert::Und), "layers.1.post_attention_layernorm"),
-            (Pair::VO.producer(1, Expert::Gen), "layers.1.self_attn.v_proj_moe_gen"),
+            (FusionGroup::NormQkv.producer(1, Expert::Gen), "layers.1.input_layernorm_moe_gen"),
+            (FusionGroup::NormGateUp.producer(1, Expert::Und), "layers.1.post_attention_layernorm"),
+            (FusionGroup::VO.producer(1, Expert::Gen), "layers.1.self_attn.v_proj_moe_gen"),
             (input_path(LinearInput::Gated, 2, Expert::Gen), "layers.2.mlp.gated_moe_gen"),
         ];
         for (found, expected) in names {
@@ -137,9 +137,9 @@ mod tests {
     #[test]
     fn every_linear_is_consumed_by_one_pair_of_its_input() {
         let mut seen: Vec<Proj> = Vec::new();
-        for (pair, input) in Pair::LAYER.iter().zip(LinearInput::ALL) {
-            assert!(pair.consumers().iter().all(|p| p.input() == input));
-            seen.extend(pair.consumers());
+        for (group, input) in FusionGroup::LAYER.iter().zip(LinearInput::ALL) {
+            assert!(group.consumers().iter().all(|p| p.input() == input));
+            seen.extend(group.consumers());
         }
         assert_eq!(seen, Proj::ALL);
     }

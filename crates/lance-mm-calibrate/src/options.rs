@@ -6,8 +6,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::generation_requests::Drawings;
-use crate::module_schemes::Schemes;
+use crate::generation_requests::GenerationRequests;
+use crate::module_schemes::ModuleSchemes;
 
 /// How weights are rounded. Reports have the names in kebab case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -44,7 +44,7 @@ pub enum GenExpert {
     /// Left out, with the VAE: the checkpoint answers and does not generate.
     Drop,
     /// Fitted to its input activations while it generates these images.
-    Calibrate(Drawings),
+    Calibrate(GenerationRequests),
 }
 
 impl GenExpert {
@@ -56,7 +56,7 @@ impl GenExpert {
         matches!(self, Self::Drop)
     }
 
-    pub(crate) fn drawings(&self) -> Option<&Drawings> {
+    pub(crate) fn drawings(&self) -> Option<&GenerationRequests> {
         match self {
             Self::Calibrate(drawings) => Some(drawings),
             _ => None,
@@ -87,15 +87,15 @@ pub enum Sensitivity {
     Linear,
 }
 
-/// How the channels of fusion pairs are scaled.
+/// How the channels of fusion groups are scaled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scaling {
     /// Not at all.
     Off,
-    /// As lance-mlx does it: norm pairs only, synthetic inputs, no identity, weights rounded to bf16 in between.
+    /// As lance-mlx does it: norm groups only, synthetic inputs, no identity, weights rounded to bf16 in between.
     LanceMlx,
-    /// By [`search`](lance_mm_quant::search) on recorded input activations, all pairs of [`RecipeSteps::v_o`] and
+    /// By [`search`](lance_mm_quant::search) on recorded input activations, all groups of [`RecipeSteps::v_o`] and
     /// [`RecipeSteps::up_down`] included.
     Searched,
 }
@@ -103,12 +103,12 @@ pub enum Scaling {
 /// Steps of a recipe; every one can be left out. The default is [`Recipe::Awq`]'s.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RecipeSteps {
-    /// Scales of fusion pairs.
+    /// Scales of fusion groups.
     pub scaling: Scaling,
-    /// Whether v to o is a pair. Not exact when one expert stays in bf16: see
+    /// Whether v to o is a fusion group. Not exact when one expert stays in bf16: see
     /// [`quantize_layer`](crate::quantize_layer).
     pub v_o: bool,
-    /// Whether up to down is a pair.
+    /// Whether up to down is a fusion group.
     pub up_down: bool,
     /// Whether weights are fitted to their inputs in the model quantized so far, so that they compensate for the errors
     /// of earlier layers. Whoever calls [`LayerQuantizer`](crate::LayerQuantizer) records these.
@@ -216,8 +216,8 @@ impl QuantizeOptions {
     }
 
     /// Bits and group size by module, before a budget is divided.
-    pub(crate) fn schemes(&self) -> Result<Schemes> {
-        Schemes::new(self.recipe, self.bits, self.group_size, self.uniform_bits, self.vit_bits)
+    pub(crate) fn schemes(&self) -> Result<ModuleSchemes> {
+        ModuleSchemes::new(self.recipe, self.bits, self.group_size, self.uniform_bits, self.vit_bits)
     }
 
     /// The steps of the recipe.

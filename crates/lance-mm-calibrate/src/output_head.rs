@@ -2,35 +2,35 @@
 
 use lance_mm_models::Expert;
 use lance_mm_quant::{
-    Compensated, Consumer, Inputs, LinearReport, Rows, Scaled, Source, Tie, quantize_linear, search,
-    width_errors,
+    Activations, Compensated, Consumer, Inputs, RoundingReport, RowSource, Scaled, Tie, quantize_linear,
+    search, width_errors,
 };
 use lance_mm_tensor::{AffineWeight, Result, Scheme};
 
 use crate::error::setting;
 use crate::expert_weights::divide;
-use crate::names::Pair;
+use crate::names::FusionGroup;
 use crate::options::{RecipeSteps, Scaling};
-use crate::report::PairReport;
+use crate::report::FusionReport;
 
 /// A quantized output head.
 pub struct HeadResult {
     /// The packed weight.
     pub weight: AffineWeight,
     /// What was done.
-    pub report: LinearReport,
-    /// The pair of the last norm, if it was searched.
-    pub pair: Option<PairReport>,
+    pub report: RoundingReport,
+    /// The fusion group of the last norm, if it was searched.
+    pub group: Option<FusionReport>,
     /// Its errors in the schemes that were asked for: see [`measure_layer`](crate::measure_layer()).
     pub errors: Vec<Option<f64>>,
 }
 
 /// What the output head reads.
-pub struct HeadRows {
+pub struct HeadActivations {
     /// In the original model.
-    pub original: Rows,
+    pub original: Activations,
     /// In the model quantized so far, row by row the same, after the original norm.
-    pub actual: Option<Rows>,
+    pub actual: Option<Activations>,
 }
 
 /// Quantizes `lm_head` and divides the last norm's weight by the scale that is chosen for it. The weight is
@@ -41,8 +41,8 @@ pub struct HeadRows {
 pub fn quantize_head(
     name: &str,
     norm: &mut [f32],
-    weight: &dyn Source,
-    rows: HeadRows,
+    weight: &dyn RowSource,
+    rows: HeadActivations,
     scheme: Scheme,
     steps: &RecipeSteps,
 ) -> Result<HeadResult> {
@@ -56,24 +56,27 @@ pub fn quantize_head(
 pub fn measure_head(
     name: &str,
     norm: &mut [f32],
-    weight: &dyn Source,
-    rows: HeadRows,
+    weight: &dyn RowSource,
+    rows: HeadActivations,
     scheme: Scheme,
     steps: &RecipeSteps,
     schemes: &[Scheme],
 ) -> Result<HeadResult> {
-    let HeadRows { original: mut rows, mut actual } = rows;
+    let HeadActivations { original: mut rows, mut actual } = rows;
     if norm.len() != weight.n_cols() || rows.n_cols() != norm.len() {
         let found = format!("{} and rows of {}", norm.len(), rows.n_cols());
         return Err(setting(name, format!("a norm of {} channels", weight.n_cols()), found));
     }
     let mut scale = vec![1.0; norm.len()];
-    let (mut pair, mut plain) = (None, None);
+    let (mut group, mut plain) = (None, None);
     if steps.scaling == Scaling::Searched {
         let consumer = Consumer { name, weight, scheme, rows: &rows };
         let found = search(&[consumer], &Tie::none(norm.len()))?;
-        pair =
-            Some(PairReport::searched(Pair::NormHead, vec![Pair::NormHead.producer(0, Expert::Und)], &found));
+        group = Some(FusionReport::searched(
+            FusionGroup::NormHead,
+            vec![FusionGroup::NormHead.producer(0, Expert::Und)],
+            &found,
+        ));
         plain = found.plain.first().copied();
         scale = found.scale;
         divide(norm, &scale);
@@ -90,12 +93,12 @@ pub fn measure_head(
         Some(original) => Some(Compensated::new(name, &scaled, original, &inputs)?),
         None => None,
     };
-    let source: &dyn Source = compensated.as_ref().map_or(&scaled, |compensated| compensated);
+    let source: &dyn RowSource = compensated.as_ref().map_or(&scaled, |compensated| compensated);
     let quantized = quantize_linear(name, source, Some(&inputs), scheme, &steps.rounding)?;
-    let mut report = LinearReport::new(name.to_owned(), &quantized, plain);
+    let mut report = RoundingReport::new(name.to_owned(), &quantized, plain);
     report.drift = compensated.as_ref().map(|compensated| compensated.drift(&quantized.weight));
     let errors = width_errors(name, &scaled, Some(&inputs), schemes, &steps.rounding)?;
-    Ok(HeadResult { weight: quantized.weight, report, pair, errors })
+    Ok(HeadResult { weight: quantized.weight, report, group, errors })
 }
 
 #[cfg(test)]
@@ -111,10 +114,10 @@ mod tests {
         let (cols, scheme) = (64, Scheme::affine(3, 32).unwrap());
         let weight = Matrix::new("lm_head", seeded(300 * cols, 1), cols).unwrap();
         let mut norm = vec![1.0; cols];
-        let rows = |actual| HeadRows { original: correlated(40, 20, cols, 3), actual };
+        let rows = |actual| HeadActivations { original: correlated(40, 20, cols, 3), actual };
         let head = quantize_head("lm_head", &mut norm, &weight, rows(None), scheme, &RecipeSteps::default())
             .unwrap();
-        assert_eq!(norm.iter().any(|v| *v != 1.0), head.pair.unwrap().accepted);
+        assert_eq!(norm.iter().any(|v| *v != 1.0), head.group.unwrap().accepted);
         assert!(head.report.final_error < head.report.plain);
         assert_eq!((head.weight.n_rows(), head.weight.n_cols()), (300, cols));
     }

@@ -10,18 +10,18 @@ use lance_mm_pipelines::{Checkpoint, Lance, inspect};
 use lance_mm_tensor::{ActivationPrecision, Weights};
 use sha2::{Digest, Sha256};
 
-use crate::bit_allocation::{self, Measuring};
-use crate::calibration_sequence::Run;
-use crate::calibration_set::{self, Samples};
+use crate::bit_allocation::{self, SensitivityMeasurement};
+use crate::calibration_sequence::CalibrationSequence;
+use crate::calibration_set::{self, CalibrationSet};
 use crate::capture::Capture;
 use crate::checkpoint_writer::Output;
 use crate::error::{Error, Result};
-use crate::generation_requests::Drawings;
-use crate::model_parts::Quantizing;
+use crate::generation_requests::GenerationRequests;
+use crate::model_parts::PartQuantizer;
 use crate::options::QuantizeOptions;
 use crate::progress::{Monitor, Observer, Progress};
 use crate::report::Report;
-use crate::work_folder::WorkDir;
+use crate::work_folder::WorkFolder;
 
 /// Quantizes the checkpoint in the folder `source`, in the MLX layout and not quantized yet, into the new folder `out`.
 ///
@@ -59,19 +59,19 @@ pub fn quantize(
     let mut schemes = options.schemes()?;
     let hashes = dataset.map(calibration_set::hashes).transpose()?.unwrap_or_default();
     let drawings = options.gen_expert.drawings();
-    let drawn = drawings.map(Drawings::hashes).transpose()?.unwrap_or_default();
+    let drawn = drawings.map(GenerationRequests::hashes).transpose()?.unwrap_or_default();
     let gen_ = &options.gen_expert;
     let vae = files.vae.as_ref().filter(|_| !gen_.is_dropped()).map(WeightsFile::open).transpose()?;
     let plan = options.plan(&fingerprint(&checkpoint, vae.as_ref(), &files, monitor)?, &hashes, &drawn);
-    let Some(work) = WorkDir::open(out, &plan)? else { return Report::read(out) };
+    let Some(work) = WorkFolder::open(out, &plan)? else { return Report::read(out) };
     let prepared = match dataset {
         None => None,
-        Some(dataset) => Some(match Samples::stored(&work)? {
+        Some(dataset) => Some(match CalibrationSet::stored(&work)? {
             Some(samples) => (samples, None),
             None => {
-                let (runs, inputs) = lay_out(dataset, drawings, &open, monitor)?;
+                let (sequences, inputs) = lay_out(dataset, drawings, &open, monitor)?;
                 let rows = (options.calib_tokens, options.seed);
-                (Samples::new(runs, checkpoint.config(), rows)?, Some(inputs))
+                (CalibrationSet::new(sequences, checkpoint.config(), rows)?, Some(inputs))
             }
         }),
     };
@@ -88,7 +88,7 @@ pub fn quantize(
         Capture::new(layers, samples.as_ref().map(|samples| (samples, inputs)), &work, &options.stop)?;
     if let (Some(bits), Some(samples)) = (options.budget(), &samples) {
         if !work.has(bit_allocation::FILE) {
-            let measuring = Measuring {
+            let measuring = SensitivityMeasurement {
                 open: &open,
                 schemes: &schemes,
                 steps: &steps,
@@ -99,13 +99,13 @@ pub fn quantize(
             };
             measuring.run(&mut capture, layers, monitor)?;
             capture.rewind()?;
-            bit_allocation::allot(&open()?, &schemes, gen_, bits, layers, &work)?;
+            bit_allocation::allocate_bits(&open()?, &schemes, gen_, bits, layers, &work)?;
         }
         schemes = schemes.with(bit_allocation::read(&work)?.unwrap_or_default());
     }
     let (schemes, steps) = (&schemes, &steps);
     let quantizing =
-        Quantizing { open: &open, schemes, steps, work: &work, experts, quantized, stop: &options.stop };
+        PartQuantizer { open: &open, schemes, steps, work: &work, experts, quantized, stop: &options.stop };
     quantizing.parts(&mut capture, layers, monitor)?;
     monitor.begin(Progress::Write)?;
     let report = Report::gather(&work, options.recipe, &plan, samples.as_ref(), layers)?;
@@ -117,22 +117,22 @@ pub fn quantize(
 /// Everything that is run to record inputs, and the first layer's.
 fn lay_out(
     dataset: &Dataset,
-    drawings: Option<&Drawings>,
+    drawings: Option<&GenerationRequests>,
     open: &dyn Fn() -> Result<Checkpoint>,
     monitor: &mut Monitor<'_>,
-) -> Result<(Vec<Run>, Vec<Tensor>)> {
+) -> Result<(Vec<CalibrationSequence>, Vec<Tensor>)> {
     let lance = Lance::new(open()?)?;
     if drawings.is_some() {
         // A model that cannot generate is refused before the questions are run.
         lance.load_generator()?;
     }
-    let (mut runs, mut inputs) = calibration_set::questions(&lance, dataset, monitor)?;
+    let (mut sequences, mut inputs) = calibration_set::questions(&lance, dataset, monitor)?;
     if let Some(drawings) = drawings {
         let (more, rows) = drawings.run(&lance, monitor)?;
-        runs.extend(more);
+        sequences.extend(more);
         inputs.extend(rows);
     }
-    Ok((runs, inputs))
+    Ok((sequences, inputs))
 }
 
 /// All bytes of the source in one number: another model is another plan.

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lance_mm_quant::{Family, LinearReport, Search, SeedSearch};
+use lance_mm_quant::{Family, LanceMlxSearch, RoundingReport, Search};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::calibration_set::Samples;
+use crate::calibration_set::CalibrationSet;
 use crate::error::{Error, Result};
-use crate::names::Pair;
+use crate::names::FusionGroup;
 use crate::options::Recipe;
 use crate::quantize::read;
-use crate::work_folder::WorkDir;
+use crate::work_folder::WorkFolder;
 use crate::{bit_allocation, model_parts};
 
 /// The name of the report in a checkpoint's folder.
@@ -22,25 +22,25 @@ pub(crate) const FILE: &str = "quantization_report.json";
 #[derive(Clone, Debug)]
 pub struct Report {
     value: Value,
-    linears: Vec<LinearReport>,
-    pairs: Vec<PairReport>,
+    linears: Vec<RoundingReport>,
+    fusions: Vec<FusionReport>,
     existed: bool,
 }
 
 /// A part of the model in the report.
 #[derive(Deserialize)]
 struct Part {
-    #[serde(default)]
-    pairs: Vec<PairReport>,
-    linears: Vec<LinearReport>,
+    #[serde(rename = "pairs", default)]
+    fusions: Vec<FusionReport>,
+    linears: Vec<RoundingReport>,
 }
 
 impl Report {
     pub(crate) fn gather(
-        work: &WorkDir,
+        work: &WorkFolder,
         preset: Recipe,
         plan: &Value,
-        samples: Option<&Samples>,
+        samples: Option<&CalibrationSet>,
         layers: usize,
     ) -> Result<Self> {
         let mut parts = serde_json::Map::new();
@@ -50,9 +50,9 @@ impl Report {
         }
         let rows = samples.map(|samples| {
             let count = |held: bool| -> usize {
-                samples.runs.iter().filter(|run| run.held_back == held).map(|run| run.picks.len()).sum()
+                samples.sequences.iter().filter(|run| run.held_out == held).map(|run| run.tokens.len()).sum()
             };
-            json!({ "samples": samples.runs.len(), "rows": count(false), "rows_held_back": count(true) })
+            json!({ "samples": samples.sequences.len(), "rows": count(false), "rows_held_back": count(true) })
         });
         let value = json!({
             "made_by": concat!("lance-mm ", env!("CARGO_PKG_VERSION")), "preset": preset, "plan": plan,
@@ -71,12 +71,12 @@ impl Report {
     }
 
     fn new(value: Value, existed: bool) -> Result<Self> {
-        let mut report = Self { value, linears: Vec::new(), pairs: Vec::new(), existed };
+        let mut report = Self { value, linears: Vec::new(), fusions: Vec::new(), existed };
         for (name, part) in report.value["parts"].as_object().into_iter().flatten() {
             let part =
                 Part::deserialize(part).map_err(|error| Error::file(format!("{FILE}: {name}"), error))?;
             report.linears.extend(part.linears);
-            report.pairs.extend(part.pairs);
+            report.fusions.extend(part.fusions);
         }
         Ok(report)
     }
@@ -87,13 +87,13 @@ impl Report {
     }
 
     /// Every packed matrix, in the order of the parts' names: embedding, head, layers.
-    pub fn linears(&self) -> &[LinearReport] {
+    pub fn linears(&self) -> &[RoundingReport] {
         &self.linears
     }
 
     /// Every fusion group whose scale was searched, in the same order.
-    pub fn pairs(&self) -> &[PairReport] {
-        &self.pairs
+    pub fn fusions(&self) -> &[FusionReport] {
+        &self.fusions
     }
 
     /// The report as JSON.
@@ -126,11 +126,12 @@ impl Report {
     }
 }
 
-/// A fusion pair.
+/// A fusion group.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PairReport {
+pub struct FusionReport {
     /// Which.
-    pub pair: Pair,
+    #[serde(rename = "pair")]
+    pub group: FusionGroup,
     /// The modules whose channels are divided.
     pub producers: Vec<String>,
     /// The family of the best candidate.
@@ -142,38 +143,40 @@ pub struct PairReport {
     /// Loss of the best candidate on the search rows.
     pub best: f64,
     /// Loss of the identity on the rows held back.
-    pub held_back_identity: Option<f64>,
+    #[serde(rename = "held_back_identity")]
+    pub held_out_identity: Option<f64>,
     /// Loss of the best candidate on the rows held back.
-    pub held_back_best: Option<f64>,
+    #[serde(rename = "held_back_best")]
+    pub held_out_best: Option<f64>,
     /// Whether the scale is in the file.
     pub accepted: bool,
 }
 
-impl PairReport {
-    pub(crate) fn searched(pair: Pair, producers: Vec<String>, search: &Search) -> Self {
+impl FusionReport {
+    pub(crate) fn searched(group: FusionGroup, producers: Vec<String>, search: &Search) -> Self {
         Self {
-            pair,
+            group,
             producers,
             family: search.best.family,
             alpha: search.best.alpha,
             identity: search.losses.first().copied(),
             best: search.losses.iter().copied().fold(f64::INFINITY, f64::min),
-            held_back_identity: Some(search.held_back_identity),
-            held_back_best: Some(search.held_back_best),
+            held_out_identity: Some(search.held_out_identity),
+            held_out_best: Some(search.held_out_best),
             accepted: search.accepted,
         }
     }
 
-    pub(crate) fn seed(pair: Pair, producers: Vec<String>, search: &SeedSearch) -> Self {
+    pub(crate) fn lance_mlx(group: FusionGroup, producers: Vec<String>, search: &LanceMlxSearch) -> Self {
         Self {
-            pair,
+            group,
             producers,
             family: Family::ActWeight,
             alpha: search.alpha,
             identity: None,
             best: search.losses.iter().copied().fold(f64::INFINITY, f64::min),
-            held_back_identity: None,
-            held_back_best: None,
+            held_out_identity: None,
+            held_out_best: None,
             accepted: true,
         }
     }

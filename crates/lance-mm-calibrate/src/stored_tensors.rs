@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use candle_core::Tensor;
 use lance_mm_models::{Expert, Experts, Llm};
 use lance_mm_pipelines::Checkpoint;
-use lance_mm_quant::{LinearReport, Matrix};
+use lance_mm_quant::{Matrix, RoundingReport};
 use lance_mm_tensor::{AffineWeight, Weights};
 use safetensors::{Dtype, View};
 
@@ -15,13 +15,13 @@ use crate::layer_quantizer::{ExpertResult, Form};
 use crate::names::Proj;
 
 /// A tensor that is ready to be written.
-pub(crate) struct Stored {
+pub(crate) struct StoredTensor {
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<usize>,
     pub(crate) bytes: Vec<u8>,
 }
 
-impl View for Stored {
+impl View for StoredTensor {
     fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -40,9 +40,9 @@ impl View for Stored {
 }
 
 /// A tensor that is written without a copy.
-pub(crate) struct Shared<'a>(pub(crate) &'a Stored);
+pub(crate) struct BorrowedTensor<'a>(pub(crate) &'a StoredTensor);
 
-impl View for Shared<'_> {
+impl View for BorrowedTensor<'_> {
     fn dtype(&self) -> Dtype {
         self.0.dtype
     }
@@ -64,9 +64,9 @@ impl View for Shared<'_> {
 pub(crate) fn store(
     index: usize,
     expert: &ExpertResult,
-    dense: fn(&Matrix) -> Stored,
-    tensors: &mut HashMap<String, Stored>,
-) -> Vec<LinearReport> {
+    dense: fn(&Matrix) -> StoredTensor,
+    tensors: &mut HashMap<String, StoredTensor>,
+) -> Vec<RoundingReport> {
     let ExpertResult { expert, input_layernorm, post_attention_layernorm, v_bias, linears } = expert;
     tensors.extend(vectors(index, *expert, input_layernorm, post_attention_layernorm, v_bias.as_deref()));
     let mut reports = Vec::new();
@@ -87,7 +87,7 @@ pub(crate) fn vectors(
     input_layernorm: &[f32],
     post_attention_layernorm: &[f32],
     v_bias: Option<&[f32]>,
-) -> Vec<(String, Stored)> {
+) -> Vec<(String, StoredTensor)> {
     let norm = |name: &str| format!("layers.{index}.{name}{}.weight", expert.suffix());
     let mut vectors = vec![
         (norm("input_layernorm"), f32s(input_layernorm)),
@@ -104,36 +104,36 @@ pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
 }
 
 /// A packed module under its three names.
-pub(crate) fn packed(name: &str, weight: &AffineWeight, tensors: &mut HashMap<String, Stored>) {
+pub(crate) fn packed(name: &str, weight: &AffineWeight, tensors: &mut HashMap<String, StoredTensor>) {
     let (rows, scheme) = (weight.n_rows(), weight.scheme());
     let groups = weight.n_cols() / scheme.group_size();
     let words = weight.word_bytes().to_vec();
     let shape = vec![rows, words.len() / 4 / rows];
-    tensors.insert(format!("{name}.weight"), Stored { dtype: Dtype::U32, shape, bytes: words });
+    tensors.insert(format!("{name}.weight"), StoredTensor { dtype: Dtype::U32, shape, bytes: words });
     for (part, bytes) in [("scales", weight.scale_bytes()), ("biases", weight.bias_bytes())] {
-        let stored = Stored { dtype: Dtype::BF16, shape: vec![rows, groups], bytes: bytes.to_vec() };
+        let stored = StoredTensor { dtype: Dtype::BF16, shape: vec![rows, groups], bytes: bytes.to_vec() };
         tensors.insert(format!("{name}.{part}"), stored);
     }
 }
 
-pub(crate) fn f32s(values: &[f32]) -> Stored {
+pub(crate) fn f32s(values: &[f32]) -> StoredTensor {
     let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    Stored { dtype: Dtype::F32, shape: vec![values.len()], bytes }
+    StoredTensor { dtype: Dtype::F32, shape: vec![values.len()], bytes }
 }
 
 /// Values as they are, to try them out.
-pub(crate) fn f32_matrix(matrix: &Matrix) -> Stored {
-    Stored { shape: vec![matrix.n_rows(), matrix.n_cols()], ..f32s(matrix.values()) }
+pub(crate) fn f32_matrix(matrix: &Matrix) -> StoredTensor {
+    StoredTensor { shape: vec![matrix.n_rows(), matrix.n_cols()], ..f32s(matrix.values()) }
 }
 
-pub(crate) fn bf16s(matrix: &Matrix) -> Stored {
+pub(crate) fn bf16s(matrix: &Matrix) -> StoredTensor {
     let bytes = matrix.values().iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
-    Stored { dtype: Dtype::BF16, shape: vec![matrix.n_rows(), matrix.n_cols()], bytes }
+    StoredTensor { dtype: Dtype::BF16, shape: vec![matrix.n_rows(), matrix.n_cols()], bytes }
 }
 
 /// Tensors as if they had been read from a file.
-pub(crate) fn in_memory(tensors: &HashMap<String, Stored>) -> Result<Weights> {
-    let views = tensors.iter().map(|(name, tensor)| (name, Shared(tensor)));
+pub(crate) fn in_memory(tensors: &HashMap<String, StoredTensor>) -> Result<Weights> {
+    let views = tensors.iter().map(|(name, tensor)| (name, BorrowedTensor(tensor)));
     let name = "changed weights";
     let bytes = safetensors::serialize(views, None).map_err(|error| Error::file(name, error))?;
     Ok(Weights::from_vec(name, bytes)?)

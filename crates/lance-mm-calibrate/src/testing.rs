@@ -40,7 +40,7 @@ pub(crate) fn expert_weights(expert: Expert, seed: u64) -> ExpertWeights {
     }
 }
 
-/// Rows for [`expert_weights`].
+/// Activations for [`expert_weights`].
 pub(crate) fn layer_activations(seed: u64) -> LayerActivations {
     let rows = |cols, part| correlated(150, 50, cols, seed * 100 + part);
     LayerActivations { qkv: rows(64, 1), o: rows(64, 2), gate_up: rows(64, 3), down: rows(96, 4) }

@@ -46,7 +46,7 @@ fn a_stopped_run_resumes_to_the_same_bytes() {
     let report = quantize(NANO, Some(&dataset), &whole, &options(), &mut |_| {}).unwrap();
     assert!(!report.existed());
     assert!(report.linears().iter().filter(|l| l.drift.is_some()).all(|l| l.final_error < l.plain));
-    assert_eq!((report.linears().len(), report.pairs().is_empty()), (30, false));
+    assert_eq!((report.linears().len(), report.fusions().is_empty()), (30, false));
     assert!(answers_the_demos(&whole));
     for stage in [Progress::Samples { done: 3, total: 6 }, Progress::Layer { index: 2, total: 4 }] {
         let mut stopped = options();
@@ -82,7 +82,7 @@ fn rounding_to_nearest_needs_no_dataset() {
     let options =
         |recipe| QuantizeOptions { recipe, bits: 8, vit_bits: Some(8), ..QuantizeOptions::default() };
     let report = quantize(NANO, None, &out, &options(Recipe::Rtn), &mut |_| {}).unwrap();
-    assert!(report.linears().iter().all(|linear| linear.bits == 8) && report.pairs().is_empty());
+    assert!(report.linears().iter().all(|linear| linear.bits == 8) && report.fusions().is_empty());
     assert!(answers_the_demos(&out));
     let error = quantize(NANO, None, &out, &options(Recipe::Awq), &mut |_| {}).unwrap_err();
     assert_eq!(error.to_string(), "calibration: expected a dataset, found none");

@@ -5,18 +5,18 @@ use std::path::Path;
 
 use lance_mm_pipelines::Checkpoint;
 use lance_mm_pipelines::checkpoint::WeightsFile;
-use lance_mm_quant::{RoundingOptions, Source, quantize_linear};
+use lance_mm_quant::{RoundingOptions, RowSource, quantize_linear};
 use lance_mm_tensor::{TensorInfo, Weight};
 use safetensors::Dtype;
 
 use crate::error::{Error, Result};
-use crate::module_schemes::Schemes;
+use crate::module_schemes::ModuleSchemes;
 use crate::quantize::copy;
-use crate::stored_tensors::{Shared, Stored, packed};
+use crate::stored_tensors::{BorrowedTensor, StoredTensor, packed};
 
 /// Width of the MLP in the new file: whole groups, where its matrices are packed. What is added is zero and
 /// computes zero, since `silu(0) · 0 = 0`.
-pub(crate) fn mlp_width(source: &Checkpoint, schemes: &Schemes) -> Option<usize> {
+pub(crate) fn mlp_width(source: &Checkpoint, schemes: &ModuleSchemes) -> Option<usize> {
     let width = source.vit()?.info("blocks.0.mlp.down_proj.weight")?.shape.get(1).copied()?;
     let padded = width.next_multiple_of(64);
     (padded != width && schemes.vit(padded).is_some()).then_some(padded)
@@ -27,7 +27,7 @@ pub(crate) fn write(
     dir: &Path,
     source: &Checkpoint,
     part: Option<&WeightsFile>,
-    schemes: &Schemes,
+    schemes: &ModuleSchemes,
 ) -> Result<()> {
     let path = dir.join("vit.safetensors");
     let Some(vit) = source.vit() else { return Ok(()) };
@@ -36,7 +36,7 @@ pub(crate) fn write(
         return copy(file, &path);
     }
     let wide = mlp_width(source, schemes);
-    let mut tensors: HashMap<String, Stored> = HashMap::new();
+    let mut tensors: HashMap<String, StoredTensor> = HashMap::new();
     for tensor in vit.tensors() {
         let shape = padded(&tensor, wide);
         let packs = tensor.name.strip_suffix(".weight").zip(match shape[..] {
@@ -53,11 +53,11 @@ pub(crate) fn write(
         let mut bytes = vit.with_bytes(&tensor.name, <[u8]>::to_vec).unwrap_or_default();
         // Only whole rows are added to what is not packed.
         bytes.resize(bytes.len() / tensor.shape[0] * shape[0], 0);
-        tensors.insert(tensor.name, Stored { dtype: tensor.dtype, shape, bytes });
+        tensors.insert(tensor.name, StoredTensor { dtype: tensor.dtype, shape, bytes });
     }
     match file {
         Some(file) if tensors.values().all(|t| t.dtype != Dtype::U32) => copy(file, &path),
-        _ => safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, Shared(t))), None, &path)
+        _ => safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, BorrowedTensor(t))), None, &path)
             .map_err(Error::at(&path)),
     }
 }
@@ -85,7 +85,7 @@ struct Padded<'a> {
     cols: usize,
 }
 
-impl Source for Padded<'_> {
+impl RowSource for Padded<'_> {
     fn n_rows(&self) -> usize {
         self.rows
     }

@@ -14,11 +14,11 @@ use crate::report;
 
 /// A hidden sibling of the output folder. Files are written under another name and renamed: what has its
 /// name is whole.
-pub(crate) struct WorkDir {
+pub(crate) struct WorkFolder {
     path: PathBuf,
 }
 
-impl WorkDir {
+impl WorkFolder {
     /// Opens or makes the work folder of `out`; `None` when `out` exists, made by this very plan.
     pub(crate) fn open(out: &Path, plan: &Value) -> Result<Option<Self>> {
         let path = out.with_file_name(format!(".{}.work", file_name(out)?.to_string_lossy()));

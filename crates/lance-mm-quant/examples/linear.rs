@@ -5,7 +5,7 @@
 
 #![expect(clippy::print_stdout, reason = "an example prints")]
 
-use lance_mm_quant::{Consumer, Inputs, Matrix, RoundingOptions, Rows, Tie, quantize_linear, search};
+use lance_mm_quant::{Activations, Consumer, Inputs, Matrix, RoundingOptions, Tie, quantize_linear, search};
 use lance_mm_tensor::{Result, Scheme};
 
 const ROWS: usize = 128;
@@ -15,7 +15,7 @@ const HIDDEN: usize = 64;
 
 fn main() -> Result<()> {
     let weight = Matrix::new("w", values(ROWS * COLS, 1), COLS)?;
-    let rows = Rows::new("x", inputs(600, 2), &inputs(200, 3), COLS)?;
+    let rows = Activations::new("x", inputs(600, 2), &inputs(200, 3), COLS)?;
     println!("bits  scale           plain    scaled   method                   error");
     for bits in [2, 3, 4, 5, 6, 8] {
         let scheme = Scheme::affine(bits, 128)?;
@@ -30,9 +30,9 @@ fn main() -> Result<()> {
             "{bits:>4}  {:<14}  {:.5}  {:.5}  {:<23}  {:.5}",
             format!("{:?} {}", found.best.family, found.best.alpha),
             found.plain[0],
-            result.trials[0].held_back,
+            result.trials[0].held_out,
             format!("{:?}", result.trial().method),
-            result.trial().held_back,
+            result.trial().held_out,
         );
     }
     Ok(())

@@ -5,26 +5,26 @@ use rayon::prelude::*;
 
 use crate::matrix::{check_rows, setting};
 
-/// Rows `(n, K)` of real inputs: those a search may fit, and those held back to judge by.
+/// Activations `(n, K)` of real inputs: those a search may fit, and those held back to judge by.
 ///
-/// Rows of one sample resemble each other, so whole samples are held back.
+/// Activations of one sample resemble each other, so whole samples are held back.
 #[derive(Clone, Debug)]
-pub struct Rows {
+pub struct Activations {
     values: Vec<f32>,
     cols: usize,
     n_search: usize,
 }
 
-impl Rows {
-    /// Rows to search with and rows held back. `name` names their site in errors.
+impl Activations {
+    /// Activations to search with and rows held back. `name` names their site in errors.
     ///
     /// # Errors
     /// None of either kind, ragged rows, values that are not finite.
-    pub fn new(name: &str, mut search: Vec<f32>, held_back: &[f32], cols: usize) -> Result<Self> {
+    pub fn new(name: &str, mut search: Vec<f32>, held_out: &[f32], cols: usize) -> Result<Self> {
         check_rows(name, &search, cols)?;
-        check_rows(&format!("{name}, held back"), held_back, cols)?;
+        check_rows(&format!("{name}, held back"), held_out, cols)?;
         let n_search = search.len() / cols;
-        search.extend_from_slice(held_back);
+        search.extend_from_slice(held_out);
         Ok(Self { values: search, cols, n_search })
     }
 
@@ -38,16 +38,16 @@ impl Rows {
             let expected = format!("a sample for each of {} rows", values.len() / cols);
             return Err(setting(name, expected, samples.len()));
         }
-        let (mut search, mut held_back) = (Vec::new(), Vec::new());
+        let (mut search, mut held_out) = (Vec::new(), Vec::new());
         for (row, sample) in values.chunks_exact(cols).zip(samples) {
-            if sample % 4 == 3 { &mut held_back } else { &mut search }.extend_from_slice(row);
+            if sample % 4 == 3 { &mut held_out } else { &mut search }.extend_from_slice(row);
         }
-        Self::new(name, search, &held_back, cols)
+        Self::new(name, search, &held_out, cols)
     }
 
     /// At most `n` rows, spread evenly over those to search with and those held back: enough to compare.
-    pub fn thinned(&self, n: usize) -> Self {
-        let total = self.n_search() + self.n_held_back();
+    pub fn subsampled(&self, n: usize) -> Self {
+        let total = self.n_search() + self.n_held_out();
         if total <= n {
             return self.clone();
         }
@@ -58,7 +58,7 @@ impl Rows {
         };
         let mut values = pick(self.search());
         let n_search = values.len() / self.cols;
-        values.extend(pick(self.held_back()));
+        values.extend(pick(self.held_out()));
         Self { values, cols: self.cols, n_search }
     }
 
@@ -67,23 +67,23 @@ impl Rows {
         self.cols
     }
 
-    /// Rows to search with.
+    /// Activations to search with.
     pub fn n_search(&self) -> usize {
         self.n_search
     }
 
-    /// Rows held back.
-    pub fn n_held_back(&self) -> usize {
+    /// Activations held back.
+    pub fn n_held_out(&self) -> usize {
         self.values.len() / self.cols - self.n_search
     }
 
-    /// Rows to search with, one after another.
+    /// Activations to search with, one after another.
     pub fn search(&self) -> &[f32] {
         &self.values[..self.n_search * self.cols]
     }
 
-    /// Rows held back, one after another.
-    pub fn held_back(&self) -> &[f32] {
+    /// Activations held back, one after another.
+    pub fn held_out(&self) -> &[f32] {
         &self.values[self.n_search * self.cols..]
     }
 
@@ -128,7 +128,7 @@ impl Rows {
     }
 }
 
-/// Rows of the Gram matrix that are made at once.
+/// Activations of the Gram matrix that are made at once.
 const STRIPE: usize = 256;
 
 /// Summed in f64 over the rows in order; stripes of the result do not depend on each other.
@@ -156,32 +156,32 @@ mod tests {
     #[test]
     fn whole_samples_are_held_back() {
         let values: Vec<f32> = (0..12).map(|i| i as f32).collect();
-        let rows = Rows::split("a", &values, 2, &[0, 3, 1, 3, 2, 7]).unwrap();
+        let rows = Activations::split("a", &values, 2, &[0, 3, 1, 3, 2, 7]).unwrap();
         assert_eq!(rows.search(), [0., 1., 4., 5., 8., 9.]);
-        assert_eq!(rows.held_back(), [2., 3., 6., 7., 10., 11.]);
-        assert_eq!((rows.n_search(), rows.n_held_back()), (3, 3));
-        let error = Rows::split("a", &values, 2, &[0; 6]).unwrap_err().to_string();
+        assert_eq!(rows.held_out(), [2., 3., 6., 7., 10., 11.]);
+        assert_eq!((rows.n_search(), rows.n_held_out()), (3, 3));
+        let error = Activations::split("a", &values, 2, &[0; 6]).unwrap_err().to_string();
         assert_eq!(error, "a, held back: expected rows of 2, found 0 values");
-        let error = Rows::split("a", &values, 2, &[0; 5]).unwrap_err().to_string();
+        let error = Activations::split("a", &values, 2, &[0; 5]).unwrap_err().to_string();
         assert_eq!(error, "a: expected a sample for each of 6 rows, found 5");
         let nan = [1.0, f32::INFINITY];
-        let error = Rows::new("layers.2 site D", vec![1.0; 2], &nan, 2).unwrap_err().to_string();
+        let error = Activations::new("layers.2 site D", vec![1.0; 2], &nan, 2).unwrap_err().to_string();
         assert_eq!(error, "layers.2 site D, held back: not finite in row 0");
     }
 
     #[test]
     fn thinned_rows_are_spread_evenly() {
         let values: Vec<f32> = (0..12).map(|i| i as f32).collect();
-        let rows = Rows::new("a", values.clone(), &values[..4], 1).unwrap();
-        let few = rows.thinned(4);
-        assert_eq!((few.search(), few.held_back()), ([0., 4., 8.].as_slice(), [0.].as_slice()));
-        assert_eq!(rows.thinned(16).search(), values);
+        let rows = Activations::new("a", values.clone(), &values[..4], 1).unwrap();
+        let few = rows.subsampled(4);
+        assert_eq!((few.search(), few.held_out()), ([0., 4., 8.].as_slice(), [0.].as_slice()));
+        assert_eq!(rows.subsampled(16).search(), values);
     }
 
     #[test]
     fn statistics_equal_the_naive_reference() {
         let (n, k) = (7, 300);
-        let mut rows = Rows::new("x", seeded(n * k, 1), &seeded(2 * k, 2), k).unwrap();
+        let mut rows = Activations::new("x", seeded(n * k, 1), &seeded(2 * k, 2), k).unwrap();
         let x = rows.search().to_vec();
         let column = |c: usize| x.iter().skip(c).step_by(k).map(|v| f64::from(*v));
         let (rms, mean, gram) = (rows.rms(), rows.mean_abs(), rows.gram());

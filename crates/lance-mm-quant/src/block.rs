@@ -4,10 +4,10 @@ use lance_mm_tensor::{MatRef, Scheme, add_matmul, quantize_group};
 
 use crate::matrix::round_bf16;
 
-/// Rows that are worked on at once: enough for efficient products, few enough for several threads.
+/// Activations that are worked on at once: enough for efficient products, few enough for several threads.
 pub(crate) const CHUNK: usize = 128;
 
-/// Quantized rows: a code for each value, a scale and a bias, both rounded to bf16, for each group.
+/// QuantizedMatrix rows: a code for each value, a scale and a bias, both rounded to bf16, for each group.
 #[derive(Clone)]
 pub(crate) struct Block {
     pub(crate) codes: Vec<u8>,

@@ -12,16 +12,16 @@ use lance_mm_tensor::{MatRef, Result, add_matmul};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::activations::Rows;
+use crate::activations::Activations;
 use crate::block::{CHUNK, energy, relative};
 use crate::hessian_factor::Factor;
 use crate::inputs::Inputs;
-use crate::matrix::{Sampled, Source, setting};
+use crate::matrix::{RowSource, Sampled, setting};
 use crate::report::or_nan;
 
 /// Dampings that are tried, in means of the Hessian's diagonal.
 const DAMPINGS: [f64; 4] = [0.001, 0.01, 0.1, 1.0];
-/// Rows of a weight on which they are compared.
+/// Activations of a weight on which they are compared.
 const ROWS: usize = 1024;
 /// The error that is left must be below this share of the error without compensation.
 const ACCEPT: f64 = 0.99;
@@ -44,8 +44,8 @@ pub struct Drift {
 
 /// A weight that compensates for the drift of its inputs, read by rows.
 pub struct Compensated<'a> {
-    weight: &'a dyn Source,
-    original: &'a Rows,
+    weight: &'a dyn RowSource,
+    original: &'a Activations,
     actual: &'a Inputs,
     /// `X − Y` of the search rows.
     difference: Cow<'a, [f32]>,
@@ -59,10 +59,15 @@ impl<'a> Compensated<'a> {
     /// leaves the smallest error on the rows held back; keeps the weight where none is worth it.
     ///
     /// # Errors
-    /// Rows that do not correspond, a Hessian that rounding made indefinite.
-    pub fn new(name: &str, weight: &'a dyn Source, original: &'a Rows, actual: &'a Inputs) -> Result<Self> {
+    /// Activations that do not correspond, a Hessian that rounding made indefinite.
+    pub fn new(
+        name: &str,
+        weight: &'a dyn RowSource,
+        original: &'a Activations,
+        actual: &'a Inputs,
+    ) -> Result<Self> {
         let rows = actual.rows();
-        let shape = |rows: &Rows| (rows.n_search(), rows.n_held_back(), rows.n_cols());
+        let shape = |rows: &Activations| (rows.n_search(), rows.n_held_out(), rows.n_cols());
         if shape(original) != shape(rows) || weight.n_cols() != rows.n_cols() {
             let expected = format!("{:?} rows to search with, held back, and columns", shape(original));
             return Err(setting(name, expected, format!("{:?}", shape(rows))));
@@ -96,23 +101,23 @@ impl<'a> Compensated<'a> {
     }
 
     /// The drift, and what is left of it with the weight as it was `rounded`.
-    pub fn drift(&self, rounded: &dyn Source) -> Drift {
+    pub fn drift(&self, rounded: &dyn RowSource) -> Drift {
         let rounded = left(rounded, self.weight, self.original, self.actual.rows());
         Drift { rounded, ..self.drift.clone() }
     }
 }
 
 /// `‖X·Wᵀ − Y·Vᵀ‖² / ‖X·Wᵀ‖²` on the rows held back.
-fn left(v: &dyn Source, w: &dyn Source, x: &Rows, y: &Rows) -> f64 {
+fn left(v: &dyn RowSource, w: &dyn RowSource, x: &Activations, y: &Activations) -> f64 {
     let cols = w.n_cols();
-    let n = x.n_held_back();
+    let n = x.n_held_out();
     let sums: Vec<(f64, f64)> = (0..w.n_rows().div_ceil(CHUNK))
         .into_par_iter()
         .map(|i| {
             let m = CHUNK.min(w.n_rows() - i * CHUNK);
             let mut out = vec![0.0; m * n];
-            let mut add = |factor: f32, weight: &[f32], rows: &Rows| {
-                let rows = MatRef::new(rows.held_back(), n, cols, cols).t();
+            let mut add = |factor: f32, weight: &[f32], rows: &Activations| {
+                let rows = MatRef::new(rows.held_out(), n, cols, cols).t();
                 add_matmul(&mut out, n, factor, MatRef::new(weight, m, cols, cols), rows);
                 energy(&out)
             };
@@ -124,7 +129,7 @@ fn left(v: &dyn Source, w: &dyn Source, x: &Rows, y: &Rows) -> f64 {
     relative(error, size)
 }
 
-impl Source for Compensated<'_> {
+impl RowSource for Compensated<'_> {
     fn n_rows(&self) -> usize {
         self.weight.n_rows()
     }
@@ -170,7 +175,7 @@ mod tests {
     use crate::testing::correlated;
 
     /// `V` by Gaussian elimination on `V·(YᵀY/n + λ·I) = W·(XᵀY/n + λ·I)`, in f64.
-    fn naive(w: &Matrix, x: &Rows, y: &Rows, damping: f64) -> Vec<f64> {
+    fn naive(w: &Matrix, x: &Activations, y: &Activations, damping: f64) -> Vec<f64> {
         let (k, n) = (w.n_cols(), x.n_search());
         let product = |a: &[f32], i: usize, b: &[f32], j: usize| -> f64 {
             (0..n).map(|r| f64::from(a[r * k + i]) * f64::from(b[r * k + j])).sum::<f64>() / n as f64
@@ -198,13 +203,13 @@ mod tests {
     }
 
     /// Inputs that depend on the original ones: a part of a channel leaks into the next.
-    fn changed(x: &Rows, by: f32) -> Rows {
+    fn changed(x: &Activations, by: f32) -> Activations {
         let k = x.n_cols();
         let change = |values: &[f32]| -> Vec<f32> {
             let value = |i: usize, v: &f32| v + by * values[i / k * k + (i % k + 1) % k];
             values.iter().enumerate().map(|(i, v)| value(i, v)).collect()
         };
-        Rows::new("y", change(x.search()), &change(x.held_back()), k).unwrap()
+        Activations::new("y", change(x.search()), &change(x.held_out()), k).unwrap()
     }
 
     #[test]
@@ -227,7 +232,7 @@ mod tests {
         let k = 64;
         let w = Matrix::new("w", seeded(200 * k, 1), k).unwrap();
         let x = correlated(300, 100, k, 3);
-        let run = |y: Rows| {
+        let run = |y: Activations| {
             let y = Inputs::new("y", y);
             Compensated::new("w", &w, &x, &y).unwrap().drift
         };
@@ -235,8 +240,8 @@ mod tests {
         assert!(leak.after < 0.2 * leak.before && leak.damping == Some(0.001), "{leak:?}");
         let same = run(x.clone());
         assert_eq!((same.before, same.after, same.damping), (0.0, 0.0, None));
-        // Rows that have nothing to do with the original ones: a fit of theirs is of no use.
-        let noise = Rows::new("y", seeded(300 * k, 8), &seeded(100 * k, 9), k).unwrap();
+        // Activations that have nothing to do with the original ones: a fit of theirs is of no use.
+        let noise = Activations::new("y", seeded(300 * k, 8), &seeded(100 * k, 9), k).unwrap();
         let noise = run(noise);
         assert!(noise.after <= noise.before, "{noise:?}");
     }

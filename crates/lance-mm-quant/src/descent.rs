@@ -7,13 +7,13 @@
 use lance_mm_tensor::{MatRef, Scheme, add_matmul};
 use rayon::prelude::*;
 
-use crate::activations::Rows;
+use crate::activations::Activations;
 use crate::block::{Block, nearest};
 use crate::hessian_factor::Factor;
 use crate::matrix::round_bf16;
 use crate::refit::Normal;
 
-/// Rows `Z` and `λ` with `H = ZᵀZ + λ·I`, and `H` within every group.
+/// Activations `Z` and `λ` with `H = ZᵀZ + λ·I`, and `H` within every group.
 pub(crate) struct Descent {
     root: Vec<f32>,
     cols: usize,
@@ -34,7 +34,7 @@ struct Group {
 impl Descent {
     /// Of the search rows and the damping of `factor`. Many rows are replaced by the factor, which has as
     /// many rows as columns.
-    pub(crate) fn new(rows: &Rows, factor: &Factor, scheme: Scheme) -> Self {
+    pub(crate) fn new(rows: &Activations, factor: &Factor, scheme: Scheme) -> Self {
         let cols = rows.n_cols();
         let (root, damping) = match rows.n_search() < cols {
             true => {
@@ -189,7 +189,7 @@ mod tests {
     use crate::testing::correlated;
 
     /// `dᵀHd` over all rows.
-    fn cost(w: &[f32], block: &Block, rows: &Rows, damping: f64, scheme: Scheme) -> f64 {
+    fn cost(w: &[f32], block: &Block, rows: &Activations, damping: f64, scheme: Scheme) -> f64 {
         let d = block.error(w, scheme);
         let outputs = crate::block::output_energy(rows.search(), &d, rows.n_cols()) / rows.n_search() as f64;
         outputs + damping * crate::block::energy(&d)

@@ -188,11 +188,11 @@ mod tests {
     use lance_mm_tensor::testing::seeded;
 
     use super::*;
-    use crate::activations::Rows;
+    use crate::activations::Activations;
     use crate::testing::correlated;
 
     /// Column by column with the inverse Hessian's factor, as the paper has it.
-    fn naive(w: &[f32], rows: &Rows, scheme: Scheme) -> Vec<f32> {
+    fn naive(w: &[f32], rows: &Activations, scheme: Scheme) -> Vec<f32> {
         let k = rows.n_cols();
         let mut h = rows.gram();
         let mean = (0..k).map(|i| h[i * k + i]).sum::<f64>() / k as f64;

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::activations::Rows;
+use crate::activations::Activations;
 
 /// `H` of one group: the error of values that are off by `d` costs `e(d) = dᵀ H d`.
 #[derive(Clone, Debug)]
@@ -20,7 +20,7 @@ impl GroupGram {
     }
 
     /// `H_j = X_jᵀX_j / n + 0.01 · mean(diag) · I` of every group of channels, over the search rows.
-    pub(crate) fn of_groups(rows: &Rows, group: usize) -> Vec<Self> {
+    pub(crate) fn of_groups(rows: &Activations, group: usize) -> Vec<Self> {
         let groups: Vec<usize> = (0..rows.n_cols() / group).collect();
         groups.into_par_iter().map(|j| Self::new(rows.gram_of(j * group..(j + 1) * group), group)).collect()
     }
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn errors_equal_the_naive_reference() {
         let (n, k, group) = (9, 64, 32);
-        let rows = Rows::new("x", seeded(n * k, 1), &seeded(k, 2), k).unwrap();
+        let rows = Activations::new("x", seeded(n * k, 1), &seeded(k, 2), k).unwrap();
         let d: Vec<f64> = seeded(group, 3).iter().map(|v| f64::from(*v)).collect();
         for (j, gram) in GroupGram::of_groups(&rows, group).iter().enumerate() {
             let x = |r: usize, c: usize| f64::from(rows.search()[r * k + j * group + c]);
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn channels_without_input_count_equally() {
-        let rows = Rows::new("x", vec![0.0; 64], &[0.0; 32], 32).unwrap();
+        let rows = Activations::new("x", vec![0.0; 64], &[0.0; 32], 32).unwrap();
         assert!(GroupGram::of_groups(&rows, 32)[0].h.is_none());
     }
 }

@@ -10,7 +10,7 @@ use std::ops::{Div, Mul, Neg, Sub};
 use lance_mm_tensor::{MatRef, Real, Result, add_matmul};
 use rayon::prelude::*;
 
-use crate::activations::Rows;
+use crate::activations::Activations;
 use crate::matrix::setting;
 
 /// Up to this width the factorization runs in f64; above it in f32, which halves its memory (0.5 GB for
@@ -29,12 +29,12 @@ pub(crate) struct Factor {
 }
 
 impl Factor {
-    /// Factors `XᵀX / n + λ·I` over the search rows, `λ` = `damping` times the mean of the diagonal. Rows
+    /// Factors `XᵀX / n + λ·I` over the search rows, `λ` = `damping` times the mean of the diagonal. Activations
     /// that are all zero leave `H = I`.
     ///
     /// # Errors
     /// A Hessian that rounding made indefinite; `name` is the site's.
-    pub(crate) fn new(name: &str, rows: &Rows, damping: f64) -> Result<Self> {
+    pub(crate) fn new(name: &str, rows: &Activations, damping: f64) -> Result<Self> {
         match rows.n_cols() <= WIDE {
             true => Self::of(name, hessian::<f64>(rows), rows.n_cols(), rows.n_cols(), damping),
             false => Self::of(name, hessian::<f32>(rows), rows.n_cols(), rows.n_cols(), damping),
@@ -46,7 +46,7 @@ impl Factor {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub(crate) fn of_rows(name: &str, rows: &Rows, damping: f64) -> Result<Self> {
+    pub(crate) fn of_rows(name: &str, rows: &Activations, damping: f64) -> Result<Self> {
         let (x, n, k) = (rows.search(), rows.n_search(), rows.n_cols());
         let wide: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
         let x = MatRef::new(&wide, n, k, k);
@@ -170,7 +170,7 @@ impl Field for f64 {
 }
 
 /// The upper triangle of `XᵀX / n`, in whole blocks, each summed in f64.
-fn hessian<T: Field>(rows: &Rows) -> Vec<T> {
+fn hessian<T: Field>(rows: &Activations) -> Vec<T> {
     let (x, n, k) = (rows.search(), rows.n_search(), rows.n_cols());
     let wide: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
     let mut h = vec![T::of(0.0); k * k];
@@ -258,12 +258,12 @@ mod tests {
 
     use super::*;
 
-    fn rows(n: usize, k: usize) -> Rows {
-        Rows::new("x", seeded(n * k, 1), &seeded(k, 2), k).unwrap()
+    fn rows(n: usize, k: usize) -> Activations {
+        Activations::new("x", seeded(n * k, 1), &seeded(k, 2), k).unwrap()
     }
 
     /// `U·D·Uᵀ` and the Hessian it should be.
-    fn compare(rows: &Rows, factor: &Factor, tolerance: f64) {
+    fn compare(rows: &Activations, factor: &Factor, tolerance: f64) {
         let k = rows.n_cols();
         let gram = rows.gram();
         for i in 0..k {
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn rows_of_zeros_leave_the_identity() {
-        let rows = Rows::new("x", vec![0.0; 40], &[0.0; 20], 20).unwrap();
+        let rows = Activations::new("x", vec![0.0; 40], &[0.0; 20], 20).unwrap();
         let factor = Factor::new("x", &rows, 0.01).unwrap();
         assert!(factor.diagonal().iter().all(|d| *d == 1.0));
         assert!(factor.row(3)[1..].iter().all(|u| *u == 0.0));

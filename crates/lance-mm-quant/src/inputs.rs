@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lance_mm_tensor::Result;
 
-use crate::activations::Rows;
+use crate::activations::Activations;
 use crate::group_gram::GroupGram;
 use crate::hessian_factor::Factor;
 
@@ -14,7 +14,7 @@ const KEEP: usize = 4096;
 /// The inputs of one or several linear layers, with what is computed of them once.
 pub struct Inputs {
     name: String,
-    rows: Rows,
+    rows: Activations,
     grams: [OnceLock<Vec<GroupGram>>; 3],
     factors: Mutex<Vec<(f64, Arc<Factor>)>>,
 }
@@ -22,12 +22,12 @@ pub struct Inputs {
 impl Inputs {
     /// Takes rows in the space of the weights: divided by the scale that the columns are multiplied by.
     /// `name` names the site in errors.
-    pub fn new(name: impl Into<String>, rows: Rows) -> Self {
+    pub fn new(name: impl Into<String>, rows: Activations) -> Self {
         Self { name: name.into(), rows, grams: Default::default(), factors: Mutex::default() }
     }
 
     /// The rows.
-    pub fn rows(&self) -> &Rows {
+    pub fn rows(&self) -> &Activations {
         &self.rows
     }
 

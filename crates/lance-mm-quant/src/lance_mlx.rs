@@ -11,14 +11,14 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::block::{CHUNK, output_energy};
-use crate::matrix::{Source, setting};
+use crate::matrix::{RowSource, setting};
 
 /// Smallest mean, weight maximum, scale and step.
 const FLOOR: f32 = 1e-5;
 
 /// What the published search found.
 #[derive(Clone, Debug, Serialize)]
-pub struct SeedSearch {
+pub struct LanceMlxSearch {
     /// `α` of the smallest loss.
     pub alpha: f64,
     /// Loss at `α` = 0, 0.05, .. 1.
@@ -45,7 +45,7 @@ pub fn draw(cols: usize) -> Vec<f32> {
 }
 
 /// The scales at `α` = 0, 0.05, .. 1, one factor for each channel. Every consumer has a column for each mean.
-pub fn seed_scales(weights: &[&dyn Source], mean_abs: &[f32]) -> Vec<Vec<f32>> {
+pub fn lance_mlx_scales(weights: &[&dyn RowSource], mean_abs: &[f32]) -> Vec<Vec<f32>> {
     let m = weight_maxima(weights, mean_abs.len());
     alphas().map(|alpha| scale(mean_abs, &m, alpha)).collect()
 }
@@ -58,41 +58,45 @@ fn alphas() -> impl Iterator<Item = f64> {
 ///
 /// # Errors
 /// No consumer; another width than the means; columns that are not whole groups; values not finite.
-pub fn seed_search(
-    weights: &[&dyn Source],
+pub fn lance_mlx_search(
+    weights: &[&dyn RowSource],
     mean_abs: &[f32],
     z: &[f32],
     scheme: Scheme,
-) -> Result<SeedSearch> {
+) -> Result<LanceMlxSearch> {
     let cols = mean_abs.len();
     let group = scheme.group_size();
     if weights.is_empty() || cols == 0 || !cols.is_multiple_of(group) || !z.len().is_multiple_of(cols) {
         let found = format!("{} of {cols} channels, {} normal values", weights.len(), z.len());
-        return Err(setting("seed search", format!("consumers with channels in groups of {group}"), found));
+        return Err(setting(
+            "lance-mlx search",
+            format!("consumers with channels in groups of {group}"),
+            found,
+        ));
     }
     if let Some(weight) = weights.iter().find(|w| w.n_cols() != cols) {
-        return Err(setting("seed search", format!("{cols} columns"), weight.n_cols()));
+        return Err(setting("lance-mlx search", format!("{cols} columns"), weight.n_cols()));
     }
     let mut x = z.to_vec();
     for row in x.chunks_exact_mut(cols) {
         row.iter_mut().zip(mean_abs).for_each(|(x, a)| *x *= a);
     }
-    let scales = seed_scales(weights, mean_abs);
+    let scales = lance_mlx_scales(weights, mean_abs);
     let mut losses = vec![0.0; scales.len()];
     for weight in weights {
         let found = consumer_losses(*weight, &x, &scales, scheme);
         losses.iter_mut().zip(found).for_each(|(sum, loss)| *sum += loss);
     }
     if losses.iter().any(|loss| !loss.is_finite()) {
-        return Err(setting("seed search", "finite weights and means", "some that are not"));
+        return Err(setting("lance-mlx search", "finite weights and means", "some that are not"));
     }
     let best = (1..losses.len()).fold(0, |best, i| if losses[i] < losses[best] { i } else { best });
     let alpha = alphas().nth(best).unwrap_or(0.0);
-    Ok(SeedSearch { alpha, losses, scale: scales[best].clone() })
+    Ok(LanceMlxSearch { alpha, losses, scale: scales[best].clone() })
 }
 
 /// Mean over the consumers of the largest magnitude in a column.
-fn weight_maxima(weights: &[&dyn Source], cols: usize) -> Vec<f32> {
+fn weight_maxima(weights: &[&dyn RowSource], cols: usize) -> Vec<f32> {
     let mut sum = vec![0.0; cols];
     for weight in weights {
         let mut row = vec![0.0; cols];
@@ -117,7 +121,7 @@ fn scale(a: &[f32], m: &[f32], alpha: f64) -> Vec<f32> {
 }
 
 /// `mean((X·Wᵀ − (X/s)·fq(W·s)ᵀ)²)` for each scale.
-fn consumer_losses(weight: &dyn Source, x: &[f32], scales: &[Vec<f32>], scheme: Scheme) -> Vec<f64> {
+fn consumer_losses(weight: &dyn RowSource, x: &[f32], scales: &[Vec<f32>], scheme: Scheme) -> Vec<f64> {
     let (rows, cols) = (weight.n_rows(), weight.n_cols());
     let chunks: Vec<Vec<f64>> = (0..rows.div_ceil(CHUNK))
         .into_par_iter()
@@ -167,7 +171,7 @@ mod tests {
         let w = Matrix::new("w", seeded(rows * cols, 1), cols).unwrap();
         let z = seeded(7 * cols, 2);
         let a: Vec<f32> = seeded(cols, 3).iter().map(|v| v.abs() + 0.1).collect();
-        let found = seed_search(&[&w], &a, &z, scheme).unwrap();
+        let found = lance_mlx_search(&[&w], &a, &z, scheme).unwrap();
         for (i, loss) in found.losses.iter().enumerate() {
             let m: Vec<f32> = (0..cols)
                 .map(|k| (0..rows).map(|r| w.values()[r * cols + k].abs()).fold(0.0, f32::max))

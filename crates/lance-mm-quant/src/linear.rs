@@ -13,7 +13,7 @@ use crate::gptq::{Choice, gptq};
 use crate::group_gram::GroupGram;
 use crate::hessian_factor::Factor;
 use crate::inputs::Inputs;
-use crate::matrix::{Matrix, Sampled, Source, check_rows, setting};
+use crate::matrix::{Matrix, RowSource, Sampled, check_rows, setting};
 use crate::refit::refit;
 use crate::report::or_nan;
 use crate::rounding_options::RoundingOptions;
@@ -24,7 +24,7 @@ const CLIPS: usize = 10;
 const REFITS: usize = 3;
 /// Damping of GPTQ, in means of the Hessian's diagonal.
 const DAMPING: f64 = 0.01;
-/// Rows of a weight on which ways of rounding are compared.
+/// Activations of a weight on which ways of rounding are compared.
 const ROWS: usize = 2048;
 
 /// A way of rounding a weight.
@@ -50,8 +50,8 @@ pub struct Trial {
     #[serde(deserialize_with = "or_nan")]
     pub search: f64,
     /// The same on the rows held back.
-    #[serde(deserialize_with = "or_nan")]
-    pub held_back: f64,
+    #[serde(rename = "held_back", deserialize_with = "or_nan")]
+    pub held_out: f64,
     /// Signal to noise of the weights in dB.
     #[serde(deserialize_with = "or_nan")]
     pub snr_db: f64,
@@ -61,7 +61,7 @@ pub struct Trial {
 }
 
 /// A quantized linear layer.
-pub struct Quantized {
+pub struct QuantizedMatrix {
     /// The packed weight; scales and biases are bf16.
     pub weight: AffineWeight,
     /// The index of the trial it is.
@@ -70,7 +70,7 @@ pub struct Quantized {
     pub trials: Vec<Trial>,
 }
 
-impl Quantized {
+impl QuantizedMatrix {
     /// The trial that was chosen.
     pub fn trial(&self) -> &Trial {
         &self.trials[self.chosen]
@@ -85,11 +85,11 @@ impl Quantized {
 /// Columns that are not whole groups or not those of the inputs, values that are not finite: all named.
 pub fn quantize_linear(
     name: &str,
-    weight: &dyn Source,
+    weight: &dyn RowSource,
     inputs: Option<&Inputs>,
     scheme: Scheme,
     options: &RoundingOptions,
-) -> Result<Quantized> {
+) -> Result<QuantizedMatrix> {
     let methods = options.methods(weight.n_cols(), inputs.is_some());
     quantize_by(name, weight, inputs, scheme, options, &methods)
 }
@@ -100,12 +100,12 @@ pub fn quantize_linear(
 /// As [`quantize_linear`]; a way that needs inputs, without them; no way at all.
 pub fn quantize_by(
     name: &str,
-    weight: &dyn Source,
+    weight: &dyn RowSource,
     inputs: Option<&Inputs>,
     scheme: Scheme,
     options: &RoundingOptions,
     methods: &[RoundingMethod],
-) -> Result<Quantized> {
+) -> Result<QuantizedMatrix> {
     check(name, weight, inputs, scheme)?;
     let some = Sampled::new(weight, ROWS);
     let mut best: Option<(AffineWeight, usize)> = None;
@@ -113,7 +113,7 @@ pub fn quantize_by(
     for method in methods {
         let way = Way::new(name, *method, inputs, scheme, options)?;
         let (quantized, trial) = run(name, &some, inputs, scheme, &way)?;
-        let is_better = best.as_ref().is_none_or(|(_, at)| trial.held_back < trials[*at].held_back);
+        let is_better = best.as_ref().is_none_or(|(_, at)| trial.held_out < trials[*at].held_out);
         if is_better {
             best = Some((quantized, trials.len()));
         }
@@ -124,7 +124,7 @@ pub fn quantize_by(
         let way = Way::new(name, methods[chosen], inputs, scheme, options)?;
         (packed, trials[chosen]) = run(name, weight, inputs, scheme, &way)?;
     }
-    Ok(Quantized { weight: packed, chosen, trials })
+    Ok(QuantizedMatrix { weight: packed, chosen, trials })
 }
 
 /// The error of a weight in several schemes: relative, on the rows held back, of at most 512 rows of the
@@ -135,7 +135,7 @@ pub fn quantize_by(
 /// As [`quantize_linear`].
 pub fn width_errors(
     name: &str,
-    weight: &dyn Source,
+    weight: &dyn RowSource,
     inputs: Option<&Inputs>,
     schemes: &[Scheme],
     options: &RoundingOptions,
@@ -151,7 +151,7 @@ pub fn width_errors(
     let few: Vec<RoundingMethod> = all.iter().copied().filter(few).collect();
     let methods = if few.is_empty() { &all } else { &few };
     let error = |scheme: &Scheme| match weight.n_cols().is_multiple_of(scheme.group_size()) {
-        true => Ok(Some(quantize_by(name, &some, inputs, *scheme, options, methods)?.trial().held_back)),
+        true => Ok(Some(quantize_by(name, &some, inputs, *scheme, options, methods)?.trial().held_out)),
         false => Ok(None),
     };
     schemes.iter().map(error).collect()
@@ -291,7 +291,7 @@ pub fn fit_groups(name: &str, weight: &Matrix, inputs: &Inputs, scheme: Scheme) 
 }
 
 /// Whether a weight can be quantized in this scheme with these inputs.
-fn check(name: &str, weight: &dyn Source, inputs: Option<&Inputs>, scheme: Scheme) -> Result<()> {
+fn check(name: &str, weight: &dyn RowSource, inputs: Option<&Inputs>, scheme: Scheme) -> Result<()> {
     let (cols, group) = (weight.n_cols(), scheme.group_size());
     if cols == 0 || weight.n_rows() == 0 || !cols.is_multiple_of(group) {
         let found = format!("{} rows of {cols}", weight.n_rows());
@@ -318,7 +318,7 @@ struct Piece {
 /// threads, and sums follow their order.
 fn run(
     name: &str,
-    weight: &dyn Source,
+    weight: &dyn RowSource,
     inputs: Option<&Inputs>,
     scheme: Scheme,
     way: &Way<'_>,
@@ -333,11 +333,11 @@ fn run(
             let d = block.error(&w, scheme);
             let mut sums = [energy(&d), energy(&w), block.n_clipped as f64, 0.0, 0.0, 0.0, 0.0];
             if let Some(inputs) = inputs {
-                let [search, held_back] = [inputs.rows().search(), inputs.rows().held_back()];
+                let [search, held_out] = [inputs.rows().search(), inputs.rows().held_out()];
                 sums[3] = output_energy(search, &d, cols);
                 sums[4] = output_energy(search, &w, cols);
-                sums[5] = output_energy(held_back, &d, cols);
-                sums[6] = output_energy(held_back, &w, cols);
+                sums[5] = output_energy(held_out, &d, cols);
+                sums[6] = output_energy(held_out, &w, cols);
             }
             let words = pack_codes(&block.codes, scheme.bits());
             Ok(Piece { words, scales: block.scales, biases: block.biases, sums })
@@ -352,14 +352,14 @@ fn run(
         biases.extend(piece.biases);
     }
     let weights = relative(sums[0], sums[1]);
-    let (search, held_back) = match inputs {
+    let (search, held_out) = match inputs {
         Some(_) => (relative(sums[3], sums[4]), relative(sums[5], sums[6])),
         None => (weights, weights),
     };
     let trial = Trial {
         method: way.method,
         search,
-        held_back,
+        held_out,
         snr_db: -10.0 * weights.max(1e-30).log10(),
         clipped: sums[2] / scales.len() as f64,
     };

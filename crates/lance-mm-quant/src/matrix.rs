@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use crate::block::CHUNK;
 
 /// A matrix that is read by rows: a [`Matrix`], or a weight that stays in its file.
-pub trait Source: Sync {
-    /// Rows `R`.
+pub trait RowSource: Sync {
+    /// Activations `R`.
     fn n_rows(&self) -> usize;
 
     /// Columns `K`.
@@ -17,7 +17,7 @@ pub trait Source: Sync {
     /// Writes row `row` into `out`, which has `K` places.
     fn read_row(&self, row: usize, out: &mut [f32]);
 
-    /// Rows `first..first + n`, one after another.
+    /// Activations `first..first + n`, one after another.
     fn read_rows(&self, first: usize, n: usize) -> Vec<f32> {
         let cols = self.n_cols();
         let mut values = vec![0.0; n * cols];
@@ -28,7 +28,7 @@ pub trait Source: Sync {
     }
 }
 
-impl Source for Weight {
+impl RowSource for Weight {
     fn n_rows(&self) -> usize {
         self.n_rows()
     }
@@ -42,7 +42,7 @@ impl Source for Weight {
     }
 }
 
-impl Source for AffineWeight {
+impl RowSource for AffineWeight {
     fn n_rows(&self) -> usize {
         self.n_rows()
     }
@@ -59,12 +59,12 @@ impl Source for AffineWeight {
 /// A source with its columns multiplied.
 pub struct Scaled<'a> {
     /// The matrix `(R, K)`.
-    pub source: &'a dyn Source,
+    pub source: &'a dyn RowSource,
     /// A factor for each of its `K` columns.
     pub factors: &'a [f32],
 }
 
-impl Source for Scaled<'_> {
+impl RowSource for Scaled<'_> {
     fn n_rows(&self) -> usize {
         self.source.n_rows()
     }
@@ -82,18 +82,18 @@ impl Source for Scaled<'_> {
 /// Some rows of a source, spread evenly: rows are rounded one by one, so a part of them tells how well a way
 /// of rounding does.
 pub(crate) struct Sampled<'a> {
-    source: &'a dyn Source,
+    source: &'a dyn RowSource,
     n: usize,
 }
 
 impl<'a> Sampled<'a> {
     /// At most `n` rows.
-    pub(crate) fn new(source: &'a dyn Source, n: usize) -> Self {
+    pub(crate) fn new(source: &'a dyn RowSource, n: usize) -> Self {
         Self { source, n: n.min(source.n_rows()) }
     }
 }
 
-impl Source for Sampled<'_> {
+impl RowSource for Sampled<'_> {
     fn n_rows(&self) -> usize {
         self.n
     }
@@ -128,14 +128,14 @@ impl Matrix {
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn read(name: &str, source: &dyn Source) -> Result<Self> {
+    pub fn read(name: &str, source: &dyn RowSource) -> Result<Self> {
         let rows = source.n_rows();
         let chunks = (0..rows.div_ceil(CHUNK)).into_par_iter();
         let values = chunks.flat_map_iter(|i| source.read_rows(i * CHUNK, CHUNK.min(rows - i * CHUNK)));
         Self::new(name, values.collect(), source.n_cols())
     }
 
-    /// Rows `R`.
+    /// Activations `R`.
     pub fn n_rows(&self) -> usize {
         self.values.len() / self.cols
     }
@@ -183,7 +183,7 @@ impl Matrix {
     }
 }
 
-impl Source for Matrix {
+impl RowSource for Matrix {
     fn n_rows(&self) -> usize {
         self.n_rows()
     }

@@ -62,7 +62,7 @@ mod tests {
     use lance_mm_tensor::testing::seeded;
 
     use super::*;
-    use crate::activations::Rows;
+    use crate::activations::Activations;
     use crate::clip::clip;
 
     #[test]
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_refit_is_never_worse() {
-        let rows = Rows::new("x", seeded(20 * 64, 1), &seeded(64, 2), 64).unwrap();
+        let rows = Activations::new("x", seeded(20 * 64, 1), &seeded(64, 2), 64).unwrap();
         let gram = &GroupGram::of_groups(&rows, 64)[0];
         for bits in [2, 3, 4, 8] {
             for seed in 0..20 {

@@ -3,12 +3,12 @@
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::compensate::Drift;
-use crate::linear::{Quantized, RoundingMethod, Trial};
+use crate::linear::{QuantizedMatrix, RoundingMethod, Trial};
 
 /// A quantized linear layer. Errors are relative output errors on the rows held back; without inputs those
 /// of the weights.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct LinearReport {
+pub struct RoundingReport {
     /// The module.
     pub name: String,
     /// Bits per code.
@@ -38,18 +38,18 @@ pub struct LinearReport {
     pub trials: Vec<Trial>,
 }
 
-impl LinearReport {
+impl RoundingReport {
     /// Of a layer whose plain error is known; `None`: it was not scaled.
-    pub fn new(name: String, quantized: &Quantized, plain: Option<f64>) -> Self {
+    pub fn new(name: String, quantized: &QuantizedMatrix, plain: Option<f64>) -> Self {
         let (scheme, chosen) = (quantized.weight.scheme(), quantized.trial());
-        let scaled = quantized.trials[0].held_back;
+        let scaled = quantized.trials[0].held_out;
         Self {
             name,
             bits: scheme.bits(),
             group_size: scheme.group_size(),
             plain: plain.unwrap_or(scaled),
             scaled,
-            final_error: chosen.held_back,
+            final_error: chosen.held_out,
             snr_db: chosen.snr_db,
             clipped: chosen.clipped,
             method: chosen.method,

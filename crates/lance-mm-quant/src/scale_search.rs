@@ -4,9 +4,9 @@ use lance_mm_tensor::{Result, Scheme};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::activations::Rows;
+use crate::activations::Activations;
 use crate::block::{Block, CHUNK, energy, output_energy, relative};
-use crate::matrix::{Sampled, Source, setting};
+use crate::matrix::{RowSource, Sampled, setting};
 use crate::tie::Tie;
 
 /// One consumer of the channels that are scaled.
@@ -15,11 +15,11 @@ pub struct Consumer<'a> {
     /// Its name, for errors.
     pub name: &'a str,
     /// Its weight `(R, K)`.
-    pub weight: &'a dyn Source,
+    pub weight: &'a dyn RowSource,
     /// How it will be quantized.
     pub scheme: Scheme,
     /// Its inputs.
-    pub rows: &'a Rows,
+    pub rows: &'a Activations,
 }
 
 /// A family of scales; `a` is a channel's root mean square, `m` its largest weight.
@@ -149,12 +149,12 @@ pub struct Search {
     /// Loss of every candidate on the search rows, in the order of [`candidates`].
     pub losses: Vec<f64>,
     /// Loss of the identity on the rows held back.
-    pub held_back_identity: f64,
+    pub held_out_identity: f64,
     /// Loss of the best candidate on the rows held back.
-    pub held_back_best: f64,
+    pub held_out_best: f64,
     /// Whether the best candidate is used: below 0.99 of the identity's loss on the rows held back.
     pub accepted: bool,
-    /// Every consumer's share of `held_back_identity`: the relative error of plain rounding.
+    /// Every consumer's share of `held_out_identity`: the relative error of plain rounding.
     #[serde(skip)]
     pub plain: Vec<f64>,
     /// The scale to use for every free factor, ones unless accepted.
@@ -162,7 +162,7 @@ pub struct Search {
     pub scale: Vec<f32>,
 }
 
-/// Rows of a consumer by which scales are judged: more change neither the order nor what is accepted.
+/// Activations of a consumer by which scales are judged: more change neither the order nor what is accepted.
 const ROWS: usize = 2048;
 
 /// Searches the scale of a pair. Of consumers with more than 2048 rows as many are judged by.
@@ -177,18 +177,18 @@ pub fn search(consumers: &[Consumer<'_>], tie: &Tie) -> Result<Search> {
     let consumers = consumers.as_slice();
     let list = candidates();
     let scales: Vec<Vec<f32>> = list.iter().map(|c| channels.scale(*c)).collect();
-    let losses: Vec<f64> = sum(&losses(consumers, tie, &scales, Rows::search)?);
+    let losses: Vec<f64> = sum(&losses(consumers, tie, &scales, Activations::search)?);
     let best = (1..losses.len()).fold(0, |best, i| if losses[i] < losses[best] { i } else { best });
     let ends = [scales[0].clone(), scales[best].clone()];
-    let held_back = self::losses(consumers, tie, &ends, Rows::held_back)?;
-    let plain = held_back.iter().map(|consumer| consumer[0]).collect();
-    let held_back = sum(&held_back);
-    let accepted = held_back[1] < 0.99 * held_back[0];
+    let held_out = self::losses(consumers, tie, &ends, Activations::held_out)?;
+    let plain = held_out.iter().map(|consumer| consumer[0]).collect();
+    let held_out = sum(&held_out);
+    let accepted = held_out[1] < 0.99 * held_out[0];
     Ok(Search {
         best: list[best],
         losses,
-        held_back_identity: held_back[0],
-        held_back_best: held_back[1],
+        held_out_identity: held_out[0],
+        held_out_best: held_out[1],
         accepted,
         plain,
         scale: scales[if accepted { best } else { 0 }].clone(),
@@ -209,7 +209,7 @@ pub fn losses(
     consumers: &[Consumer<'_>],
     tie: &Tie,
     scales: &[Vec<f32>],
-    part: fn(&Rows) -> &[f32],
+    part: fn(&Activations) -> &[f32],
 ) -> Result<Vec<Vec<f64>>> {
     let scales: Vec<Vec<f32>> = scales.iter().map(|s| tie.expand(s)).collect();
     consumers.iter().map(|consumer| consumer_losses(consumer, &scales, part(consumer.rows))).collect()
@@ -296,9 +296,9 @@ mod tests {
                 let expected = naive_loss(&w, x.search(), &s, scheme);
                 assert!((loss / expected - 1.0).abs() < 1e-4, "{candidate:?}: {loss} {expected}");
             }
-            let identity = naive_loss(&w, x.held_back(), &vec![1.0; k], scheme);
-            assert!((found.held_back_identity / identity - 1.0).abs() < 1e-4);
-            assert_eq!(found.accepted, found.held_back_best < 0.99 * found.held_back_identity);
+            let identity = naive_loss(&w, x.held_out(), &vec![1.0; k], scheme);
+            assert!((found.held_out_identity / identity - 1.0).abs() < 1e-4);
+            assert_eq!(found.accepted, found.held_out_best < 0.99 * found.held_out_identity);
         }
     }
 
@@ -310,9 +310,9 @@ mod tests {
             let values = seeded(n * k, seed);
             values.iter().enumerate().map(|(i, v)| if i % k < 4 { 30.0 * v } else { *v }).collect()
         };
-        let x = Rows::new("x", strong(60, 2), &strong(30, 3), k).unwrap();
+        let x = Activations::new("x", strong(60, 2), &strong(30, 3), k).unwrap();
         let found = search(&[Consumer { name: "w", weight: &w, scheme, rows: &x }], &Tie::none(k)).unwrap();
-        assert!(found.accepted && found.held_back_best < 0.5 * found.held_back_identity, "{found:?}");
+        assert!(found.accepted && found.held_out_best < 0.5 * found.held_out_identity, "{found:?}");
         assert!(found.scale[0] > 1.5 * found.scale[10]);
     }
 

@@ -2,10 +2,10 @@
 
 use lance_mm_tensor::testing::seeded;
 
-use crate::activations::Rows;
+use crate::activations::Activations;
 
-/// Rows whose channels depend on each other and differ in size, as real activations do.
-pub fn correlated(n: usize, n_held_back: usize, cols: usize, seed: u64) -> Rows {
+/// Activations whose channels depend on each other and differ in size, as real activations do.
+pub fn correlated(n: usize, n_held_out: usize, cols: usize, seed: u64) -> Activations {
     let rank = cols / 4 + 1;
     let mix = seeded(rank * cols, seed);
     let size = seeded(cols, seed + 1);
@@ -17,5 +17,5 @@ pub fn correlated(n: usize, n_held_back: usize, cols: usize, seed: u64) -> Rows 
         };
         (0..n * cols).map(|at| value(at / cols, at % cols)).collect()
     };
-    Rows::new("x", make(n, seed + 2), &make(n_held_back, seed + 4), cols).expect("finite rows")
+    Activations::new("x", make(n, seed + 2), &make(n_held_out, seed + 4), cols).expect("finite rows")
 }

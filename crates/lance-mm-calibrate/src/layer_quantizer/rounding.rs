@@ -1,7 +1,9 @@
 //! Rounding the linear layers of an expert, input by input.
 
 use lance_mm_models::LinearInput;
-use lance_mm_quant::{Compensated, Inputs, LinearReport, Matrix, Rows, quantize_linear, width_errors};
+use lance_mm_quant::{
+    Activations, Compensated, Inputs, Matrix, RoundingReport, quantize_linear, width_errors,
+};
 use lance_mm_tensor::{Result, Scheme};
 
 use super::{ExpertResult, Form, LayerActivations, LinearResult};
@@ -14,7 +16,7 @@ pub(super) struct Rounding {
     pub(super) result: ExpertResult,
     /// Weights that are not rounded yet, in order; one is freed when it is done.
     left: std::array::IntoIter<Matrix, 7>,
-    inputs: [Option<Rows>; 4],
+    inputs: [Option<Activations>; 4],
     plain: [Option<f64>; 7],
 }
 
@@ -42,7 +44,7 @@ impl Rounding {
         Self { result, left: linears.into_iter(), inputs, plain }
     }
 
-    pub(super) fn round(&mut self, actual: Option<Rows>, step: &Step<'_>) -> Result<()> {
+    pub(super) fn round(&mut self, actual: Option<Activations>, step: &Step<'_>) -> Result<()> {
         let path = input_path(step.input, step.layer, self.result.expert);
         let (original, inputs) = match (self.inputs[step.input as usize].take(), actual) {
             (Some(original), Some(actual)) => (Some(original), Some(actual)),
@@ -66,7 +68,7 @@ impl Rounding {
                     let weight = fitted.as_ref().unwrap_or(&matrix);
                     let quantized = quantize_linear(&name, weight, known, scheme, &step.steps.rounding)?;
                     let plain = self.plain[proj as usize];
-                    let mut report = LinearReport::new(name.clone(), &quantized, plain);
+                    let mut report = RoundingReport::new(name.clone(), &quantized, plain);
                     report.drift = compensated.map(|c| c.drift(&quantized.weight));
                     LinearResult { name, form: Form::Packed(quantized.weight), report: Some(report), errors }
                 }

@@ -1,17 +1,17 @@
-//! The scales of a layer's pairs.
+//! The scales of a layer's fusion groups.
 
 use lance_mm_models::Expert;
 use lance_mm_quant::{
-    Consumer, Rows, Search, Source, Tie, activation_mean, draw, losses, search, seed_search,
+    Activations, Consumer, RowSource, Search, Tie, activation_mean, draw, lance_mlx_search, losses, search,
 };
 use lance_mm_tensor::{Result, Scheme};
 
 use super::{LayerActivations, LayerWeights};
 use crate::error::setting;
 use crate::expert_weights::{ExpertWeights, Heads};
-use crate::names::{Pair, Proj, input_path};
+use crate::names::{FusionGroup, Proj, input_path};
 use crate::options::{RecipeSteps, Scaling};
-use crate::report::PairReport;
+use crate::report::FusionReport;
 
 /// A layer whose scales are searched and fused.
 pub(super) struct Work<'a> {
@@ -52,44 +52,44 @@ impl<'a> Work<'a> {
     }
 
     /// Searches and fuses the scales that the steps asks for.
-    pub(super) fn scale_all(&mut self) -> Result<Vec<PairReport>> {
+    pub(super) fn scale_all(&mut self) -> Result<Vec<FusionReport>> {
         let steps = self.steps;
         let all: Vec<usize> = (0..self.experts.len()).collect();
-        let mut pairs = Vec::new();
-        for pair in Pair::LAYER {
-            match (steps.scaling, pair) {
-                (Scaling::Searched, Pair::VO) if !steps.v_o => {}
-                (Scaling::Searched, Pair::UpDown) if !steps.up_down => {}
-                (Scaling::Searched, Pair::VO) => pairs.extend(self.scale(pair, &all)?),
+        let mut fusions = Vec::new();
+        for group in FusionGroup::LAYER {
+            match (steps.scaling, group) {
+                (Scaling::Searched, FusionGroup::VO) if !steps.v_o => {}
+                (Scaling::Searched, FusionGroup::UpDown) if !steps.up_down => {}
+                (Scaling::Searched, FusionGroup::VO) => fusions.extend(self.scale(group, &all)?),
                 (Scaling::Searched, _) => {
                     for i in &all {
-                        pairs.extend(self.scale(pair, &[*i])?);
+                        fusions.extend(self.scale(group, &[*i])?);
                     }
                 }
-                (Scaling::LanceMlx, Pair::NormQkv | Pair::NormGateUp) => {
+                (Scaling::LanceMlx, FusionGroup::NormQkv | FusionGroup::NormGateUp) => {
                     for i in &all {
-                        pairs.extend(self.scale_as_seed(pair, *i)?);
+                        fusions.extend(self.scale_as_lance_mlx(group, *i)?);
                     }
                 }
                 _ => {}
             }
         }
-        Ok(pairs)
+        Ok(fusions)
     }
 
-    /// Searches and fuses the scale of a pair of some experts; nothing without inputs.
-    fn scale(&mut self, pair: Pair, experts: &[usize]) -> Result<Option<PairReport>> {
-        let tie = self.experts[experts[0]].tie(pair, &self.heads);
-        let Some(found) = self.search(pair, experts, &tie)? else { return Ok(None) };
+    /// Searches and fuses the scale of a fusion group of some experts; nothing without inputs.
+    fn scale(&mut self, group: FusionGroup, experts: &[usize]) -> Result<Option<FusionReport>> {
+        let tie = self.experts[experts[0]].tie(group, &self.heads);
+        let Some(found) = self.search(group, experts, &tie)? else { return Ok(None) };
         if found.accepted {
-            experts.iter().for_each(|i| self.fuse(pair, *i, &found.scale, &tie));
+            experts.iter().for_each(|i| self.fuse(group, *i, &found.scale, &tie));
         }
-        let producers = experts.iter().map(|i| pair.producer(self.layer, self.experts[*i].expert)).collect();
-        Ok(Some(PairReport::searched(pair, producers, &found)))
+        let producers = experts.iter().map(|i| group.producer(self.layer, self.experts[*i].expert)).collect();
+        Ok(Some(FusionReport::searched(group, producers, &found)))
     }
 
-    fn search(&mut self, pair: Pair, experts: &[usize], tie: &Tie) -> Result<Option<Search>> {
-        let places = self.places(pair, experts);
+    fn search(&mut self, group: FusionGroup, experts: &[usize], tie: &Tie) -> Result<Option<Search>> {
+        let places = self.places(group, experts);
         if places.is_empty() {
             return Ok(None);
         }
@@ -100,12 +100,12 @@ impl<'a> Work<'a> {
         Ok(Some(found))
     }
 
-    /// The consumers of a pair that are quantized and have inputs.
-    fn places(&self, pair: Pair, experts: &[usize]) -> Vec<(usize, Proj, String)> {
+    /// The consumers of a fusion group that are quantized and have inputs.
+    fn places(&self, group: FusionGroup, experts: &[usize]) -> Vec<(usize, Proj, String)> {
         let mut places = Vec::new();
         for i in experts {
             let expert = self.experts[*i].expert;
-            for proj in pair.consumers() {
+            for proj in group.consumers() {
                 if self.rows[*i].is_some() && (self.scheme)(expert, *proj).is_some() {
                     places.push((*i, *proj, proj.path(self.layer, expert)));
                 }
@@ -124,28 +124,29 @@ impl<'a> Work<'a> {
         places.iter().filter_map(consumer).collect()
     }
 
-    fn fuse(&mut self, pair: Pair, i: usize, s: &[f32], tie: &Tie) {
-        self.experts[i].fuse(pair, s, tie);
-        if let (Some(rows), Some(proj)) = (&mut self.rows[i], pair.consumers().first()) {
+    fn fuse(&mut self, group: FusionGroup, i: usize, s: &[f32], tie: &Tie) {
+        self.experts[i].fuse(group, s, tie);
+        if let (Some(rows), Some(proj)) = (&mut self.rows[i], group.consumers().first()) {
             rows.get_mut(proj.input()).divide(&tie.expand(s));
         }
     }
 
-    fn scale_as_seed(&mut self, pair: Pair, i: usize) -> Result<Option<PairReport>> {
-        let tie = self.experts[i].tie(pair, &self.heads);
-        let places = self.places(pair, &[i]);
+    fn scale_as_lance_mlx(&mut self, group: FusionGroup, i: usize) -> Result<Option<FusionReport>> {
+        let tie = self.experts[i].tie(group, &self.heads);
+        let places = self.places(group, &[i]);
         let consumers = self.consumers(&places);
         let Some(Consumer { scheme, rows, .. }) = consumers.first().copied() else { return Ok(None) };
-        let plain = losses(&consumers, &tie, &[vec![1.0; tie.n_free()]], Rows::held_back)?;
+        let plain = losses(&consumers, &tie, &[vec![1.0; tie.n_free()]], Activations::held_out)?;
         let means: Vec<f32> = rows.mean_abs().iter().map(|v| *v as f32).collect();
-        let sources: Vec<&dyn Source> = consumers.iter().map(|c| c.weight).collect();
-        let found = seed_search(&sources, &activation_mean(&[(&means, 1)]), &draw(tie.n_free()), scheme)?;
+        let sources: Vec<&dyn RowSource> = consumers.iter().map(|c| c.weight).collect();
+        let found =
+            lance_mlx_search(&sources, &activation_mean(&[(&means, 1)]), &draw(tie.n_free()), scheme)?;
         for ((_, proj, _), plain) in places.iter().zip(&plain) {
             self.plain[i][*proj as usize] = Some(plain[0]);
         }
-        self.fuse(pair, i, &found.scale, &tie);
-        pair.consumers().iter().for_each(|proj| self.experts[i].linears[*proj as usize].round_bf16());
-        let producers = vec![pair.producer(self.layer, self.experts[i].expert)];
-        Ok(Some(PairReport::seed(pair, producers, &found)))
+        self.fuse(group, i, &found.scale, &tie);
+        group.consumers().iter().for_each(|proj| self.experts[i].linears[*proj as usize].round_bf16());
+        let producers = vec![group.producer(self.layer, self.experts[i].expert)];
+        Ok(Some(FusionReport::lance_mlx(group, producers, &found)))
     }
 }

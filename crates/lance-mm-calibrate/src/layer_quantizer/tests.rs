@@ -2,7 +2,7 @@ use lance_mm_quant::RoundingOptions;
 use lance_mm_quant::testing::correlated;
 
 use super::*;
-use crate::names::Pair;
+use crate::names::FusionGroup;
 use crate::options::Scaling;
 use crate::testing::{HEADS, expert_weights, layer_activations};
 
@@ -43,7 +43,7 @@ fn the_result_does_not_depend_on_the_number_of_threads() {
     };
     let (one, two) = (run(1), run(2));
     assert_eq!(bytes(&one), bytes(&two));
-    assert_eq!(format!("{:?}", one.pairs), format!("{:?}", two.pairs));
+    assert_eq!(format!("{:?}", one.fusions), format!("{:?}", two.fusions));
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn every_step_can_be_left_out_and_none_makes_it_worse() {
         RecipeSteps::default(),
     ];
     let totals: Vec<f64> = recipes.iter().map(total).collect();
-    assert!(totals.windows(2).all(|pair| pair[1] < pair[0]), "{totals:?}");
+    assert!(totals.windows(2).all(|two| two[1] < two[0]), "{totals:?}");
     assert!(total(&RecipeSteps::lance_mlx()).is_finite());
 }
 
@@ -74,7 +74,7 @@ fn reports_name_what_was_done() {
     let result =
         quantize_layer(weights(&[Expert::Und, Expert::Gen]), rows, &four_bits, &RecipeSteps::default())
             .unwrap();
-    let names: Vec<String> = result.pairs.iter().map(|p| p.producers.join(" ")).collect();
+    let names: Vec<String> = result.fusions.iter().map(|p| p.producers.join(" ")).collect();
     assert_eq!(
         names,
         [
@@ -104,7 +104,7 @@ fn without_inputs_only_the_shared_scale_reaches_an_expert() {
     let after = &result.experts[1];
     assert_eq!(after.input_layernorm, before.input_layernorm);
     assert_eq!(after.post_attention_layernorm, before.post_attention_layernorm);
-    let shared = result.pairs.iter().find(|p| p.pair == Pair::VO).unwrap();
+    let shared = result.fusions.iter().find(|p| p.group == FusionGroup::VO).unwrap();
     assert_eq!(after.v_bias != before.v_bias, shared.accepted);
 }
 
@@ -119,7 +119,7 @@ fn linears_without_a_scheme_stay_dense() {
     )
     .unwrap();
     assert!(matches!(result.experts[0].linears[6].form, Form::Dense(_)));
-    assert!(result.pairs.iter().all(|p| p.pair != Pair::UpDown));
+    assert!(result.fusions.iter().all(|p| p.group != FusionGroup::UpDown));
 }
 
 #[test]
@@ -168,11 +168,11 @@ fn errors_in_other_schemes_are_those_of_quantizing_in_them() {
 fn later_layers_make_good_what_earlier_ones_changed() {
     let rows = layer_activations(5);
     // What was recorded, with a part of every channel leaking into the next.
-    let leak = |rows: &Rows| {
+    let leak = |rows: &Activations| {
         let k = rows.n_cols();
         let change =
             |v: &[f32]| (0..v.len()).map(|i| v[i] + 0.2 * v[i / k * k + (i + 1) % k]).collect::<Vec<f32>>();
-        Rows::new("x", change(rows.search()), &change(rows.held_back()), k).unwrap()
+        Activations::new("x", change(rows.search()), &change(rows.held_out()), k).unwrap()
     };
     let changed = [&rows.qkv, &rows.o, &rows.gate_up, &rows.down].map(leak);
     let steps = RecipeSteps { scaling: Scaling::Off, ..RecipeSteps::default() };

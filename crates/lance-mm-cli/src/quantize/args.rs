@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use clap::builder::{EnumValueParser, PossibleValue, TypedValueParser};
 use clap::error::ErrorKind;
-use lance_mm_calibrate::{Drawings, GenExpert, QuantizeOptions, Recipe, RecipeSteps, Scaling};
+use lance_mm_calibrate::{GenExpert, GenerationRequests, QuantizeOptions, Recipe, RecipeSteps, Scaling};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -224,7 +224,7 @@ impl Args {
         self.check()?;
         let defaults = QuantizeOptions::default();
         let gen_expert = match (&self.gen_calib, self.gen_) {
-            (Some(file), _) => GenExpert::Calibrate(Drawings::read(file)?),
+            (Some(file), _) => GenExpert::Calibrate(GenerationRequests::read(file)?),
             (None, Gen::Fit) => GenExpert::Fit,
             (None, Gen::Keep) => GenExpert::Keep,
             (None, Gen::Drop) => GenExpert::Drop,

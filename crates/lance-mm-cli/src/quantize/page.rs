@@ -72,7 +72,7 @@ impl<'a> Page<'a> {
         }
         document.heading("Bits by layer and linear");
         document.plot(plots::bits(self));
-        if !self.report.pairs().is_empty() {
+        if !self.report.fusions().is_empty() {
             document.heading("Scales");
             document.text(
                 "A scale s divides what a producer gives and multiplies the columns of its consumers. It comes from \

@@ -14,12 +14,12 @@ fn errors_and_choice_are_those_of_the_packed_weight() {
     let inputs = Inputs::new("x", correlated(90, 30, 64, 2));
     let found = quantize_linear("w", &w, Some(&inputs), scheme, &RoundingOptions::default()).unwrap();
     assert_eq!(found.trials.len(), 6);
-    assert!(found.trials.iter().all(|t| t.held_back >= found.trial().held_back));
+    assert!(found.trials.iter().all(|t| t.held_out >= found.trial().held_out));
     let mut value = [0.0; 64];
     let (mut error, mut size, mut noise, mut power) = (0.0, 0.0, 0.0, 0.0);
     for (r, row) in w.values().chunks_exact(64).enumerate() {
         found.weight.read_row(r, &mut value);
-        for x in inputs.rows().held_back().chunks_exact(64) {
+        for x in inputs.rows().held_out().chunks_exact(64) {
             let dot = |v: &[f32]| x.iter().zip(v).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
             error += (dot(row) - dot(&value)).powi(2);
             size += dot(row).powi(2);
@@ -27,7 +27,7 @@ fn errors_and_choice_are_those_of_the_packed_weight() {
         noise += row.iter().zip(&value).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
         power += row.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>();
     }
-    assert!((found.trial().held_back / (error / size) - 1.0).abs() < 1e-3);
+    assert!((found.trial().held_out / (error / size) - 1.0).abs() < 1e-3);
     assert!((found.trial().snr_db - 10.0 * (power / noise).log10()).abs() < 1e-3);
 }
 
@@ -55,10 +55,10 @@ fn of_many_rows_some_decide_and_all_are_quantized() {
     let alone = quantize_by("w", &w, Some(&inputs), scheme, &options, &[method]).unwrap();
     assert_eq!(found.weight.n_rows(), ROWS + 100);
     assert_eq!(found.weight.word_bytes(), alone.weight.word_bytes());
-    assert_eq!(found.trial().held_back, alone.trial().held_back);
+    assert_eq!(found.trial().held_out, alone.trial().held_out);
     let errors = width_errors("w", &w, Some(&inputs), &[scheme], &options).unwrap();
     assert!(
-        (errors[0].unwrap() / found.trial().held_back - 1.0).abs() < 0.3,
+        (errors[0].unwrap() / found.trial().held_out - 1.0).abs() < 0.3,
         "{errors:?} {:?}",
         found.trial()
     );
@@ -69,7 +69,7 @@ fn without_inputs_the_weights_decide() {
     let (w, scheme) = (weight(5, 64), Scheme::affine(2, 64).unwrap());
     let found = quantize_linear("w", &w, None, scheme, &RoundingOptions::default()).unwrap();
     assert_eq!(found.trial().method, RoundingMethod::ClipRefit);
-    assert!(found.trials[1].held_back < found.trials[0].held_back);
+    assert!(found.trials[1].held_out < found.trials[0].held_out);
     let error = quantize_by("w", &w, None, scheme, &RoundingOptions::default(), &[RoundingMethod::Feedback]);
     assert_eq!(error.err().unwrap().to_string(), "w: expected inputs for error feedback, found none");
 }
@@ -98,7 +98,7 @@ fn group_fits_are_the_method_in_detail() {
 fn what_does_not_fit_is_named() {
     let inputs = Inputs::new("layers.0 site D", correlated(9, 9, 96, 2));
     let scheme = Scheme::affine(4, 32).unwrap();
-    let error = |w: &dyn Source, scheme| {
+    let error = |w: &dyn RowSource, scheme| {
         quantize_linear("layers.0.mlp.down_proj", w, Some(&inputs), scheme, &RoundingOptions::default())
             .err()
             .unwrap()
@@ -116,7 +116,7 @@ fn what_does_not_fit_is_named() {
 
 struct Damaged;
 
-impl Source for Damaged {
+impl RowSource for Damaged {
     fn n_rows(&self) -> usize {
         3
     }

@@ -1,7 +1,7 @@
 //! Plots over the layers.
 
-use lance_mm_calibrate::Pair;
-use lance_mm_quant::{Family, LinearReport};
+use lance_mm_calibrate::FusionGroup;
+use lance_mm_quant::{Family, RoundingReport};
 
 use super::{Page, place};
 use crate::document::{Grid, Plot, Series};
@@ -17,18 +17,18 @@ const LINEARS: [&str; 7] = [
 ];
 /// Experts with the end of their modules' names.
 const EXPERTS: [(&str, &str); 2] = [("UND", ""), ("GEN", "_moe_gen")];
-/// Fusion pairs within a layer, with the legend's words.
-const PAIRS: [(Pair, &str); 4] = [
-    (Pair::NormQkv, "norm to q, k, v"),
-    (Pair::VO, "v to o"),
-    (Pair::NormGateUp, "norm to gate, up"),
-    (Pair::UpDown, "up to down"),
+/// Fusion fusion groups within a layer, with the legend's words.
+const PAIRS: [(FusionGroup, &str); 4] = [
+    (FusionGroup::NormQkv, "norm to q, k, v"),
+    (FusionGroup::VO, "v to o"),
+    (FusionGroup::NormGateUp, "norm to gate, up"),
+    (FusionGroup::UpDown, "up to down"),
 ];
 const FAMILIES: [(Family, &str); 2] =
     [(Family::Act, "α where s = a^α"), (Family::ActWeight, "α where s = a^α / m^(1−α)")];
 
 /// A number by layer for one kind of matrix; a gap where there is none.
-fn along(page: &Page<'_>, kind: &str, value: impl Fn(&LinearReport) -> f64) -> Vec<f64> {
+fn along(page: &Page<'_>, kind: &str, value: impl Fn(&RoundingReport) -> f64) -> Vec<f64> {
     let mut values = vec![f64::NAN; layers(page).len()];
     for linear in page.report.linears() {
         if let (Some(layer), path) = place(&linear.name)
@@ -59,7 +59,7 @@ fn last(path: &str) -> &str {
 pub(super) fn errors(page: &Page<'_>) -> Vec<String> {
     let places = layers(page);
     let plot = |(expert, suffix): (&str, &str)| {
-        let series = |value: fn(&LinearReport) -> f64| -> Vec<Series> {
+        let series = |value: fn(&RoundingReport) -> f64| -> Vec<Series> {
             let one = |kind: &&str| Series {
                 name: last(kind).to_owned(),
                 values: along(page, &format!("{kind}{suffix}"), value),
@@ -97,16 +97,19 @@ pub(super) fn bits(page: &Page<'_>) -> String {
     Grid { title: "Bits", places: &places, rows: &rows, full: 8.0 }.svg()
 }
 
-/// One plot a family of scales, of the pairs that were accepted.
+/// One plot a family of scales, of the fusion groups that were accepted.
 pub(super) fn alphas(page: &Page<'_>) -> Vec<String> {
     let places = layers(page);
     let plot = |(family, title): (Family, &str)| {
         let mut all = Vec::new();
         for (expert, suffix) in EXPERTS {
-            for (pair, name) in PAIRS {
+            for (group, name) in PAIRS {
                 let mut values = vec![f64::NAN; places.len()];
-                for found in
-                    page.report.pairs().iter().filter(|p| p.accepted && p.family == family && p.pair == pair)
+                for found in page
+                    .report
+                    .fusions()
+                    .iter()
+                    .filter(|p| p.accepted && p.family == family && p.group == group)
                 {
                     let producer = found.producers.first().map_or("", String::as_str);
                     let layer = producer.split('.').nth(1).and_then(|layer| layer.parse::<usize>().ok());
@@ -115,7 +118,7 @@ pub(super) fn alphas(page: &Page<'_>) -> Vec<String> {
                         values[layer] = found.alpha;
                     }
                 }
-                // Those of UND always, so that a pair has one colour in both plots.
+                // Those of UND always, so that a fusion group has one colour in both plots.
                 if suffix.is_empty() || values.iter().any(|value| value.is_finite()) {
                     let name = if suffix.is_empty() { name.to_owned() } else { format!("{name} ({expert})") };
                     all.push(Series { name, values });

@@ -1,7 +1,7 @@
 //! Tables of what was chosen.
 
 use lance_mm::inspect::{Component, Count};
-use lance_mm_quant::{Drift, Family, LinearReport, RoundingMethod};
+use lance_mm_quant::{Drift, Family, RoundingMethod, RoundingReport};
 
 use super::{Page, place};
 use crate::document::Table;
@@ -11,7 +11,7 @@ use crate::document::number::{or_dash, percent, short};
 pub(super) fn parts(page: &Page<'_>) -> Table {
     let head = ["part", "bits", "group", "bytes", "bits per weight", "error before", "error after"];
     let mut table = Table::new(head, 1);
-    let mut kinds: Vec<(&str, Vec<&LinearReport>)> = Vec::new();
+    let mut kinds: Vec<(&str, Vec<&RoundingReport>)> = Vec::new();
     for linear in page.report.linears() {
         let (_, kind) = place(&linear.name);
         match kinds.iter_mut().find(|(known, _)| *known == kind) {
@@ -22,7 +22,7 @@ pub(super) fn parts(page: &Page<'_>) -> Table {
     for (kind, linears) in kinds {
         let bytes: usize = linears.iter().filter_map(|linear| page.bytes.get(&linear.name)).sum();
         // A group costs its codes, a scale and a bias.
-        let groups = |l: &&LinearReport| {
+        let groups = |l: &&RoundingReport| {
             let each = (l.bits * l.group_size).div_ceil(8) + 4;
             page.bytes.get(&l.name).map_or(0, |bytes| bytes / each * l.group_size)
         };
@@ -71,7 +71,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     (n > 0).then(|| sum / f64::from(n))
 }
 
-/// Every fusion pair.
+/// Every fusion group.
 pub(super) fn scales(page: &Page<'_>) -> Table {
     let head = [
         "producers",
@@ -85,17 +85,17 @@ pub(super) fn scales(page: &Page<'_>) -> Table {
         "accepted",
     ];
     let mut table = Table::new(head, 3);
-    for pair in page.report.pairs() {
+    for group in page.report.fusions() {
         table.row([
-            pair.producers.join(", "),
-            pair.pair.name().to_owned(),
-            family(pair.family).to_owned(),
-            format!("{:.2}", pair.alpha),
-            or_dash(pair.identity, short),
-            or_dash(finite(pair.best), short),
-            or_dash(pair.held_back_identity, short),
-            or_dash(pair.held_back_best, short),
-            if pair.accepted { "yes" } else { "no" }.to_owned(),
+            group.producers.join(", "),
+            group.group.name().to_owned(),
+            family(group.family).to_owned(),
+            format!("{:.2}", group.alpha),
+            or_dash(group.identity, short),
+            or_dash(finite(group.best), short),
+            or_dash(group.held_out_identity, short),
+            or_dash(group.held_out_best, short),
+            if group.accepted { "yes" } else { "no" }.to_owned(),
         ]);
     }
     table
@@ -139,7 +139,7 @@ pub(super) fn matrices(page: &Page<'_>) -> Table {
     table
 }
 
-fn drift(linear: &LinearReport, of: impl Fn(&Drift) -> f64) -> Option<f64> {
+fn drift(linear: &RoundingReport, of: impl Fn(&Drift) -> f64) -> Option<f64> {
     linear.drift.as_ref().map(of).and_then(finite)
 }
 
