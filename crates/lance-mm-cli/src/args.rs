@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 use candle_core::Device;
+use lance_mm::checkpoint::is_bundled;
 use lance_mm::image::{self, LoadOptions, Resize};
 use lance_mm::tensor::{ActivationPrecision, DeviceChoice};
 use lance_mm::{AskOptions, DecodeOptions, Sampling};
 
-use crate::model;
 use crate::output::Hints;
 
 /// Which model answers.
@@ -27,7 +27,7 @@ pub(crate) struct ModelArgs {
 impl ModelArgs {
     /// Whether the bundled model answers.
     pub(crate) fn is_bundled(&self) -> bool {
-        self.model.as_deref().is_none_or(model::is_bundled)
+        self.model.as_deref().is_none_or(is_bundled)
     }
 }
 

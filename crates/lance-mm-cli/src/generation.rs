@@ -6,6 +6,7 @@ mod progress;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use lance_mm::checkpoint::{folder_of, is_bundled};
 use lance_mm::generate::{Generated, Resolution, Size, check_size};
 use lance_mm::image::{LoadOptions, RgbImage};
 use lance_mm::tensor::device_name;
@@ -14,7 +15,6 @@ use serde_json::json;
 
 use crate::args::ComputeArgs;
 use crate::inputs;
-use crate::model;
 use crate::output::{self, Hints, StdoutClosed};
 use crate::save::{self, Target};
 use progress::Watch;
@@ -136,18 +136,18 @@ pub(crate) struct Session<'a> {
 impl<'a> Session<'a> {
     /// Loads what `--model` names. From here on Ctrl-C removes half written files.
     pub(crate) fn open(args: &'a DrawArgs) -> Result<Self> {
-        let Some(name) = args.model.as_deref().filter(|name| !model::is_bundled(name)) else {
+        let Some(name) = args.model.as_deref().filter(|name| !is_bundled(name)) else {
             bail!(
                 "--model: expected a checkpoint that draws ({RECOMMENDED}), found only the bundled nano model"
             );
         };
         let hints = args.hints();
         let mut watch = Watch::new(args.steps, hints);
-        let folder = model::drawing_folder(name)?;
+        let folder = folder_of(name)?;
         let lance = watch.part("load", || -> Result<Lance> {
             let _busy = hints.busy("loading the model");
             let device = args.compute.open_device()?;
-            let checkpoint = Checkpoint::open(&folder)?.with_device(&device);
+            let checkpoint = Checkpoint::named(name)?.with_device(&device);
             let lance = Lance::new(checkpoint.with_activations(args.compute.activations()))?;
             lance.load_generator()?;
             Ok(if args.low_memory { lance.with_vae_budget(LOW_MEMORY) } else { lance })

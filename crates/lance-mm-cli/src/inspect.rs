@@ -5,10 +5,10 @@ mod table;
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use lance_mm::checkpoint::is_bundled;
+use lance_mm::hub::RepoName;
 use lance_mm::inspect::{InspectOptions, inspect};
 
-use crate::hub::RepoName;
-use crate::model;
 use crate::output::{self, plural};
 
 const EXAMPLES: &str = "\
@@ -38,7 +38,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let path = Path::new(&args.path);
-    if model::is_bundled(&args.path) {
+    if is_bundled(&args.path) {
         bail!(
             "{}: expected a folder or a file, found the model in this program; its files are \
              crates/lance-mm-nano/assets in the repository",

@@ -16,7 +16,6 @@ mod edit_video;
 mod eval;
 mod generate;
 mod generation;
-mod hub;
 mod inputs;
 mod inspect;
 mod model;

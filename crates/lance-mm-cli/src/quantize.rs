@@ -5,11 +5,11 @@ mod page;
 mod progress;
 
 use anyhow::{Context, Result, bail};
+use lance_mm::checkpoint::{folder_of, is_bundled};
 use lance_mm_calibrate::Report;
 use lance_mm_eval::Dataset;
 
 use crate::eval::data::bundled;
-use crate::model;
 use crate::output::{self as out, Hints};
 pub(crate) use args::Args;
 use args::Method;
@@ -22,13 +22,13 @@ const PAGE: &str = "quantization_report.html";
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.options()?;
     let hints = Hints::new(args.quiet);
-    if model::is_bundled(&args.model) {
+    if is_bundled(&args.model) {
         bail!(
             "nano: expected a checkpoint that is not quantized, found the bundled model in 4 bits (what it was made \
              from is tests/fixtures/nano-bf16 in the repository)"
         );
     }
-    let source = model::folder(&args.model)?;
+    let source = folder_of(&args.model)?;
     let dataset = match args.recipe {
         Method::Rtn => None,
         _ => Some(dataset(args)?),

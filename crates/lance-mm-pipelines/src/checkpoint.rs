@@ -1,8 +1,10 @@
-//! A checkpoint: its configuration, weights and tokenizer, from a folder or from memory.
+//! Checkpoints: configuration, weights and tokenizer, from a folder, the hub's cache or memory.
 
 mod files;
+pub mod hub;
 pub mod inspect;
 mod layout;
+mod named;
 
 use std::fmt;
 use std::path::Path;
@@ -18,8 +20,10 @@ use crate::prompt::Medium;
 use crate::tokenizer::Tokenizer;
 pub(crate) use files::visible;
 pub use files::{CheckpointFiles, WeightsFile};
+use hub::RepoName;
 pub use layout::CheckpointLayout;
 pub(crate) use layout::listed;
+pub use named::{folder_of, is_bundled};
 
 /// The parts of a checkpoint, mapped but not yet built into networks.
 pub struct Checkpoint {
@@ -33,6 +37,8 @@ pub struct Checkpoint {
     pub(crate) name: String,
     pub(crate) quantization: Quantization,
     base: Option<u32>,
+    /// The repository of the hub that its folder is a snapshot of.
+    repo: Option<RepoName>,
 }
 
 /// Error of a file that only some tasks need, kept until one does.
@@ -136,6 +142,7 @@ impl Checkpoint {
             quantization,
             stop_ids: stop_ids(name, generation, &tokenizer)?,
             base: base_size(name, &value)?,
+            repo: None,
             name: name.to_owned(),
             tokenizer,
             config,
@@ -204,16 +211,27 @@ impl Checkpoint {
                 name: file.as_ref().unwrap_or(&self.name).clone(),
                 message: message.clone(),
             }),
-            None => Err(Error::UnsupportedByModel {
-                name: self.name.clone(),
-                message: "expected vae.safetensors, which generation needs, found none".to_owned(),
-            }),
+            None => {
+                let message = "expected vae.safetensors, which generation needs, found none".to_owned();
+                Err(match &self.repo {
+                    Some(repo) => Error::NotCached {
+                        name: repo.to_string(),
+                        message: format!("{message}; run: lance-mm pull --all {repo}"),
+                    },
+                    None => Error::UnsupportedByModel { name: self.name.clone(), message },
+                })
+            }
         }
     }
 
     /// The same checkpoint with the VAE of another file: `Weights::open_in(folder, "vae")`.
     pub fn with_vae(self, vae: Weights) -> Self {
         Self { vae: Some(Ok(vae)), ..self }
+    }
+
+    /// The same checkpoint with the vision encoder of another file: `Weights::open_in(folder, "vit")`.
+    pub fn with_vit(self, vit: Weights) -> Self {
+        Self { vit: Some(vit.with_quantization(self.quantization.clone())), ..self }
     }
 
     /// Whether `config.json` says that matrices are quantized, or any of a layer is.

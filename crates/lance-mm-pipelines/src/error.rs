@@ -28,6 +28,22 @@ pub enum Error {
         /// Expected and found.
         message: String,
     },
+    /// A model of the hub that its local cache does not have, or has only a part of.
+    #[error("{name}: {message}")]
+    NotCached {
+        /// `org/name` or `org/name@revision`.
+        name: String,
+        /// What is missing, and the command that downloads it.
+        message: String,
+    },
+    /// A repository or file that the hub did not give, or that arrived damaged.
+    #[error("{name}: {message}")]
+    Hub {
+        /// The repository or address.
+        name: String,
+        /// The reason.
+        message: String,
+    },
     /// Pixels, or a file of them.
     #[error(transparent)]
     Image(#[from] lance_mm_image::Error),

@@ -150,8 +150,8 @@ impl Lance {
     /// # Errors
     /// As [`llm_with_gen`](Self::llm_with_gen) and [`vae`](Self::vae).
     pub fn load_generator(&self) -> Result<()> {
-        self.llm_with_gen()?;
-        self.vae().map(drop)
+        self.vae()?;
+        self.llm_with_gen().map(drop)
     }
 
     /// Refuses what could not be generated, before anything is computed: the grid of latents of what can.

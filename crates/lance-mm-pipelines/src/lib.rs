@@ -27,7 +27,7 @@ mod tokenizer;
 mod warmup;
 
 pub use ask::{Answer, AskOptions, BlockAttention, Chat, Content, ImageContext, ImageFeatures};
-pub use checkpoint::{Checkpoint, CheckpointBytes, inspect};
+pub use checkpoint::{Checkpoint, CheckpointBytes, hub, inspect};
 pub use decode::{DecodeOptions, FinishReason};
 pub use denoise::{Denoised, Prefix};
 pub use error::{Error, Result};

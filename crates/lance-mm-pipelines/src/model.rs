@@ -62,7 +62,7 @@ impl Lance {
     /// # Errors
     /// No such checkpoint; as [`new`](Self::new).
     pub fn from_pretrained(name: impl AsRef<std::path::Path>) -> Result<Self> {
-        Self::new(Checkpoint::open(name)?)
+        Self::new(Checkpoint::named(name)?)
     }
 
     /// Loads the UND expert of a checkpoint. Weights are mapped on the CPU, copied on a GPU.

@@ -12,7 +12,7 @@ use lance_mm_eval::{DrawingOptions, ModelInfo, drawing};
 use super::data::{DeviceArgs, OutputArgs};
 use super::result::{self, Data};
 use crate::eval::progress::Progress;
-use crate::{generation, model};
+use crate::generation;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,7 +84,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let device = args.device.open()?;
     let load = |name: &str| -> Result<Lance> {
         let _busy = hints.busy("loading the model");
-        let checkpoint = Checkpoint::open(model::drawing_folder(name)?)?;
+        let checkpoint = Checkpoint::named(name)?;
         Ok(Lance::new(checkpoint.with_activations(ActivationPrecision::Split).with_device(&device))?)
     };
     let (reference, candidate) = (load(&args.reference)?, load(&args.candidate)?);

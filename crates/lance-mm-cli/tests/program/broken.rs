@@ -91,10 +91,9 @@ fn models_that_are_not_there() {
     );
     assert_eq!(ask(""), "model \"\": expected a checkpoint folder or org/name, found nothing at this path");
     assert!(ask("./foo/bar").contains("found nothing at this path"));
-    assert_eq!(
-        ask("foo/bar@v1"),
-        "model foo/bar@v1: no such folder, and not in the hub's cache; run: lance-mm pull foo/bar@v1"
-    );
+    let repository = ask("foo/bar@v1");
+    assert!(repository.starts_with("foo/bar@v1: not in the hub's cache /"), "{repository}");
+    assert!(repository.ends_with("; run: lance-mm pull foo/bar@v1"), "{repository}");
     assert!(
         ask(files.root().to_str().unwrap())
             .contains("expected model.safetensors or its index in this folder")

@@ -82,7 +82,7 @@ impl CheckpointFiles {
         }
     }
 
-    fn in_dir(dir: &Path) -> Self {
+    pub(crate) fn in_dir(dir: &Path) -> Self {
         let file = |name: &str| Some(dir.join(name)).filter(|path| path.is_file());
         let config = file("config.json");
         let upstream = config.is_none();

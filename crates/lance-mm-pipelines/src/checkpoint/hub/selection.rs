@@ -1,4 +1,4 @@
-//! Which files of a repository are fetched.
+//! Files of a repository that are downloaded.
 
 /// The tokenizer in one file.
 pub(super) const TOKENIZER_JSON: &str = "tokenizer.json";
@@ -7,20 +7,18 @@ const TOKENIZER_PARTS: [&str; 3] = ["vocab.json", "merges.txt", "tokenizer_confi
 
 /// Files to fetch, in order.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Plan {
+pub(super) struct Selection {
     pub(super) files: Vec<String>,
     pub(super) has_tokenizer: bool,
     pub(super) has_vit: bool,
-    /// Whether the repository has a VAE; it is fetched with everything only.
-    pub(super) has_vae: bool,
 }
 
-impl Plan {
+impl Selection {
     /// Chooses among the files at the top of a repository. The model's weights come last: where they are,
     /// everything is.
     ///
     /// # Errors
-    /// No configuration or no model: what was found instead.
+    /// No configuration or no model: the files found instead.
     pub(super) fn new(names: &[String], all: bool) -> Result<Self, String> {
         let has = |name: &str| names.iter().any(|found| found == name);
         let mut files: Vec<String> = Vec::new();
@@ -54,7 +52,7 @@ impl Plan {
             files.extend(others);
         }
         files.extend(model);
-        Ok(Self { files, has_tokenizer, has_vit, has_vae: !weights(names, "vae").is_empty() })
+        Ok(Self { files, has_tokenizer, has_vit })
     }
 }
 
@@ -86,8 +84,8 @@ fn listed(names: &[String]) -> String {
 mod tests {
     use super::*;
 
-    fn plan(names: &[&str], all: bool) -> Result<Plan, String> {
-        Plan::new(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), all)
+    fn select(names: &[&str], all: bool) -> Result<Selection, String> {
+        Selection::new(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), all)
     }
 
     #[test]
@@ -101,10 +99,10 @@ mod tests {
             "tokenizer.json",
             "vocab.json",
         ];
-        let found = plan(&names, false).unwrap();
+        let found = select(&names, false).unwrap();
         assert_eq!(found.files, ["config.json", "tokenizer.json", "vit.safetensors", "model.safetensors"]);
         assert!(found.has_tokenizer && found.has_vit);
-        let found = plan(&names, true).unwrap();
+        let found = select(&names, true).unwrap();
         assert_eq!(found.files[3..], ["vae.safetensors", "model.safetensors"]);
     }
 
@@ -119,18 +117,18 @@ mod tests {
             "vocab.json",
             "merges.txt",
         ];
-        let found = plan(&names, true).unwrap();
+        let found = select(&names, true).unwrap();
         assert_eq!(found.files, ["config.json", "vocab.json", "merges.txt", names[1], names[2], names[3]]);
         assert!(found.has_tokenizer && !found.has_vit);
-        assert!(!plan(&["config.json", "model.safetensors", "vocab.json"], false).unwrap().has_tokenizer);
+        assert!(!select(&["config.json", "model.safetensors", "vocab.json"], false).unwrap().has_tokenizer);
     }
 
     #[test]
     fn other_repositories_are_told() {
-        assert_eq!(plan(&[], false).unwrap_err(), "no files");
+        assert_eq!(select(&[], false).unwrap_err(), "no files");
         let names = ["a", "b", "Lance_3B/model.safetensors", "Lance_3B/llm_config.json", "e"];
-        let found = plan(&names, false).unwrap_err();
+        let found = select(&names, false).unwrap_err();
         assert_eq!(found, "a, b, Lance_3B/model.safetensors, Lance_3B/llm_config.json and 1 more files");
-        assert!(plan(&["config.json"], true).is_err() && plan(&["model.safetensors"], true).is_err());
+        assert!(select(&["config.json"], true).is_err() && select(&["model.safetensors"], true).is_err());
     }
 }

@@ -7,15 +7,13 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail};
 use hf_hub::CacheRepo;
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiError, ApiRepo};
-use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
-use super::{refused, status};
-use crate::output::{Hints, bytes};
+use super::pull::{Observer, PullEvent, hub, refusal, status};
+use crate::error::{Error, Result};
 
 /// Failures in a row, without a byte between them, that end a download.
 const ATTEMPTS: u32 = 3;
@@ -33,10 +31,11 @@ pub(super) struct Fetch<'a> {
 impl<'a> Fetch<'a> {
     /// Asks the hub for size and hash.
     pub(super) fn new(api: &Api, repo: &'a ApiRepo, cache: &'a CacheRepo, file: &'a str) -> Result<Self> {
-        let metadata = api.metadata(&repo.url(file)).map_err(|error| refused(&repo.url(file), &error))?;
+        let metadata = api.metadata(&repo.url(file)).map_err(|error| hub(repo.url(file), refusal(&error)))?;
         let (etag, commit) = (metadata.etag().to_owned(), metadata.commit_hash().to_owned());
         if !is_name(&etag) || !is_name(&commit) {
-            bail!("{}: expected a hash and a commit, found {etag:?} and {commit:?}", repo.url(file));
+            let message = format!("expected a hash and a commit, found {etag:?} and {commit:?}");
+            return Err(hub(repo.url(file), message));
         }
         Ok(Self { repo, cache, file, size: metadata.size() as u64, etag, commit })
     }
@@ -52,7 +51,7 @@ impl<'a> Fetch<'a> {
     }
 
     /// Fetches the file unless it is there, and returns its path in the cache.
-    pub(super) fn run(&self, hints: Hints) -> Result<PathBuf> {
+    pub(super) fn run(&self, observer: &mut Observer<'_>) -> Result<PathBuf> {
         let pointer = self.pointer();
         if size(&pointer) == Some(self.size) {
             return Ok(pointer);
@@ -63,8 +62,8 @@ impl<'a> Fetch<'a> {
             self.point()?;
             return Ok(pointer);
         }
-        let path = self.download(hints)?;
-        if let Err(error) = self.verify(&path, hints) {
+        let path = self.download(observer)?;
+        if let Err(error) = self.verify(&path, observer) {
             let _ = fs::remove_file(self.blob());
             let _ = fs::remove_file(&path);
             return Err(error);
@@ -73,12 +72,12 @@ impl<'a> Fetch<'a> {
     }
 
     /// Downloads, going on where an attempt ended.
-    fn download(&self, hints: Hints) -> Result<PathBuf> {
-        let bar = Bar::new(hints, self.file);
+    fn download(&self, observer: &mut Observer<'_>) -> Result<PathBuf> {
         let mut failures = 0;
         let mut before = self.resumable();
         loop {
-            let error = match self.repo.download_with_progress(self.file, bar.clone()) {
+            let reporter = Reporter { file: self.file, observer, size: self.size, resuming: false };
+            let error = match self.repo.download_with_progress(self.file, reporter) {
                 Ok(path) => return Ok(path),
                 Err(error) => error,
             };
@@ -86,8 +85,8 @@ impl<'a> Fetch<'a> {
             failures = if now > before { 1 } else { failures + 1 };
             before = now;
             if failures == ATTEMPTS || !passes(&error) {
-                let error = refused(&self.repo.url(self.file), &error);
-                bail!("{error}; {} of {} are here: the same command goes on", bytes(now), bytes(self.size));
+                let resume = format!("{now} of {} bytes are in the cache: rerun to resume", self.size);
+                return Err(hub(self.repo.url(self.file), format!("{}; {resume}", refusal(&error))));
             }
             sleep(Duration::from_millis(500) * failures);
         }
@@ -106,20 +105,20 @@ impl<'a> Fetch<'a> {
     }
 
     /// Compares length and, where the hub tells it (for large files), the SHA-256.
-    fn verify(&self, path: &Path, hints: Hints) -> Result<()> {
+    fn verify(&self, path: &Path, observer: &mut Observer<'_>) -> Result<()> {
         let url = self.repo.url(self.file);
         let found = size(path).unwrap_or(0);
         if found != self.size {
-            bail!("{url}: expected {} bytes, received {found}; run the same command again", self.size);
+            return Err(hub(url, format!("expected {} bytes, received {found}; rerun", self.size)));
         }
         if self.etag.len() == 64 && self.etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            let _busy = hints.busy(&format!("verifying {}", self.file));
-            let found = sha256(path).map_err(|error| anyhow!("{}: {error}", path.display()))?;
+            observer(PullEvent::Verifying { file: self.file });
+            let found = sha256(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
             if found != self.etag.to_ascii_lowercase() {
-                bail!("{url}: expected SHA-256 {}, received {found}; run the same command again", self.etag);
+                return Err(hub(url, format!("expected SHA-256 {}, received {found}; rerun", self.etag)));
             }
         }
-        hints.note(&format!("{}  {}", self.file, bytes(self.size)));
+        observer(PullEvent::Done { file: self.file, size: self.size });
         Ok(())
     }
 
@@ -130,14 +129,14 @@ impl<'a> Fetch<'a> {
             fs::create_dir_all(self.cache.pointer_path(&self.commit))?;
             fs::hard_link(&blob, &pointer).or_else(|_| fs::copy(&blob, &pointer).map(|_| ()))
         };
-        make().map_err(|error| anyhow!("{}: {error}", pointer.display()))
+        make().map_err(|source| Error::Io { path: pointer.clone(), source })
     }
 
     /// Lets the revision that was asked for mean the commit of this file from now on.
     pub(super) fn refer(&self) -> Result<()> {
         let folder = self.cache.pointer_path(&self.commit);
         let refer = self.cache.create_ref(&self.commit);
-        refer.map_err(|error| anyhow!("{}: a reference to it: {error}", folder.display()))
+        refer.map_err(|error| hub(folder.display(), format!("a reference to it: {error}")))
     }
 
     fn blob(&self) -> PathBuf {
@@ -190,47 +189,28 @@ fn sha256(path: &Path) -> std::io::Result<String> {
     }))
 }
 
-/// A bar for one file, hidden where standard error is no terminal.
-#[derive(Clone)]
-struct Bar {
-    bar: ProgressBar,
-    /// The next update tells what an earlier try has brought, which says nothing about the speed.
+/// The observer as hf-hub calls it.
+struct Reporter<'o, 'a> {
+    file: &'a str,
+    observer: &'o mut Observer<'a>,
+    size: u64,
+    /// The next update is of bytes that an earlier try brought.
     resuming: bool,
 }
 
-impl Bar {
-    fn new(hints: Hints, file: &str) -> Self {
-        if hints.is_quiet() {
-            return Self { bar: ProgressBar::hidden(), resuming: false };
-        }
-        let bar = ProgressBar::new(0).with_message(file.to_owned());
-        let template =
-            "{msg} [{wide_bar}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        Self { bar, resuming: false }
-    }
-}
-
-impl Progress for Bar {
+impl Progress for Reporter<'_, '_> {
     fn init(&mut self, size: usize, _: &str) {
-        self.bar.set_length(size as u64);
-        self.resuming = true;
+        (self.size, self.resuming) = (size as u64, true);
     }
 
-    fn update(&mut self, size: usize) {
-        if std::mem::take(&mut self.resuming) {
-            self.bar.set_position(size as u64);
-            self.bar.reset_eta();
-        } else {
-            self.bar.inc(size as u64);
-        }
+    fn update(&mut self, bytes: usize) {
+        let bytes = bytes as u64;
+        let begin = PullEvent::Begin { file: self.file, size: self.size, resumed: bytes };
+        let event = if std::mem::take(&mut self.resuming) { begin } else { PullEvent::Received(bytes) };
+        (self.observer)(event);
     }
 
-    fn finish(&mut self) {
-        self.bar.finish_and_clear();
-    }
+    fn finish(&mut self) {}
 }
 
 #[cfg(test)]
