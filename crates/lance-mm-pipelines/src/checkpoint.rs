@@ -61,7 +61,7 @@ impl From<Error> for Unreadable {
 /// The files of a checkpoint that lies in memory, as [`Checkpoint::in_memory`] takes them.
 #[derive(Clone, Copy)]
 pub struct CheckpointBytes {
-    /// What to call it in errors.
+    /// Name in errors.
     pub name: &'static str,
     /// `config.json`.
     pub config: &'static [u8],
@@ -248,9 +248,10 @@ impl Checkpoint {
         bits.sort_unstable();
         bits.dedup();
         let list: Vec<String> = bits.iter().map(usize::to_string).collect();
-        match list.is_empty() {
-            true => "quantized weights".to_owned(),
-            false => format!("weights in {} bits", list.join(" and ")),
+        if list.is_empty() {
+            "quantized weights".to_owned()
+        } else {
+            format!("weights in {} bits", list.join(" and "))
         }
     }
 

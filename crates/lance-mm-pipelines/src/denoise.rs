@@ -20,9 +20,9 @@ pub struct Prefix {
 
 /// A step that was taken: tensors f32 `(N, 48)`, one row a latent of the noise block.
 pub struct Denoised<'a> {
-    /// Which.
+    /// The step.
     pub step: Step,
-    /// Of how many.
+    /// Steps in all.
     pub of: usize,
     /// The time of every latent frame; frames that are clean have time 0.
     pub times: &'a [f32],
@@ -39,10 +39,10 @@ pub struct Denoised<'a> {
 }
 
 impl Denoised<'_> {
-    /// What the latents would be if the velocity were followed to the end at once, f32 `(N, 48)`: a preview.
+    /// Latents if the velocity were followed to the end at once, f32 `(N, 48)`: a preview.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// Shapes or devices that candle refuses.
     pub fn estimate(&self) -> Result<Tensor> {
         Ok((self.x - (self.v * f64::from(self.step.t))?)?)
     }
@@ -68,7 +68,7 @@ pub(crate) struct Denoiser<'a> {
 pub(crate) struct Velocities {
     cond: Tensor,
     uncond: Option<Tensor>,
-    /// What is followed.
+    /// Velocity that the solver follows.
     pub(crate) v: Tensor,
 }
 
@@ -144,13 +144,12 @@ impl Denoiser<'_> {
     }
 }
 
-/// Weights that are no Lance at all overflow; a picture of NaN would be black without a word.
+/// Refuses latents that overflowed: an image of NaN would be black without a word.
 fn finite(x: &Tensor, step: Step) -> Result<()> {
     let sum = x.abs()?.sum_all()?.to_scalar::<f32>()?;
-    match sum.is_finite() {
-        true => Ok(()),
-        false => {
-            Err(Error::Latents(format!("expected finite numbers after step {}, found {sum}", step.index)))
-        }
+    if sum.is_finite() {
+        Ok(())
+    } else {
+        Err(Error::Latents(format!("expected finite numbers after step {}, found {sum}", step.index)))
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong between a file and an answer.
+/// Error of loading a checkpoint or running a task.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -33,7 +33,7 @@ pub enum Error {
     NotCached {
         /// `org/name` or `org/name@revision`.
         name: String,
-        /// What is missing, and the command that downloads it.
+        /// Missing files, and the command that downloads them.
         message: String,
     },
     /// A repository or file that the hub did not give, or that arrived damaged.
@@ -88,15 +88,15 @@ pub enum Error {
     Option {
         /// The option.
         name: &'static str,
-        /// What is legal.
+        /// Legal values.
         expected: String,
-        /// What was given.
+        /// Value found.
         found: String,
     },
     /// Logits that no token can be chosen from.
     #[error("logits: {0}")]
     Logits(String),
-    /// Latents that are no picture.
+    /// Latents that are not finite.
     #[error("latents: {0}")]
     Latents(String),
     /// The stop flag was set, or a callback asked to stop.

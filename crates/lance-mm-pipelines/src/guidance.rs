@@ -1,4 +1,4 @@
-//! Classifier-free guidance: away from what the model would draw without the caption.
+//! Classifier-free guidance: away from the velocity without the caption.
 
 use candle_core::Tensor;
 
@@ -15,7 +15,7 @@ pub struct Guidance {
     pub scale: f64,
     /// Guidance is used at times above the first and up to the second.
     pub interval: (f64, f64),
-    /// What keeps the guided velocity as short as the one with caption.
+    /// Rescaling that keeps the guided velocity as short as the one with caption.
     pub renorm: Renorm,
     /// Least factor of [`renorm`](Self::renorm), in `[0, 1]`; the largest is always 1.
     pub renorm_min: f64,
@@ -73,7 +73,7 @@ impl Guidance {
         Ok(guided.broadcast_mul(&self.factor(v_cond, &guided)?)?)
     }
 
-    /// What [`combine`](Self::combine) multiplies the guided velocity with:
+    /// Factor by which [`combine`](Self::combine) rescales the guided velocity:
     /// `clamp(|v_cond| / (|guided| + 1e-8), renorm_min, 1)`, f32 `(1, 1)`, for every row `(N, 1)`.
     ///
     /// # Errors

@@ -7,16 +7,16 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::error::Result;
 
-/// Standard normal values f32 `(n, 48)`, one row a latent.
+/// Standard normal values f32 `(n, 48)`, one row for each latent.
 ///
 /// Words of the ChaCha8 stream whose key begins with the seed, in little-endian order, the rest of the key
 /// zero. Two words a and b give, by Box and Muller's transform in f64, the values r·cos φ and r·sin φ with
 /// r² = −2·ln(1 − a) and φ = 2π·b, where the upper 53 bits of a word are a number in [0, 1). Row after row;
 /// so a longer noise begins as a shorter one of the same seed. The original draws from a generator of the
-/// GPU, which cannot be repeated elsewhere: the same seed gives another picture there.
+/// GPU, which cannot be repeated elsewhere: the same seed gives another image there.
 ///
 /// # Errors
-/// What candle refuses.
+/// Shapes or devices that candle refuses.
 pub fn noise(seed: u64, n: usize) -> Result<Tensor> {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());

@@ -1,4 +1,4 @@
-//! Conversations as segments: the text template, and where pictures go in it.
+//! Conversations as segments: the text template, and where images go in it.
 //!
 //! Reference: bytedance/Lance, the understanding data class; packing of several turns is ours. Pieces
 //! between special tokens are encoded on their own and ids are inserted, so no text of a user is ever

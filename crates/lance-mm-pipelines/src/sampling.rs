@@ -8,14 +8,14 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use crate::error::{Error, Result};
 
-/// How to choose a token. The default is greedy: always the likeliest.
+/// Sampling of tokens. The default is greedy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Divides the logits; 0 is greedy and leaves out all that follows but the penalty.
     pub temperature: f32,
-    /// Keep this many of the likeliest tokens; 0 keeps all.
+    /// Keep this many of the most probable tokens; 0 keeps all.
     pub top_k: usize,
-    /// Keep the likeliest tokens that together reach this probability, in (0, 1].
+    /// Keep the most probable tokens that together reach this probability (nucleus sampling), in (0, 1].
     pub top_p: f32,
     /// Makes tokens generated before less likely if above 1, more likely if below.
     pub repetition_penalty: f32,

@@ -39,9 +39,8 @@ impl Schedule {
             return Err(Error::option("shift", "a finite number above 0", shift));
         }
         let step = 1.0 / steps as f32;
-        let u = |i: usize| match i < steps.div_ceil(2) {
-            true => 1.0 - step * i as f32,
-            false => step * (steps - i) as f32,
+        let u = |i: usize| {
+            if i < steps.div_ceil(2) { 1.0 - step * i as f32 } else { step * (steps - i) as f32 }
         };
         let shifted = |u: f32| shift as f32 * u / (1.0 + (shift - 1.0) as f32 * u);
         // Where the shift is no short binary fraction, rounding would start a hair beside 1.

@@ -1,11 +1,11 @@
-//! From a velocity to the next state.
+//! Solvers: from a velocity to the next latents.
 
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
 use crate::schedule::Step;
 
-/// How velocities are integrated from noise to data.
+/// Solver of the flow's ODE from noise to data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SolverKind {
     /// `x - dt · v`, as the original.
@@ -16,7 +16,7 @@ pub enum SolverKind {
     AdamsBashforth,
 }
 
-/// Integrates the velocities of one picture or video, step by step.
+/// Integrates the velocities of one image or video, step by step.
 ///
 /// The velocity points from data to noise and time falls, so a step subtracts it. Nothing is clipped and no
 /// noise is added.

@@ -134,7 +134,7 @@ mod tests {
         with_executor(Rc::new(zeros), || work(&seen));
     }
 
-    /// What ran later must be among what was compiled.
+    /// Asserts that everything that ran later was compiled before.
     #[track_caller]
     fn nothing_new(later: &Pipelines, compiled: &Pipelines) {
         assert_eq!(later.difference(compiled).collect::<Vec<_>>(), Vec::<&(_, _)>::new());

@@ -74,7 +74,7 @@ impl Chat {
         result
     }
 
-    /// What this turn adds to the cache: the end of the last answer or the system message, then the turn.
+    /// Segments that this turn adds to the cache: the end of the last answer or the system message, then the turn.
     fn segments(&self, message: &[Content<'_>], options: &AskOptions) -> Result<Vec<Segment>> {
         if !has_text(message) && features(message).is_empty() {
             return Err(Error::Prompt("expected a question or an image, found neither".into()));

@@ -1,4 +1,4 @@
-//! What is in a checkpoint: sizes, bits per weight, memory, and everything that is wrong with it.
+//! Contents of a checkpoint: sizes, bits per weight, memory, and everything that is wrong with it.
 //!
 //! [`inspect`] reads headers and the few tensors that loading touches; a checkpoint that cannot be loaded
 //! still gives a [`Report`] with what could be read.
@@ -37,7 +37,7 @@ pub use component::Component;
 use component::{Source, is_gen, is_inv_freq};
 pub use count::Count;
 use count::{Item, items};
-use parts::{Parts, Settings};
+use parts::{OpenPart, Parts, Settings};
 pub use quantized::{QuantizationSummary, SchemeCount, SchemeName};
 pub use report::{
     ComponentSummary, ConfigSummary, ExpertsFound, FileEntry, Memory, Report, SpecialId, TokenizerSummary,
@@ -74,10 +74,8 @@ pub fn inspect(path: &Path, options: InspectOptions) -> Result<Report> {
     let items: Vec<Item<'_>> =
         parts.0.iter().flat_map(|part| items(part.source, &part.tensors, &part.modules)).collect();
     let model = parts.of(Source::Model);
-    let experts = model.map(|part| match part.tensors.iter().any(|t| is_gen(&t.name)) {
-        true => ExpertsFound::UndAndGen,
-        false => ExpertsFound::Und,
-    });
+    let has_gen = |part: &OpenPart| part.tensors.iter().any(|t| is_gen(&t.name));
+    let experts = model.map(|part| if has_gen(part) { ExpertsFound::UndAndGen } else { ExpertsFound::Und });
     check_parts(&parts, &items, config, layout, experts, &mut findings);
     let quantization = model.and_then(|m| quantized::summary(&m.tensors, &m.modules, &settings.quantization));
     check_settings(config, experts, quantization.as_ref(), &items, &mut findings);

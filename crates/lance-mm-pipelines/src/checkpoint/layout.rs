@@ -65,7 +65,7 @@ impl CheckpointLayout {
         ))
     }
 
-    /// What it is, in a few words.
+    /// Short description.
     pub fn describe(self) -> &'static str {
         match self {
             Self::Mlx => "MLX layout, dense",
@@ -83,7 +83,7 @@ impl CheckpointLayout {
         matches!(self, Self::Mlx | Self::MlxQuantized)
     }
 
-    /// What to do with a checkpoint that cannot be loaded as it is; `None` if it can.
+    /// Advice for a checkpoint that cannot be loaded as it is; `None` if it can.
     pub fn advice(self) -> Option<&'static str> {
         match self {
             Self::Mlx | Self::MlxQuantized => None,
@@ -104,7 +104,7 @@ impl CheckpointLayout {
     /// Refuses a layout that cannot be loaded; `name` is the folder or file.
     ///
     /// # Errors
-    /// What it is and what to do.
+    /// Description and advice.
     pub fn require_loadable(self, name: &str) -> Result<()> {
         match self.advice() {
             None => Ok(()),

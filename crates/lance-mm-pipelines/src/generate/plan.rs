@@ -1,8 +1,8 @@
-//! Where the rows of a generation lie: with the caption, and without it.
+//! Sequences of a generation, with the caption and without it.
 
 use lance_mm_models::{Cursor, Grid, Layout, Segment, Sequence};
 
-/// Time at which edits show the model what its vision transformer saw.
+/// Position in time of the vision encoder's tokens in edits.
 const SEEN: u32 = 1000;
 
 /// A part of a generation's prompt. A task is a list of them.
@@ -12,7 +12,7 @@ pub enum Piece {
     Template(Vec<u32>),
     /// The caption, which guidance leaves out in its second pass.
     Caption(Vec<u32>),
-    /// The source as the vision transformer saw it, in language model tokens.
+    /// The source's vision encoder features, in language model tokens.
     Vit(Grid),
     /// The latents of the source.
     Clean(Grid),
@@ -20,10 +20,10 @@ pub enum Piece {
     Noise(Grid),
 }
 
-/// Which of the original's two ways to run the prompt without its caption.
+/// Layout of guidance's pass without caption: the original has two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unconditional {
-    /// What all published results were made with: the text after the caption stays at the positions it has
+    /// The layout of all published results: the text after the caption stays at the positions it has
     /// with the caption, while the noise moves up to those of the prompt without.
     #[default]
     Cached,
@@ -36,7 +36,7 @@ pub enum Unconditional {
 /// The sequences of a generation. Each begins where the one before ended, but for what stands here.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What comes before the caption, one sequence a piece: both passes see it.
+    /// Sequences before the caption, one a piece: both passes see them.
     pub shared: Vec<Sequence>,
     /// The caption and the template after it.
     pub conditional: Vec<Sequence>,
@@ -46,14 +46,14 @@ pub struct Plan {
     pub noise: Sequence,
     /// The noise block without the caption.
     pub unconditional_noise: Sequence,
-    /// Of the noise block.
+    /// Grid of the noise block.
     pub grid: Grid,
 }
 
 impl Plan {
     /// Lays the pieces of a task out.
     ///
-    /// Positions count on through all pieces, except that the vision transformer's block lies at time 1000
+    /// Positions count on through all pieces, except that the vision encoder's block is at time 1000
     /// and that noise takes the positions of the clean block, if there is one.
     ///
     /// # Panics
@@ -77,17 +77,18 @@ impl Plan {
         }
     }
 
-    /// All rows of a pass, with the caption or without, as one sequence.
+    /// All tokens of a pass, with the caption or without, as one sequence.
     pub fn whole(&self, captioned: bool) -> Sequence {
-        let (text, noise) = match captioned {
-            true => (&self.conditional, &self.noise),
-            false => (&self.unconditional, &self.unconditional_noise),
+        let (text, noise) = if captioned {
+            (&self.conditional, &self.noise)
+        } else {
+            (&self.unconditional, &self.unconditional_noise)
         };
         let parts: Vec<Sequence> = self.shared.iter().chain(text).chain([noise]).cloned().collect();
         Sequence::join(&parts)
     }
 
-    /// Rows of the longer pass.
+    /// Tokens of the longer pass.
     pub fn rows(&self) -> usize {
         self.noise.end().rows
     }

@@ -1,4 +1,4 @@
-//! What every token id stands for in bytes.
+//! Bytes of every token id.
 
 use tokenizers::models::bpe::Vocab;
 

@@ -1,4 +1,4 @@
-//! What a tokenizer is made of, read from either set of files.
+//! Vocabulary, merges and added tokens of a tokenizer, read from either set of files.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;

@@ -15,7 +15,7 @@ pub struct StopStrings {
     stopped: bool,
 }
 
-/// What a piece of text adds.
+/// Result of scanning a piece of text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scan {
     /// Text that is safe to show.
@@ -115,7 +115,7 @@ mod tests {
         StopStrings::new(stops.iter().map(|s| (*s).into()).collect()).unwrap()
     }
 
-    /// What every piece lets through, and last the flush.
+    /// Text that every piece lets through, and last the flush.
     fn scan(stop: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
         let mut scanner = stops(stop);
         let mut stopped = false;

@@ -73,7 +73,7 @@ pub(super) type Observer<'a> = dyn FnMut(PullEvent<'_>) + 'a;
 
 /// Downloads a model into the hub's cache, which other programs share, and returns its folder.
 ///
-/// What the cache has is not downloaded again; an interrupted download is resumed by the next call. Files are compared
+/// Cached files are not downloaded again; an interrupted download is resumed by the next call. Files are compared
 /// with the hub's SHA-256 where it states one. `HF_HOME` is the cache's place, `HF_TOKEN` (or the token file of
 /// Hugging Face's own programs) opens private and gated repositories, `HF_ENDPOINT` names a mirror; `HTTPS_PROXY` and
 /// the like are heard.

@@ -1,4 +1,4 @@
-//! What is wrong with the parts of a checkpoint, asked of the code that would load them.
+//! Problems of a checkpoint's parts, found by the code that would load them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -107,10 +107,8 @@ pub(super) fn llm(
     findings: &mut Findings,
 ) {
     let loaded = Llm::load(config, weights, experts).map(drop);
-    let loaded = loaded.and_then(|()| match latents {
-        true => LatentLayers::load(config, weights).map(drop),
-        false => Ok(()),
-    });
+    let loaded =
+        loaded.and_then(|()| if latents { LatentLayers::load(config, weights).map(drop) } else { Ok(()) });
     report(loaded, findings);
 }
 

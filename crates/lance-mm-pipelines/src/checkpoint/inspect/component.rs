@@ -16,7 +16,7 @@ pub enum Component {
     LmHead,
     /// Norms of the language model, of both experts.
     Norms,
-    /// What only generation reads: `vae_in_proj`, `llm2vae`, `time_embedder`, `latent_pos_embed`.
+    /// Layers that only generation reads: `vae_in_proj`, `llm2vae`, `time_embedder`, `latent_pos_embed`.
     Latent,
     /// The vision transformer.
     Vit,
@@ -36,9 +36,9 @@ pub(super) enum Source {
 
 const LATENT: [&str; 5] = ["vae_in_proj.", "vae2llm.", "llm2vae.", "time_embedder.", "latent_pos_embed."];
 const VIT: [&str; 3] = ["patch_embed.", "blocks.", "merger."];
-/// What other layouts put before the names of the vision transformer.
+/// Prefixes of the vision encoder's names in other layouts.
 const VIT_PREFIXES: [&str; 3] = ["vit_model.", "model.visual.", "visual."];
-/// What other layouts put before the names of the language model.
+/// Prefixes of the language model's names in other layouts.
 const LLM_PREFIXES: [&str; 3] = ["language_model.model.", "language_model.", "model."];
 
 /// The component of a tensor, and its name in MLX's layout.

@@ -36,7 +36,7 @@ pub struct SchemeName {
     pub group_size: usize,
 }
 
-/// What is packed under one scheme.
+/// Weights packed under one scheme.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SchemeCount {
     /// The scheme.

@@ -1,4 +1,4 @@
-//! What an inspection found.
+//! Report of an inspection.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use super::count::Count;
 use super::quantized::QuantizationSummary;
 use crate::checkpoint::CheckpointLayout;
 
-/// What is in a checkpoint, and everything that is wrong with it.
+/// Contents of a checkpoint, and everything that is wrong with it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     /// The folder or file inspected.
@@ -25,21 +25,21 @@ pub struct Report {
     pub quantization: Option<QuantizationSummary>,
     /// Visible files of the folder, and the parts that lie beside it.
     pub files: Vec<FileEntry>,
-    /// What the files hold, one entry for each component that is there.
+    /// Components found in the files.
     pub components: Vec<ComponentSummary>,
     /// The tensors of the model file. Its bits per weight are the *overall* ones: scales, biases and norms
     /// included.
     pub model: Option<Count>,
     /// The tensors of all files that could be read.
     pub total: Count,
-    /// What answering questions needs in memory, if configuration and model could be read.
+    /// Memory that answering questions needs, if configuration and model could be read.
     pub memory: Option<Memory>,
     /// The tokenizer, if there is one.
     pub tokenizer: Option<TokenizerSummary>,
     /// Everything that is wrong; empty for a checkpoint that answers questions about images and, with the GEN expert and a
     /// VAE, draws.
     pub problems: Vec<String>,
-    /// What is unusual, or missing for drawing only.
+    /// Notes on anything unusual, or missing for generation only.
     pub notes: Vec<String>,
 }
 

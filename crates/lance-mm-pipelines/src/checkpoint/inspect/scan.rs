@@ -48,7 +48,7 @@ impl Hash {
     }
 }
 
-/// What a pass over a tensor found.
+/// Findings of a pass over a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Scan {
     /// Hash of the hashes of its chunks of 1 MiB.
