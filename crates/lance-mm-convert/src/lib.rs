@@ -1,6 +1,6 @@
 //! `cargo xtask convert SRC DST`: checkpoints between the layout of the original release and MLX's.
 //!
-//! [`checkpoint`] opens either as the parts of the MLX layout, without reading a value; [`mod@write`] writes
+//! `checkpoint` opens either as the parts of the MLX layout, without reading a value; `write` writes
 //! them in one of the two, tensor by tensor. Memory is that of a piece of a tensor, or of one convolution of
 //! the VAE, however large the model is.
 
