@@ -209,6 +209,9 @@ impl Lance {
     /// Output of the vision encoder for patches, f32 `(n, D)`, and its grid.
     pub(crate) fn run_vit(&self, patches: Patches, stop_flag: &StopFlag) -> Result<(Tensor, Grid)> {
         let vit = self.vit()?;
+        let _span =
+            tracing::debug_span!("vision encoder", frames = patches.t, height = patches.h, width = patches.w)
+                .entered();
         let grid = Grid { t: patches.t, h: patches.h, w: patches.w };
         let shape = (grid.count(), vit.config().patch_width());
         let patches = Tensor::from_vec(patches.values, shape, &Device::Cpu)?;

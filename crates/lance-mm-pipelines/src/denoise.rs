@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use lance_mm_models::{Cache, LatentLayers, Llm, NoiseBlock};
 use lance_mm_tensor::{StopFlag, with_autorelease_pool};
+use tracing::debug_span;
 
 use crate::error::{Error, Result};
 use crate::generate::{Plan, Unconditional};
@@ -85,6 +86,7 @@ impl Denoiser<'_> {
         let of = schedule.steps().len();
         let mut x = x;
         for step in schedule.steps() {
+            let _span = debug_span!("step", index = step.index, t = step.t).entered();
             let Velocities { cond, uncond, v } = with_autorelease_pool(|| self.velocities(&x, step))?;
             let next = self.keep_clean(&x, solver.step(&x, &v, step)?)?;
             finite(&next, step)?;

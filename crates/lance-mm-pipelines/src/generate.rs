@@ -13,6 +13,7 @@ use lance_mm_image::{self as image, Resize, RgbImage};
 use lance_mm_models::latent::CHANNELS;
 use lance_mm_models::{Cache, Grid, Sequence};
 use lance_mm_tensor::with_autorelease_pool;
+use tracing::debug_span;
 
 use crate::checkpoint::Checkpoint;
 use crate::denoise::{Denoised, Denoiser, Prefix};
@@ -272,6 +273,7 @@ impl Lance {
     /// [`Error::Interrupted`]; inputs that the networks refuse.
     pub fn prefill(&self, plan: &Plan, encoded: &Encoded, options: &GenerateOptions) -> Result<Prefix> {
         let llm = self.llm_with_gen()?;
+        let _span = debug_span!("prefill").entered();
         let run = |sequence: &Sequence, features: &[Tensor], cache: &mut Cache| -> Result<()> {
             with_autorelease_pool(|| {
                 llm.forward_with_stop(&llm.embed(sequence, features)?, sequence, cache, &options.stop_flag)
@@ -319,6 +321,7 @@ impl Lance {
             encoded.latents.as_ref().filter(|_| task == Task::ImageToVideo).map(tokens_of).transpose()?;
         let mut denoiser = self.denoiser(plan, encoded, options, usize::from(first.is_some()))?;
         observer(Event::Begin(Stage::Denoise));
+        let _span = debug_span!("denoise", latents = grid.count(), steps = options.steps).entered();
         let mut x = match &options.noise {
             Some(noise) => noise.clone(),
             None => noise(options.seed, grid.count())?,
@@ -372,6 +375,7 @@ impl Lance {
     /// # Errors
     /// Latents that do not match the grid; [`Error::Interrupted`].
     pub fn decode_latents(&self, latents: &Tensor, grid: Grid, options: &GenerateOptions) -> Result<Tensor> {
+        let _span = debug_span!("VAE decode", %grid).entered();
         // (N, 48) -> (48, t, h, w)
         let latents = latents.reshape((grid.t, grid.h, grid.w, CHANNELS))?.permute((3, 0, 1, 2))?;
         Ok(self.budgeted_vae()?.decode_with_stop(&latents.contiguous()?, &options.stop_flag)?)
@@ -379,7 +383,9 @@ impl Lance {
 
     /// Latents f32 `(48, t, h, w)` of pixels f32 `(3, T, H, W)`.
     fn encode_pixels(&self, pixels: &Tensor, options: &GenerateOptions) -> Result<Tensor> {
-        let posterior = self.vae()?.posterior_with_stop(pixels, &options.stop_flag)?;
+        let vae = self.vae()?;
+        let _span = debug_span!("VAE encode", pixels = ?pixels.dims()).entered();
+        let posterior = vae.posterior_with_stop(pixels, &options.stop_flag)?;
         let Some(noise) = &options.source_noise else { return Ok(posterior.mean) };
         if noise.dims() != posterior.mean.dims() {
             let expected = format!("{:?}", posterior.mean.dims());

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use candle_core::Device;
 use lance_mm_models::{Config, Experts, LatentLayers, Llm, Vae, VaeConfig, Vit};
 use lance_mm_tensor::Weights;
+use tracing::debug_span;
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -70,6 +71,7 @@ impl Lance {
     /// # Errors
     /// All tensors of the UND expert that are missing, misshapen or unknown.
     pub fn new(checkpoint: Checkpoint) -> Result<Self> {
+        let _span = debug_span!("load", network = "language model").entered();
         let llm = Llm::load(&checkpoint.config, &checkpoint.model, Experts::Und)?;
         warmup::understanding(&checkpoint.model, &llm)?;
         let shared = Shared {
@@ -156,7 +158,7 @@ impl Lance {
     /// A checkpoint without `vit.safetensors`; tensors of it that are missing, misshapen or unknown.
     pub fn vit(&self) -> Result<&Vit> {
         let checkpoint = self.checkpoint();
-        self.shared.vit.get_or_load(|| {
+        self.shared.vit.get_or_load("vision encoder", || {
             let Some(weights) = &checkpoint.vit else {
                 return Err(Error::UnsupportedByModel {
                     name: checkpoint.name.clone(),
@@ -174,7 +176,7 @@ impl Lance {
     /// # Errors
     /// A checkpoint without `vae.safetensors`; tensors of it that are missing, misshapen or unknown.
     pub fn vae(&self) -> Result<&Vae> {
-        self.shared.vae.get_or_load(|| {
+        self.shared.vae.get_or_load("VAE", || {
             let weights = self.checkpoint().require_vae()?;
             let vae = Vae::load(&VaeConfig::of(weights)?, weights)?;
             warmup::vae(weights, &vae)?;
@@ -192,7 +194,7 @@ impl Lance {
     }
 
     fn generator(&self) -> Result<&Generator> {
-        self.shared.generator.get_or_load(|| {
+        self.shared.generator.get_or_load("GEN expert", || {
             let checkpoint = self.checkpoint();
             let is_gen = |name: &str| name.contains("_moe_gen");
             if checkpoint.config.und_only || !checkpoint.model.tensors().iter().any(|t| is_gen(&t.name)) {
@@ -236,7 +238,8 @@ impl<T> OnDemand<T> {
         self.value.get()
     }
 
-    fn get_or_load(&self, load: impl FnOnce() -> Result<T>) -> Result<&T> {
+    /// The network, loaded if it is not; its name is for the log.
+    fn get_or_load(&self, network: &str, load: impl FnOnce() -> Result<T>) -> Result<&T> {
         if let Some(value) = self.value.get() {
             return Ok(value);
         }
@@ -245,6 +248,7 @@ impl<T> OnDemand<T> {
         if let Some(value) = self.value.get() {
             return Ok(value);
         }
+        let _span = debug_span!("load", network).entered();
         let loaded = load()?;
         Ok(self.value.get_or_init(|| loaded))
     }
@@ -271,7 +275,7 @@ mod tests {
         let load = || -> Result<usize> { Ok(loads.fetch_add(1, std::sync::atomic::Ordering::SeqCst)) };
         std::thread::scope(|scope| {
             for _ in 0..8 {
-                scope.spawn(|| assert_eq!(*value.get_or_load(load).unwrap(), 0));
+                scope.spawn(|| assert_eq!(*value.get_or_load("", load).unwrap(), 0));
             }
         });
         assert_eq!(loads.into_inner(), 1);
@@ -280,8 +284,8 @@ mod tests {
     #[test]
     fn a_failed_load_is_tried_again() {
         let value = OnDemand::default();
-        assert!(value.get_or_load(|| Err(Error::Interrupted)).is_err());
-        assert_eq!(*value.get_or_load(|| Ok(1)).unwrap(), 1);
+        assert!(value.get_or_load("", || Err(Error::Interrupted)).is_err());
+        assert_eq!(*value.get_or_load("", || Ok(1)).unwrap(), 1);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 use lance_mm_models::{Cache, Cursor, Segment, Sequence};
 use lance_mm_tensor::with_autorelease_pool;
+use tracing::{debug, debug_span};
 
 use super::{Answer, AskOptions, BlockAttention, never_stopping};
 use crate::decode::{DecodeOptions, Decoder, OnTextOf, Prefilled};
@@ -70,6 +71,7 @@ impl Session {
     ) -> Result<Tensor> {
         let start = Instant::now();
         let sequence = self.sequence(segments);
+        let _span = debug_span!("prefill", tokens = sequence.len(), context = self.at.rows).entered();
         let llm = self.lance.llm();
         let hidden = with_autorelease_pool(|| {
             let x = llm.embed(&sequence, features)?;
@@ -101,6 +103,7 @@ impl Session {
         on_text: impl FnMut(&str),
     ) -> Result<Answer> {
         let prompt_tokens = self.at.rows;
+        let _span = debug_span!("decode", context = prompt_tokens).entered();
         let prompt = Prefilled { hidden, at: self.at, cache: &mut self.cache };
         let decoded = self.lance.decoder().run(
             prompt,
@@ -108,6 +111,7 @@ impl Session {
             &options.stop_flag,
             &mut never_stopping(on_text),
         )?;
+        debug!(tokens = decoded.ids.len(), reason = decoded.finish_reason.name(), "decoded");
         let fed = self.cache.len() - prompt_tokens;
         self.at = Cursor { rows: self.cache.len(), position: self.at.position + fed as u32 };
         Ok(decoded.answer(prompt_tokens, self.prefill_time))
