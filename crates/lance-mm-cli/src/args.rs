@@ -9,16 +9,18 @@ use lance_mm::{AskOptions, DecodeOptions, Sampling};
 
 use crate::output::Hints;
 
-/// Which model answers.
+/// Heading of the options that `-h` hides.
+pub(crate) const ADVANCED: &str = "Advanced";
+
+/// Model that answers.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// Folder of a checkpoint, or org/name (or org/name@revision) of one that was pulled; `nano`, the
-    /// default, is the bundled one.
-    #[arg(short, long, value_name = "PATH|ORG/NAME", env = "LANCE_MM_MODEL", hide_env_values = true)]
+    /// Checkpoint: a folder, ORG/NAME[@REVISION] of a pulled model, or nano [default: nano]
+    #[arg(short, long, value_name = "MODEL", env = "LANCE_MM_MODEL", hide_env_values = true)]
     pub(crate) model: Option<String>,
-    /// Give the memory of the vision transformer's weights back after every picture, as `ask` always does.
-    #[arg(long)]
+    /// Unload the vision encoder after every image, as ask always does
+    #[arg(long, help_heading = ADVANCED, hide_short_help = true)]
     pub(crate) low_memory: bool,
     #[command(flatten)]
     pub(crate) compute: ComputeArgs,
@@ -31,86 +33,82 @@ impl ModelArgs {
     }
 }
 
-/// Where networks run, and how they multiply.
+/// Device and precision of the networks.
 #[derive(clap::Args)]
 pub(crate) struct ComputeArgs {
-    /// Where networks run: `metal` is the GPU of a Mac, in a build with the feature `metal`; `auto` takes it where
-    /// it is there.
+    /// Device: metal needs a Mac and a build with that feature; auto takes it where possible
     #[arg(long, value_name = "auto|cpu|metal", default_value_t)]
     device: DeviceChoice,
-    /// What inputs of products with bf16 matrices count as where the processor multiplies bf16: `bf16`, as the
-    /// original computes, keys and values kept in it too; `split`, the sum of two bf16 terms, slower on prompts and
-    /// pictures and nearly exact; `f32`, exact and slow. On a GPU `bf16` is what rows of the networks are between
-    /// operations, keys and values too, and the others are f32.
-    #[arg(long, value_name = "bf16|split|f32", default_value_t)]
+    /// Precision of activations in matmuls: bf16 (fast), split (two bf16 terms, near exact) or f32. It is that of the
+    /// KV cache, too.
+    #[arg(long, value_name = "bf16|split|f32", default_value_t, help_heading = ADVANCED, hide_short_help = true)]
     activations: ActivationPrecision,
 }
 
 impl ComputeArgs {
-    /// The device, or why there is none.
+    /// Opens the device.
     pub(crate) fn open_device(&self) -> Result<Device> {
         Ok(self.device.open()?)
     }
 
-    /// What inputs of products with bf16 matrices count as.
+    /// Precision of activations in matmuls.
     pub(crate) fn activations(&self) -> ActivationPrecision {
         self.activations
     }
 }
 
-/// How pictures are read.
+/// Reading of images and videos.
 #[derive(clap::Args)]
-#[command(next_help_heading = "Pictures")]
-pub(crate) struct PictureArgs {
-    /// How pictures are sized: `native` keeps all of the picture near its own size (documents, panoramas);
-    /// image_256res, image_512res, image_768res, video_192p, video_360p and video_480p crop to the nearest
-    /// shape the model was trained on. [default: the model's own]
+#[command(next_help_heading = "Images")]
+pub(crate) struct ImageArgs {
+    /// Resolution: native (whole image, for documents), image_256res, image_512res, image_768res, video_192p,
+    /// video_360p or video_480p [default: the trained one]
     #[arg(long, value_name = "SIZE")]
     resize: Option<String>,
-    /// Leave pictures as they lie in the file instead of turning them as their EXIF data says.
-    #[arg(long)]
+    /// Ignore the EXIF orientation of photographs
+    #[arg(long, help_heading = ADVANCED, hide_short_help = true)]
     no_auto_orient: bool,
-    /// Show every IMAGE as a video: an animated GIF, a file that ffmpeg reads, or a folder of pictures as its
-    /// frames. Files that end in .mp4, .mov, .mkv, .webm, .avi, .m4v, .mpg or .mpeg are shown as videos in any case.
+    /// Read every IMAGE as a video: a GIF, a video file, or a folder of frames
     #[arg(long)]
     pub(crate) video: bool,
-    /// Frames per second of the video. [default: the file's own, 24 for a folder]
+    /// Frame rate of a video [default: the file's own, 24 for a folder]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) fps: Option<f64>,
 }
 
-/// How answers are generated.
+/// Generation of answers.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Answer")]
 pub(crate) struct AnswerArgs {
-    /// Tokens generated at most.
+    /// Maximum number of tokens
     #[arg(short = 'n', long, value_name = "N", default_value_t = DecodeOptions::default().max_new_tokens)]
     max_new_tokens: usize,
-    /// 0 takes the likeliest token every time; higher is more varied.
+    /// Sampling temperature; 0 is greedy
     #[arg(short, long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f32,
-    /// Choose among the likeliest tokens that reach this probability together; 1 is off.
+    /// Nucleus sampling: the most probable tokens of this total probability; 1 is off
     #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f32,
-    /// Choose among this many of the likeliest tokens; 0 is off.
+    /// Sample among the K most probable tokens; 0 is off
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
-    /// Above 1, tokens that were generated before become less likely.
+    /// Penalty on tokens generated before; 1 is off
     #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(help_heading = ADVANCED, hide_short_help = true)]
     repetition_penalty: f32,
-    /// Makes a varied answer repeatable.
+    /// Random seed of sampling
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// End the answer where this text comes up; may be given several times.
+    /// Stop string, where the answer ends; may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// The system message, instead of the one for what is shown.
-    #[arg(long, value_name = "TEXT")]
+    /// System message [default: the trained one for images, videos or text]
+    #[arg(long, alias = "system", value_name = "TEXT", help_heading = ADVANCED, hide_short_help = true)]
     instruction: Option<String>,
 }
 
-impl PictureArgs {
-    /// How picture files are decoded.
+impl ImageArgs {
+    /// Decoding of image files.
     pub(crate) fn load_options(&self) -> LoadOptions {
         LoadOptions { auto_orient: !self.no_auto_orient, ..LoadOptions::default() }
     }
@@ -131,8 +129,8 @@ impl PictureArgs {
 }
 
 impl AnswerArgs {
-    /// The library's options, checked as far as that needs no model.
-    pub(crate) fn options(&self, pictures: &PictureArgs, hints: Hints) -> Result<AskOptions> {
+    /// Options of the library, checked as far as that needs no model.
+    pub(crate) fn options(&self, images: &ImageArgs, hints: Hints) -> Result<AskOptions> {
         let sampling = Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
@@ -142,7 +140,9 @@ impl AnswerArgs {
         };
         sampling.validate()?;
         if self.temperature == 0.0 && (self.top_p != 1.0 || self.top_k != 0 || self.seed.is_some()) {
-            hints.note("note: --top-p, --top-k and --seed have no effect at temperature 0");
+            hints.note(
+                "note: --top-p, --top-k and --seed have no effect on greedy decoding (--temperature 0)",
+            );
         }
         Ok(AskOptions {
             system_message: self.instruction.clone(),
@@ -151,7 +151,7 @@ impl AnswerArgs {
                 sampling,
                 stop_strings: self.stop.clone(),
             },
-            resize: pictures.resize()?,
+            resize: images.resize()?,
             ..AskOptions::default()
         })
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use lance_mm::{Answer, AskOptions, Content, ImageFeatures};
 
-use crate::args::{AnswerArgs, ModelArgs, PictureArgs};
+use crate::args::{AnswerArgs, ImageArgs, ModelArgs};
 use crate::inputs::{self, Input};
 use crate::model::{self, Model};
 use crate::output::{self, Hints};
@@ -25,6 +25,13 @@ const EXAMPLES: &str = "\
 Examples:
   lance-mm ask chart.png \"Which bar is the highest?\"
   lance-mm ask --resize native invoice.png \"What is the total?\"
+  lance-mm ask --caption --each *.jpg > captions.jsonl
+  lance-mm ask --text \"What is the capital of France?\"";
+
+const LONG_EXAMPLES: &str = "\
+Examples:
+  lance-mm ask chart.png \"Which bar is the highest?\"
+  lance-mm ask --resize native invoice.png \"What is the total?\"
   lance-mm ask before.png after.png \"What has changed?\"
   lance-mm ask --video clip.gif \"What happens?\"
   lance-mm ask --caption photo.jpg
@@ -33,38 +40,38 @@ Examples:
   curl -s https://example.org/cat.jpg | lance-mm ask - \"What animal is this?\"
   lance-mm ask --json plate.png \"What is the license plate number?\" | jq -r .answer
 
-The bundled nano model, which answers without --model, knows simple drawn pictures only.";
+PNG, JPEG, GIF, WebP, BMP, TIFF and PNM are read, and videos (.mp4, .mov, .mkv, .webm, .avi, ..) through ffmpeg.
+The bundled nano model, which answers without --model, knows simple synthetic images only.";
 
-/// Ask a question about an image, several images, a video, or about nothing but text.
+/// Ask a question about images, a video or text
 #[derive(clap::Args)]
-#[command(override_usage = USAGE, after_help = EXAMPLES)]
+#[command(override_usage = USAGE, after_help = EXAMPLES, after_long_help = LONG_EXAMPLES)]
 pub(crate) struct Args {
-    /// Image files (`-` is standard input), then the question. PNG, JPEG, GIF, WebP, BMP, TIFF and PNM are read.
+    /// Image or video files (- is standard input), then the question
     #[arg(value_name = "IMAGE... QUESTION", required = true, num_args = 1.., value_hint = clap::ValueHint::FilePath)]
     inputs: Vec<OsString>,
-    /// Describe what is shown instead of answering a question.
+    /// Describe the image instead of answering a question
     #[arg(short, long, visible_alias = "describe", conflicts_with = "text")]
     caption: bool,
-    /// One answer for each image, in place of one about all: a line of JSON for each, as --json prints it, or with
-    /// `error` where there is none.
+    /// Answer for each image alone: one line of JSON each, with `error` where there is no answer
     #[arg(long, conflicts_with = "text")]
     each: bool,
-    /// The question is about no image.
+    /// Ask about no image
     #[arg(long)]
     text: bool,
-    /// Print one JSON object: the answer, tokens, times, memory, why it ended.
+    /// Print one JSON object: answer, tokens, times, memory, finish reason
     #[arg(long)]
     json: bool,
-    /// Say on standard error how long each step took, and how much memory.
+    /// Print times, tokens per second and memory on standard error
     #[arg(long)]
     stats: bool,
-    /// No hints on standard error.
+    /// No hints on standard error
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    pictures: PictureArgs,
+    images: ImageArgs,
     #[command(flatten)]
     answer: AnswerArgs,
 }
@@ -74,28 +81,28 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = Hints::new(args.quiet || args.json);
     let (paths, question) = args.inputs()?;
     if std::path::Path::new(&question).is_file() {
-        hints.note(&format!("note: {question:?} is taken as the question, though a file has that name"));
+        hints.note(&format!("note: {question:?} is read as the question, although a file has that name"));
     }
-    let options = args.answer.options(&args.pictures, hints)?;
+    let options = args.answer.options(&args.images, hints)?;
     if args.each {
         return each::run(args, paths, &question, &options, hints);
     }
-    let inputs = inputs::read_all("ask", paths, &args.pictures, hints)?;
+    let inputs = inputs::read_all("ask", paths, &args.images, hints)?;
     let mut model = model::load_with(&args.model, hints)?;
-    // No picture comes after these: the vision transformer's memory is of use to the language model.
+    // No image follows, so that the language model can have the vision encoder's memory.
     model.lance = model.lance.with_low_memory(true);
     inputs::warn(&inputs, &model.lance, hints);
     if args.caption && args.model.is_bundled() {
-        hints.note("note: nano learned answers to questions only: ask it to \"Describe this picture.\"");
+        hints.note("note: nano was trained on questions only: ask it to \"Describe this picture.\"");
     }
     let names: Vec<String> = inputs.iter().map(|input| input.name.clone()).collect();
-    let visuals = encode(&model, inputs, &options, hints)?;
+    let features = encode(&model, inputs, &options, hints)?;
 
     let answer = if args.json {
-        ask(&model, &visuals, &question, &options, hints, &mut |_| {})?
+        ask(&model, &features, &question, &options, hints, &mut |_| {})?
     } else {
         let mut stream = Stream::stdout(false);
-        let answer = ask(&model, &visuals, &question, &options, hints, &mut |text| {
+        let answer = ask(&model, &features, &question, &options, hints, &mut |text| {
             if stream.push(text).is_break() {
                 options.stop_flag.stop();
             }
@@ -103,7 +110,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         stream.finish()?;
         answer
     };
-    let shown = names.iter().zip(&visuals).map(|(name, visual)| Shown::new(name, visual)).collect();
+    let shown = names.iter().zip(&features).map(|(name, features)| Shown::new(name, features)).collect();
     let report = Report::new(&model, &question, shown, &answer, start.elapsed());
     if args.json {
         output::print(&(serde_json::to_string(&report)? + "\n"))?;
@@ -155,28 +162,28 @@ fn encode(
     let count = inputs.len();
     let encode = |(i, input): (usize, Input)| {
         let _busy = hints.busy(&match count {
-            1 => format!("looking at {}", input.name),
-            n => format!("looking at {} ({} of {n})", input.name, i + 1),
+            1 => format!("encoding {}", input.name),
+            n => format!("encoding {} ({} of {n})", input.name, i + 1),
         });
         input.encode(&model.lance, options)
     };
     inputs.into_iter().enumerate().map(encode).collect()
 }
 
-/// Asks, with a sign of life until the first piece of the answer.
+/// Asks, with a spinner until the first text of the answer.
 fn ask(
     model: &Model,
-    visuals: &[ImageFeatures],
+    features: &[ImageFeatures],
     question: &str,
     options: &AskOptions,
     hints: Hints,
     on_text: &mut dyn FnMut(&str),
 ) -> Result<Answer> {
-    let mut message: Vec<Content<'_>> = visuals.iter().map(Content::Features).collect();
+    let mut message: Vec<Content<'_>> = features.iter().map(Content::Features).collect();
     if !question.is_empty() {
         message.push(Content::Text(question));
     }
-    let mut busy = Some(hints.busy("thinking"));
+    let mut busy = Some(hints.busy("reading the prompt"));
     let answer = model.lance.answer_stream(&message, options, |text| {
         busy.take();
         on_text(text);

@@ -1,4 +1,4 @@
-//! `lance-mm chat`: question after question about the same images, which are read once.
+//! `lance-mm chat`: several questions about the same images, which are encoded once.
 
 mod session;
 
@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use lance_mm::AskOptions;
 
-use crate::args::{AnswerArgs, ModelArgs, PictureArgs};
+use crate::args::{AnswerArgs, ImageArgs, ModelArgs};
 use crate::inputs;
 use crate::model::{self, Model};
 use crate::output::{self, Hints, StdoutClosed, complain, plural};
@@ -20,38 +20,43 @@ const EXAMPLES: &str = "\
 Examples:
   lance-mm chat photo.jpg
   lance-mm chat --model mlx-community/Lance-3B-AWQ-INT4 --resize native invoice.png
+  printf 'What is the total?\\nWho sent it?\\n' | lance-mm chat invoice.png";
+
+const LONG_EXAMPLES: &str = "\
+Examples:
+  lance-mm chat photo.jpg
+  lance-mm chat --model mlx-community/Lance-3B-AWQ-INT4 --resize native invoice.png
   printf 'What is the total?\\nWho sent it?\\n' | lance-mm chat invoice.png
 
-Commands: /image PATH shows another image and forgets the questions so far, /reset forgets them (with
---history), /help, /quit. When standard input is no terminal, each line is a question, each answer a line,
-an empty one where there is none; after an /image that failed, questions have no answer until another succeeds.";
+Commands: /image PATH replaces the image, /reset forgets the questions so far (with --history), /help, /quit;
+Ctrl-C ends an answer. When standard input is no terminal, each line is a question and each answer a line, an empty
+one where there is none; after an /image that failed, questions have no answer until another succeeds.";
 
 const HELP: &str = "\
-/image PATH  show another image
+/image PATH  replace the image
 /reset       forget the questions so far (with --history)
 /help        this help
 /quit        leave (so does Ctrl-D)";
 
-/// Ask question after question about the same image, which is read only once.
+/// Ask several questions about the same images, which are encoded once
 ///
-/// Every question is answered as `ask` would answer it alone, unless --history is given.
+/// Every question is answered alone, as by ask, unless --history is given.
 #[derive(clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, after_long_help = LONG_EXAMPLES)]
 pub(crate) struct Args {
-    /// Image files.
+    /// Image or video files
     #[arg(value_name = "IMAGE", required = true, value_hint = clap::ValueHint::FilePath)]
     images: Vec<OsString>,
-    /// Let every question see the questions and answers before it. The model was not trained on more than
-    /// one turn: later answers may drift.
+    /// Keep questions and answers in the context; the model was trained on single turns and may drift
     #[arg(long)]
     history: bool,
-    /// No hints on standard error.
+    /// No hints on standard error
     #[arg(short, long)]
     quiet: bool,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
-    pictures: PictureArgs,
+    image: ImageArgs,
     #[command(flatten)]
     answer: AnswerArgs,
 }
@@ -61,12 +66,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.images.iter().any(|path| path == "-") {
         return Err(output::usage("chat", "standard input is for questions here, an image file is required"));
     }
-    let options = args.answer.options(&args.pictures, hints)?;
-    let inputs = inputs::read_all("chat", &args.images, &args.pictures, hints)?;
+    let options = args.answer.options(&args.image, hints)?;
+    let inputs = inputs::read_all("chat", &args.images, &args.image, hints)?;
     let model = model::load_with(&args.model, hints)?;
     inputs::warn(&inputs, &model.lance, hints);
     let session = {
-        let _busy = hints.busy("looking at the image");
+        let _busy = hints.busy("encoding the image");
         Session::new(&model.lance, inputs, &options, args.history)?
     };
     let interactive = io::stdin().is_terminal();
@@ -76,7 +81,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Loop { args, hints, options, model: &model, session, interactive, blind: false, failed: 0 }.run()
 }
 
-/// The conversation between the prompt and the model.
+/// Loop over lines of standard input.
 struct Loop<'a> {
     args: &'a Args,
     hints: Hints,
@@ -84,9 +89,9 @@ struct Loop<'a> {
     model: &'a Model,
     session: Session,
     interactive: bool,
-    /// The image that was asked for last is not shown.
+    /// The last /image failed, so that there is no image to ask about.
     blind: bool,
-    /// Lines that led to an error.
+    /// Lines that ended in an error.
     failed: usize,
 }
 
@@ -125,7 +130,7 @@ impl Loop<'_> {
         self.end()
     }
 
-    /// A person has seen the errors; a script is told by the exit code.
+    /// An error for scripts if any line failed; a person has seen the errors.
     fn end(&self) -> Result<()> {
         match self.failed {
             0 => Ok(()),
@@ -146,9 +151,9 @@ impl Loop<'_> {
             "/reset" => {
                 self.session.reset(&self.options)?;
                 self.hints.note(if self.args.history {
-                    "starting over"
+                    "questions forgotten"
                 } else {
-                    "every question stands alone already"
+                    "every question is independent already"
                 });
             }
             command if command.starts_with('/') => self.command(command)?,
@@ -162,20 +167,20 @@ impl Loop<'_> {
             self.no_answer()?;
             bail!("unknown command {command}: expected /image PATH, /reset, /help or /quit");
         };
-        // A person sees that the image before is still there; a script would take answers about it for others.
+        // A person reads that the previous image stays; a script would take answers about it for others.
         self.blind = !self.interactive;
         self.show(path)?;
         self.blind = false;
         Ok(())
     }
 
-    /// Shows another image.
+    /// Replaces the image.
     fn show(&mut self, path: &str) -> Result<()> {
-        let input = inputs::read(Path::new(path).as_os_str(), &self.args.pictures, self.hints)?;
-        let busy = self.hints.busy("looking at the image");
+        let input = inputs::read(Path::new(path).as_os_str(), &self.args.image, self.hints)?;
+        let busy = self.hints.busy("encoding the image");
         self.session = Session::new(&self.model.lance, vec![input], &self.options, self.args.history)?;
         drop(busy);
-        self.hints.note(&format!("now looking at {path}"));
+        self.hints.note(&format!("image: {path}"));
         Ok(())
     }
 
@@ -185,7 +190,7 @@ impl Loop<'_> {
             bail!("expected an image to ask about, found none after the last /image");
         }
         let mut stream = Stream::stdout(!self.interactive);
-        let mut busy = Some(self.hints.busy("thinking"));
+        let mut busy = Some(self.hints.busy("reading the prompt"));
         let stop_flag = self.options.stop_flag.clone();
         let answer = self.session.ask(question, &self.options, |text| {
             busy.take();
@@ -203,7 +208,7 @@ impl Loop<'_> {
         }
     }
 
-    /// Keeps the lines of answers beside those of questions.
+    /// Prints an empty line for a script, so that lines of answers match those of questions.
     fn no_answer(&self) -> Result<()> {
         if self.interactive { Ok(()) } else { output::print("\n") }
     }

@@ -1,11 +1,11 @@
-//! `lance-mm edit`: a picture changed as an instruction says.
+//! `lance-mm edit`: an image changed by an instruction.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use lance_mm::Request;
 
-use crate::generation::{self, DrawArgs, Session, SourceArgs};
+use crate::generation::{self, GenerationArgs, Session, SourceArgs};
 use crate::save::Target;
 
 const EXAMPLES: &str = "\
@@ -14,37 +14,37 @@ Examples:
   lance-mm edit photo.jpg \"Make it winter\" -o winter.png --resolution image_512res --seed 7
   curl -s https://example.org/cat.jpg | lance-mm edit - \"Make it green\" -o green.png";
 
-/// Change a picture as an instruction says.
+/// Edit an image by an instruction
 ///
-/// The result has one of six shapes near the picture's own; what does not fit is cropped at the sides.
+/// The result has the nearest of six shapes; the rest of the source is cropped at the sides.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The picture to change (`-` is standard input).
+    /// Image to edit (- is standard input)
     #[arg(value_hint = clap::ValueHint::FilePath)]
     image: PathBuf,
-    /// How to change it.
+    /// Instruction
     instruction: String,
-    /// The picture to write, a .png.
+    /// PNG file to write
     #[arg(short, long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     output: PathBuf,
-    /// image_256res, image_512res or image_768res: about so many pixels high and wide.
+    /// Resolution: image_256res, image_512res or image_768res
     #[arg(long, value_name = "NAME", default_value = "image_768res")]
     resolution: String,
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
-    draw: DrawArgs,
+    generation: GenerationArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let options = args.draw.options()?;
+    let options = args.generation.options()?;
     let resolution = generation::resolution(&args.resolution)?;
-    let image = args.source.picture(&args.image, args.draw.hints())?;
+    let image = args.source.image(&args.image, args.generation.hints())?;
     let request = Request::EditImage { image: &image, resolution };
     generation::prepare()?;
-    let target = Target::picture(&args.output)?;
-    let mut session = Session::open(&args.draw)?;
+    let target = Target::image(&args.output)?;
+    let mut session = Session::open(&args.generation)?;
     session.check(&args.instruction, &request, &options)?;
-    session.draw(&args.instruction, &request, &options, target)
+    session.generate(&args.instruction, &request, &options, target)
 }

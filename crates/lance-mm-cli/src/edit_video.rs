@@ -1,11 +1,11 @@
-//! `lance-mm edit-video`: a video changed as an instruction says.
+//! `lance-mm edit-video`: a video changed by an instruction.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use lance_mm::Request;
 
-use crate::generation::{self, DrawArgs, Session, SourceArgs};
+use crate::generation::{self, GenerationArgs, Session, SourceArgs};
 use crate::inputs;
 use crate::save::Target;
 
@@ -15,21 +15,21 @@ Examples:
   lance-mm edit-video clip.gif \"At night\" -o night.gif --resolution video_192p
   lance-mm edit-video frames/ \"In the snow\" -o snow/ --fps 12
 
-The model sees and draws 12 frames of each of at most 6 seconds, taken from the whole video.";
+The model reads and generates 12 frames a second for at most 6 seconds, sampled from the whole video.";
 
-/// Change a video as an instruction says.
+/// Edit a video by an instruction
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The video: a file that ffmpeg reads, an animated GIF, or a folder of pictures as its frames.
+    /// Video file (read by ffmpeg), animated GIF, or folder of frames
     #[arg(value_hint = clap::ValueHint::AnyPath)]
     video: PathBuf,
-    /// How to change it.
+    /// Instruction
     instruction: String,
-    /// The video to write: .mp4 and others through ffmpeg, .gif, .png, .webp, or a folder of frames.
+    /// Output: .mp4 and others through ffmpeg, .gif, .png, .webp, or a folder of frames
     #[arg(short, long, value_name = "FILE|FOLDER", value_hint = clap::ValueHint::AnyPath)]
     output: PathBuf,
-    /// Frames per second of the source. [default: the file's own, 24 for a folder]
+    /// Frame rate of the source [default: the file's own, 24 for a folder]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     fps: Option<f64>,
     /// video_192p, video_360p or video_480p.
@@ -38,18 +38,18 @@ pub(crate) struct Args {
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
-    draw: DrawArgs,
+    generation: GenerationArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let options = args.draw.options()?;
+    let options = args.generation.options()?;
     let resolution = generation::resolution(&args.resolution)?;
     let clip = inputs::clip(&args.video, args.fps, &args.source.load_options())?;
     let request = Request::EditVideo { clip: &clip, resolution };
     request.grid()?;
     generation::prepare()?;
     let target = Target::video(&args.output)?;
-    let mut session = Session::open(&args.draw)?;
+    let mut session = Session::open(&args.generation)?;
     session.check(&args.instruction, &request, &options)?;
-    session.draw(&args.instruction, &request, &options, target)
+    session.generate(&args.instruction, &request, &options, target)
 }

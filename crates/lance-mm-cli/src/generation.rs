@@ -1,4 +1,4 @@
-//! What `generate`, `edit`, `video` and `edit-video` share.
+//! Options and session of `generate`, `edit`, `video` and `edit-video`.
 
 mod measured;
 mod progress;
@@ -13,65 +13,75 @@ use lance_mm::tensor::device_name;
 use lance_mm::{Checkpoint, GenerateOptions, Guidance, Lance, Renorm, Request, SolverKind};
 use serde_json::json;
 
-use crate::args::ComputeArgs;
+use crate::args::{ADVANCED, ComputeArgs};
 use crate::inputs;
 use crate::output::{self, Hints, StdoutClosed};
 use crate::save::{self, Target};
-use progress::Watch;
+use progress::StageTimer;
 
-/// The published model that draws.
+/// Published model that generates.
 const RECOMMENDED: &str = "mlx-community/Lance-3B-bf16";
 
-/// Bytes that decoding holds at once with `--low-memory`.
+/// Memory budget of the VAE decoder with `--low-memory`, in bytes.
 const LOW_MEMORY: usize = 128 << 20;
 
-/// Which model draws, and how.
+/// Model that generates, and settings of the generation.
 #[derive(clap::Args)]
-#[command(next_help_heading = "Drawing")]
-pub(crate) struct DrawArgs {
-    /// Folder of a checkpoint with vae.safetensors, or org/name of one that was pulled. The bundled nano model
-    /// cannot draw.
-    #[arg(short, long, value_name = "PATH|ORG/NAME", env = "LANCE_MM_MODEL", hide_env_values = true)]
+#[command(next_help_heading = "Generation")]
+pub(crate) struct GenerationArgs {
+    /// Checkpoint with a VAE: a folder, or ORG/NAME[@REVISION] of a model pulled with --all
+    #[arg(short, long, value_name = "MODEL", env = "LANCE_MM_MODEL", hide_env_values = true)]
     model: Option<String>,
-    /// Steps from noise to picture: time and detail.
+    /// Inference steps: time and detail
     #[arg(long, value_name = "N", default_value_t = 30, allow_negative_numbers = true)]
     steps: usize,
-    /// Above 1, more of the steps are spent near the noise.
-    #[arg(long, value_name = "S", default_value_t = 3.5, allow_negative_numbers = true)]
-    shift: f64,
-    /// How far the prompt is followed; 1 follows it without a second pass, in half the time.
-    #[arg(short, long, value_name = "G", default_value_t = 4.0, allow_negative_numbers = true)]
+    /// Guidance scale (CFG); 1 is off and takes half the time
+    #[arg(
+        short,
+        long,
+        alias = "guidance-scale",
+        value_name = "G",
+        default_value_t = 4.0,
+        allow_negative_numbers = true
+    )]
     guidance: f64,
-    /// Times from 1 (noise) to 0 between which guidance is used: above the first, up to the second.
-    #[arg(long, value_name = "FROM,TO", default_value = "0.4,1", allow_hyphen_values = true)]
-    guidance_interval: String,
-    /// Over what the length of the guided velocity is held: all of it, each latent, or not at all.
-    #[arg(long, value_enum, default_value = "global")]
-    renorm: RenormArg,
-    /// Least factor by which it is shortened, from 0 to 1.
-    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
-    renorm_minimum: f64,
-    /// How velocities are integrated: euler as the original, adams-bashforth (two steps) for fewer steps.
-    #[arg(long, value_enum, default_value = "euler")]
-    method: MethodArg,
-    /// Seed of the noise. The same seed draws the same.
+    /// Random seed of the noise
     #[arg(short, long, value_name = "N", default_value_t = 42)]
     seed: u64,
-    /// Draw with quantized weights, of which nobody has shown that they draw well. Says what
-    /// eval-generation.json in their folder says of it, a report of `eval generation --json`.
-    #[arg(long)]
-    allow_quantized: bool,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// Decode in slabs that hold 128 MB at once: the same picture, a little later.
+    /// Decode in slabs of 128 MB: less memory, the same file, a little later
     #[arg(long)]
     low_memory: bool,
-    /// Say on standard error how long each part took and how much memory it held at most.
+    /// Generate with quantized weights, of unknown quality; notes a report of `eval generation --json` that is in the
+    /// checkpoint's folder as eval-generation.json
+    #[arg(long)]
+    allow_quantized: bool,
+    /// Print time and peak memory of each stage on standard error
     #[arg(long)]
     stats: bool,
-    /// No hints and no progress on standard error.
+    /// No hints and no progress on standard error
     #[arg(short, long)]
     quiet: bool,
+    /// Timestep shift; above 1, more steps are spent near the noise
+    #[arg(long, value_name = "S", default_value_t = 3.5, allow_negative_numbers = true)]
+    #[arg(help_heading = ADVANCED, hide_short_help = true)]
+    shift: f64,
+    /// Timesteps with guidance, from 1 (noise) to 0: above FROM, up to TO
+    #[arg(long, value_name = "FROM,TO", default_value = "0.4,1", allow_hyphen_values = true)]
+    #[arg(help_heading = ADVANCED, hide_short_help = true)]
+    guidance_interval: String,
+    /// Renormalization of the guided velocity: global, per channel, or none
+    #[arg(long, value_enum, default_value = "global", help_heading = ADVANCED, hide_short_help = true)]
+    renorm: RenormArg,
+    /// Least factor of the renormalization, from 0 to 1
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(help_heading = ADVANCED, hide_short_help = true)]
+    renorm_minimum: f64,
+    /// Solver (sampler): euler as the original, adams-bashforth (second order) for fewer steps
+    #[arg(long, visible_alias = "solver", value_enum, default_value = "euler")]
+    #[arg(help_heading = ADVANCED, hide_short_help = true)]
+    method: MethodArg,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -87,8 +97,8 @@ enum MethodArg {
     AdamsBashforth,
 }
 
-impl DrawArgs {
-    /// The library's options, checked as far as that needs no model.
+impl GenerationArgs {
+    /// Options of the library, checked as far as that needs no model.
     pub(crate) fn options(&self) -> Result<GenerateOptions> {
         let interval = self.guidance_interval.split_once(',');
         let interval = interval.and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
@@ -125,26 +135,26 @@ impl DrawArgs {
     }
 }
 
-/// A loaded model, and what is drawn with it.
+/// A loaded model and its settings.
 pub(crate) struct Session<'a> {
-    args: &'a DrawArgs,
+    args: &'a GenerationArgs,
     lance: Lance,
     name: String,
-    watch: Watch,
+    timer: StageTimer,
 }
 
 impl<'a> Session<'a> {
-    /// Loads what `--model` names. From here on Ctrl-C removes half written files.
-    pub(crate) fn open(args: &'a DrawArgs) -> Result<Self> {
+    /// Loads what `--model` names.
+    pub(crate) fn open(args: &'a GenerationArgs) -> Result<Self> {
         let Some(name) = args.model.as_deref().filter(|name| !is_bundled(name)) else {
             bail!(
-                "--model: expected a checkpoint that draws ({RECOMMENDED}), found only the bundled nano model"
+                "--model: expected a checkpoint that generates ({RECOMMENDED}), found only the bundled nano model"
             );
         };
         let hints = args.hints();
-        let mut watch = Watch::new(args.steps, hints);
+        let mut timer = StageTimer::new(args.steps, hints);
         let folder = folder_of(name)?;
-        let lance = watch.part("load", || -> Result<Lance> {
+        let lance = timer.part("load", || -> Result<Lance> {
             let _busy = hints.busy("loading the model");
             let device = args.compute.open_device()?;
             let checkpoint = Checkpoint::named(name)?.with_device(&device);
@@ -155,28 +165,28 @@ impl<'a> Session<'a> {
         if lance.is_quantized() && args.allow_quantized {
             hints.note(&measured::note(name, &folder)?);
         }
-        Ok(Self { args, lance, name: name.to_owned(), watch })
+        Ok(Self { args, lance, name: name.to_owned(), timer })
     }
 
-    /// Refuses what cannot be drawn.
+    /// Refuses a request that cannot be generated.
     pub(crate) fn check(&self, prompt: &str, request: &Request<'_>, options: &GenerateOptions) -> Result<()> {
         self.lance.check_request(prompt, request, options)?;
         Ok(())
     }
 
-    /// Draws, saves and says where.
-    pub(crate) fn draw(
+    /// Generates, saves and prints the path.
+    pub(crate) fn generate(
         &mut self,
         prompt: &str,
         request: &Request<'_>,
         options: &GenerateOptions,
         target: Target,
     ) -> Result<()> {
-        let watch = &mut self.watch;
-        let drawn = self.lance.generate(prompt, request, options, |event| watch.see(&event));
-        watch.end();
-        let drawn = drawn?;
-        let settings = self.settings(request, options, &drawn).to_string();
+        let timer = &mut self.timer;
+        let generated = self.lance.generate(prompt, request, options, |event| timer.observe(&event));
+        timer.end();
+        let generated = generated?;
+        let settings = self.settings(request, options, &generated).to_string();
         let seed = options.seed.to_string();
         let software = concat!("lance-mm ", env!("CARGO_PKG_VERSION"));
         let texts = [
@@ -186,35 +196,35 @@ impl<'a> Session<'a> {
             ("Software", software),
         ];
         let hints = self.args.hints();
-        let path = self.watch.part("file", || {
+        let path = self.timer.part("file", || {
             let _busy = hints.busy("writing the file");
-            target.save(&drawn.frames, &texts)
+            target.save(&generated.frames, &texts)
         })?;
         match output::print(&format!("{}\n", path.display())) {
-            // Nobody reads where the file is, but somebody wants it.
+            // The file is wanted even where its path is not read.
             Err(error) if error.is::<StdoutClosed>() => {}
             printed => printed?,
         }
         if self.args.stats {
-            output::say(&output::paint("2", &self.watch.stats()));
+            output::say(&output::paint("2", &self.timer.stats()));
         }
         Ok(())
     }
 
-    /// All that is needed to draw the same again, without paths of this machine.
+    /// Everything that reproduces the result, without paths of this machine.
     fn settings(
         &self,
         request: &Request<'_>,
         options: &GenerateOptions,
-        drawn: &Generated,
+        generated: &Generated,
     ) -> serde_json::Value {
-        let first = &drawn.frames[0];
+        let first = &generated.frames[0];
         json!({
             "task": request.task().to_string(),
             "model": Path::new(&self.name).file_name().map(|name| name.to_string_lossy()),
             "width": first.width(),
             "height": first.height(),
-            "frames": drawn.frames.len(),
+            "frames": generated.frames.len(),
             "steps": options.steps,
             "shift": options.shift,
             "method": format!("{:?}", options.solver),
@@ -247,27 +257,27 @@ pub(crate) fn size(text: &str, presets: &[(&str, u32, u32)]) -> Result<Size> {
     }
 }
 
-/// Reads one of upstream's names.
+/// Resolution of one of upstream's names.
 pub(crate) fn resolution(name: &str) -> Result<Resolution> {
     Ok(Resolution::named(name)?)
 }
 
-/// How the pictures and videos are read that something is drawn from.
+/// Reading of source images and videos.
 #[derive(clap::Args, Default)]
 pub(crate) struct SourceArgs {
-    /// Leave pictures as they lie in the file instead of turning them as their EXIF data says.
-    #[arg(long)]
+    /// Ignore the EXIF orientation of photographs
+    #[arg(long, help_heading = ADVANCED, hide_short_help = true)]
     no_auto_orient: bool,
 }
 
 impl SourceArgs {
-    /// How picture files are decoded.
+    /// Decoding of image files.
     pub(crate) fn load_options(&self) -> LoadOptions {
         LoadOptions { auto_orient: !self.no_auto_orient, ..LoadOptions::default() }
     }
 
-    /// Reads a picture; `-` is standard input.
-    pub(crate) fn picture(&self, path: &Path, hints: Hints) -> Result<RgbImage> {
+    /// Reads an image; `-` is standard input.
+    pub(crate) fn image(&self, path: &Path, hints: Hints) -> Result<RgbImage> {
         if path.is_dir() {
             bail!("{}: expected an image file, found a folder", path.display());
         }
@@ -306,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn several_pictures_are_numbered() {
+    fn several_images_are_numbered() {
         assert_eq!(numbered(Path::new("a/fox.b.png"), 2), Path::new("a/fox.b-2.png"));
         assert_eq!(numbered(Path::new("fox"), 10), Path::new("fox-10"));
     }

@@ -1,4 +1,4 @@
-//! Pictures and videos from files, folders and standard input.
+//! Images and videos from files, folders and standard input.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -10,10 +10,10 @@ use lance_mm::image::{self, FileKind, LoadOptions, MultiFrame, RgbImage};
 use lance_mm::video::{Clip, Ffmpeg, UNKNOWN_FPS, is_animated_gif};
 use lance_mm::{AskOptions, ImageFeatures, Lance};
 
-use crate::args::PictureArgs;
+use crate::args::ImageArgs;
 use crate::output::{self, Hints};
 
-/// What an argument led to.
+/// An image or video that an argument names.
 pub(crate) struct Input {
     pub(crate) name: String,
     pixels: Pixels,
@@ -29,7 +29,7 @@ impl Input {
         matches!(self.pixels, Pixels::Video(_))
     }
 
-    /// Runs the vision transformer, and gives the pixels' memory back.
+    /// Runs the vision encoder and releases the pixels.
     pub(crate) fn encode(self, lance: &Lance, options: &AskOptions) -> Result<ImageFeatures> {
         let features = match self.pixels {
             Pixels::Image(image) => lance.encode_image(&image, options),
@@ -39,10 +39,10 @@ impl Input {
     }
 }
 
-/// Says what nobody has tried: the published quantized model was made for pictures.
+/// Note on videos, which nobody has tried with the published quantized model.
 pub(crate) fn warn(inputs: &[Input], lance: &Lance, hints: Hints) {
     if lance.is_quantized() && inputs.iter().any(Input::is_video) {
-        hints.note("note: this model was quantized for pictures; its answers about videos are untested");
+        hints.note("note: this model was quantized for images; its answers about videos are untested");
     }
 }
 
@@ -50,7 +50,7 @@ pub(crate) fn warn(inputs: &[Input], lance: &Lance, hints: Hints) {
 pub(crate) fn read_all(
     command: &str,
     paths: &[OsString],
-    args: &PictureArgs,
+    args: &ImageArgs,
     hints: Hints,
 ) -> Result<Vec<Input>> {
     let inputs = paths.iter().map(|path| read(path, args, hints)).collect::<Result<Vec<_>>>()?;
@@ -62,12 +62,12 @@ pub(crate) fn read_all(
 }
 
 /// Reads one argument.
-pub(crate) fn read(path: &OsStr, args: &PictureArgs, hints: Hints) -> Result<Input> {
+pub(crate) fn read(path: &OsStr, args: &ImageArgs, hints: Hints) -> Result<Input> {
     let path = Path::new(path);
     let name = name_of(path);
     let options = args.load_options();
     if !is_stdin(path) && path.is_dir() && !args.video {
-        bail!("{name}: expected an image file, found a folder (--video takes its pictures as frames)");
+        bail!("{name}: expected an image file, found a folder (--video reads its images as frames)");
     }
     let pixels = if !is_stdin(path) && (args.video || is_video_name(path)) {
         Pixels::Video(clip(path, args.fps, &options)?)
@@ -80,15 +80,15 @@ pub(crate) fn read(path: &OsStr, args: &PictureArgs, hints: Hints) -> Result<Inp
     Ok(Input { name, pixels })
 }
 
-/// What to do with a video on standard input.
+/// Advice for a video on standard input.
 const VIDEO_ON_STDIN: &str = "a video must be a file";
 
-/// Reads a picture; `-` is standard input. `of_video` says what to do with a video, or with an animated GIF.
+/// Reads an image; `-` is standard input. `of_video` is the advice for a video or an animated GIF.
 pub(crate) fn still(path: &Path, options: &LoadOptions, hints: Hints, of_video: &str) -> Result<RgbImage> {
     let name = name_of(path);
     let of_file = if is_stdin(path) { VIDEO_ON_STDIN } else { of_video };
     let bytes = bytes(path).map_err(|error| hinted(error, of_file))?;
-    let picture = image::decode(&bytes, &name, options)?;
+    let image = image::decode(&bytes, &name, options)?;
     match image::multi_frame(&bytes) {
         Some(MultiFrame::Pages) => {
             hints.note(&format!("note: {name} has more than one page: the first is used"));
@@ -99,19 +99,19 @@ pub(crate) fn still(path: &Path, options: &LoadOptions, hints: Hints, of_video: 
         Some(_) => hints.note(&format!("note: {name} is animated: its first frame is used")),
         None => {}
     }
-    Ok(picture)
+    Ok(image)
 }
 
 fn is_stdin(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// What a file is called; `-` is standard input.
+/// Name of a file; `-` is standard input.
 fn name_of(path: &Path) -> String {
     if is_stdin(path) { "standard input".to_owned() } else { path.display().to_string() }
 }
 
-/// The bytes of a picture; `-` is standard input.
+/// Bytes of an image file; `-` is standard input.
 fn bytes(path: &Path) -> image::Result<Vec<u8>> {
     let name = name_of(path);
     if is_stdin(path) {
@@ -121,7 +121,7 @@ fn bytes(path: &Path) -> image::Result<Vec<u8>> {
     image::read(file, &name)
 }
 
-/// An error of a file that is no picture, with what makes one of it; `of_video` is that for a video.
+/// An error of a file that is no image, with advice; `of_video` is that for a video.
 fn hinted(error: image::Error, of_video: &str) -> anyhow::Error {
     match error {
         image::Error::UnsupportedFormat { kind: FileKind::UnsupportedImage("HEIC"), .. } => {
@@ -141,7 +141,7 @@ fn is_video_name(path: &Path) -> bool {
     matches!(end.as_deref(), Some("mp4" | "mov" | "mkv" | "webm" | "avi" | "m4v" | "mpg" | "mpeg"))
 }
 
-/// Reads a video: a folder of pictures, an animated GIF, or a file through ffmpeg.
+/// Reads a video: a folder of frames, an animated GIF, or a file through ffmpeg.
 pub(crate) fn clip(path: &Path, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
     let name = path.display().to_string();
     if path.is_dir() {
@@ -156,17 +156,17 @@ pub(crate) fn clip(path: &Path, fps: Option<f64>, options: &LoadOptions) -> Resu
             // ffmpeg reads its frames.
             Some(MultiFrame::Animation) if format == "PNG" => {}
             Some(MultiFrame::Animation) => bail!(
-                "{name}: expected a video, found an animated {format}, which is read as a picture \
-                 (GIF files, folders of pictures and video files are videos)"
+                "{name}: expected a video, found an animated {format}, which is read as an image \
+                 (GIF files, folders of frames and video files are videos)"
             ),
-            _ => bail!("{name}: expected a video, found a {format} picture"),
+            _ => bail!("{name}: expected a video, found a {format} image"),
         },
         _ => {}
     }
     Ok(Ffmpeg::find().map_err(|error| anyhow!("{name}: {error}"))?.read(path, fps, options)?)
 }
 
-/// Reads an animated GIF, unless it is too short for the model to see any of it.
+/// Reads an animated GIF that is long enough to be sampled.
 fn animation(bytes: &[u8], name: &str, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
     let mut clip = Clip::from_gif(bytes, name, options)?;
     clip.fps = fps.unwrap_or(clip.fps);

@@ -18,6 +18,7 @@ mod generate;
 mod generation;
 mod inputs;
 mod inspect;
+mod log;
 mod model;
 mod output;
 mod pull;
@@ -29,26 +30,43 @@ mod video;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use tracing_subscriber::filter::Targets;
+
+use args::ADVANCED;
 
 const EXAMPLES: &str = "\
 Examples:
   lance-mm ask chart.png \"Which bar is the highest?\"
   lance-mm pull mlx-community/Lance-3B-AWQ-INT4
   lance-mm ask --model mlx-community/Lance-3B-AWQ-INT4 photo.jpg \"What is in this image?\"
-  lance-mm chat photo.jpg
   lance-mm generate --model ./Lance-3B-bf16 \"A red fox at sunset\" -o fox.png
-  lance-mm inspect ./Lance-3B-AWQ-INT4
 
-Without --model, a bundled nano model answers. It was trained on simple drawn pictures (charts,
+Without --model, a bundled nano model answers. It was trained on simple synthetic images (charts,
 plates, amounts, shapes) and knows nothing else.";
 
-/// Ask questions about pictures, videos and text, and draw, with Lance, ByteDance's multimodal model.
+/// Ask about images, videos and text, and generate them, with Lance, ByteDance's multimodal model
 #[derive(Parser)]
 #[command(name = "lance-mm", version, after_help = EXAMPLES, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+/// Options of all commands.
+#[derive(clap::Args)]
+#[command(next_help_heading = ADVANCED)]
+struct Global {
+    /// Number of CPU threads [default: all, or RAYON_NUM_THREADS]
+    #[arg(long, global = true, value_name = "N", hide_short_help = true)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Log of stages and their times: error, warn, info, debug, trace or TARGET=LEVEL,.. [default: RUST_LOG]
+    #[arg(long, global = true, value_name = "LEVEL", hide_short_help = true)]
+    log: Option<Targets>,
 }
 
 #[derive(Subcommand)]
@@ -69,67 +87,46 @@ enum Command {
 
 /// Runs the program with these arguments, the name of the program first, and returns its exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let result = match Cli::try_parse_from(args) {
-        Err(error) => Err(error.into()),
-        Ok(Cli { command }) => match &command {
-            Command::Ask(args) => ask::run(args),
-            Command::Chat(args) => chat::run(args),
-            Command::Generate(args) => generate::run(args),
-            Command::Edit(args) => edit::run(args),
-            Command::Video(args) => video::run(args),
-            Command::EditVideo(args) => edit_video::run(args),
-            Command::Inspect(args) => inspect::run(args),
-            Command::Bench(args) => bench::run(args),
-            Command::Eval(args) => eval::run(args),
-            Command::Pull(args) => pull::run(args),
-            Command::Quantize(args) => quantize::run(args),
-            Command::Completions(args) => completions::run(args),
-        },
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return output::exit_code(Err(error.into())),
     };
-    output::exit_code(result)
+    output::exit_code(cli.global.apply().and_then(|()| cli.command.run()))
+}
+
+impl Global {
+    fn apply(self) -> Result<()> {
+        // An environment for other programs is no reason to fail.
+        let environment = || std::env::var("RUST_LOG").ok()?.parse().ok();
+        if let Some(targets) = self.log.or_else(environment) {
+            log::init(targets);
+        }
+        if let Some(threads) = self.threads {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
+            pool.build_global().context("--threads")?;
+        }
+        Ok(())
+    }
+}
+
+impl Command {
+    fn run(&self) -> Result<()> {
+        match self {
+            Self::Ask(args) => ask::run(args),
+            Self::Chat(args) => chat::run(args),
+            Self::Generate(args) => generate::run(args),
+            Self::Edit(args) => edit::run(args),
+            Self::Video(args) => video::run(args),
+            Self::EditVideo(args) => edit_video::run(args),
+            Self::Inspect(args) => inspect::run(args),
+            Self::Bench(args) => bench::run(args),
+            Self::Eval(args) => eval::run(args),
+            Self::Pull(args) => pull::run(args),
+            Self::Quantize(args) => quantize::run(args),
+            Self::Completions(args) => completions::run(args),
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    #[test]
-    fn every_help_has_examples_and_all_of_them_parse() {
-        let mut commands = vec![Cli::command()];
-        while let Some(command) = commands.pop() {
-            let help = command.get_after_long_help().or(command.get_after_help());
-            let help = help.map(ToString::to_string).unwrap_or_default();
-            let calls: Vec<Vec<String>> = help.lines().filter_map(call).collect();
-            assert!(!calls.is_empty(), "{}: {help}", command.get_name());
-            for call in calls {
-                let parsed = Cli::try_parse_from(&call);
-                assert!(parsed.is_ok(), "{call:?}: {}", parsed.err().unwrap());
-            }
-            commands.extend(command.get_subcommands().cloned());
-        }
-    }
-
-    /// The words of the program's call in an indented line of shell, if there is one.
-    fn call(line: &str) -> Option<Vec<String>> {
-        let words = words(line.strip_prefix("  ")?);
-        let start = words.iter().position(|word| word == "lance-mm")?;
-        let is_part = |word: &String| word != "|" && word != ">";
-        Some(words.into_iter().skip(start).take_while(is_part).collect())
-    }
-
-    fn words(line: &str) -> Vec<String> {
-        let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
-        for c in line.chars() {
-            match quote {
-                None if c == ' ' => words.push(std::mem::take(&mut word)),
-                None if c == '"' || c == '\'' => quote = Some(c),
-                Some(open) if c == open => quote = None,
-                _ => word.push(c),
-            }
-        }
-        words.push(word);
-        words
-    }
-}
+mod tests;

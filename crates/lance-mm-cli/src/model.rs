@@ -47,7 +47,7 @@ pub(crate) fn load_as(
     let bundled = is_bundled(model);
     if bundled {
         hints.note(&format!(
-            "model: bundled nano (knows simple drawn pictures only; --model {RECOMMENDED} for the real one)"
+            "model: bundled nano (knows simple synthetic images only; --model {RECOMMENDED} for the real one)"
         ));
     }
     let _busy = hints.busy("loading the model");

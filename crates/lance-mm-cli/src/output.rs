@@ -1,7 +1,7 @@
-//! What is said to a person on standard error, what is printed on standard output, and the exit code.
+//! Standard error for people, standard output for results, and the exit code.
 //!
-//! Nothing here panics when the other end of a pipe is gone: standard error is written as well as it goes,
-//! a closed standard output ends the program quietly.
+//! Nothing here panics when the other end of a pipe is gone: errors of standard error are ignored, a closed
+//! standard output ends the program quietly.
 
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -39,7 +39,7 @@ pub(crate) fn stdout_error(error: io::Error) -> anyhow::Error {
     }
 }
 
-/// Ends the program: prints what went wrong, in one line, unless it is clap's to print.
+/// Exit code of a result. Prints an error in one line; clap prints its own.
 pub(crate) fn exit_code(result: Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     if error.is::<StdoutClosed>() {
@@ -92,8 +92,8 @@ fn option(error: &anyhow::Error) -> Option<(&str, &str, &str)> {
     }
 }
 
-/// What went wrong and why: a file, then what the system said of it. Messages of the library, and others that
-/// repeat their cause, are whole already.
+/// An error and its causes: a file, then the system's message. Messages of the library, and others that repeat their
+/// cause, are complete already.
 fn with_causes(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
@@ -118,7 +118,7 @@ pub(crate) fn usage(command: &str, message: &str) -> anyhow::Error {
     command.error(clap::error::ErrorKind::MissingRequiredArgument, message).into()
 }
 
-/// Says a line on standard error.
+/// Prints a line on standard error.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
@@ -138,7 +138,7 @@ fn colour(terminal: bool, code: &str, text: &str) -> String {
     if wanted { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
-/// Says hints and shows that something is under way, or keeps quiet.
+/// Hints and progress on standard error, unless `--quiet`.
 #[derive(Clone, Copy)]
 pub(crate) struct Hints {
     quiet: bool,
@@ -153,14 +153,14 @@ impl Hints {
         self.quiet
     }
 
-    /// Says a line that is no part of the result.
+    /// Prints a line that is no part of the result.
     pub(crate) fn note(self, line: &str) {
         if !self.quiet {
             say(&paint("2", line));
         }
     }
 
-    /// As [`busy`](Self::busy), for a part of work that takes long: a line where there is no terminal.
+    /// As [`busy`](Self::busy), with a line where there is no terminal, for long parts.
     pub(crate) fn part(self, what: &str) -> Busy {
         if !self.quiet && !io::stderr().is_terminal() {
             say(what);
@@ -168,7 +168,7 @@ impl Hints {
         self.busy(what)
     }
 
-    /// A moving sign on a terminal for as long as it lives.
+    /// A spinner on a terminal, as long as the value lives.
     pub(crate) fn busy(self, what: &str) -> Busy {
         if self.quiet {
             return Busy(ProgressBar::hidden());

@@ -1,4 +1,4 @@
-//! Where a picture or video goes: checked before the work, written beside it and renamed after it.
+//! Output files of generations: checked before the work, written beside the final name and renamed at the end.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,14 +10,14 @@ use anyhow::{Context, Result, anyhow, bail};
 use lance_mm::image::{self, RgbImage};
 use lance_mm::video::{Animation, Ffmpeg};
 
-/// Frames a second of what the model draws.
+/// Frames a second of generated videos.
 pub(crate) const FPS: u16 = 12;
 
-/// What is being written, to be removed when the program is interrupted. It is locked while files are made, written
-/// and renamed: an interruption waits for what was begun, and removes it with the rest.
+/// Partial files, removed when the program is interrupted. Locked while files are created, written and renamed: an
+/// interruption waits for that and removes them with the rest.
 static PARTIAL: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// Whether the program is ending, so that nothing more is to be begun.
+/// Set when the program is ending: nothing more is written.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// Removes half written files when the program is interrupted, and ends it. Elsewhere than on Unix they stay, as
@@ -77,11 +77,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// A picture.
+    /// An image.
     ///
     /// # Errors
     /// A name that does not end in `.png`, a place where nothing can be written.
-    pub(crate) fn picture(path: &Path) -> Result<Self> {
+    pub(crate) fn image(path: &Path) -> Result<Self> {
         match extension(path).as_deref() {
             Some("png") if !ends_in_slash(path) => Self::new(path, Form::Png),
             _ => bail!("--output: expected a name that ends in .png, found {}", path.display()),
@@ -137,7 +137,7 @@ impl Target {
         Ok(Self { path: path.to_owned(), partial, form, saved: false })
     }
 
-    /// Writes what was drawn. `texts` go into files that can hold them.
+    /// Writes the frames. `texts` go into files that can hold them.
     pub(crate) fn save(mut self, frames: &[RgbImage], texts: &[(&str, &str)]) -> Result<PathBuf> {
         match &self.form {
             Form::Png => self.write(&self.partial, &image::encode_png(&frames[0], texts)?)?,
@@ -183,8 +183,8 @@ impl Drop for Target {
     }
 }
 
-/// Writes a file as a whole or not at all: beside `path`, to which it is renamed. What is there and no file, a pipe for
-/// example, is written to.
+/// Writes a file as a whole or not at all: beside `path`, to which it is renamed. Anything at `path` that is no file, a
+/// pipe for example, is written to.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let _writing = partial();
     let written = match hidden(path) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use lance_mm::Request;
 
-use crate::generation::{self, DrawArgs, Session, SourceArgs};
+use crate::generation::{self, GenerationArgs, Session, SourceArgs};
 use crate::save::Target;
 
 const EXAMPLES: &str = "\
@@ -14,7 +14,7 @@ Examples:
   lance-mm video \"It turns around\" --image fox.png -o fox.gif
   lance-mm video \"A candle\" -o frames/ --size 256x256 --frames 17
 
-Files that end in .mp4, .mov, .mkv, .webm or .avi are written by the program ffmpeg, which must be there; .gif,
+Files that end in .mp4, .mov, .mkv, .webm or .avi are written by ffmpeg, which must be installed; .gif,
 .png, .webp and folders of frames need nothing. Videos run at 12 frames a second.";
 
 /// Width and height of the 480p sizes that upstream offers, by their ratio.
@@ -29,40 +29,40 @@ const PRESETS: [(&str, u32, u32); 8] = [
     ("9:16", 480, 848),
 ];
 
-/// Frames by default: upstream's of a caption alone, and of a first frame.
+/// Default number of frames, upstream's: from a caption alone, and from a first frame.
 const FRAMES: (usize, usize) = (50, 61);
 
-/// Draw a video from a caption, or from its first frame and a caption.
+/// Generate a video from a caption, or from a first frame and a caption
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// What the video shows.
+    /// Caption of the video
     prompt: String,
-    /// The video to write: .mp4 and others through ffmpeg, .gif, .png, .webp, or a folder of frames.
+    /// Output: .mp4 and others through ffmpeg, .gif, .png, .webp, or a folder of frames
     #[arg(short, long, value_name = "FILE|FOLDER", value_hint = clap::ValueHint::AnyPath)]
     output: PathBuf,
-    /// The first frame (`-` is standard input); the video then has its shape.
+    /// First frame (- is standard input); the video has its shape
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath, conflicts_with = "size")]
     image: Option<PathBuf>,
-    /// With --image: video_192p, video_360p or video_480p.
+    /// Resolution with --image: video_192p, video_360p or video_480p
     #[arg(long, value_name = "NAME", default_value = "video_480p", requires = "image")]
     resolution: String,
-    /// WIDTHxHEIGHT, multiples of 16, or a ratio at 480p: 21:9, 16:9, 3:2, 4:3, 1:1, 3:4, 2:3 or 9:16.
+    /// WIDTHxHEIGHT in multiples of 16, or a ratio: 21:9, 16:9, 3:2, 4:3, 1:1, 3:4, 2:3 or 9:16
     #[arg(long, value_name = "SIZE", default_value = "16:9")]
     size: String,
-    /// Frames, of which 1, 5, 9 .. 121 are drawn. [default: 50, with --image 61]
+    /// Number of frames, of which 1, 5, 9 .. 121 are generated [default: 50, with --image 61]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     frames: Option<usize>,
     #[command(flatten)]
     source: SourceArgs,
     #[command(flatten)]
-    draw: DrawArgs,
+    generation: GenerationArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let options = args.draw.options()?;
-    let hints = args.draw.hints();
-    let image = args.image.as_ref().map(|path| args.source.picture(path, hints)).transpose()?;
+    let options = args.generation.options()?;
+    let hints = args.generation.hints();
+    let image = args.image.as_ref().map(|path| args.source.image(path, hints)).transpose()?;
     let request = match &image {
         None => Request::TextToVideo {
             size: generation::size(&args.size, &PRESETS)?,
@@ -77,7 +77,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     request.grid()?;
     generation::prepare()?;
     let target = Target::video(&args.output)?;
-    let mut session = Session::open(&args.draw)?;
+    let mut session = Session::open(&args.generation)?;
     session.check(&args.prompt, &request, &options)?;
-    session.draw(&args.prompt, &request, &options, target)
+    session.generate(&args.prompt, &request, &options, target)
 }

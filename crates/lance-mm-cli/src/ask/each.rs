@@ -1,4 +1,4 @@
-//! `ask --each`: the same about every image, a line of JSON for each.
+//! `ask --each`: the same question about every image, a line of JSON for each.
 
 use std::ffi::{OsStr, OsString};
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::inputs;
 use crate::model::{self, Model};
 use crate::output::{self, Hints, StdoutClosed, plural};
 
-/// Asks about one image after the other; one that fails costs only itself.
+/// Asks about one image after the other; an error of one does not end the run.
 pub(super) fn run(
     args: &Args,
     paths: &[OsString],
@@ -53,15 +53,16 @@ fn answer(
     hints: Hints,
 ) -> Result<String> {
     let start = Instant::now();
-    let input = inputs::read(path, &args.pictures, hints)?;
+    let input = inputs::read(path, &args.images, hints)?;
     let name = input.name.clone();
     inputs::warn(std::slice::from_ref(&input), &model.lance, hints);
-    let visuals = {
-        let _busy = hints.busy(&format!("looking at {name} ({place})"));
+    let features = {
+        let _busy = hints.busy(&format!("encoding {name} ({place})"));
         [input.encode(&model.lance, options)?]
     };
-    let answer = ask(model, &visuals, question, options, hints, &mut |_| {})?;
-    let report = Report::new(model, question, vec![Shown::new(&name, &visuals[0])], &answer, start.elapsed());
+    let answer = ask(model, &features, question, options, hints, &mut |_| {})?;
+    let report =
+        Report::new(model, question, vec![Shown::new(&name, &features[0])], &answer, start.elapsed());
     if args.stats {
         output::say(&output::paint("2", &report.stats()));
     }

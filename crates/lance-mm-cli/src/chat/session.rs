@@ -5,7 +5,7 @@ use lance_mm::{Answer, AskOptions, Chat, Content, ImageContext, ImageFeatures, L
 
 use crate::inputs::Input;
 
-/// Encoded images, and the questions so far.
+/// Encoded images and the questions so far.
 pub(crate) struct Session {
     lance: Lance,
     images: Vec<ImageFeatures>,

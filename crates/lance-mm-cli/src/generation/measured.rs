@@ -1,4 +1,4 @@
-//! What was measured of how quantized weights draw.
+//! Measured quality of generation with quantized weights.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -7,10 +7,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-/// Where in a checkpoint's folder a report of `eval generation` is looked for.
+/// Report of `eval generation` in a checkpoint's folder.
 const REPORT: &str = "eval-generation.json";
 
-/// As much of a report as is said.
+/// The part of a report that is printed.
 #[derive(Deserialize)]
 struct Record {
     /// The reference, then the candidate.
@@ -53,7 +53,7 @@ enum Psnr {
     Word(String),
 }
 
-/// What to say before quantized weights draw: the numbers of the report in their folder, or how to make one.
+/// Note before generating with quantized weights: the numbers of the report in their folder, or how to make one.
 ///
 /// # Errors
 /// A report that cannot be read.
@@ -62,7 +62,7 @@ pub(super) fn note(name: &str, folder: &Path) -> Result<String> {
     let text = match fs::read_to_string(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Ok(format!(
-                "note: {name} is quantized, and nothing shows that its weights draw well; to measure it: \
+                "note: {name} is quantized, and nothing shows that its weights generate well; to measure it: \
                  lance-mm eval generation REF {name} --prompts FILE --json {}",
                 path.display()
             ));
@@ -73,7 +73,7 @@ pub(super) fn note(name: &str, folder: &Path) -> Result<String> {
     let record: Record = serde_json::from_str(&text).with_context(expected)?;
     let pictures: Vec<_> = record.report.drawings.iter().map(|drawing| &drawing.candidate.picture).collect();
     if pictures.is_empty() {
-        bail!("{}, found none of a picture", expected());
+        bail!("{}, found none of an image", expected());
     }
     let mean = |of: fn(&Picture) -> f64| pictures.iter().map(|p| of(p)).sum::<f64>() / pictures.len() as f64;
     let psnr = mean(|picture| match &picture.psnr {
@@ -81,7 +81,7 @@ pub(super) fn note(name: &str, folder: &Path) -> Result<String> {
         Psnr::Word(word) => word.parse().unwrap_or(f64::NAN),
     });
     Ok(format!(
-        "note: {name} is quantized; {} of its pictures beside those of {}, on average: \
+        "note: {name} is quantized; {} of its images beside those of {}, on average: \
          PSNR {psnr:.1} dB, SSIM {:.3}, fine detail {:+.1} %",
         pictures.len(),
         record.models[0].name,

@@ -1,4 +1,4 @@
-//! Progress on a terminal, and what each part of the work took.
+//! Progress on a terminal, and time and memory of each stage.
 
 use std::time::{Duration, Instant};
 
@@ -8,23 +8,23 @@ use lance_mm_eval::memory;
 use crate::eval::progress::Progress;
 use crate::output::{self, Busy, Hints};
 
-/// Watches drawing.
-pub(super) struct Watch {
+/// Shows the stages of a generation and times them.
+pub(super) struct StageTimer {
     hints: Hints,
-    /// Of each drawing.
+    /// Inference steps of each generation.
     steps: usize,
     parts: Vec<Part>,
     open: Option<Open>,
 }
 
-/// A part that is done.
+/// A part that has ended.
 struct Part {
     name: &'static str,
     time: Duration,
     peak: Option<u64>,
 }
 
-/// The part under way.
+/// The current stage.
 struct Open {
     stage: Stage,
     start: Instant,
@@ -32,7 +32,7 @@ struct Open {
     progress: Option<Progress>,
 }
 
-/// The most memory held since the peak began anew.
+/// Peak memory since it was last reset.
 fn peak() -> Option<u64> {
     memory::now().map(|memory| memory.peak)
 }
@@ -47,12 +47,12 @@ fn name(stage: Stage) -> &'static str {
     }
 }
 
-impl Watch {
+impl StageTimer {
     pub(super) fn new(steps: usize, hints: Hints) -> Self {
         Self { hints, steps, parts: Vec::new(), open: None }
     }
 
-    /// Does a part of the work that the library does not see.
+    /// Times a part of the work that is not the library's.
     pub(super) fn part<T>(&mut self, name: &'static str, work: impl FnOnce() -> T) -> T {
         memory::reset_peak();
         let start = Instant::now();
@@ -61,8 +61,8 @@ impl Watch {
         done
     }
 
-    /// Something happens.
-    pub(super) fn see(&mut self, event: &Event<'_>) {
+    /// Takes an event of the library.
+    pub(super) fn observe(&mut self, event: &Event<'_>) {
         match event {
             Event::Begin(stage) => {
                 self.end();
@@ -87,7 +87,7 @@ impl Watch {
         }
     }
 
-    /// The part under way is over.
+    /// Ends the current stage.
     pub(super) fn end(&mut self) {
         if let Some(open) = self.open.take() {
             let part = Part { name: name(open.stage), time: open.start.elapsed(), peak: peak() };
@@ -95,7 +95,7 @@ impl Watch {
         }
     }
 
-    /// All parts in one line; they are forgotten.
+    /// All parts in one line, and begins anew.
     pub(super) fn stats(&mut self) -> String {
         let part = |part: &Part| {
             let peak = part.peak.map_or(String::new(), |peak| format!(" ({})", output::bytes(peak)));
@@ -103,11 +103,8 @@ impl Watch {
         };
         let total: Duration = self.parts.iter().map(|part| part.time).sum();
         let parts: Vec<String> = self.parts.iter().map(part).collect();
-        let line = format!(
-            "{}; {:.2} s in all (in brackets the most memory held)",
-            parts.join(", "),
-            total.as_secs_f64()
-        );
+        let line =
+            format!("{}; {:.2} s in all (in brackets peak memory)", parts.join(", "), total.as_secs_f64());
         self.parts.clear();
         line
     }

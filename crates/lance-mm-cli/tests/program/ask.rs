@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::support::{Files, NANO_BF16, command, lance_mm, run, with_input};
 
 const PLATE: &str = "What is the license plate number of the car?";
-const NOTE: &str = "model: bundled nano (knows simple drawn pictures only; \
+const NOTE: &str = "model: bundled nano (knows simple synthetic images only; \
                     --model mlx-community/Lance-3B-AWQ-INT4 for the real one)\n";
 
 #[test]
@@ -116,7 +116,7 @@ fn a_description_a_text_and_several_images() {
         assert!(json.get("question").is_none() && json["answer"].as_str().unwrap().contains("solar eclipse"));
     }
     let bundled = lance_mm(["ask", "--caption", &files.demo(5), "-n", "2"]);
-    assert!(bundled.stderr.contains("note: nano learned answers to questions only"), "{}", bundled.stderr);
+    assert!(bundled.stderr.contains("note: nano was trained on questions only"), "{}", bundled.stderr);
     let text = lance_mm(["ask", "--text", "--json", "Hello", "-n", "2"]);
     let json: Value = serde_json::from_str(&text.stdout).unwrap();
     assert_eq!((text.code, json["images"].as_array().unwrap().len()), (0, 0));
@@ -172,7 +172,7 @@ fn options_reach_the_model() {
     let note = lance_mm(["ask", &landmark, question, "--top-p", "0.5"]);
     assert!(note.stderr.starts_with("note: --top-p, --top-k and --seed have no effect"), "{}", note.stderr);
     let file = lance_mm(["ask", "-n", "1", &landmark, &landmark]);
-    assert!(file.code == 0 && file.stderr.contains("is taken as the question"), "{}", file.stderr);
+    assert!(file.code == 0 && file.stderr.contains("is read as the question"), "{}", file.stderr);
     let instruction = lance_mm(["ask", "--json", "-n", "1", "--instruction", "Hi", &landmark, question]);
     let json: Value = serde_json::from_str(&instruction.stdout).unwrap();
     let usual = lance_mm(["ask", "--json", "-n", "1", &landmark, question]);
@@ -198,7 +198,7 @@ fn videos_are_folders_and_animations() {
     let json: Value = serde_json::from_str(&slow.stdout).unwrap();
     assert_eq!(json["images"][0]["grid"][0], 5);
     let hint = lance_mm(["ask", &frames, "What happens?"]);
-    assert!(hint.error().contains("found a folder (--video takes its pictures as frames)"));
+    assert!(hint.error().contains("found a folder (--video reads its images as frames)"));
     let zero = lance_mm(["ask", "--video", "--fps", "0", &frames, "What happens?"]);
     assert_eq!(zero.error(), "--fps: expected a rate that rounds to at least 1, found 0");
 
@@ -219,7 +219,7 @@ fn videos_are_folders_and_animations() {
 }
 
 #[test]
-fn that_only_the_first_picture_is_seen_is_said() {
+fn a_note_says_that_only_the_first_image_is_read() {
     let files = Files::new();
     let tiff = files.write("pages.tif", &pages());
     let apng = files.write("two.png", &animated_png());
@@ -244,11 +244,11 @@ fn a_still_is_no_video() {
     let apng = files.write("two.png", &animated_png());
     let ask = |file: &str| run(command().args(["ask", "--video", file, "What?"]).env("PATH", "/nonexistent"));
     for file in [&still, &named] {
-        assert_eq!(ask(file).error(), format!("{file}: expected a video, found a PNG picture"));
+        assert_eq!(ask(file).error(), format!("{file}: expected a video, found a PNG image"));
     }
     let found = ask(&webp);
-    let expected = "expected a video, found an animated WebP, which is read as a picture \
-                    (GIF files, folders of pictures and video files are videos)";
+    let expected = "expected a video, found an animated WebP, which is read as an image \
+                    (GIF files, folders of frames and video files are videos)";
     assert_eq!(found.error(), format!("{webp}: {expected}"));
     // Its frames are ffmpeg's to read.
     let found = ask(&apng);
@@ -291,7 +291,7 @@ fn animation() -> Vec<u8> {
 }
 
 #[test]
-fn what_is_no_picture_is_named_with_what_helps() {
+fn files_that_are_no_images_are_named_with_advice() {
     let files = Files::new();
     let expected = "expected PNG, JPEG, GIF, WebP, BMP, TIFF or PNM";
     let video = format!("{expected}, found MP4 or QuickTime (video)");
@@ -325,7 +325,7 @@ fn what_is_no_picture_is_named_with_what_helps() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn what_is_no_picture_is_not_read_to_its_end() {
+fn files_that_are_no_images_are_not_read_to_their_end() {
     let files = Files::new();
     let clip = files.write("clip", b"\0\0\0\x14ftypisom\0\0\0\0mp41");
     // Far more than the memory, of which the file system holds the beginning only.

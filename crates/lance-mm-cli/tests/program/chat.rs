@@ -36,7 +36,7 @@ fn history_starts_over_after_reset() {
     let run = with_input(["chat", "--history", "-n", "12", &files.demo(2)], input.as_bytes());
     let lines: Vec<&str> = run.stdout.lines().collect();
     assert_eq!((run.code, lines.len(), lines[0], lines[2]), (0, 3, "BX62 BFY", "BX62 BFY"));
-    assert!(run.stderr.ends_with("starting over\n"), "{}", run.stderr);
+    assert!(run.stderr.ends_with("questions forgotten\n"), "{}", run.stderr);
 }
 
 #[test]

@@ -140,7 +140,7 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
         (&["-o", &missing], "none/out.png: No such file"),
         (&["-o", "fox.jpg"], "--output: expected a name that ends in .png, found fox.jpg"),
         (&["-o", "fox.png/"], "--output: expected a name that ends in .png, found fox.png/"),
-        (&["-m", "nano"], "--model: expected a checkpoint that draws"),
+        (&["-m", "nano"], "--model: expected a checkpoint that generates"),
         (&["-m", "nowhere/at/all"], "expected a checkpoint folder or org/name"),
         // 128 x 128 latents do not fit the table of 16 x 16 of this model.
         (&["--size", "2048x2048"], "latent frames of 16x16, which this checkpoint has positions for"),
@@ -220,25 +220,27 @@ fn every_task_draws_in_every_form() {
     let model = files.arg("model");
     assert_eq!(generate(&files, "fox.png", &["--size", "64x48"]).code, 0);
     let fox = files.arg("fox.png");
-    let draw = |args: &[&str]| {
+    let generate = |args: &[&str]| {
         let found = lance_mm([args, &["-m", &model, "--steps", "1", "-q"]].concat());
         assert_eq!((found.code, found.stderr.as_str()), (0, ""), "{args:?}");
     };
     let small = ["--resolution", "video_192p"];
-    draw(&["edit", &fox, "Make it green", "-o", &files.arg("green.png"), "--resolution", "image_256res"]);
+    generate(&["edit", &fox, "Make it green", "-o", &files.arg("green.png"), "--resolution", "image_256res"]);
     let (info, _) = decoded(&files.path("green.png"));
     assert_eq!((info.width, info.height), (304, 224));
 
-    draw(&["video", "It runs", "-o", &files.arg("a.gif"), "--size", "32x48", "--frames", "10"]);
-    draw(&["video", "It runs", "-o", &files.arg("b.webp"), "--size", "32x32", "--frames", "5"]);
-    draw(
+    generate(&["video", "It runs", "-o", &files.arg("a.gif"), "--size", "32x48", "--frames", "10"]);
+    generate(&["video", "It runs", "-o", &files.arg("b.webp"), "--size", "32x32", "--frames", "5"]);
+    generate(
         &[&["video", "It turns", "-o", &files.arg("c.png"), "--image", &fox, "--frames", "5"], &small[..]]
             .concat(),
     );
     let (info, _) = decoded(&files.path("c.png"));
     assert_eq!((info.width, info.height), (304, 224));
     assert_eq!(info.animation_control.unwrap().num_frames, 5);
-    draw(&[&["edit-video", &files.arg("a.gif"), "At night", "-o", &files.arg("d/")], &small[..]].concat());
+    generate(
+        &[&["edit-video", &files.arg("a.gif"), "At night", "-o", &files.arg("d/")], &small[..]].concat(),
+    );
     let mut frames: Vec<String> = fs::read_dir(files.path("d"))
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -327,11 +329,11 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
         "-q",
     ]);
     assert_eq!(made.code, 0, "{}", made.stderr);
-    let draw = |args: &[&str]| {
+    let generate = |args: &[&str]| {
         let base = ["generate", "A fox", "--size", "32x32", "--steps", "1", "-m", &packed, "-o"];
         lance_mm([&base[..], &[&files.arg("a.png")], args].concat())
     };
-    let refused = draw(&[]);
+    let refused = generate(&[]);
     let error = refused.error();
     for part in [
         "text to image: expected weights that are not quantized",
@@ -342,11 +344,11 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
         assert!(error.contains(part), "no {part} in {error}");
     }
     assert!(!files.path("a.png").exists());
-    let allowed = draw(&["--allow-quantized"]);
+    let allowed = generate(&["--allow-quantized"]);
     assert!(allowed.code == 0 && allowed.stderr.contains("note: "), "{}", allowed.stderr);
-    assert!(allowed.stderr.contains("nothing shows that its weights draw well"), "{}", allowed.stderr);
+    assert!(allowed.stderr.contains("nothing shows that its weights generate well"), "{}", allowed.stderr);
 
-    // The second caption is refused before the first is drawn.
+    // The second caption is refused before the first is generated.
     let captions = ["--prompt", "A fox", "--prompt", "a<|im_end|>b", "--size", "32x32"];
     let refused = lance_mm(["eval", "generation", &model, &packed].iter().chain(&captions));
     assert!(refused.error().contains("found the special token <|im_end|>"), "{}", refused.stderr);
@@ -379,16 +381,16 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
     // Who allows quantized weights is told what was measured of them.
     let kept = files.path("packed").join("eval-generation.json");
     fs::copy(files.path("report.json"), &kept).unwrap();
-    let told = draw(&["--allow-quantized"]);
+    let told = generate(&["--allow-quantized"]);
     let expected = format!(
-        "1 of its pictures beside those of {model}, on average: PSNR {:.1} dB, SSIM {:.3}, fine detail {:+.1} %",
+        "1 of its images beside those of {model}, on average: PSNR {:.1} dB, SSIM {:.3}, fine detail {:+.1} %",
         number("/candidate/picture/psnr"),
         number("/candidate/picture/ssim"),
         100.0 * number("/candidate/picture/hf_ratio_change"),
     );
     assert!(told.stderr.contains(&expected), "no {expected} in {}", told.stderr);
     fs::write(&kept, "{}").unwrap();
-    let damaged = draw(&["--allow-quantized"]);
+    let damaged = generate(&["--allow-quantized"]);
     let expected = format!("{}: expected a report of eval generation", kept.display());
     assert!(damaged.error().starts_with(&expected), "{}", damaged.stderr);
 }
@@ -412,15 +414,15 @@ fn interrupt(files: &Files, run: &mut Command, name: &str) {
 fn an_interrupted_run_leaves_nothing() {
     let files = model();
     let (model, png) = (files.arg("model"), files.arg("a.png"));
-    let draw = |steps| {
+    let generate = |steps| {
         let mut run = command();
         run.args(["generate", "A fox", "-o", &png, "-m", &model, "--size", "64x64", "--steps", steps]);
         run
     };
-    interrupt(&files, &mut draw("9000"), ".partial-a.png");
+    interrupt(&files, &mut generate("9000"), ".partial-a.png");
     assert_eq!(results(&files), [""; 0]);
     // Pictures that are done stay.
-    interrupt(&files, draw("500").args(["--count", "50"]), "a-1.png");
+    interrupt(&files, generate("500").args(["--count", "50"]), "a-1.png");
     let (done, left) = (results(&files), |i| format!("a-{i}.png"));
     assert!(done.len() < 50 && done.iter().all(|name| (1..50).any(|i| *name == left(i))), "{done:?}");
 }
@@ -520,6 +522,6 @@ fn video_files_go_through_ffmpeg() {
     assert_eq!(asked.error(), format!("{clip}: ffmpeg: no room"));
     let args =
         ["video", "A fox", "-o", &out, "-m", &model, "--size", "32x32", "--frames", "5", "--steps", "1"];
-    let drawn = run(command().args(args).arg("-q").env("PATH", &path));
-    assert_eq!(drawn.error(), format!("--output {out}: video: ffmpeg: no room"));
+    let generated = run(command().args(args).arg("-q").env("PATH", &path));
+    assert_eq!(generated.error(), format!("--output {out}: video: ffmpeg: no room"));
 }
