@@ -1,4 +1,4 @@
-//! How far answers move when a part of the weights is changed.
+//! Divergence of answers when a part of the weights is changed.
 
 use candle_core::Tensor;
 use lance_mm_eval::Position;
@@ -9,57 +9,59 @@ use crate::calibration_sequence::CalibrationSequence;
 use crate::calibration_set::CalibrationSet;
 use crate::error::{Error, Result};
 
-/// Activations of the sequences that are judged by, all together: at least eight sequences of a thousand.
-const ROWS: usize = 8192;
-/// Answer tokens of one sequence that are judged by.
-const TOKENS: usize = 16;
+/// Tokens of all sequences together: eight sequences of a thousand, or more that are shorter.
+const MAX_TOKENS: usize = 8192;
+/// Answer tokens of one sequence that are compared.
+const MAX_ANSWER: usize = 16;
 
-/// Held-back samples and what the unchanged model makes of their answers.
+/// Held-out samples with the unchanged model's logits along their answers.
 pub(crate) struct ReferenceAnswers {
     cases: Vec<Case>,
     vocabulary: usize,
 }
 
 struct Case {
-    /// Its index among all samples.
+    /// Index in the calibration set.
     at: usize,
     sequence: Sequence,
-    /// Activations after which a token of the answer is chosen.
+    /// First token that predicts one of the answer.
     first: usize,
+    /// Number of these tokens.
     n: usize,
-    reference: Vec<Vec<f32>>,
+    /// Logits of the unchanged model, a vector for each of them.
+    logits: Vec<Vec<f32>>,
 }
 
 impl ReferenceAnswers {
-    /// Runs the samples held back, as many as there is room for, through the unchanged model; `inputs` are
-    /// the first layer's.
+    /// Runs held-out samples, as many as there is room for, through the unchanged model; `inputs` are the first
+    /// layer's of all samples.
     pub(crate) fn new(lance: &Lance, samples: &CalibrationSet, inputs: &[Tensor]) -> Result<Self> {
-        let judged = |run: &CalibrationSequence| run.held_out && run.expert() == Expert::Und;
+        let is_compared = |run: &CalibrationSequence| run.held_out && run.expert() == Expert::Und;
         let held_out: Vec<(usize, &CalibrationSequence)> =
-            samples.sequences.iter().enumerate().filter(|(_, run)| judged(run)).collect();
-        let rows: usize = held_out.iter().map(|(_, run)| run.sequence(lance.config()).len()).sum();
-        // Every so many-th: samples of one picture lie side by side.
-        let step = rows.div_ceil(ROWS).max(1);
-        let mut judge = Self { cases: Vec::new(), vocabulary: lance.tokenizer().vocab_limit() as usize };
+            samples.sequences.iter().enumerate().filter(|(_, run)| is_compared(run)).collect();
+        let tokens: usize = held_out.iter().map(|(_, run)| run.sequence(lance.config()).len()).sum();
+        // Evenly spread, since samples of one image are neighbours.
+        let step = tokens.div_ceil(MAX_TOKENS).max(1);
+        let mut answers = Self { cases: Vec::new(), vocabulary: lance.tokenizer().vocab_limit() as usize };
         for (at, run) in held_out.into_iter().step_by(step) {
             let sequence = run.sequence(lance.config());
             let first = sequence.len() - 1 - run.n_answer();
-            let n = (run.n_answer() + 1).min(TOKENS);
-            judge.cases.push(Case { at, sequence, first, n, reference: Vec::new() });
+            let n = (run.n_answer() + 1).min(MAX_ANSWER);
+            answers.cases.push(Case { at, sequence, first, n, logits: Vec::new() });
         }
-        if judge.cases.is_empty() {
-            return Err(Error::Calibration("expected samples held back to judge by, found none".into()));
+        if answers.cases.is_empty() {
+            return Err(Error::Calibration("expected held-out samples, found none".into()));
         }
-        for i in 0..judge.cases.len() {
-            let case = &judge.cases[i];
-            let logits = judge.logits(lance.llm(), 0, case, inputs[case.at].clone())?;
-            judge.cases[i].reference = logits;
+        for i in 0..answers.cases.len() {
+            let case = &answers.cases[i];
+            let logits = answers.logits(lance.llm(), 0, case, inputs[case.at].clone())?;
+            answers.cases[i].logits = logits;
         }
-        Ok(judge)
+        Ok(answers)
     }
 
-    /// Mean divergence in nats, over answer tokens, of `llm` from the unchanged model. `input` makes what a
-    /// sample's layer `first` reads.
+    /// Mean divergence (KL) of `llm` from the unchanged model over answer tokens, in nats. `input` makes the input of
+    /// layer `first` of a sample.
     pub(crate) fn divergence(
         &self,
         llm: &Llm,
@@ -69,8 +71,8 @@ impl ReferenceAnswers {
         let (mut sum, mut n) = (0.0, 0);
         for case in &self.cases {
             let found = self.logits(llm, first, case, input(case.at, &case.sequence)?)?;
-            for (reference, found) in case.reference.iter().zip(&found) {
-                // The divergence is that of whole distributions: no token is asked for.
+            for (reference, found) in case.logits.iter().zip(&found) {
+                // The divergence compares whole distributions; the token does not matter.
                 sum += Position::new(reference, found, 0)?.kl;
                 n += 1;
             }

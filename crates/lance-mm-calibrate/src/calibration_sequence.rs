@@ -1,4 +1,4 @@
-//! One sequence that is run to record inputs, and which of its rows are kept.
+//! One sequence of the calibration set, and the tokens of it that are recorded.
 
 use candle_core::Tensor;
 use lance_mm_models::{Config, Cursor, Expert, Grid, Llm, Segment, Sequence};
@@ -7,23 +7,23 @@ use serde_json::{Value, json};
 
 use crate::error::Result;
 
-/// A sample, or a pass of one, laid out.
+/// A sample, or one pass of a generation, laid out.
 pub(crate) struct CalibrationSequence {
     kind: Kind,
-    /// Kind that are recorded, rising: of the run's expert.
+    /// Tokens that are recorded, ascending, all of the sequence's expert.
     pub(crate) tokens: Vec<usize>,
-    /// Kind after which a token of the answer is chosen, recorded for the output head.
+    /// Tokens that predict one of the answer, ascending, recorded for the output head.
     pub(crate) head_tokens: Vec<usize>,
-    /// Whether the sample is only judged by.
+    /// Whether the sample is held out to decide between candidates.
     pub(crate) held_out: bool,
 }
 
-/// What the rows are.
+/// Contents of a sequence.
 enum Kind {
-    /// A question with so many tokens of an answer at its end, which the UND expert reads.
+    /// A question with `n_answer` tokens of an answer at its end, for the UND expert.
     Question { segments: Vec<Segment>, n_answer: usize },
-    /// A pass of a step of drawing, whose latents the GEN expert reads.
-    GenerationRequest { pieces: Vec<Piece>, captioned: bool },
+    /// A pass of a denoising step, for the GEN expert.
+    Generation { pieces: Vec<Piece>, captioned: bool },
 }
 
 impl CalibrationSequence {
@@ -31,47 +31,47 @@ impl CalibrationSequence {
         Self::new(Kind::Question { segments, n_answer }, held_out)
     }
 
-    pub(crate) fn drawing(pieces: Vec<Piece>, captioned: bool, held_out: bool) -> Self {
-        Self::new(Kind::GenerationRequest { pieces, captioned }, held_out)
+    pub(crate) fn generation(pieces: Vec<Piece>, captioned: bool, held_out: bool) -> Self {
+        Self::new(Kind::Generation { pieces, captioned }, held_out)
     }
 
     fn new(kind: Kind, held_out: bool) -> Self {
         Self { kind, tokens: Vec::new(), head_tokens: Vec::new(), held_out }
     }
 
-    /// Whose inputs are recorded.
+    /// The expert whose inputs are recorded.
     pub(crate) fn expert(&self) -> Expert {
         match self.kind {
             Kind::Question { .. } => Expert::Und,
-            Kind::GenerationRequest { .. } => Expert::Gen,
+            Kind::Generation { .. } => Expert::Gen,
         }
     }
 
-    /// Tokens of the answer, at the end.
+    /// Number of answer tokens, which come last.
     pub(crate) fn n_answer(&self) -> usize {
         match self.kind {
             Kind::Question { n_answer, .. } => n_answer,
-            Kind::GenerationRequest { .. } => 0,
+            Kind::Generation { .. } => 0,
         }
     }
 
     pub(crate) fn sequence(&self, config: &Config) -> Sequence {
         match &self.kind {
             Kind::Question { segments, .. } => Sequence::new(segments, &config.layout(), Cursor::default()),
-            Kind::GenerationRequest { pieces, captioned } => {
+            Kind::Generation { pieces, captioned } => {
                 Plan::new(pieces, &config.layout(), Unconditional::Cached).whole(*captioned)
             }
         }
     }
 
-    /// Kind of the GEN expert.
-    pub(crate) fn latent_rows(&self, config: &Config) -> Vec<usize> {
+    /// Indices of the tokens of the GEN expert.
+    pub(crate) fn latents(&self, config: &Config) -> Vec<usize> {
         let sequence = self.sequence(config);
         let spans = sequence.spans().iter().filter(|span| span.expert == Expert::Gen);
         spans.flat_map(|span| span.rows.clone()).collect()
     }
 
-    /// The first layer's input `x` with text as `llm` embeds it; visual rows stay.
+    /// The first layer's input `x`, its text tokens replaced by the embeddings of `llm`.
     pub(crate) fn embedded_by(&self, llm: &Llm, x: &Tensor) -> Result<Tensor> {
         let sequence = self.sequence(llm.config());
         let features = sequence.visual().iter().map(|rows| x.narrow(0, rows.start, rows.len()));
@@ -88,7 +88,7 @@ impl CalibrationSequence {
                 };
                 json!({ "segments": segments.iter().map(segment).collect::<Vec<_>>(), "answer": n_answer })
             }
-            Kind::GenerationRequest { pieces, captioned } => {
+            Kind::Generation { pieces, captioned } => {
                 let piece = |piece: &Piece| match piece {
                     Piece::Template(ids) => json!({ "template": ids }),
                     Piece::Caption(ids) => json!({ "caption": ids }),
@@ -105,15 +105,15 @@ impl CalibrationSequence {
     }
 
     pub(crate) fn from_json(value: &Value) -> Option<Self> {
-        let rows = &value["kind"];
-        let kind = match rows.get("pieces") {
-            Some(pieces) => Kind::GenerationRequest {
+        let stored = &value["kind"];
+        let kind = match stored.get("pieces") {
+            Some(pieces) => Kind::Generation {
                 pieces: pieces.as_array()?.iter().map(piece).collect::<Option<_>>()?,
-                captioned: rows["captioned"].as_bool()?,
+                captioned: stored["captioned"].as_bool()?,
             },
             None => Kind::Question {
-                segments: rows["segments"].as_array()?.iter().map(segment).collect::<Option<_>>()?,
-                n_answer: usize::try_from(rows["answer"].as_u64()?).ok()?,
+                segments: stored["segments"].as_array()?.iter().map(segment).collect::<Option<_>>()?,
+                n_answer: usize::try_from(stored["answer"].as_u64()?).ok()?,
             },
         };
         Some(Self {
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_stored_is_what_is_read() {
+    fn a_sequence_survives_json() {
         let g = Grid { t: 1, h: 2, w: 3 };
         let question = CalibrationSequence::question(
             vec![Segment::Text(vec![1, 2]), Segment::Vit(g), Segment::Text(vec![3])],
@@ -178,12 +178,12 @@ mod tests {
             Piece::Caption(vec![5, 6]),
             Piece::Noise(g),
         ];
-        for mut run in [question, CalibrationSequence::drawing(pieces, false, false)] {
-            (run.tokens, run.head_tokens) = (vec![0, 3], vec![2]);
-            let stored = run.to_json();
+        for mut sequence in [question, CalibrationSequence::generation(pieces, false, false)] {
+            (sequence.tokens, sequence.head_tokens) = (vec![0, 3], vec![2]);
+            let stored = sequence.to_json();
             let read = CalibrationSequence::from_json(&stored).unwrap();
             assert_eq!(read.to_json(), stored);
-            assert_eq!((read.expert(), read.held_out), (run.expert(), run.held_out));
+            assert_eq!((read.expert(), read.held_out), (sequence.expert(), sequence.held_out));
         }
         assert!(
             CalibrationSequence::from_json(&json!({ "kind": { "pieces": [{ "other": [1] }] } })).is_none()

@@ -1,4 +1,4 @@
-//! What is run to record inputs: prompts with their answers, and which of their rows are kept.
+//! The calibration set: prompts with their answers, and the tokens whose activations are recorded.
 
 use candle_core::Tensor;
 use lance_mm_eval::{Dataset, Sample};
@@ -14,18 +14,18 @@ use crate::error::{Error, Result};
 use crate::progress::{Monitor, Progress};
 use crate::work_folder::WorkFolder;
 
-/// Tokens of an answer that the model is asked for.
+/// Longest answer, in tokens, that the model is asked for where the dataset has none.
 const MAX_ANSWER: usize = 64;
-/// Shares of the recorded rows: of pictures, of the prompt's text, of the answer.
+/// Shares of the recorded tokens, in percent: image tokens, text of the prompt, answer.
 const SHARES: [usize; 3] = [40, 30, 30];
 const FILE: &str = "samples.json";
 
-/// The samples of a run.
+/// The sequences that are run, with the tokens whose activations are recorded.
 pub(crate) struct CalibrationSet {
     pub(crate) sequences: Vec<CalibrationSequence>,
 }
 
-/// One number for each sample, which tells samples apart and not what is in them.
+/// A hash of each sample, which tells samples apart without telling their contents.
 pub(crate) fn hashes(dataset: &Dataset) -> Result<Vec<String>> {
     let hash = |sample: &Sample| {
         let question = format!("{:?} {:?}", sample.question, sample.answer);
@@ -35,137 +35,139 @@ pub(crate) fn hashes(dataset: &Dataset) -> Result<Vec<String>> {
 }
 
 impl CalibrationSet {
-    /// What an earlier run chose.
+    /// Reads the set of an earlier run.
     pub(crate) fn stored(work: &WorkFolder) -> Result<Option<Self>> {
-        work.read_json(FILE)?.as_ref().map(Self::from_json).transpose()
+        let Some(stored) = work.read_json::<Vec<Value>>(FILE)? else { return Ok(None) };
+        let sequences: Option<Vec<_>> = stored.iter().map(CalibrationSequence::from_json).collect();
+        let sequences = sequences.ok_or_else(|| Error::file(FILE, "expected a list of samples"))?;
+        Ok(Some(Self { sequences }))
     }
 
-    /// Chooses rows of what was laid out.
+    /// Chooses about `n_tokens` of each expert.
     pub(crate) fn new(
         sequences: Vec<CalibrationSequence>,
         config: &Config,
-        (rows, seed): (usize, u64),
+        n_tokens: usize,
+        seed: u64,
     ) -> Result<Self> {
-        let mut samples = Self { sequences };
+        let mut set = Self { sequences };
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        samples.choose(config, rows, &mut rng)?;
-        if samples.records(Expert::Gen) {
-            samples.choose_latents(config, rows, &mut rng)?;
+        for held_out in [false, true] {
+            set.choose(config, share(n_tokens, held_out), held_out, &mut rng)?;
         }
-        Ok(samples)
+        if set.records(Expert::Gen) {
+            for held_out in [false, true] {
+                set.choose_latents(config, share(n_tokens, held_out), held_out, &mut rng);
+            }
+        }
+        for sequence in &mut set.sequences {
+            sequence.tokens.sort_unstable();
+            sequence.head_tokens.sort_unstable();
+        }
+        Ok(set)
     }
 
     /// Whether inputs of an expert are recorded.
     pub(crate) fn records(&self, expert: Expert) -> bool {
-        self.sequences.iter().any(|run| run.expert() == expert)
+        self.sequences.iter().any(|sequence| sequence.expert() == expert)
     }
 
-    /// Keeps what was chosen, once the first layer's input is stored.
+    /// Writes the set, once the first layer's input is stored.
     pub(crate) fn store(&self, work: &WorkFolder) -> Result<()> {
         work.write_json(FILE, &self.sequences.iter().map(CalibrationSequence::to_json).collect::<Vec<_>>())
     }
 
-    fn from_json(stored: &Value) -> Result<Self> {
-        let sequences = stored
-            .as_array()
-            .and_then(|sequences| sequences.iter().map(CalibrationSequence::from_json).collect());
-        Ok(Self { sequences: sequences.ok_or_else(|| Error::file(FILE, "expected a list of samples"))? })
+    /// Sequences of one expert that are held out, or are not, with their index.
+    fn of(&self, expert: Expert, held_out: bool) -> impl Iterator<Item = (usize, &CalibrationSequence)> {
+        let is_one =
+            move |(_, s): &(usize, &CalibrationSequence)| s.held_out == held_out && s.expert() == expert;
+        self.sequences.iter().enumerate().filter(is_one)
     }
 
-    fn choose(&mut self, config: &Config, rows: usize, rng: &mut ChaCha8Rng) -> Result<()> {
-        for held_out in [false, true] {
-            let total = share(rows, held_out);
-            let mut strata: [Vec<(usize, usize)>; 3] = Default::default();
-            let mut head = Vec::new();
-            let questions =
-                |run: &CalibrationSequence| run.held_out == held_out && run.expert() == Expert::Und;
-            for (i, run) in self.sequences.iter().enumerate().filter(|(_, run)| questions(run)) {
-                let sequence = run.sequence(config);
-                for row in 0..sequence.len() {
-                    let visual = sequence.visual().iter().any(|range| range.contains(&row));
-                    let answer = row + run.n_answer() >= sequence.len();
-                    strata[if visual {
-                        0
-                    } else if answer {
-                        2
-                    } else {
-                        1
-                    }]
-                    .push((i, row));
-                    if answer || row + run.n_answer() + 1 == sequence.len() {
-                        head.push((i, row));
-                    }
+    /// Chooses tokens of the UND expert, and those that the output head reads.
+    fn choose(
+        &mut self,
+        config: &Config,
+        n_tokens: usize,
+        held_out: bool,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<()> {
+        let mut strata: [Vec<(usize, usize)>; 3] = Default::default();
+        let mut head = Vec::new();
+        for (i, run) in self.of(Expert::Und, held_out) {
+            let sequence = run.sequence(config);
+            for token in 0..sequence.len() {
+                let is_visual = sequence.visual().iter().any(|range| range.contains(&token));
+                let is_answer = token + run.n_answer() >= sequence.len();
+                let stratum = if is_visual {
+                    0
+                } else if is_answer {
+                    2
+                } else {
+                    1
+                };
+                strata[stratum].push((i, token));
+                if is_answer || token + run.n_answer() + 1 == sequence.len() {
+                    head.push((i, token));
                 }
-            }
-            let found: usize = strata.iter().map(Vec::len).sum();
-            if found < 16 {
-                let purpose = if held_out { "held back" } else { "to search with" };
-                let message = format!("expected 16 rows or more {purpose}, found {found}");
-                return Err(Error::Calibration(message));
-            }
-            let quotas = quotas(total, &strata.each_ref().map(Vec::len));
-            for (stratum, quota) in strata.iter_mut().zip(quotas) {
-                for (i, row) in draw(stratum, quota, rng) {
-                    self.sequences[i].tokens.push(row);
-                }
-            }
-            for (i, row) in draw(&mut head, total, rng) {
-                self.sequences[i].head_tokens.push(row);
             }
         }
-        for run in &mut self.sequences {
-            run.tokens.sort_unstable();
-            run.head_tokens.sort_unstable();
+        let found: usize = strata.iter().map(Vec::len).sum();
+        if found < 16 {
+            let purpose = if held_out { "to hold out" } else { "to fit to" };
+            return Err(Error::Calibration(format!("expected 16 tokens or more {purpose}, found {found}")));
+        }
+        let quotas = quotas(n_tokens, &strata.each_ref().map(Vec::len));
+        for (stratum, quota) in strata.iter_mut().zip(quotas) {
+            for (i, token) in shuffled(stratum, quota, rng) {
+                self.sequences[i].tokens.push(token);
+            }
+        }
+        for (i, token) in shuffled(&mut head, n_tokens, rng) {
+            self.sequences[i].head_tokens.push(token);
         }
         Ok(())
     }
 
-    /// As many rows of the GEN expert.
-    fn choose_latents(&mut self, config: &Config, rows: usize, rng: &mut ChaCha8Rng) -> Result<()> {
-        for held_out in [false, true] {
-            let drawings =
-                |run: &CalibrationSequence| run.held_out == held_out && run.expert() == Expert::Gen;
-            let sequences = self.sequences.iter().enumerate().filter(|(_, run)| drawings(run));
-            let mut latents: Vec<(usize, usize)> = sequences
-                .flat_map(|(i, run)| run.latent_rows(config).into_iter().map(move |row| (i, row)))
-                .collect();
-            for (i, row) in draw(&mut latents, share(rows, held_out), rng) {
-                self.sequences[i].tokens.push(row);
-            }
+    /// Chooses latent tokens of the GEN expert.
+    fn choose_latents(&mut self, config: &Config, n_tokens: usize, held_out: bool, rng: &mut ChaCha8Rng) {
+        let all = self.of(Expert::Gen, held_out);
+        let mut latents: Vec<(usize, usize)> =
+            all.flat_map(|(i, run)| run.latents(config).into_iter().map(move |token| (i, token))).collect();
+        for (i, token) in shuffled(&mut latents, n_tokens, rng) {
+            self.sequences[i].tokens.push(token);
         }
-        self.sequences.iter_mut().for_each(|run| run.tokens.sort_unstable());
-        Ok(())
     }
 }
 
-/// Lays questions out. The second value is the input of the first layer.
+/// Lays questions out. The second value is the first layer's input of each, `(T, D)`.
 pub(crate) fn questions(
     lance: &Lance,
     dataset: &Dataset,
     monitor: &mut Monitor<'_>,
 ) -> Result<(Vec<CalibrationSequence>, Vec<Tensor>)> {
-    let n = dataset.samples.len();
-    if n < 4 {
-        let message = format!("expected 4 samples or more, of which a quarter is held back, found {n}");
+    let total = dataset.samples.len();
+    if total < 4 {
+        let message = format!("expected 4 samples or more, of which a quarter is held out, found {total}");
         return Err(Error::file(&dataset.name, message));
     }
-    if n < 32 {
-        monitor.begin(Progress::FewSamples(n))?;
+    if total < 32 {
+        monitor.begin(Progress::FewSamples(total))?;
     }
     let (mut sequences, mut inputs) = (Vec::new(), Vec::new());
-    monitor.begin(Progress::Samples { done: 0, total: n })?;
+    monitor.begin(Progress::Samples { done: 0, total })?;
     for (i, sample) in dataset.samples.iter().enumerate() {
-        let (run, x) = lay_out(lance, sample, i % 4 == 3)?;
-        sequences.push(run);
+        let (sequence, x) = lay_out(lance, sample, i % 4 == 3)?;
+        sequences.push(sequence);
         inputs.push(x);
-        monitor.begin(Progress::Samples { done: i + 1, total: n })?;
+        monitor.begin(Progress::Samples { done: i + 1, total })?;
     }
     Ok((sequences, inputs))
 }
 
-/// Activations held back, or to search with, of so many.
-fn share(rows: usize, held_out: bool) -> usize {
-    if held_out { rows / 4 } else { rows - rows / 4 }
+/// Tokens to hold out, or to fit to, of `n`.
+fn share(n: usize, held_out: bool) -> usize {
+    if held_out { n / 4 } else { n - n / 4 }
 }
 
 /// Shares of `total`, a short stratum leaving its rest to the others in order.
@@ -182,7 +184,7 @@ fn quotas(total: usize, sizes: &[usize; 3]) -> [usize; 3] {
 }
 
 /// The first `n` of a shuffle (Fisher and Yates).
-fn draw(items: &mut [(usize, usize)], n: usize, rng: &mut ChaCha8Rng) -> Vec<(usize, usize)> {
+fn shuffled(items: &mut [(usize, usize)], n: usize, rng: &mut ChaCha8Rng) -> Vec<(usize, usize)> {
     let n = n.min(items.len());
     for i in 0..n {
         let j = i + (rng.next_u64() % (items.len() - i) as u64) as usize;
@@ -234,10 +236,10 @@ mod tests {
     }
 
     #[test]
-    fn a_draw_has_no_item_twice_and_repeats_with_its_seed() {
+    fn a_shuffle_has_no_item_twice_and_repeats_with_its_seed() {
         let items: Vec<(usize, usize)> = (0..50).map(|i| (i, 0)).collect();
-        let mut first = draw(&mut items.clone(), 20, &mut ChaCha8Rng::seed_from_u64(3));
-        assert_eq!(first, draw(&mut items.clone(), 20, &mut ChaCha8Rng::seed_from_u64(3)));
+        let mut first = shuffled(&mut items.clone(), 20, &mut ChaCha8Rng::seed_from_u64(3));
+        assert_eq!(first, shuffled(&mut items.clone(), 20, &mut ChaCha8Rng::seed_from_u64(3)));
         first.sort_unstable();
         first.dedup();
         assert_eq!(first.len(), 20);

@@ -1,4 +1,4 @@
-//! Recording the inputs of linear layers, one layer after another.
+//! Recording the input activations of linear layers, one layer after another.
 
 use std::collections::HashMap;
 
@@ -16,15 +16,15 @@ use crate::names::input_path;
 use crate::output_head::HeadActivations;
 use crate::work_folder::WorkFolder;
 
-/// The residual streams of all samples before some layer.
+/// The hidden states of all samples before some layer.
 pub(crate) struct Capture<'a> {
     samples: Option<&'a CalibrationSet>,
     work: &'a WorkFolder,
     stop: &'a StopFlag,
     hidden: Vec<Tensor>,
-    /// The same in the model quantized so far, where that is followed.
+    /// Those in the model quantized so far, if it is followed.
     quantized: Option<Vec<Tensor>>,
-    /// The layer that both are the input of.
+    /// Index of the layer that both are the input of.
     at: usize,
 }
 
@@ -36,23 +36,29 @@ struct Recorded {
 }
 
 impl Recorded {
-    /// Adds the rows `tokens` of a sample.
-    fn add(&mut self, rows: &Tensor, tokens: &[usize], held_out: bool) -> candle_core::Result<()> {
-        let tokens: Vec<u32> = tokens.iter().map(|row| *row as u32).collect();
+    /// Adds `tokens` of the activations `x` of a sample.
+    fn add(&mut self, x: &Tensor, tokens: &[usize], held_out: bool) -> candle_core::Result<()> {
+        let tokens: Vec<u32> = tokens.iter().map(|token| *token as u32).collect();
         if !tokens.is_empty() {
-            let rows = rows.index_select(&Tensor::new(tokens.as_slice(), rows.device())?, 0)?;
-            self.extend(&rows, held_out)?;
+            let x = x.index_select(&Tensor::new(tokens.as_slice(), x.device())?, 0)?;
+            self.extend(&x, held_out)?;
         }
         Ok(())
     }
 
-    fn extend(&mut self, rows: &Tensor, held_out: bool) -> candle_core::Result<()> {
+    fn extend(&mut self, x: &Tensor, held_out: bool) -> candle_core::Result<()> {
         let into = if held_out { &mut self.held_out } else { &mut self.search };
-        into.extend(rows.flatten_all()?.to_vec1::<f32>()?);
+        into.extend(x.flatten_all()?.to_vec1::<f32>()?);
         Ok(())
     }
 
-    fn rows(self, index: usize, input: LinearInput, expert: Expert, config: &Config) -> Result<Activations> {
+    fn activations(
+        self,
+        index: usize,
+        input: LinearInput,
+        expert: Expert,
+        config: &Config,
+    ) -> Result<Activations> {
         let cols = if input == LinearInput::Gated { config.intermediate_size } else { config.hidden_size };
         Ok(Activations::new(&input_path(input, index, expert), self.search, &self.held_out, cols)?)
     }
@@ -63,7 +69,7 @@ fn hidden_file(layer: usize) -> String {
 }
 
 impl<'a> Capture<'a> {
-    /// Begins with `inputs`, or where an earlier run stopped.
+    /// Begins with the `inputs` of the first layer, or where an earlier run stopped.
     pub(crate) fn new(
         layers: usize,
         samples: Option<(&'a CalibrationSet, Option<Vec<Tensor>>)>,
@@ -89,13 +95,12 @@ impl<'a> Capture<'a> {
         Ok(capture)
     }
 
-    /// Whether the samples are still to be run through a layer: there are any, and no earlier run did.
+    /// Whether the samples are still to be run through a layer.
     pub(crate) fn awaits(&self, index: usize) -> bool {
         self.samples.is_some() && self.at == index
     }
 
-    /// Follows, from the first layer on, what the samples are in the quantized model too; `llm` has its
-    /// embedding.
+    /// Runs the samples through the quantized model too, from the first layer on; `llm` has its embedding.
     pub(crate) fn follow(&mut self, llm: &Llm) -> Result<()> {
         let Some(samples) = self.samples.filter(|_| self.at == 0) else { return Ok(()) };
         let inputs = samples.sequences.iter().zip(&self.hidden).map(|(run, x)| run.embedded_by(llm, x));
@@ -108,8 +113,8 @@ impl<'a> Capture<'a> {
         self.quantized.is_some()
     }
 
-    /// Runs the samples through a layer and returns what the linear layers of each expert read; none without
-    /// samples, or where an earlier run was further.
+    /// Runs the samples through a layer and returns the input activations of each expert; none without samples, or
+    /// where an earlier run was further.
     pub(crate) fn layer(&mut self, llm: &Llm, index: usize) -> Result<[Option<LayerActivations>; 2]> {
         let Some(samples) = self.samples.filter(|_| self.awaits(index)) else { return Ok([None, None]) };
         let (experts, next) = self.run(samples, llm, index)?;
@@ -117,8 +122,7 @@ impl<'a> Capture<'a> {
         Ok(experts)
     }
 
-    /// What the linear layers of an input read in the quantized model, of which `llm` has the part before them;
-    /// none where it is not followed.
+    /// Records one input in the quantized model, of which `llm` has the part before it; empty if it is not followed.
     pub(crate) fn input(
         &self,
         llm: &Llm,
@@ -134,18 +138,17 @@ impl<'a> Capture<'a> {
         let mut recorded = [Recorded::default(), Recorded::default()];
         for (run, x) in samples.sequences.iter().zip(quantized).filter(|(run, _)| !run.tokens.is_empty()) {
             self.stop.check()?;
-            let tokens: Vec<u32> = run.tokens.iter().map(|row| *row as u32).collect();
-            let rows = llm.layer_input(index, x, &run.sequence(config), (&tokens, run.expert()), input)?;
-            recorded[run.expert() as usize].extend(&rows, run.held_out)?;
+            let tokens: Vec<u32> = run.tokens.iter().map(|token| *token as u32).collect();
+            let x = llm.layer_input(index, x, &run.sequence(config), (&tokens, run.expert()), input)?;
+            recorded[run.expert() as usize].extend(&x, run.held_out)?;
         }
-        let rows = Expert::ALL.into_iter().zip(recorded).map(|(expert, recorded)| {
-            samples.records(expert).then(|| recorded.rows(index, input, expert, config)).transpose()
-        });
-        rows.collect()
+        let each = |(expert, recorded): (Expert, Recorded)| {
+            samples.records(expert).then(|| recorded.activations(index, input, expert, config)).transpose()
+        };
+        Expert::ALL.into_iter().zip(recorded).map(each).collect()
     }
 
-    /// Runs the samples through a layer: rows of all sites, for each expert whose inputs are recorded, and
-    /// the layer's outputs.
+    /// Runs the samples through a layer: its input activations, for each expert whose are recorded, and its outputs.
     fn run(
         &self,
         samples: &CalibrationSet,
@@ -158,10 +161,10 @@ impl<'a> Capture<'a> {
         for (run, x) in samples.sequences.iter().zip(&self.hidden) {
             self.stop.check()?;
             let recorded = &mut recorded[run.expert() as usize];
-            let mut probe = |name: std::fmt::Arguments<'_>, rows: &Tensor| {
+            let mut probe = |name: std::fmt::Arguments<'_>, x: &Tensor| {
                 let name = name.to_string();
                 match LinearInput::ALL.into_iter().find(|input| name.ends_with(input.name())) {
-                    Some(input) => Ok(recorded[input as usize].add(rows, &run.tokens, run.held_out)?),
+                    Some(input) => Ok(recorded[input as usize].add(x, &run.tokens, run.held_out)?),
                     None => Ok(()),
                 }
             };
@@ -170,21 +173,20 @@ impl<'a> Capture<'a> {
         let mut experts = [None, None];
         for (expert, recorded) in Expert::ALL.into_iter().zip(recorded) {
             if samples.records(expert) {
-                let rows = |recorded: Recorded, input| recorded.rows(index, input, expert, config);
+                let finish = |recorded: Recorded, input| recorded.activations(index, input, expert, config);
                 let [qkv, o, gate_up, down] = recorded;
                 experts[expert as usize] = Some(LayerActivations {
-                    qkv: rows(qkv, LinearInput::Normed)?,
-                    o: rows(o, LinearInput::Heads)?,
-                    gate_up: rows(gate_up, LinearInput::Attended)?,
-                    down: rows(down, LinearInput::Gated)?,
+                    qkv: finish(qkv, LinearInput::Normed)?,
+                    o: finish(o, LinearInput::Heads)?,
+                    gate_up: finish(gate_up, LinearInput::Attended)?,
+                    down: finish(down, LinearInput::Gated)?,
                 });
             }
         }
         Ok((experts, next))
     }
 
-    /// Stores the next layer's inputs once layer `index` is finished; `llm` has the layer as it has become,
-    /// where the quantized model is followed.
+    /// Stores the next layer's inputs once layer `index` is finished; `llm` has the quantized layer, if it is followed.
     pub(crate) fn advance(&mut self, index: usize, llm: Option<&Llm>) -> Result<()> {
         if let (true, Some(llm), Some(quantized)) = (self.awaits(index), llm, &self.quantized) {
             let samples = self.samples.into_iter().flat_map(|samples| &samples.sequences).zip(quantized);
@@ -197,17 +199,14 @@ impl<'a> Capture<'a> {
         self.work.forget(&hidden_file(index))
     }
 
-    /// As [`advance`](Self::advance), the first layer's inputs left for another pass.
+    /// Stores the next layer's inputs and keeps the first layer's for another pass.
     pub(crate) fn advance_keeping_first(&mut self, index: usize) -> Result<()> {
         if !self.awaits(index) {
             return Ok(());
         }
         self.at = index + 1;
         self.store(self.at)?;
-        match index {
-            0 => Ok(()),
-            _ => self.work.forget(&hidden_file(index)),
-        }
+        if index == 0 { Ok(()) } else { self.work.forget(&hidden_file(index)) }
     }
 
     /// Goes back to the first layer's inputs.
@@ -227,16 +226,13 @@ impl<'a> Capture<'a> {
 
     /// The first layer's inputs.
     pub(crate) fn inputs(&self) -> Result<Vec<Tensor>> {
-        match self.at {
-            0 => Ok(self.hidden.clone()),
-            _ => Ok(self.load(0)?.0),
-        }
+        if self.at == 0 { Ok(self.hidden.clone()) } else { Ok(self.load(0)?.0) }
     }
 
-    /// What the output head reads, after the original final norm.
-    pub(crate) fn head_rows(&self, llm: &Llm) -> Result<Option<HeadActivations>> {
+    /// Input activations of the output head, after the original final norm.
+    pub(crate) fn head_inputs(&self, llm: &Llm) -> Result<Option<HeadActivations>> {
         let Some(samples) = self.samples else { return Ok(None) };
-        let rows = |hidden: &[Tensor]| -> Result<Activations> {
+        let record = |hidden: &[Tensor]| -> Result<Activations> {
             let mut recorded = Recorded::default();
             for (run, x) in
                 samples.sequences.iter().zip(hidden).filter(|(run, _)| !run.head_tokens.is_empty())
@@ -246,8 +242,8 @@ impl<'a> Capture<'a> {
             }
             Ok(Activations::new("lm_head", recorded.search, &recorded.held_out, llm.config().hidden_size)?)
         };
-        let actual = self.quantized.as_deref().map(rows).transpose()?;
-        Ok(Some(HeadActivations { original: rows(&self.hidden)?, actual }))
+        let actual = self.quantized.as_deref().map(record).transpose()?;
+        Ok(Some(HeadActivations { original: record(&self.hidden)?, actual }))
     }
 
     fn store(&self, layer: usize) -> Result<()> {
@@ -270,7 +266,7 @@ impl<'a> Capture<'a> {
         })
     }
 
-    /// Both streams before a layer, as they were stored.
+    /// Both hidden states before a layer, as they were stored.
     fn load(&self, layer: usize) -> Result<(Vec<Tensor>, Option<Vec<Tensor>>)> {
         let path = self.work.file(&hidden_file(layer));
         let bytes = crate::quantize::read(&path)?;
@@ -290,5 +286,5 @@ impl<'a> Capture<'a> {
     }
 }
 
-/// What the names of the quantized model's streams begin with in the file.
+/// Prefix of the quantized model's hidden states in the file.
 const QUANTIZED: &str = "quantized.";

@@ -1,4 +1,4 @@
-//! Putting the new folder together.
+//! Writing the new checkpoint folder.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -14,26 +14,25 @@ use safetensors::{Dtype, View};
 use crate::error::{Error, Result};
 use crate::module_schemes::ModuleSchemes;
 use crate::options::GenExpert;
-use crate::quantize::copy;
+use crate::quantize::{Context, copy};
 use crate::report::{self, Report};
-use crate::work_folder::{WorkFolder, file_name};
+use crate::work_folder::file_name;
 use crate::{config, model_parts, vision_encoder};
 
-/// Bytes from which a tensor is read through a map of its own, whose pages are given back.
+/// Bytes from which a tensor is read through a map of its own, which is dropped with its pages.
 const LARGE: usize = 1 << 20;
 
-/// What the new folder is made of.
-pub(crate) struct Output<'a> {
-    pub(crate) open: &'a dyn Fn() -> Result<Checkpoint>,
-    /// Its files.
+/// Writes the new folder from the source and the finished parts.
+pub(crate) struct CheckpointWriter<'a> {
+    pub(crate) context: Context<'a>,
+    /// Files of the source.
     pub(crate) files: &'a CheckpointFiles,
-    pub(crate) work: &'a WorkFolder,
     pub(crate) schemes: &'a ModuleSchemes,
-    pub(crate) gen_: &'a GenExpert,
+    pub(crate) gen_expert: &'a GenExpert,
     pub(crate) report: &'a Report,
 }
 
-impl Output<'_> {
+impl CheckpointWriter<'_> {
     /// Writes everything into a temporary sibling of `out` and renames it.
     pub(crate) fn write(&self, out: &Path) -> Result<()> {
         let name = file_name(out)?;
@@ -44,7 +43,7 @@ impl Output<'_> {
         fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
         let result = self.fill(&partial);
         if result.is_err() {
-            // The error that stopped the writing says more than one about the clean-up.
+            // The first error says more than one of the clean-up.
             let _ = fs::remove_dir_all(&partial);
         }
         result?;
@@ -52,19 +51,20 @@ impl Output<'_> {
     }
 
     fn fill(&self, dir: &Path) -> Result<()> {
-        let source = (self.open)()?;
+        let source = (self.context.open)()?;
         let shared = || Ok(source.model().clone());
-        let anew = || Ok((self.open)()?.model().clone());
+        let anew = || Ok((self.context.open)()?.model().clone());
         let parts = model_parts::parts(source.config().num_hidden_layers);
         let openers: Vec<Box<dyn Fn() -> Result<Weights> + '_>> = parts
             .iter()
             .map(|part| {
-                Box::new(move || model_parts::open(self.work, part)) as Box<dyn Fn() -> Result<Weights>>
+                Box::new(move || model_parts::open(self.context.work, part))
+                    as Box<dyn Fn() -> Result<Weights>>
             })
             .collect();
         let mut entries: BTreeMap<String, Entry<'_>> = BTreeMap::new();
         for info in source.model().tensors() {
-            if !self.gen_.is_dropped() || !is_generation(&info.name) {
+            if !self.gen_expert.is_dropped() || !is_generation(&info.name) {
                 let open: &dyn Fn() -> Result<Weights> = if info.bytes < LARGE { &shared } else { &anew };
                 entries.insert(info.name.clone(), Entry { open, info });
             }
@@ -78,7 +78,7 @@ impl Output<'_> {
         let path = dir.join("model.safetensors");
         safetensors::serialize_to_file(entries, None::<HashMap<String, String>>, &path)
             .map_err(Error::at(&path))?;
-        // A source that changed meanwhile would have left a file that does not fit its header.
+        // A source that changed meanwhile leaves a file that does not match its header.
         Weights::open(&[&path])?;
         vision_encoder::write(dir, &source, self.files.vit.as_ref(), self.schemes)?;
         self.write_vae(dir, &source)?;
@@ -86,9 +86,10 @@ impl Output<'_> {
             copy(path, &dir.join(path.file_name().unwrap_or_default()))?;
         }
         let wide = vision_encoder::mlp_width(&source, self.schemes);
-        let config = config::quantized(&self.files.read_config()?, &names, wide, self.gen_, self.report)?;
+        let config =
+            config::quantized(&self.files.read_config()?, &names, wide, self.gen_expert, self.report)?;
         write(&dir.join(config::NAME), &config)?;
-        // The writer of tensors makes files that only their owner reads; they are to be as the others.
+        // Files of tensors are made readable by their owner only.
         let permissions = fs::metadata(dir.join(config::NAME)).map_err(Error::io(dir))?.permissions();
         for path in ["model.safetensors", "vit.safetensors", "vae.safetensors"].map(|name| dir.join(name)) {
             if path.is_file() {
@@ -102,13 +103,13 @@ impl Output<'_> {
     fn write_vae(&self, dir: &Path, source: &Checkpoint) -> Result<()> {
         let path = dir.join("vae.safetensors");
         let (Some(part), Some(vae)) = (&self.files.vae, source.vae()) else { return Ok(()) };
-        if self.gen_.is_dropped() {
+        if self.gen_expert.is_dropped() {
             return Ok(());
         }
         if !part.sharded {
             return copy(&part.path, &path);
         }
-        let anew = || Ok((self.open)()?.vae().unwrap_or(vae).clone());
+        let anew = || Ok((self.context.open)()?.vae().unwrap_or(vae).clone());
         let entry = |info: TensorInfo| (info.name.clone(), Entry { open: &anew, info });
         safetensors::serialize_to_file(vae.tensors().into_iter().map(entry), None, &path)
             .map_err(Error::at(&path))?;

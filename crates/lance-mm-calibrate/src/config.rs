@@ -12,14 +12,14 @@ use crate::report::Report;
 /// The file's name.
 pub(crate) const NAME: &str = "config.json";
 
-/// The source's configuration with what readers need: the setting of most modules at the top, an entry for
-/// each that deviates; in a file where any deviates, or stays dense that could have been packed, `false` for
-/// each that is dense. A uniform file has no entries, as the published one.
+/// The source's configuration with the quantization: the scheme of most modules at the top and an entry for each that
+/// deviates. Where any deviates, or stays dense although it could be packed, dense modules have the entry `false`. A
+/// uniform file has no entries, as the published one.
 pub(crate) fn quantized(
     source: &[u8],
     tensors: &[TensorInfo],
     vit_mlp: Option<usize>,
-    gen_: &GenExpert,
+    gen_expert: &GenExpert,
     report: &Report,
 ) -> Result<Vec<u8>> {
     let mut config: Value = serde_json::from_slice(source).map_err(|error| Error::file(NAME, error))?;
@@ -49,14 +49,14 @@ pub(crate) fn quantized(
     if let Some(width) = vit_mlp {
         config["vision_config"]["intermediate_size"] = width.into();
     }
-    if gen_.is_dropped() {
+    if gen_expert.is_dropped() {
         config["lance_mm"]["experts"] = json!(["und"]);
     }
     config["lance_mm"]["quantized_by"] = report.summary();
     Ok(format!("{config:#}\n").into_bytes())
 }
 
-/// Of equally common ones the smallest.
+/// The most common scheme; of equally common ones the smallest.
 fn most_common<'a>(schemes: impl Iterator<Item = &'a (usize, usize)>) -> Option<(usize, usize)> {
     let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
     schemes.for_each(|scheme| *counts.entry(*scheme).or_default() += 1);

@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What ends a quantization before its checkpoint is written. Finished parts stay in the work folder, so that the same
-/// call resumes.
+/// Errors of a quantization. Finished parts stay in the work folder, so that the same call resumes.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -65,7 +64,7 @@ pub enum Error {
     OutputExists {
         /// The folder.
         path: PathBuf,
-        /// What it seems to be.
+        /// Kind of the folder.
         found: &'static str,
     },
     /// A work folder of another call.

@@ -18,10 +18,10 @@ pub struct Heads {
     pub head_dim: usize,
 }
 
-/// What quantization changes of one expert's layer.
+/// The tensors of one expert's layer that quantization changes.
 #[derive(Clone, Debug)]
 pub struct ExpertWeights {
-    /// Whose weights these are.
+    /// The expert.
     pub expert: Expert,
     /// `input_layernorm`, in f32.
     pub input_layernorm: Vec<f32>,

@@ -1,4 +1,4 @@
-//! Requests for pictures, run to record what the GEN expert reads.
+//! Requests for images, run to record the input activations of the GEN expert.
 
 use std::path::{Path, PathBuf};
 
@@ -14,28 +14,28 @@ use crate::error::{Error, Result};
 use crate::progress::{Monitor, Progress};
 use crate::quantize::read;
 
-/// Steps of a drawing that are recorded: one from each half of the schedule, others for each request.
-const MOMENTS: usize = 2;
-/// Requests after which the same steps come again.
-const TURNS: usize = 4;
+/// Denoising steps that are recorded of a request: one from each half of the schedule.
+const STEPS: usize = 2;
+/// Requests after which the same steps are recorded again.
+const CYCLE: usize = 4;
 
-/// A picture that is asked for.
+/// A request for an image.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct GenerationRequest {
-    /// The caption, or with a picture the instruction.
+    /// Caption, or instruction of an edit.
     prompt: String,
-    /// A picture to be edited, beside the file.
+    /// Image to edit; its path is relative to the file of requests.
     image: Option<PathBuf>,
-    /// `WIDTHxHEIGHT` of a picture from a caption.
+    /// `WIDTHxHEIGHT` of an image from a caption.
     size: Option<String>,
-    /// One of upstream's names, for edits.
+    /// Name of one of upstream's resolutions, for an edit.
     resolution: Option<String>,
     steps: Option<usize>,
     seed: Option<u64>,
 }
 
-/// The requests of a file.
+/// Requests for images, to calibrate the GEN expert with.
 #[derive(Clone, Debug)]
 pub struct GenerationRequests {
     name: String,
@@ -61,12 +61,12 @@ impl GenerationRequests {
             .collect::<Result<_>>()?;
         if list.len() < 4 {
             let message =
-                format!("expected 4 requests or more, of which a quarter is held back, found {}", list.len());
+                format!("expected 4 requests or more, of which a quarter is held out, found {}", list.len());
             return Err(Error::file(name, message));
         }
-        for (i, drawing) in list.iter().enumerate() {
-            let is_edit = drawing.image.is_some();
-            if is_edit && drawing.size.is_some() || !is_edit && drawing.resolution.is_some() {
+        for (i, request) in list.iter().enumerate() {
+            let is_edit = request.image.is_some();
+            if is_edit && request.size.is_some() || !is_edit && request.resolution.is_some() {
                 let place = format!("{name}: request {}", i + 1);
                 return Err(Error::file(place, "expected size for a caption, resolution for an edit"));
             }
@@ -74,10 +74,10 @@ impl GenerationRequests {
         Ok(Self { name, dir: path.parent().unwrap_or(Path::new("")).to_owned(), list })
     }
 
-    /// One number for each request, which tells requests apart.
+    /// A hash of each request.
     pub(crate) fn hashes(&self) -> Result<Vec<String>> {
-        let hash = |drawing: &GenerationRequest| {
-            let GenerationRequest { prompt, image, size, resolution, steps, seed } = drawing;
+        let hash = |request: &GenerationRequest| {
+            let GenerationRequest { prompt, image, size, resolution, steps, seed } = request;
             let mut hash = Sha256::new();
             hash.update(format!("{prompt:?} {size:?} {resolution:?} {steps:?} {seed:?}"));
             if let Some(image) = image {
@@ -88,7 +88,7 @@ impl GenerationRequests {
         self.list.iter().map(hash).collect()
     }
 
-    /// Draws everything with the unquantized model: the passes to record, and what they read.
+    /// Generates everything with the unquantized model: the passes to record, and the first layer's input of each.
     pub(crate) fn run(
         &self,
         lance: &Lance,
@@ -97,14 +97,14 @@ impl GenerationRequests {
         let (mut sequences, mut inputs) = (Vec::new(), Vec::new());
         let total = self.list.len();
         monitor.begin(Progress::Requests { done: 0, total })?;
-        for (i, drawing) in self.list.iter().enumerate() {
+        for (i, request) in self.list.iter().enumerate() {
             let named = |error| match error {
                 Error::Stopped => Error::Stopped,
                 error => Error::file(format!("{}: request {}", self.name, i + 1), error),
             };
-            let trace = self.trace(lance, drawing, i).map_err(named)?;
+            let trace = self.trace(lance, request, i).map_err(named)?;
             for pass in trace.passes {
-                sequences.push(CalibrationSequence::drawing(
+                sequences.push(CalibrationSequence::generation(
                     trace.pieces.clone(),
                     pass.captioned,
                     i % 4 == 3,
@@ -116,26 +116,26 @@ impl GenerationRequests {
         Ok((sequences, inputs))
     }
 
-    fn trace(&self, lance: &Lance, drawing: &GenerationRequest, index: usize) -> Result<Trace> {
+    fn trace(&self, lance: &Lance, request: &GenerationRequest, index: usize) -> Result<Trace> {
         let mut options = GenerateOptions::default();
-        options.steps = drawing.steps.unwrap_or(options.steps);
-        options.seed = drawing.seed.unwrap_or(options.seed + index as u64);
+        options.steps = request.steps.unwrap_or(options.steps);
+        options.seed = request.seed.unwrap_or(options.seed + index as u64);
         let load = |path| image::load(&self.dir.join(path), &LoadOptions::default());
-        let picture = drawing.image.as_ref().map(load).transpose()?;
-        let request = match &picture {
+        let source = request.image.as_ref().map(load).transpose()?;
+        let task = match &source {
             Some(image) => {
-                let name = drawing.resolution.as_deref().unwrap_or("image_512res");
+                let name = request.resolution.as_deref().unwrap_or("image_512res");
                 Request::EditImage { image, resolution: Resolution::named(name)? }
             }
-            None => Request::TextToImage { size: size(drawing)? },
+            None => Request::TextToImage { size: size(request)? },
         };
-        Ok(lance.trace(&drawing.prompt, &request, &options, &moments(options.steps, index))?)
+        Ok(lance.trace(&request.prompt, &task, &options, &recorded_steps(options.steps, index))?)
     }
 }
 
 /// 384 x 384 unless the request says otherwise, as the published checkpoint was calibrated.
-fn size(drawing: &GenerationRequest) -> Result<Size> {
-    let size = match &drawing.size {
+fn size(request: &GenerationRequest) -> Result<Size> {
+    let size = match &request.size {
         Some(size) => {
             let sides = size.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
             let (width, height) =
@@ -149,12 +149,11 @@ fn size(drawing: &GenerationRequest) -> Result<Size> {
 }
 
 /// Steps that are recorded of a request: spread over the schedule, and over the requests.
-fn moments(steps: usize, index: usize) -> Vec<usize> {
-    let places = TURNS * MOMENTS;
-    let mut moments: Vec<usize> =
-        (0..MOMENTS).map(|j| (j * TURNS + index % TURNS) * steps / places).collect();
-    moments.dedup();
-    moments
+fn recorded_steps(steps: usize, index: usize) -> Vec<usize> {
+    let places = CYCLE * STEPS;
+    let mut recorded: Vec<usize> = (0..STEPS).map(|j| (j * CYCLE + index % CYCLE) * steps / places).collect();
+    recorded.dedup();
+    recorded
 }
 
 #[cfg(test)]
@@ -163,15 +162,15 @@ mod tests {
 
     #[test]
     fn requests_together_see_the_whole_schedule() {
-        let seen: Vec<Vec<usize>> = (0..5).map(|i| moments(30, i)).collect();
+        let seen: Vec<Vec<usize>> = (0..5).map(|i| recorded_steps(30, i)).collect();
         assert_eq!(seen, [[0, 15], [3, 18], [7, 22], [11, 26], [0, 15]]);
-        assert_eq!((moments(1, 3), moments(2, 1)), (vec![0], vec![0, 1]));
+        assert_eq!((recorded_steps(1, 3), recorded_steps(2, 1)), (vec![0], vec![0, 1]));
     }
 
     #[test]
     fn a_file_is_refused_by_line_and_field() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("drawings.jsonl");
+        let path = dir.path().join("requests.jsonl");
         let error = |text: &str| {
             std::fs::write(&path, text).unwrap();
             format!("{:#}", GenerationRequests::read(&path).err().unwrap())

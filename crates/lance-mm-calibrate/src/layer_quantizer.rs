@@ -1,4 +1,4 @@
-//! A whole layer: scales of its fusion groups, then every linear layer.
+//! Quantizing a whole layer: scales of its fusion groups, then every linear layer.
 
 mod rounding;
 mod scaling;
@@ -7,7 +7,7 @@ use lance_mm_models::{Expert, LinearInput};
 use lance_mm_quant::{Activations, Matrix, RoundingReport};
 use lance_mm_tensor::{AffineWeight, Result, Scheme};
 use rounding::{Rounding, Step};
-use scaling::Work;
+use scaling::FusionSearch;
 
 use crate::expert_weights::{ExpertWeights, Heads};
 use crate::names::Proj;
@@ -68,11 +68,11 @@ impl LayerActivations {
     }
 }
 
-/// How a weight is to be written.
-pub enum Form {
+/// The weight of a linear layer of the result.
+pub enum LinearWeight {
     /// Quantized; scales and biases are bf16.
     Packed(AffineWeight),
-    /// Left as it is, but for the scales of its fusion groups.
+    /// Not quantized, with the scales of its fusion groups.
     Dense(Matrix),
 }
 
@@ -81,16 +81,16 @@ pub struct LinearResult {
     /// The module.
     pub name: String,
     /// Its weight.
-    pub form: Form,
-    /// What was done; none for a weight that stays dense.
+    pub weight: LinearWeight,
+    /// Choices and errors; none for a weight that stays dense.
     pub report: Option<RoundingReport>,
-    /// Its errors in the schemes that were asked for: see [`measure_layer`].
+    /// Errors in other schemes: see [`measure_layer`].
     pub errors: Vec<Option<f64>>,
 }
 
 /// One expert's part of the result.
 pub struct ExpertResult {
-    /// Whose.
+    /// The expert.
     pub expert: Expert,
     /// `input_layernorm` after fusing.
     pub input_layernorm: Vec<f32>,
@@ -104,58 +104,57 @@ pub struct ExpertResult {
 
 /// A quantized layer.
 pub struct LayerResult {
-    /// In the order given.
+    /// Experts, in the order given.
     pub experts: Vec<ExpertResult>,
     /// The fusion groups that were searched.
     pub fusions: Vec<FusionReport>,
 }
 
-/// Quantizes a layer. `rows` has an entry for each expert, `None` where there are no inputs: its norms keep
-/// their weights and its linear layers are fitted to the weights alone. `scheme` tells how a linear layer is
-/// written; `None` leaves it dense.
+/// Quantizes a layer. `inputs` has an entry for each expert; one with `None` keeps its norms, and its linear layers are
+/// rounded by their weights alone. `scheme` is how a linear layer is written; `None` leaves it dense.
 ///
-/// Values of one expert are read by queries of the other, so v to o takes one scale for both. An expert that
-/// stays in the file as it was must therefore be left out together with [`RecipeSteps::v_o`]: divided weights
-/// would have to be rounded to bf16.
+/// Queries of one expert attend to values of the other, so v to o takes one scale for both. If one expert stays in the
+/// file as it was, [`RecipeSteps::v_o`] must be left out: its divided weights would have to be rounded to bf16.
 ///
 /// # Errors
 /// Shapes that do not fit, columns that are not whole groups, values that are not finite: all by name.
 pub fn quantize_layer(
     weights: LayerWeights,
-    rows: Vec<Option<LayerActivations>>,
+    inputs: Vec<Option<LayerActivations>>,
     scheme: &dyn Fn(Expert, Proj) -> Option<Scheme>,
     steps: &RecipeSteps,
 ) -> Result<LayerResult> {
-    measure_layer(weights, rows, scheme, steps, &[])
+    measure_layer(weights, inputs, scheme, steps, &[])
 }
 
-/// As [`quantize_layer`], measuring every linear layer that has inputs in other schemes too, with the scales
-/// that were found for `scheme`. Each error is relative, at the output, on the rows held back, of at most 512
-/// rows of the weight; `None` where columns are not whole groups.
+/// Quantizes a layer and measures every linear layer that has inputs in other `schemes` too, with the scales that were
+/// found for `scheme`. An error is relative, of outputs on held-out activations and at most 512 rows of the weight;
+/// `None` where columns are not whole groups.
 ///
 /// # Errors
-/// As [`quantize_layer`].
+/// The same as of [`quantize_layer`].
 pub fn measure_layer(
     weights: LayerWeights,
-    rows: Vec<Option<LayerActivations>>,
+    inputs: Vec<Option<LayerActivations>>,
     scheme: &dyn Fn(Expert, Proj) -> Option<Scheme>,
     steps: &RecipeSteps,
     schemes: &[Scheme],
 ) -> Result<LayerResult> {
-    let mut layer = LayerQuantizer { others: schemes, ..LayerQuantizer::new(weights, rows, scheme, steps)? };
+    let mut layer =
+        LayerQuantizer { others: schemes, ..LayerQuantizer::new(weights, inputs, scheme, steps)? };
     while layer.next().is_some() {
         layer.round(Vec::new())?;
     }
     Ok(layer.finish())
 }
 
-/// A layer that is quantized input by input, so that what later linear layers read can be recorded with the
-/// earlier ones as they have become.
+/// Quantizes a layer input by input, so that the inputs of later linear layers can be recorded with the earlier ones
+/// quantized.
 pub struct LayerQuantizer<'a> {
     layer: usize,
     experts: Vec<Rounding>,
     fusions: Vec<FusionReport>,
-    /// Sites that are done.
+    /// Number of inputs that are done.
     done: usize,
     scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
     steps: &'a RecipeSteps,
@@ -166,18 +165,19 @@ impl<'a> LayerQuantizer<'a> {
     /// Searches and fuses the scales of all fusion groups; arguments as for [`quantize_layer`].
     ///
     /// # Errors
-    /// As [`quantize_layer`].
+    /// The same as of [`quantize_layer`].
     pub fn new(
         weights: LayerWeights,
-        rows: Vec<Option<LayerActivations>>,
+        inputs: Vec<Option<LayerActivations>>,
         scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
         steps: &'a RecipeSteps,
     ) -> Result<Self> {
-        let mut work = Work::new(weights, rows, scheme, steps)?;
-        let fusions = work.scale_all()?;
-        let Work { layer, experts, rows, plain, .. } = work;
-        let experts = experts.into_iter().zip(rows).zip(plain);
-        let experts = experts.map(|((weights, rows), plain)| Rounding::new(weights, rows, plain)).collect();
+        let mut search = FusionSearch::new(weights, inputs, scheme, steps)?;
+        let fusions = search.scale_all()?;
+        let FusionSearch { layer, experts, inputs, plain, .. } = search;
+        let experts = experts.into_iter().zip(inputs).zip(plain);
+        let experts =
+            experts.map(|((weights, inputs), plain)| Rounding::new(weights, inputs, plain)).collect();
         Ok(Self { layer, experts, fusions, done: 0, scheme, steps, others: &[] })
     }
 
@@ -191,12 +191,12 @@ impl<'a> LayerQuantizer<'a> {
         self.experts.iter().map(|expert| &expert.result)
     }
 
-    /// Rounds the linear layers of the [next](Self::next) input. `actual` has, for each expert, what they read
-    /// in the model as it is so far, row by row the recorded ones; they are fitted to give with that what they
-    /// gave before. Without it they are fitted to what was recorded.
+    /// Rounds the linear layers of the [next](Self::next) input. `actual` has this input of each expert in the model
+    /// quantized so far, token by token the recorded one: with it they are fitted to the outputs they had before.
+    /// Without it they are fitted to the recorded input.
     ///
     /// # Errors
-    /// As [`quantize_layer`]; other rows than those recorded.
+    /// The same as of [`quantize_layer`]; tokens that do not correspond.
     pub fn round(&mut self, actual: Vec<Option<Activations>>) -> Result<()> {
         let Some(input) = self.next() else { return Ok(()) };
         self.done += 1;
@@ -211,7 +211,7 @@ impl<'a> LayerQuantizer<'a> {
         Ok(())
     }
 
-    /// The whole layer.
+    /// Returns the whole layer.
     ///
     /// # Panics
     /// When an input is left.

@@ -50,7 +50,7 @@ pub use error::{Error, Result};
 pub use expert_weights::{ExpertWeights, Heads};
 pub use generation_requests::GenerationRequests;
 pub use layer_quantizer::{
-    ExpertResult, Form, LayerActivations, LayerQuantizer, LayerResult, LayerWeights, LinearResult,
+    ExpertResult, LayerActivations, LayerQuantizer, LayerResult, LayerWeights, LinearResult, LinearWeight,
     measure_layer, quantize_layer,
 };
 pub use names::{FusionGroup, Proj};

@@ -1,11 +1,11 @@
-//! PartQuantizer one layer, the embedding and the head; each result is a file of the work folder.
+//! Quantizing the embedding, the layers and the head; each result is a file of the work folder.
 
 use std::collections::HashMap;
 
-use lance_mm_models::{Config, Expert, Experts, Llm};
+use lance_mm_models::{Config, Expert, Llm};
 use lance_mm_pipelines::Checkpoint;
 use lance_mm_quant::{Matrix, RoundingReport, quantize_linear};
-use lance_mm_tensor::{StopFlag, Weight, Weights};
+use lance_mm_tensor::{Weight, Weights};
 use serde::Serialize;
 
 use crate::capture::Capture;
@@ -14,16 +14,16 @@ use crate::expert_weights::{ExpertWeights, Heads};
 use crate::layer_quantizer::{ExpertResult, LayerActivations, LayerQuantizer, LayerWeights};
 use crate::module_schemes::ModuleSchemes;
 use crate::names::Proj;
-use crate::options::RecipeSteps;
 use crate::output_head::{HeadActivations, quantize_head};
 use crate::progress::{Monitor, Progress};
+use crate::quantize::Context;
 use crate::report::FusionReport;
 use crate::stored_tensors::{
-    BorrowedTensor, StoredTensor, bf16s, f32s, in_memory, overlaid, packed, store, values, vectors,
+    BorrowedTensor, StoredTensor, bf16s, f32s, in_memory, packed, store, values, vectors,
 };
 use crate::work_folder::WorkFolder;
 
-/// What is said of a part in the report.
+/// A part of the model in the report.
 #[derive(Default, Serialize)]
 struct Part {
     #[serde(rename = "pairs")]
@@ -35,68 +35,63 @@ pub(crate) fn layer_name(index: usize) -> String {
     format!("layer_{index:03}")
 }
 
-/// The parts before and after the layers.
+/// Names of the parts before and after the layers.
 pub(crate) const EMBED: &str = "embed";
 pub(crate) const HEAD: &str = "head";
 
-/// All parts of a model.
+/// Names of all parts of a model.
 pub(crate) fn parts(layers: usize) -> Vec<String> {
     let ends = [EMBED, HEAD].map(str::to_owned).into_iter();
     ends.chain((0..layers).map(layer_name)).collect()
 }
 
-/// What every part is made from and with.
+/// Quantizes one part of a model after another.
 #[derive(Clone, Copy)]
 pub(crate) struct PartQuantizer<'a> {
-    pub(crate) open: &'a dyn Fn() -> Result<Checkpoint>,
+    pub(crate) context: Context<'a>,
     pub(crate) schemes: &'a ModuleSchemes,
-    pub(crate) steps: &'a RecipeSteps,
-    pub(crate) work: &'a WorkFolder,
-    /// The experts that samples run on.
-    pub(crate) experts: Experts,
-    pub(crate) stop: &'a StopFlag,
-    /// The experts that are quantized.
+    /// Experts that are quantized.
     pub(crate) quantized: &'a [Expert],
 }
 
 impl PartQuantizer<'_> {
-    /// The language model as it is.
-    pub(crate) fn original(&self) -> Result<Llm> {
-        overlaid(&(self.open)()?, &in_memory(&HashMap::new())?, self.experts)
+    /// The language model with a finished part in place.
+    fn with_part(&self, name: &str) -> Result<Llm> {
+        self.context.llm(&open(self.context.work, name)?)
     }
 
-    /// The language model with a finished part in place.
-    pub(crate) fn with_part(&self, name: &str) -> Result<Llm> {
-        overlaid(&(self.open)()?, &open(self.work, name)?, self.experts)
+    fn is_done(&self, name: &str) -> bool {
+        self.context.work.has(&format!("{name}.safetensors"))
     }
 
     /// Quantizes every part that no earlier run has finished, in the order of the model.
-    pub(crate) fn parts(
+    pub(crate) fn run(
         &self,
         capture: &mut Capture<'_>,
         layers: usize,
         monitor: &mut Monitor<'_>,
     ) -> Result<()> {
-        if !is_done(self.work, EMBED) {
+        if !self.is_done(EMBED) {
             monitor.begin(Progress::Embedding)?;
             self.embedding()?;
         }
-        if self.steps.compensate && capture.awaits(0) {
+        if self.context.steps.compensate && capture.awaits(0) {
             capture.follow(&self.with_part(EMBED)?)?;
         }
-        // What an earlier run has finished takes no time.
-        let is_left = |index: &usize| capture.awaits(*index) || !is_done(self.work, &layer_name(*index));
+        // A layer that an earlier run has finished is no stage.
+        let is_left = |index: &usize| capture.awaits(*index) || !self.is_done(&layer_name(*index));
         let first = (0..layers).find(is_left).unwrap_or(layers);
         for index in 0..layers {
             if index >= first {
                 monitor.begin(Progress::Layer { index, total: layers })?;
             }
-            let inputs = match capture.awaits(index) {
-                false => [None, None],
-                true => capture.layer(&self.original()?, index)?,
+            let inputs = if capture.awaits(index) {
+                capture.layer(&self.context.original()?, index)?
+            } else {
+                [None, None]
             };
             let name = layer_name(index);
-            if !is_done(self.work, &name) {
+            if !self.is_done(&name) {
                 self.layer(index, inputs, capture)?;
             }
             let is_next = capture.follows() && capture.awaits(index);
@@ -104,29 +99,27 @@ impl PartQuantizer<'_> {
             capture.advance(index, quantized.as_ref())?;
         }
         monitor.begin(Progress::Head)?;
-        if !is_done(self.work, HEAD) {
-            let rows = match capture.awaits(layers) {
-                false => None,
-                true => capture.head_rows(&self.original()?)?,
-            };
-            self.head(rows)?;
+        if !self.is_done(HEAD) {
+            let inputs =
+                if capture.awaits(layers) { capture.head_inputs(&self.context.original()?)? } else { None };
+            self.head(inputs)?;
         }
         Ok(())
     }
 
-    /// Quantizes layer `index`, with `inputs` the inputs that were recorded of each expert in the original model;
-    /// what the quantized model reads is recorded by `capture`.
-    pub(crate) fn layer(
+    /// Quantizes layer `index`. `inputs` are those recorded of each expert in the original model; `capture` records
+    /// those of the model quantized so far.
+    fn layer(
         &self,
         index: usize,
         inputs: [Option<LayerActivations>; 2],
         capture: &Capture<'_>,
     ) -> Result<()> {
-        let source = (self.open)()?;
+        let source = (self.context.open)()?;
         let config = source.config();
         let experts = self.quantized.iter().map(|expert| read(&source, index, *expert));
         let experts: Vec<ExpertWeights> = experts.collect::<Result<_>>()?;
-        let rows = inputs.into_iter().take(experts.len()).collect();
+        let inputs = inputs.into_iter().take(experts.len()).collect();
         let before: HashMap<String, StoredTensor> = experts
             .iter()
             .flat_map(|e| {
@@ -142,12 +135,13 @@ impl PartQuantizer<'_> {
             self.schemes.linear(&proj.path(index, expert), cols)
         };
         let weights = LayerWeights { layer: index, heads: heads(config), experts };
-        let mut layer = LayerQuantizer::new(weights, rows, &scheme, self.steps)?;
+        let mut layer = LayerQuantizer::new(weights, inputs, &scheme, self.context.steps)?;
         while let Some(input) = layer.next() {
-            self.stop.check()?;
-            let actual = match capture.follows() {
-                true => capture.input(&self.so_far(index, layer.experts())?, index, input)?,
-                false => Vec::new(),
+            self.context.stop.check()?;
+            let actual = if capture.follows() {
+                capture.input(&self.so_far(index, layer.experts())?, index, input)?
+            } else {
+                Vec::new()
             };
             layer.round(actual)?;
         }
@@ -159,56 +153,65 @@ impl PartQuantizer<'_> {
         }
         // What no scale has changed stays in the file as it was, in its own type.
         tensors.retain(|name, new| before.get(name).is_none_or(|old| old.bytes != new.bytes));
-        finish(self.work, &layer_name(index), &tensors, &part)
+        self.finish(&layer_name(index), &tensors, &part)
     }
 
-    /// The language model with what is done of a layer in place.
+    /// The language model with the finished linear layers of a layer in place.
     fn so_far<'b>(&self, index: usize, experts: impl Iterator<Item = &'b ExpertResult>) -> Result<Llm> {
         let mut tensors = HashMap::new();
         for expert in experts {
             store(index, expert, bf16s, &mut tensors);
         }
-        overlaid(&(self.open)()?, &in_memory(&tensors)?, self.experts)
+        self.context.llm(&in_memory(&tensors)?)
     }
 
-    /// Quantizes the embedding, which has no inputs and is fitted to its weights.
-    pub(crate) fn embedding(&self) -> Result<()> {
-        let source = (self.open)()?;
+    /// Quantizes the embedding, which has no input activations, by its weights.
+    fn embedding(&self) -> Result<()> {
+        let source = (self.context.open)()?;
         let (d, name) = (source.config().hidden_size, "embed_tokens");
         let (mut tensors, mut part) = (HashMap::new(), Part::default());
         if let Some(scheme) = self.schemes.embed(d) {
             let weight = Weight::load(&source.model().pp(name), source.config().vocab_size, d)?;
-            let result = quantize_linear(name, &weight, None, scheme, &self.steps.rounding)?;
+            let result = quantize_linear(name, &weight, None, scheme, &self.context.steps.rounding)?;
             part.linears.push(RoundingReport::new(name.to_owned(), &result, None));
             packed(name, &result.weight, &mut tensors);
         }
-        finish(self.work, EMBED, &tensors, &part)
+        self.finish(EMBED, &tensors, &part)
     }
 
     /// Quantizes the output head, if the model has one of its own.
-    pub(crate) fn head(&self, rows: Option<HeadActivations>) -> Result<()> {
-        let source = (self.open)()?;
+    fn head(&self, inputs: Option<HeadActivations>) -> Result<()> {
+        let source = (self.context.open)()?;
         let (d, name) = (source.config().hidden_size, "lm_head");
         let (mut tensors, mut part) = (HashMap::new(), Part::default());
         if let Some(scheme) = self.schemes.head(d).filter(|_| source.model().pp(name).has("weight")) {
             let weight = Weight::load(&source.model().pp(name), source.config().vocab_size, d)?;
             let mut norm = values(&source.model().tensor("norm.weight", &[d])?)?;
-            match rows {
-                Some(rows) => {
-                    let result = quantize_head(name, &mut norm, &weight, rows, scheme, self.steps)?;
+            match inputs {
+                Some(inputs) => {
+                    let result = quantize_head(name, &mut norm, &weight, inputs, scheme, self.context.steps)?;
                     part.fusions.extend(result.group);
                     part.linears.push(result.report);
                     tensors.insert("norm.weight".to_owned(), f32s(&norm));
                     packed(name, &result.weight, &mut tensors);
                 }
                 None => {
-                    let result = quantize_linear(name, &weight, None, scheme, &self.steps.rounding)?;
+                    let result = quantize_linear(name, &weight, None, scheme, &self.context.steps.rounding)?;
                     part.linears.push(RoundingReport::new(name.to_owned(), &result, None));
                     packed(name, &result.weight, &mut tensors);
                 }
             }
         }
-        finish(self.work, HEAD, &tensors, &part)
+        self.finish(HEAD, &tensors, &part)
+    }
+
+    /// Writes the report first, so that tensors that have their name are whole and have one.
+    fn finish(&self, name: &str, tensors: &HashMap<String, StoredTensor>, part: &Part) -> Result<()> {
+        self.context.work.write_json(&format!("{name}.json"), part)?;
+        self.context.work.write_with(&format!("{name}.safetensors"), |path| {
+            safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, BorrowedTensor(t))), None, path)
+                .map_err(Error::at(path))
+        })
     }
 }
 
@@ -248,20 +251,6 @@ pub(crate) fn read(source: &Checkpoint, index: usize, expert: Expert) -> Result<
         post_attention_layernorm: norm("post_attention_layernorm")?,
         v_bias: Some(values(&weights.tensor(&v_bias, &[kv])?)?),
         linears: linears.try_into().expect("one matrix for each of the seven"),
-    })
-}
-
-/// Whether an earlier run has quantized a part.
-pub(crate) fn is_done(work: &WorkFolder, name: &str) -> bool {
-    work.has(&format!("{name}.safetensors"))
-}
-
-/// The report first: tensors that have their name are whole and have one.
-fn finish(work: &WorkFolder, name: &str, tensors: &HashMap<String, StoredTensor>, part: &Part) -> Result<()> {
-    work.write_json(&format!("{name}.json"), part)?;
-    work.write_with(&format!("{name}.safetensors"), |path| {
-        safetensors::serialize_to_file(tensors.iter().map(|(n, t)| (n, BorrowedTensor(t))), None, path)
-            .map_err(Error::at(path))
     })
 }
 

@@ -1,4 +1,4 @@
-//! Which module gets how many bits.
+//! Bits and group size of every module.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +7,19 @@ use lance_mm_tensor::Scheme;
 use crate::error::{Error, Result};
 use crate::options::Recipe;
 
-/// Bits and groups by module.
+/// Bits and group size by module.
 pub(crate) struct ModuleSchemes {
     linear: Scheme,
     embed: Scheme,
     head: Scheme,
     vit: Option<Scheme>,
-    /// What a budget allots to modules: before all the others.
+    /// Modules with a share of a budget; they come before the others.
     allocated: BTreeMap<String, Option<Scheme>>,
 }
 
 impl ModuleSchemes {
     pub(crate) fn new(
-        preset: Recipe,
+        recipe: Recipe,
         bits: usize,
         group: usize,
         uniform: bool,
@@ -28,7 +28,7 @@ impl ModuleSchemes {
         let linear = Scheme::affine(bits, group)?;
         // Head and embedding decide tokens and are a tenth of the weights: two bits and half a group more.
         let wider = |more: usize| Scheme::affine(wider_bits(bits, more), group.min(64));
-        let (embed, head) = match preset {
+        let (embed, head) = match recipe {
             Recipe::Awq if !uniform => (wider(0)?, wider(2)?),
             _ => (linear, linear),
         };
@@ -40,13 +40,13 @@ impl ModuleSchemes {
         Ok(Self { linear, embed, head, vit, allocated: BTreeMap::new() })
     }
 
-    /// The same, with these modules as they are allocated; `None` is bf16.
+    /// Sets modules to their share of a budget; `None` is bf16.
     pub(crate) fn with(self, allocated: BTreeMap<String, Option<Scheme>>) -> Self {
         Self { allocated, ..self }
     }
 
-    /// Of a linear layer of this path; `None` leaves it in bf16: a budget says so, or its columns are not
-    /// whole groups of any size.
+    /// Scheme of the linear layer `path`; `None` leaves it in bf16: a budget says so, or its columns are not whole
+    /// groups of any size.
     pub(crate) fn linear(&self, path: &str, cols: usize) -> Option<Scheme> {
         self.of(path, self.linear, cols)
     }
@@ -63,12 +63,12 @@ impl ModuleSchemes {
         self.allocated.get(path).copied().unwrap_or_else(|| fitting(default, cols))
     }
 
-    /// Whether the vision transformer is quantized at all.
+    /// Whether the vision encoder is quantized.
     pub(crate) fn packs_vit(&self) -> bool {
         self.vit.is_some()
     }
 
-    /// Of a matrix of the vision transformer.
+    /// Scheme of a matrix of the vision encoder.
     pub(crate) fn vit(&self, cols: usize) -> Option<Scheme> {
         self.vit.filter(|s| cols.is_multiple_of(s.group_size()))
     }

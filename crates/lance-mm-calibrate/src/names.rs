@@ -44,9 +44,10 @@ impl Proj {
             Self::UpProj => (false, "up_proj"),
             Self::DownProj => (false, "down_proj"),
         };
-        match attention {
-            true => format!("layers.{layer}.self_attn.{name}{suffix}"),
-            false => format!("layers.{layer}.mlp{suffix}.{name}"),
+        if attention {
+            format!("layers.{layer}.self_attn.{name}{suffix}")
+        } else {
+            format!("layers.{layer}.mlp{suffix}.{name}")
         }
     }
 }
@@ -56,8 +57,8 @@ pub(crate) fn input_path(input: LinearInput, layer: usize, expert: Expert) -> St
     format!("layers.{layer}.{}{}", input.name(), expert.suffix())
 }
 
-/// A producer and the consumers of its channels: a channel divided in one and multiplied in the others
-/// leaves the model's function as it is.
+/// A producer and the consumers of its channels. Dividing a channel in the producer and multiplying it in the consumers
+/// leaves the model's function unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FusionGroup {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::generation_requests::GenerationRequests;
 use crate::module_schemes::ModuleSchemes;
 
-/// How weights are rounded. Reports have the names in kebab case.
+/// Method of quantization. Reports have its name in kebab case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Recipe {
@@ -56,9 +56,9 @@ impl GenExpert {
         matches!(self, Self::Drop)
     }
 
-    pub(crate) fn drawings(&self) -> Option<&GenerationRequests> {
+    pub(crate) fn requests(&self) -> Option<&GenerationRequests> {
         match self {
-            Self::Calibrate(drawings) => Some(drawings),
+            Self::Calibrate(requests) => Some(requests),
             _ => None,
         }
     }
@@ -78,7 +78,7 @@ impl GenExpert {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Sensitivity {
-    /// Not measured: every weight counts the same.
+    /// None measured: every weight counts the same.
     None,
     /// One layer rounded at a time.
     #[default]
@@ -87,15 +87,15 @@ pub enum Sensitivity {
     Linear,
 }
 
-/// How the channels of fusion groups are scaled.
+/// Scaling of the channels of fusion groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scaling {
-    /// Not at all.
+    /// No scales.
     Off,
-    /// As lance-mlx does it: norm groups only, synthetic inputs, no identity, weights rounded to bf16 in between.
+    /// The search of lance-mlx: norm groups only, synthetic inputs, no identity, weights rounded to bf16 in between.
     LanceMlx,
-    /// By [`search`](lance_mm_quant::search) on recorded input activations, all groups of [`RecipeSteps::v_o`] and
+    /// The [`search`](lance_mm_quant::search) on recorded input activations, with the groups of [`RecipeSteps::v_o`] and
     /// [`RecipeSteps::up_down`] included.
     Searched,
 }
@@ -113,7 +113,7 @@ pub struct RecipeSteps {
     /// Whether weights are fitted to their inputs in the model quantized so far, so that they compensate for the errors
     /// of earlier layers. Whoever calls [`LayerQuantizer`](crate::LayerQuantizer) records these.
     pub compensate: bool,
-    /// How one matrix is rounded.
+    /// Rounding of one matrix.
     #[serde(flatten)]
     pub rounding: RoundingOptions,
 }
@@ -146,7 +146,7 @@ impl RecipeSteps {
 /// Settings of [`quantize`](crate::quantize).
 #[derive(Clone, Debug)]
 pub struct QuantizeOptions {
-    /// How weights are rounded.
+    /// Method.
     pub recipe: Recipe,
     /// Steps of [`Recipe::Awq`] and [`Recipe::AwqMixed`]; the other recipes have their own.
     pub steps: RecipeSteps,
@@ -160,7 +160,7 @@ pub struct QuantizeOptions {
     /// Size that [`Recipe::AwqMixed`] divides among the matrices: bits for each weight of the model file, scales
     /// and norms included; above 0 and below 16.
     pub bits_per_weight: f64,
-    /// How [`Recipe::AwqMixed`] measures sensitivities.
+    /// Resolution at which [`Recipe::AwqMixed`] measures sensitivities.
     pub sensitivity: Sensitivity,
     /// Treatment of the GEN expert.
     pub gen_expert: GenExpert,
@@ -200,7 +200,7 @@ impl QuantizeOptions {
     /// A value out of range, or options that contradict each other.
     pub fn validate(&self) -> Result<()> {
         self.schemes()?;
-        if self.gen_expert.drawings().is_some() && !self.recipe.is_calibrated() {
+        if self.gen_expert.requests().is_some() && !self.recipe.is_calibrated() {
             return Err(Error::option("gen_expert", "no requests for a recipe without calibration", "some"));
         }
         if self.recipe == Recipe::AwqMixed && self.uniform_bits {
@@ -239,14 +239,14 @@ impl QuantizeOptions {
     }
 
     /// Everything that decides the result, for a resumed run to compare.
-    pub(crate) fn plan(&self, source: &str, samples: &[String], drawings: &[String]) -> Value {
+    pub(crate) fn plan(&self, source: &str, samples: &[String], requests: &[String]) -> Value {
         let sensitivity = (self.recipe == Recipe::AwqMixed).then_some(self.sensitivity);
         json!({
             "source": source, "recipe": self.steps(), "preset": self.recipe, "bits": self.bits,
             "group_size": self.group_size, "uniform": self.uniform_bits, "gen": self.gen_expert.name(),
             "vit": self.vit_bits, "bits_per_weight": self.budget().map(|bits| bits.to_string()),
             "sensitivity": sensitivity, "rows": self.calib_tokens, "seed": self.seed, "samples": samples,
-            "drawings": drawings, "version": env!("CARGO_PKG_VERSION"),
+            "drawings": requests, "version": env!("CARGO_PKG_VERSION"),
         })
     }
 }

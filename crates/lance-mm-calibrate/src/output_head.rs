@@ -17,60 +17,60 @@ use crate::report::FusionReport;
 pub struct HeadResult {
     /// The packed weight.
     pub weight: AffineWeight,
-    /// What was done.
+    /// Choices and errors.
     pub report: RoundingReport,
     /// The fusion group of the last norm, if it was searched.
     pub group: Option<FusionReport>,
-    /// Its errors in the schemes that were asked for: see [`measure_layer`](crate::measure_layer()).
+    /// Errors in other schemes: see [`measure_layer`](crate::measure_layer()).
     pub errors: Vec<Option<f64>>,
 }
 
-/// What the output head reads.
+/// Input activations of the output head.
 pub struct HeadActivations {
     /// In the original model.
     pub original: Activations,
-    /// In the model quantized so far, row by row the same, after the original norm.
+    /// In the model quantized so far, token by token the same, after the original norm.
     pub actual: Option<Activations>,
 }
 
-/// Quantizes `lm_head` and divides the last norm's weight by the scale that is chosen for it. The weight is
-/// read by rows and may stay in its file.
+/// Quantizes `lm_head` and divides the weight `norm` of the last norm by the scale that is chosen. The matrix `weight`
+/// is read by rows and may stay in its file.
 ///
 /// # Errors
-/// As [`quantize_layer`](crate::quantize_layer()).
+/// Shapes that do not fit, columns that are not whole groups, values that are not finite: all by name.
 pub fn quantize_head(
     name: &str,
     norm: &mut [f32],
     weight: &dyn RowSource,
-    rows: HeadActivations,
+    inputs: HeadActivations,
     scheme: Scheme,
     steps: &RecipeSteps,
 ) -> Result<HeadResult> {
-    measure_head(name, norm, weight, rows, scheme, steps, &[])
+    measure_head(name, norm, weight, inputs, scheme, steps, &[])
 }
 
-/// As [`quantize_head`], measuring other schemes too, as [`measure_layer`](crate::measure_layer()) does.
+/// Quantizes the head and measures other schemes too, as [`measure_layer`](crate::measure_layer()) does.
 ///
 /// # Errors
-/// As [`quantize_layer`](crate::quantize_layer()).
+/// The same as of [`quantize_head`].
 pub fn measure_head(
     name: &str,
     norm: &mut [f32],
     weight: &dyn RowSource,
-    rows: HeadActivations,
+    inputs: HeadActivations,
     scheme: Scheme,
     steps: &RecipeSteps,
     schemes: &[Scheme],
 ) -> Result<HeadResult> {
-    let HeadActivations { original: mut rows, mut actual } = rows;
+    let HeadActivations { original: mut rows, mut actual } = inputs;
     if norm.len() != weight.n_cols() || rows.n_cols() != norm.len() {
-        let found = format!("{} and rows of {}", norm.len(), rows.n_cols());
+        let found = format!("{} and activations of {}", norm.len(), rows.n_cols());
         return Err(setting(name, format!("a norm of {} channels", weight.n_cols()), found));
     }
     let mut scale = vec![1.0; norm.len()];
     let (mut group, mut plain) = (None, None);
     if steps.scaling == Scaling::Searched {
-        let consumer = Consumer { name, weight, scheme, rows: &rows };
+        let consumer = Consumer { name, weight, scheme, inputs: &rows };
         let found = search(&[consumer], &Tie::none(norm.len()))?;
         group = Some(FusionReport::searched(
             FusionGroup::NormHead,

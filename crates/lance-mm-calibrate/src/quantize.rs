@@ -1,40 +1,68 @@
-//! The stages of a quantization, from a checkpoint to a smaller one.
+//! The stages of a quantization.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::Tensor;
 use lance_mm_eval::Dataset;
-use lance_mm_models::{Expert, Experts};
+use lance_mm_models::{Expert, Experts, Llm};
 use lance_mm_pipelines::checkpoint::{CheckpointFiles, WeightsFile};
 use lance_mm_pipelines::{Checkpoint, Lance, inspect};
-use lance_mm_tensor::{ActivationPrecision, Weights};
+use lance_mm_tensor::{ActivationPrecision, StopFlag, Weights};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::bit_allocation::{self, SensitivityMeasurement};
-use crate::calibration_sequence::CalibrationSequence;
 use crate::calibration_set::{self, CalibrationSet};
 use crate::capture::Capture;
-use crate::checkpoint_writer::Output;
+use crate::checkpoint_writer::CheckpointWriter;
 use crate::error::{Error, Result};
 use crate::generation_requests::GenerationRequests;
 use crate::model_parts::PartQuantizer;
-use crate::options::QuantizeOptions;
+use crate::module_schemes::ModuleSchemes;
+use crate::options::{QuantizeOptions, RecipeSteps};
 use crate::progress::{Monitor, Observer, Progress};
 use crate::report::Report;
+use crate::stored_tensors::in_memory;
 use crate::work_folder::WorkFolder;
 
-/// Quantizes the checkpoint in the folder `source`, in the MLX layout and not quantized yet, into the new folder `out`.
+/// Inputs of all stages: how to open the source, and what is done to it.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub(crate) open: &'a dyn Fn() -> Result<Checkpoint>,
+    pub(crate) steps: &'a RecipeSteps,
+    pub(crate) work: &'a WorkFolder,
+    /// Experts that the calibration set runs on.
+    pub(crate) experts: Experts,
+    pub(crate) stop: &'a StopFlag,
+}
+
+impl Context<'_> {
+    /// The language model of the source, some tensors replaced.
+    pub(crate) fn llm(&self, replaced: &Weights) -> Result<Llm> {
+        let source = (self.open)()?;
+        Ok(Llm::load(source.config(), &source.model().overlaid(replaced), self.experts)?)
+    }
+
+    /// The language model of the source.
+    pub(crate) fn original(&self) -> Result<Llm> {
+        self.llm(&in_memory(&HashMap::new())?)
+    }
+}
+
+/// Quantizes the checkpoint in the folder `source`, which is in the MLX layout and not quantized, into the new folder
+/// `out`.
 ///
 /// `dataset` has the questions whose input activations weights are fitted to; [`Recipe::Rtn`](crate::Recipe::Rtn)
-/// takes none.
+/// takes none. `observer` is called when a stage begins.
 ///
-/// What is finished is kept in a hidden folder beside `out`: call again with the same arguments to resume a run that
-/// was stopped. A folder `out` that an earlier call with the same arguments finished is left as it is, and its report
-/// is returned.
+/// Finished parts are kept in a hidden folder beside `out`: the same call resumes a run that was stopped, to the same
+/// bytes. A folder `out` that an earlier call with the same arguments finished is left as it is, and its report is
+/// returned.
 ///
 /// # Errors
-/// Options that contradict each other; a source that cannot be read or is quantized; `out` exists and is of other
-/// arguments; a dataset too small or with files that cannot be read; a disk that is full.
+/// Options that contradict each other; a source that cannot be read or is quantized; an `out` of other arguments; a
+/// dataset that is too small or has files that cannot be read; a full disk; [`Error::Stopped`].
 pub fn quantize(
     source: impl AsRef<Path>,
     dataset: Option<&Dataset>,
@@ -44,105 +72,119 @@ pub fn quantize(
 ) -> Result<Report> {
     let (source, out) = (source.as_ref(), out.as_ref());
     options.validate()?;
-    let monitor = &mut Monitor::new(observer, &options.stop);
     let dataset = dataset.filter(|_| options.recipe.is_calibrated());
     if options.recipe.is_calibrated() && dataset.is_none() {
         return Err(Error::Calibration("expected a dataset, found none".into()));
     }
+    let monitor = &mut Monitor::new(observer, &options.stop);
     // Mapped pages count as memory until the map is gone, so each stage opens the files anew.
     // Input activations are recorded nearly exactly, and the same on every processor that multiplies bf16.
     let open = || Ok(Checkpoint::open(source)?.with_activations(ActivationPrecision::Split));
     let checkpoint = open()?;
     refuse_quantized(&checkpoint, source)?;
     let files = CheckpointFiles::find(source)?;
-    let layers = checkpoint.config().num_hidden_layers;
-    let mut schemes = options.schemes()?;
-    let hashes = dataset.map(calibration_set::hashes).transpose()?.unwrap_or_default();
-    let drawings = options.gen_expert.drawings();
-    let drawn = drawings.map(GenerationRequests::hashes).transpose()?.unwrap_or_default();
-    let gen_ = &options.gen_expert;
-    let vae = files.vae.as_ref().filter(|_| !gen_.is_dropped()).map(WeightsFile::open).transpose()?;
-    let plan = options.plan(&fingerprint(&checkpoint, vae.as_ref(), &files, monitor)?, &hashes, &drawn);
+    let plan = plan(&checkpoint, &files, dataset, options, monitor)?;
     let Some(work) = WorkFolder::open(out, &plan)? else { return Report::read(out) };
+
     let prepared = match dataset {
+        Some(dataset) => Some(calibration_set(dataset, &open, options, &work, monitor)?),
         None => None,
-        Some(dataset) => Some(match CalibrationSet::stored(&work)? {
-            Some(samples) => (samples, None),
-            None => {
-                let (sequences, inputs) = lay_out(dataset, drawings, &open, monitor)?;
-                let rows = (options.calib_tokens, options.seed);
-                (CalibrationSet::new(sequences, checkpoint.config(), rows)?, Some(inputs))
-            }
-        }),
     };
-    let (samples, inputs) = match prepared {
-        None => (None, None),
-        Some((samples, inputs)) => (Some(samples), inputs),
-    };
-    let steps = options.steps();
-    let experts = if drawings.is_some() { Experts::Both } else { Experts::Und };
-    let has_gen = checkpoint.model().tensors().iter().any(|t| t.name.contains("_moe_gen"));
-    let quantized: &[Expert] =
-        if has_gen && gen_.is_quantized() { &[Expert::Und, Expert::Gen] } else { &[Expert::Und] };
+    let (samples, inputs) = prepared.unzip();
+    let (samples, steps) = (samples.as_ref(), &options.steps());
+    let experts = if options.gen_expert.requests().is_some() { Experts::Both } else { Experts::Und };
+    let context = Context { open: &open, steps, work: &work, experts, stop: &options.stop };
+    let layers = checkpoint.config().num_hidden_layers;
     let mut capture =
-        Capture::new(layers, samples.as_ref().map(|samples| (samples, inputs)), &work, &options.stop)?;
-    if let (Some(bits), Some(samples)) = (options.budget(), &samples) {
-        if !work.has(bit_allocation::FILE) {
-            let measuring = SensitivityMeasurement {
-                open: &open,
-                schemes: &schemes,
-                steps: &steps,
-                sensitivity: options.sensitivity,
-                samples,
-                work: &work,
-                experts,
-            };
-            measuring.run(&mut capture, layers, monitor)?;
-            capture.rewind()?;
-            bit_allocation::allocate_bits(&open()?, &schemes, gen_, bits, layers, &work)?;
-        }
-        schemes = schemes.with(bit_allocation::read(&work)?.unwrap_or_default());
-    }
-    let (schemes, steps) = (&schemes, &steps);
-    let quantizing =
-        PartQuantizer { open: &open, schemes, steps, work: &work, experts, quantized, stop: &options.stop };
-    quantizing.parts(&mut capture, layers, monitor)?;
+        Capture::new(layers, samples.map(|samples| (samples, inputs.flatten())), &work, &options.stop)?;
+    let schemes = allocated(context, options, samples, &mut capture, layers, monitor)?;
+    let has_gen = checkpoint.model().tensors().iter().any(|t| t.name.contains(Expert::Gen.suffix()));
+    let quantizes_gen = has_gen && options.gen_expert.is_quantized();
+    let quantized: &[Expert] = if quantizes_gen { &Expert::ALL } else { &[Expert::Und] };
+    PartQuantizer { context, schemes: &schemes, quantized }.run(&mut capture, layers, monitor)?;
+
     monitor.begin(Progress::Write)?;
-    let report = Report::gather(&work, options.recipe, &plan, samples.as_ref(), layers)?;
-    Output { open: &open, files: &files, work: &work, schemes, gen_, report: &report }.write(out)?;
+    let report = Report::gather(&work, options.recipe, &plan, samples, layers)?;
+    CheckpointWriter {
+        context,
+        files: &files,
+        schemes: &schemes,
+        gen_expert: &options.gen_expert,
+        report: &report,
+    }
+    .write(out)?;
     work.remove()?;
     Ok(report)
 }
 
-/// Everything that is run to record inputs, and the first layer's.
-fn lay_out(
-    dataset: &Dataset,
-    drawings: Option<&GenerationRequests>,
-    open: &dyn Fn() -> Result<Checkpoint>,
+/// Everything that decides the result.
+fn plan(
+    checkpoint: &Checkpoint,
+    files: &CheckpointFiles,
+    dataset: Option<&Dataset>,
+    options: &QuantizeOptions,
     monitor: &mut Monitor<'_>,
-) -> Result<(Vec<CalibrationSequence>, Vec<Tensor>)> {
+) -> Result<Value> {
+    let samples = dataset.map(calibration_set::hashes).transpose()?.unwrap_or_default();
+    let requests = options.gen_expert.requests().map(GenerationRequests::hashes).transpose()?;
+    let is_written = !options.gen_expert.is_dropped();
+    let vae = files.vae.as_ref().filter(|_| is_written).map(WeightsFile::open).transpose()?;
+    monitor.begin(Progress::Fingerprint)?;
+    let source = fingerprint(checkpoint, vae.as_ref(), files)?;
+    Ok(options.plan(&source, &samples, &requests.unwrap_or_default()))
+}
+
+/// The calibration set of an earlier run, or a new one with the first layer's input of every sequence.
+fn calibration_set(
+    dataset: &Dataset,
+    open: &dyn Fn() -> Result<Checkpoint>,
+    options: &QuantizeOptions,
+    work: &WorkFolder,
+    monitor: &mut Monitor<'_>,
+) -> Result<(CalibrationSet, Option<Vec<Tensor>>)> {
+    if let Some(samples) = CalibrationSet::stored(work)? {
+        return Ok((samples, None));
+    }
     let lance = Lance::new(open()?)?;
-    if drawings.is_some() {
+    let requests = options.gen_expert.requests();
+    if requests.is_some() {
         // A model that cannot generate is refused before the questions are run.
         lance.load_generator()?;
     }
     let (mut sequences, mut inputs) = calibration_set::questions(&lance, dataset, monitor)?;
-    if let Some(drawings) = drawings {
-        let (more, rows) = drawings.run(&lance, monitor)?;
+    if let Some(requests) = requests {
+        let (more, x) = requests.run(&lance, monitor)?;
         sequences.extend(more);
-        inputs.extend(rows);
+        inputs.extend(x);
     }
-    Ok((sequences, inputs))
+    let samples = CalibrationSet::new(sequences, lance.config(), options.calib_tokens, options.seed)?;
+    Ok((samples, Some(inputs)))
 }
 
-/// All bytes of the source in one number: another model is another plan.
-fn fingerprint(
-    source: &Checkpoint,
-    vae: Option<&Weights>,
-    files: &CheckpointFiles,
+/// Bits and group size of every module, the budget divided if the recipe has one.
+fn allocated(
+    context: Context<'_>,
+    options: &QuantizeOptions,
+    samples: Option<&CalibrationSet>,
+    capture: &mut Capture<'_>,
+    layers: usize,
     monitor: &mut Monitor<'_>,
-) -> Result<String> {
-    monitor.begin(Progress::Fingerprint)?;
+) -> Result<ModuleSchemes> {
+    let schemes = options.schemes()?;
+    let (Some(bits), Some(samples)) = (options.budget(), samples) else { return Ok(schemes) };
+    if !context.work.has(bit_allocation::FILE) {
+        let sensitivity = options.sensitivity;
+        SensitivityMeasurement { context, schemes: &schemes, sensitivity, samples }
+            .run(capture, layers, monitor)?;
+        capture.rewind()?;
+        let source = (context.open)()?;
+        bit_allocation::allocate_bits(&source, &schemes, &options.gen_expert, bits, layers, context.work)?;
+    }
+    Ok(schemes.with(bit_allocation::read(context.work)?.unwrap_or_default()))
+}
+
+/// A hash of all bytes of the source.
+fn fingerprint(source: &Checkpoint, vae: Option<&Weights>, files: &CheckpointFiles) -> Result<String> {
     let mut hash = Sha256::new();
     for weights in [Some(source.model()), source.vit(), vae].into_iter().flatten() {
         hash.update(inspect::fingerprint_of(weights)?);
@@ -157,21 +199,20 @@ fn fingerprint(
 }
 
 fn refuse_quantized(checkpoint: &Checkpoint, source: &Path) -> Result<()> {
-    let packed = checkpoint.model().tensors().into_iter().find(|t| t.name.ends_with(".scales"));
-    match packed {
+    match checkpoint.model().tensors().into_iter().find(|t| t.name.ends_with(".scales")) {
         None => Ok(()),
-        Some(tensor) => {
-            Err(Error::Quantized { source_name: source.display().to_string(), tensor: tensor.name })
+        Some(packed) => {
+            Err(Error::Quantized { source_name: source.display().to_string(), tensor: packed.name })
         }
     }
 }
 
-/// Copies a file with the new one's name in the error.
+/// Copies a file; errors name the new one.
 pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::copy(from, to).map(drop).map_err(Error::io(to))
 }
 
-/// Reads a file with its name in the error.
+/// Reads a file; errors name it.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(Error::io(path))
 }

@@ -1,4 +1,4 @@
-//! `quantization_report.json`.
+//! The report of a quantization, `quantization_report.json`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,10 +15,10 @@ use crate::quantize::read;
 use crate::work_folder::WorkFolder;
 use crate::{bit_allocation, model_parts};
 
-/// The name of the report in a checkpoint's folder.
+/// Name of the report in a checkpoint's folder.
 pub(crate) const FILE: &str = "quantization_report.json";
 
-/// What a quantization did: the contents of `quantization_report.json`.
+/// Choices and errors of a quantization: the contents of `quantization_report.json`.
 #[derive(Clone, Debug)]
 pub struct Report {
     value: Value,
@@ -38,7 +38,7 @@ struct Part {
 impl Report {
     pub(crate) fn gather(
         work: &WorkFolder,
-        preset: Recipe,
+        recipe: Recipe,
         plan: &Value,
         samples: Option<&CalibrationSet>,
         layers: usize,
@@ -48,15 +48,15 @@ impl Report {
             let part = work.require(&format!("{name}.json"))?;
             parts.insert(name, part);
         }
-        let rows = samples.map(|samples| {
+        let calibration = samples.map(|samples| {
             let count = |held: bool| -> usize {
                 samples.sequences.iter().filter(|run| run.held_out == held).map(|run| run.tokens.len()).sum()
             };
             json!({ "samples": samples.sequences.len(), "rows": count(false), "rows_held_back": count(true) })
         });
         let value = json!({
-            "made_by": concat!("lance-mm ", env!("CARGO_PKG_VERSION")), "preset": preset, "plan": plan,
-            "calibration": rows, "parts": parts, "widths": work.read_json::<Value>(bit_allocation::FILE)?,
+            "made_by": concat!("lance-mm ", env!("CARGO_PKG_VERSION")), "preset": recipe, "plan": plan,
+            "calibration": calibration, "parts": parts, "widths": work.read_json::<Value>(bit_allocation::FILE)?,
         });
         Self::new(value, false)
     }
@@ -106,30 +106,33 @@ impl Report {
         self.linears.iter().map(|linear| (linear.name.clone(), (linear.bits, linear.group_size))).collect()
     }
 
-    /// How it was made, in a sentence.
+    /// Program, recipe and calibration, in a sentence.
     pub fn about(&self) -> String {
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let made = format!("{}, recipe {}", text(&self.value["made_by"]), text(&self.value["preset"]));
         match &self.value["calibration"] {
             Value::Null => format!("{made}, no calibration."),
-            rows => format!(
-                "{made}, seed {}; {} samples, {} rows to search with and {} held back.",
-                self.value["plan"]["seed"], rows["samples"], rows["rows"], rows["rows_held_back"]
+            calibration => format!(
+                "{made}, seed {}; {} samples, {} tokens to fit to and {} held out.",
+                self.value["plan"]["seed"],
+                calibration["samples"],
+                calibration["rows"],
+                calibration["rows_held_back"]
             ),
         }
     }
 
-    /// What `config.json` keeps of it.
+    /// The part of it that `config.json` has.
     pub(crate) fn summary(&self) -> Value {
         json!({ "program": self.value["made_by"], "preset": self.value["preset"], "recipe": self.value["plan"]["recipe"],
                 "seed": self.value["plan"]["seed"] })
     }
 }
 
-/// A fusion group.
+/// A fusion group whose scale was searched.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FusionReport {
-    /// Which.
+    /// The group.
     #[serde(rename = "pair")]
     pub group: FusionGroup,
     /// The modules whose channels are divided.
@@ -138,14 +141,14 @@ pub struct FusionReport {
     pub family: Family,
     /// Its `α`.
     pub alpha: f64,
-    /// Loss of the identity on the search rows; none for the published search, which does not try it.
+    /// Loss of the identity on the activations to fit to; none for the published search, which does not try it.
     pub identity: Option<f64>,
-    /// Loss of the best candidate on the search rows.
+    /// Loss of the best candidate on the activations to fit to.
     pub best: f64,
-    /// Loss of the identity on the rows held back.
+    /// Loss of the identity on held-out activations.
     #[serde(rename = "held_back_identity")]
     pub held_out_identity: Option<f64>,
-    /// Loss of the best candidate on the rows held back.
+    /// Loss of the best candidate on held-out activations.
     #[serde(rename = "held_back_best")]
     pub held_out_best: Option<f64>,
     /// Whether the scale is in the file.

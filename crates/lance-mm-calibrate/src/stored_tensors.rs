@@ -1,20 +1,19 @@
-//! Tensors that are ready to be written, or to be run.
+//! Tensors in memory, to write or to run.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 use candle_core::Tensor;
-use lance_mm_models::{Expert, Experts, Llm};
-use lance_mm_pipelines::Checkpoint;
+use lance_mm_models::Expert;
 use lance_mm_quant::{Matrix, RoundingReport};
 use lance_mm_tensor::{AffineWeight, Weights};
 use safetensors::{Dtype, View};
 
 use crate::error::{Error, Result};
-use crate::layer_quantizer::{ExpertResult, Form};
+use crate::layer_quantizer::{ExpertResult, LinearWeight};
 use crate::names::Proj;
 
-/// A tensor that is ready to be written.
+/// A tensor in memory.
 pub(crate) struct StoredTensor {
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<usize>,
@@ -39,7 +38,7 @@ impl View for StoredTensor {
     }
 }
 
-/// A tensor that is written without a copy.
+/// A tensor to write without a copy.
 pub(crate) struct BorrowedTensor<'a>(pub(crate) &'a StoredTensor);
 
 impl View for BorrowedTensor<'_> {
@@ -60,7 +59,7 @@ impl View for BorrowedTensor<'_> {
     }
 }
 
-/// Adds all tensors of one expert's layer; `dense` stores what is not packed.
+/// Adds all tensors of one expert's layer; `dense` converts matrices that are not packed. Returns the reports.
 pub(crate) fn store(
     index: usize,
     expert: &ExpertResult,
@@ -71,16 +70,18 @@ pub(crate) fn store(
     tensors.extend(vectors(index, *expert, input_layernorm, post_attention_layernorm, v_bias.as_deref()));
     let mut reports = Vec::new();
     for linear in linears {
-        match &linear.form {
-            Form::Packed(weight) => packed(&linear.name, weight, tensors),
-            Form::Dense(matrix) => drop(tensors.insert(format!("{}.weight", linear.name), dense(matrix))),
+        match &linear.weight {
+            LinearWeight::Packed(weight) => packed(&linear.name, weight, tensors),
+            LinearWeight::Dense(matrix) => {
+                drop(tensors.insert(format!("{}.weight", linear.name), dense(matrix)))
+            }
         }
         reports.extend(linear.report.clone());
     }
     reports
 }
 
-/// The tensors of a layer that scales are moved into.
+/// The norms and biases of a layer, which take scales.
 pub(crate) fn vectors(
     index: usize,
     expert: Expert,
@@ -99,11 +100,12 @@ pub(crate) fn vectors(
     vectors
 }
 
+/// All values of an f32 tensor.
 pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(tensor.flatten_all()?.to_vec1()?)
 }
 
-/// A packed module under its three names.
+/// Adds a packed module under its three names.
 pub(crate) fn packed(name: &str, weight: &AffineWeight, tensors: &mut HashMap<String, StoredTensor>) {
     let (rows, scheme) = (weight.n_rows(), weight.scheme());
     let groups = weight.n_cols() / scheme.group_size();
@@ -116,30 +118,27 @@ pub(crate) fn packed(name: &str, weight: &AffineWeight, tensors: &mut HashMap<St
     }
 }
 
+/// A vector in f32.
 pub(crate) fn f32s(values: &[f32]) -> StoredTensor {
     let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     StoredTensor { dtype: Dtype::F32, shape: vec![values.len()], bytes }
 }
 
-/// Values as they are, to try them out.
+/// A matrix in f32, to measure with.
 pub(crate) fn f32_matrix(matrix: &Matrix) -> StoredTensor {
     StoredTensor { shape: vec![matrix.n_rows(), matrix.n_cols()], ..f32s(matrix.values()) }
 }
 
+/// A matrix rounded to bf16.
 pub(crate) fn bf16s(matrix: &Matrix) -> StoredTensor {
     let bytes = matrix.values().iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
     StoredTensor { dtype: Dtype::BF16, shape: vec![matrix.n_rows(), matrix.n_cols()], bytes }
 }
 
-/// Tensors as if they had been read from a file.
+/// Tensors as a weights file.
 pub(crate) fn in_memory(tensors: &HashMap<String, StoredTensor>) -> Result<Weights> {
     let views = tensors.iter().map(|(name, tensor)| (name, BorrowedTensor(tensor)));
     let name = "changed weights";
     let bytes = safetensors::serialize(views, None).map_err(|error| Error::file(name, error))?;
     Ok(Weights::from_vec(name, bytes)?)
-}
-
-/// The language model of a checkpoint with some tensors in place of its own.
-pub(crate) fn overlaid(source: &Checkpoint, over: &Weights, experts: Experts) -> Result<Llm> {
-    Ok(Llm::load(source.config(), &source.model().overlaid(over), experts)?)
 }

@@ -1,4 +1,4 @@
-//! The vision transformer: copied, or with packed matrices.
+//! The vision encoder: copied, or with packed matrices.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::module_schemes::ModuleSchemes;
 use crate::quantize::copy;
 use crate::stored_tensors::{BorrowedTensor, StoredTensor, packed};
 
-/// Width of the MLP in the new file: whole groups, where its matrices are packed. What is added is zero and
+/// Width of the MLP in the new file, padded to whole groups if its matrices are packed. The padding is zero and
 /// computes zero, since `silu(0) · 0 = 0`.
 pub(crate) fn mlp_width(source: &Checkpoint, schemes: &ModuleSchemes) -> Option<usize> {
     let width = source.vit()?.info("blocks.0.mlp.down_proj.weight")?.shape.get(1).copied()?;
@@ -51,7 +51,7 @@ pub(crate) fn write(
             continue;
         }
         let mut bytes = vit.with_bytes(&tensor.name, <[u8]>::to_vec).unwrap_or_default();
-        // Only whole rows are added to what is not packed.
+        // Tensors that are not packed grow by whole rows only.
         bytes.resize(bytes.len() / tensor.shape[0] * shape[0], 0);
         tensors.insert(tensor.name, StoredTensor { dtype: tensor.dtype, shape, bytes });
     }
@@ -97,9 +97,10 @@ impl RowSource for Padded<'_> {
     fn read_row(&self, row: usize, out: &mut [f32]) {
         let (values, rest) = out.split_at_mut(self.weight.n_cols());
         rest.fill(0.0);
-        match row < self.weight.n_rows() {
-            true => self.weight.read_row(row, values),
-            false => values.fill(0.0),
+        if row < self.weight.n_rows() {
+            self.weight.read_row(row, values);
+        } else {
+            values.fill(0.0);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `lance-mm quantize`: a smaller checkpoint, fitted to what its inputs are.
+//! `lance-mm quantize`: arguments, progress and report of a quantization.
 
 mod args;
 mod page;
@@ -16,7 +16,7 @@ use args::Method;
 use page::Page;
 use progress::Display;
 
-/// The report beside the checkpoint.
+/// File of the report as a page.
 const PAGE: &str = "quantization_report.html";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -24,8 +24,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = Hints::new(args.quiet);
     if is_bundled(&args.model) {
         bail!(
-            "nano: expected a checkpoint that is not quantized, found the bundled model in 4 bits (what it was made \
-             from is tests/fixtures/nano-bf16 in the repository)"
+            "nano: expected a checkpoint that is not quantized, found the bundled model in 4 bits (it was made from \
+             tests/fixtures/nano-bf16 in the repository)"
         );
     }
     let source = folder_of(&args.model)?;
@@ -49,14 +49,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Writes the report for a person into the new folder, and returns its table.
+/// Writes the page into the new folder, and returns its table.
 fn write_page(args: &Args, report: &Report) -> Result<String> {
     let page = Page::new(&args.model, &args.out, report)?;
     let (path, partial) = (args.out.join(PAGE), args.out.join(format!(".{PAGE}.partial")));
     let written =
         std::fs::write(&partial, page.whole().html()).and_then(|()| std::fs::rename(&partial, &path));
     written.with_context(|| path.display().to_string()).inspect_err(|_| {
-        // The error that stopped the writing says more than one about the clean-up.
+        // The first error says more than one of the clean-up.
         let _ = std::fs::remove_file(&partial);
     })?;
     Ok(page.summary().markdown())

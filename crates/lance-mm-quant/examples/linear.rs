@@ -19,7 +19,7 @@ fn main() -> Result<()> {
     println!("bits  scale           plain    scaled   method                   error");
     for bits in [2, 3, 4, 5, 6, 8] {
         let scheme = Scheme::affine(bits, 128)?;
-        let consumer = Consumer { name: "w", weight: &weight, scheme, rows: &rows };
+        let consumer = Consumer { name: "w", weight: &weight, scheme, inputs: &rows };
         let found = search(&[consumer], &Tie::none(COLS))?;
         let (mut weight, mut rows) = (weight.clone(), rows.clone());
         weight.multiply_cols(&found.scale);

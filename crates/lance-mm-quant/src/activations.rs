@@ -1,13 +1,14 @@
-//! Recorded inputs of a linear layer, and their statistics.
+//! Recorded input activations of a linear layer, and their statistics.
 
 use lance_mm_tensor::{MatRef, Result, add_matmul};
 use rayon::prelude::*;
 
 use crate::matrix::{check_rows, setting};
 
-/// Activations `(n, K)` of real inputs: those a search may fit, and those held back to judge by.
+/// Input activations `(n, K)`, a row for each token: the search set, which weights are fitted to, and the held-out set,
+/// which decides between candidates.
 ///
-/// Activations of one sample resemble each other, so whole samples are held back.
+/// Tokens of one sample resemble each other, so whole samples are held out.
 #[derive(Clone, Debug)]
 pub struct Activations {
     values: Vec<f32>,
@@ -16,22 +17,22 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// Activations to search with and rows held back. `name` names their site in errors.
+    /// Joins the two sets. `name` names the input in errors.
     ///
     /// # Errors
-    /// None of either kind, ragged rows, values that are not finite.
+    /// An empty set, a length that is no multiple of `cols`, values that are not finite.
     pub fn new(name: &str, mut search: Vec<f32>, held_out: &[f32], cols: usize) -> Result<Self> {
         check_rows(name, &search, cols)?;
-        check_rows(&format!("{name}, held back"), held_out, cols)?;
+        check_rows(&format!("{name}, held out"), held_out, cols)?;
         let n_search = search.len() / cols;
         search.extend_from_slice(held_out);
         Ok(Self { values: search, cols, n_search })
     }
 
-    /// Divides rows by the sample each is of: every fourth sample (index mod 4 = 3) is held back.
+    /// Divides tokens by the sample that each belongs to: every fourth sample (index mod 4 = 3) is held out.
     ///
     /// # Errors
-    /// As [`new`](Self::new); not one sample for each row.
+    /// The same as of [`new`](Self::new); not one sample for each token.
     pub fn split(name: &str, values: &[f32], cols: usize, samples: &[usize]) -> Result<Self> {
         check_rows(name, values, cols)?;
         if samples.len() != values.len() / cols {
@@ -45,7 +46,7 @@ impl Activations {
         Self::new(name, search, &held_out, cols)
     }
 
-    /// At most `n` rows, spread evenly over those to search with and those held back: enough to compare.
+    /// Takes at most `n` tokens, evenly spread over both sets.
     pub fn subsampled(&self, n: usize) -> Self {
         let total = self.n_search() + self.n_held_out();
         if total <= n {
@@ -67,28 +68,27 @@ impl Activations {
         self.cols
     }
 
-    /// Activations to search with.
+    /// Tokens of the search set.
     pub fn n_search(&self) -> usize {
         self.n_search
     }
 
-    /// Activations held back.
+    /// Tokens of the held-out set.
     pub fn n_held_out(&self) -> usize {
         self.values.len() / self.cols - self.n_search
     }
 
-    /// Activations to search with, one after another.
+    /// Activations of the search set, token by token.
     pub fn search(&self) -> &[f32] {
         &self.values[..self.n_search * self.cols]
     }
 
-    /// Activations held back, one after another.
+    /// Activations of the held-out set, token by token.
     pub fn held_out(&self) -> &[f32] {
         &self.values[self.n_search * self.cols..]
     }
 
-    /// The rows with channel `k` divided by `s[k]`: what reaches a consumer whose columns are multiplied by
-    /// `s`.
+    /// Divides channel `k` by `s[k]`: the input of a consumer whose columns are multiplied by `s`.
     ///
     /// # Panics
     /// When there is not one divisor for each channel.
@@ -99,12 +99,12 @@ impl Activations {
         }
     }
 
-    /// Root mean square of every channel over the search rows.
+    /// Root mean square of every channel over the search set.
     pub fn rms(&self) -> Vec<f64> {
         self.channel_means(|v| v * v).into_iter().map(f64::sqrt).collect()
     }
 
-    /// Mean magnitude of every channel over the search rows.
+    /// Mean magnitude of every channel over the search set.
     pub fn mean_abs(&self) -> Vec<f64> {
         self.channel_means(f64::abs)
     }
@@ -117,7 +117,7 @@ impl Activations {
         sums.iter().map(|sum| sum / self.n_search as f64).collect()
     }
 
-    /// `XᵀX / n` of the search rows, `(K, K)` in f64.
+    /// `XᵀX / n` of the search set, `(K, K)` in f64.
     pub fn gram(&self) -> Vec<f64> {
         gram(self.search(), self.cols, 0..self.cols)
     }
@@ -128,10 +128,10 @@ impl Activations {
     }
 }
 
-/// Activations of the Gram matrix that are made at once.
+/// Rows of the Gram matrix that a thread makes at once.
 const STRIPE: usize = 256;
 
-/// Summed in f64 over the rows in order; stripes of the result do not depend on each other.
+/// Gram matrix, summed in f64 over the tokens in order; its stripes do not depend on each other.
 fn gram(x: &[f32], cols: usize, channels: std::ops::Range<usize>) -> Vec<f64> {
     let (n, k) = (x.len() / cols, channels.len());
     let mut wide = Vec::with_capacity(n * k);
@@ -154,23 +154,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_samples_are_held_back() {
+    fn whole_samples_are_held_out() {
         let values: Vec<f32> = (0..12).map(|i| i as f32).collect();
         let rows = Activations::split("a", &values, 2, &[0, 3, 1, 3, 2, 7]).unwrap();
         assert_eq!(rows.search(), [0., 1., 4., 5., 8., 9.]);
         assert_eq!(rows.held_out(), [2., 3., 6., 7., 10., 11.]);
         assert_eq!((rows.n_search(), rows.n_held_out()), (3, 3));
         let error = Activations::split("a", &values, 2, &[0; 6]).unwrap_err().to_string();
-        assert_eq!(error, "a, held back: expected rows of 2, found 0 values");
+        assert_eq!(error, "a, held out: expected rows of 2, found 0 values");
         let error = Activations::split("a", &values, 2, &[0; 5]).unwrap_err().to_string();
         assert_eq!(error, "a: expected a sample for each of 6 rows, found 5");
         let nan = [1.0, f32::INFINITY];
-        let error = Activations::new("layers.2 site D", vec![1.0; 2], &nan, 2).unwrap_err().to_string();
-        assert_eq!(error, "layers.2 site D, held back: not finite in row 0");
+        let error = Activations::new("layers.2.mlp.gated", vec![1.0; 2], &nan, 2).unwrap_err().to_string();
+        assert_eq!(error, "layers.2.mlp.gated, held out: not finite in row 0");
     }
 
     #[test]
-    fn thinned_rows_are_spread_evenly() {
+    fn subsampled_tokens_are_spread_evenly() {
         let values: Vec<f32> = (0..12).map(|i| i as f32).collect();
         let rows = Activations::new("a", values.clone(), &values[..4], 1).unwrap();
         let few = rows.subsampled(4);

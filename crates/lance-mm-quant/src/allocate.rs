@@ -1,26 +1,26 @@
-//! Which width for which matrix, when all of them together have a budget of bytes.
+//! Dividing a budget of bytes among matrices.
 
 use lance_mm_tensor::{Error, Result, Scheme};
 
 use crate::matrix::setting;
 
-/// A width a matrix could have.
+/// A possible width of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
-    /// How it is quantized; `None` leaves it in bf16.
+    /// Its scheme; `None` leaves it in bf16.
     pub scheme: Option<Scheme>,
-    /// What it costs: [`stored_bytes`].
+    /// Its size: [`stored_bytes`].
     pub bytes: u64,
-    /// What it does to the model: relative output error on rows held back, times the sensitivity.
+    /// Expected divergence of the model: relative output error on held-out activations times the sensitivity.
     pub damage: f64,
 }
 
-/// A matrix and the widths it could have.
+/// A matrix and its possible widths.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {
     /// Its module.
     pub name: String,
-    /// At least one.
+    /// Possible widths, at least one.
     pub choices: Vec<Choice>,
 }
 
@@ -40,8 +40,8 @@ pub fn stored_bytes(rows: usize, cols: usize, scheme: Option<Scheme>) -> u64 {
     }
 }
 
-/// Picks a choice for every item so that the sum of damages is small and the bytes stay within `budget`:
-/// the smallest price per byte that fits, then single upgrades by damage saved per byte. Of equals the
+/// Picks a choice for every item so that the sum of damages is small and the bytes stay within `budget`: the smallest
+/// price per byte that fits (a Lagrange multiplier), then single upgrades by damage saved per byte. Of equal ones the
 /// smaller, then the earlier name wins. Returns one index for each item.
 ///
 /// # Errors
@@ -74,9 +74,9 @@ fn total(items: &[Item], picked: &[usize]) -> u64 {
 
 /// The choices of least `damage + price · bytes`; at an infinite price the smallest.
 fn at_price(items: &[Item], price: f64) -> Vec<usize> {
-    let cost = |c: &Choice| match price.is_finite() {
-        true => (c.damage + price * c.bytes as f64, c.bytes as f64),
-        false => (c.bytes as f64, c.damage),
+    let cost = |c: &Choice| {
+        let bytes = c.bytes as f64;
+        if price.is_finite() { (c.damage + price * bytes, bytes) } else { (bytes, c.damage) }
     };
     let best = |item: &Item| {
         let choices = item.choices.iter().enumerate();
@@ -100,9 +100,10 @@ fn lagrange(items: &[Item], budget: u64, smallest: Vec<usize>) -> Vec<usize> {
     for _ in 0..100 {
         let middle: f64 = (low + high) / 2.0;
         let picked = at_price(items, middle.exp());
-        match total(items, &picked) <= budget {
-            true => (high, best) = (middle, picked),
-            false => low = middle,
+        if total(items, &picked) <= budget {
+            (high, best) = (middle, picked);
+        } else {
+            low = middle;
         }
     }
     best

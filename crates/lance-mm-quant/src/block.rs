@@ -1,13 +1,13 @@
-//! Some rows of a matrix as codes, scales and biases, and the error they make.
+//! Quantized rows of a matrix, and their error.
 
 use lance_mm_tensor::{MatRef, Scheme, add_matmul, quantize_group};
 
 use crate::matrix::round_bf16;
 
-/// Activations that are worked on at once: enough for efficient products, few enough for several threads.
+/// Rows that a thread works on at once: enough for efficient matmuls, few enough to share among threads.
 pub(crate) const CHUNK: usize = 128;
 
-/// QuantizedMatrix rows: a code for each value, a scale and a bias, both rounded to bf16, for each group.
+/// Quantized rows: a code for each value, a scale and a bias, both rounded to bf16, for each group.
 #[derive(Clone)]
 pub(crate) struct Block {
     pub(crate) codes: Vec<u8>,
@@ -18,7 +18,7 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// Room for `n` values.
+    /// A block of `n` zeros.
     pub(crate) fn zeros(n: usize, scheme: Scheme) -> Self {
         let groups = n / scheme.group_size();
         Self { codes: vec![0; n], scales: vec![0.0; groups], biases: vec![0.0; groups], n_clipped: 0 }
@@ -47,7 +47,7 @@ impl Block {
         }
     }
 
-    /// Values minus what the block stands for.
+    /// Values minus the dequantized block.
     pub(crate) fn error(&self, values: &[f32], scheme: Scheme) -> Vec<f32> {
         let mut error = vec![0.0; values.len()];
         self.read(scheme, &mut error);
@@ -56,9 +56,9 @@ impl Block {
     }
 }
 
-/// The whole number in `0..=n` nearest to `x`, half to even.
+/// The integer in `0..=n` nearest to `x`, half to even.
 pub(crate) fn nearest(x: f32, n: f32) -> f32 {
-    // n is whole, so clamping first changes nothing; adding 1.5 · 2^23 leaves no place for a fraction.
+    // n is an integer, so clamping first changes nothing; adding 1.5 · 2^23 rounds the fraction away.
     const WHOLE: f32 = 12_582_912.0;
     x.clamp(0.0, n) + WHOLE - WHOLE
 }
@@ -83,7 +83,7 @@ pub(crate) fn energy(values: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + tail.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>()
 }
 
-/// `error / size`; nothing wrong with nothing is no error.
+/// `error / size`, and 0 if both are.
 pub(crate) fn relative(error: f64, size: f64) -> f64 {
     if size > 0.0 { error / size } else { error }
 }

@@ -34,8 +34,8 @@ impl Fit {
     }
 }
 
-/// The best of `steps` ranges: step `i` clamps the group to `1 − 0.05·i` of its range before plain
-/// quantization. The first smallest error wins; returns its step too.
+/// Tries `steps` ranges, of which step `i` clamps the group to `1 − 0.05·i` of its range before plain quantization.
+/// Returns the first with the smallest error, and its step.
 pub(crate) fn clip(weights: &[f32], gram: &GroupGram, bits: usize, steps: usize) -> (Fit, usize) {
     let mut best = try_step(weights, gram, bits, 0);
     let mut at = 0;

@@ -2,8 +2,8 @@
 //! of the original weight on the original inputs.
 //!
 //! With original inputs `X`, inputs `Y` of the model quantized so far and `E = X − Y`, the weight
-//! `W + W·EᵀY/n · (YᵀY/n + λ·I)⁻¹` minimises `‖X·Wᵀ − Y·Vᵀ‖²/n + λ·‖V − W‖²` over `V`. What is rounded next
-//! costs the same Hessian as before (asymmetric calibration, as in GPTAQ, arXiv:2504.02692).
+//! `W + W·EᵀY/n · (YᵀY/n + λ·I)⁻¹` minimises `‖X·Wᵀ − Y·Vᵀ‖²/n + λ·‖V − W‖²` over `V`. The
+//! Hessian of the rounding that follows is that of `Y` (asymmetric calibration, as in GPTAQ, arXiv:2504.02692).
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -21,23 +21,23 @@ use crate::report::or_nan;
 
 /// Dampings that are tried, in means of the Hessian's diagonal.
 const DAMPINGS: [f64; 4] = [0.001, 0.01, 0.1, 1.0];
-/// Activations of a weight on which they are compared.
+/// Rows of a weight on which they are compared.
 const ROWS: usize = 1024;
-/// The error that is left must be below this share of the error without compensation.
+/// Largest error, as a share of the error without compensation, that is accepted.
 const ACCEPT: f64 = 0.99;
 
-/// What was found about a weight whose inputs have changed.
+/// Drift of a weight's outputs when earlier layers have changed its inputs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Drift {
-    /// `‖X·Wᵀ − Y·Wᵀ‖² / ‖X·Wᵀ‖²` on the rows held back.
+    /// `‖X·Wᵀ − Y·Wᵀ‖² / ‖X·Wᵀ‖²` on held-out activations.
     #[serde(deserialize_with = "or_nan")]
     pub before: f64,
-    /// The same with the compensated weight.
+    /// Drift with the compensated weight.
     #[serde(deserialize_with = "or_nan")]
     pub after: f64,
-    /// `λ` in means of the Hessian's diagonal; none: the weight stays as it is.
+    /// `λ` in means of the Hessian's diagonal; `None`: the weight stays as it is.
     pub damping: Option<f64>,
-    /// The same with what is in the file: drift and rounding together.
+    /// Drift and rounding together: with the quantized weight.
     #[serde(deserialize_with = "or_nan")]
     pub rounded: f64,
 }
@@ -47,39 +47,39 @@ pub struct Compensated<'a> {
     weight: &'a dyn RowSource,
     original: &'a Activations,
     actual: &'a Inputs,
-    /// `X − Y` of the search rows.
+    /// `X − Y` of the search set.
     difference: Cow<'a, [f32]>,
-    /// Of `YYᵀ/n + λ·I` where that is smaller than `YᵀY/n + λ·I`; none: the weight as it is.
+    /// Factor of `YᵀY/n + λ·I`, or of `YYᵀ/n + λ·I` if that is smaller; `None`: the weight as it is.
     factor: Option<Arc<Factor>>,
     drift: Drift,
 }
 
 impl<'a> Compensated<'a> {
-    /// Compensates `weight` for inputs that became `actual`, row by row those of `original`, with the damping that
-    /// leaves the smallest error on the rows held back; keeps the weight where none is worth it.
+    /// Compensates `weight` for inputs that became `actual`, token by token those of `original`, with the damping that
+    /// leaves the smallest error on held-out activations; keeps the weight if none lowers it enough.
     ///
     /// # Errors
-    /// Activations that do not correspond, a Hessian that rounding made indefinite.
+    /// Tokens that do not correspond, a Hessian that rounding made indefinite.
     pub fn new(
         name: &str,
         weight: &'a dyn RowSource,
         original: &'a Activations,
         actual: &'a Inputs,
     ) -> Result<Self> {
-        let rows = actual.rows();
+        let rows = actual.activations();
         let shape = |rows: &Activations| (rows.n_search(), rows.n_held_out(), rows.n_cols());
         if shape(original) != shape(rows) || weight.n_cols() != rows.n_cols() {
-            let expected = format!("{:?} rows to search with, held back, and columns", shape(original));
+            let expected = format!("{:?} tokens to search with, held out, and columns", shape(original));
             return Err(setting(name, expected, format!("{:?}", shape(rows))));
         }
         let difference: Vec<f32> = original.search().iter().zip(rows.search()).map(|(x, y)| x - y).collect();
         let some = Sampled::new(weight, ROWS);
-        let before = left(&some, &some, original, rows);
+        let before = output_error(&some, &some, original, rows);
         let mut drift = Drift { before, after: before, damping: None, rounded: before };
         let mut best = None;
         for damping in DAMPINGS {
             let factor = if rows.n_search() < rows.n_cols() {
-                Arc::new(Factor::of_rows(name, rows, damping)?)
+                Arc::new(Factor::of_tokens(name, rows, damping)?)
             } else {
                 actual.factor(damping)?
             };
@@ -91,7 +91,7 @@ impl<'a> Compensated<'a> {
                 factor: Some(factor.clone()),
                 drift: drift.clone(),
             };
-            let error = left(&candidate, &some, original, rows);
+            let error = output_error(&candidate, &some, original, rows);
             if error < drift.after && error < ACCEPT * drift.before {
                 drift = Drift { after: error, damping: Some(damping), ..drift };
                 best = Some(factor);
@@ -100,15 +100,15 @@ impl<'a> Compensated<'a> {
         Ok(Self { weight, original, actual, difference: Cow::Owned(difference), factor: best, drift })
     }
 
-    /// The drift, and what is left of it with the weight as it was `rounded`.
+    /// The drift, with the error of the quantized weight `rounded` included.
     pub fn drift(&self, rounded: &dyn RowSource) -> Drift {
-        let rounded = left(rounded, self.weight, self.original, self.actual.rows());
+        let rounded = output_error(rounded, self.weight, self.original, self.actual.activations());
         Drift { rounded, ..self.drift.clone() }
     }
 }
 
-/// `‖X·Wᵀ − Y·Vᵀ‖² / ‖X·Wᵀ‖²` on the rows held back.
-fn left(v: &dyn RowSource, w: &dyn RowSource, x: &Activations, y: &Activations) -> f64 {
+/// `‖X·Wᵀ − Y·Vᵀ‖² / ‖X·Wᵀ‖²` on held-out activations.
+fn output_error(v: &dyn RowSource, w: &dyn RowSource, x: &Activations, y: &Activations) -> f64 {
     let cols = w.n_cols();
     let n = x.n_held_out();
     let sums: Vec<(f64, f64)> = (0..w.n_rows().div_ceil(CHUNK))
@@ -146,7 +146,7 @@ impl RowSource for Compensated<'_> {
         let mut w = self.weight.read_rows(first, n);
         let Some(factor) = &self.factor else { return w };
         let cols = self.n_cols();
-        let actual = self.actual.rows().search();
+        let actual = self.actual.activations().search();
         let samples = actual.len() / cols;
         let rows = |values| MatRef::new(values, samples, cols, cols);
         // W·Eᵀ, then times Y: never a matrix of K x K.
@@ -219,7 +219,7 @@ mod tests {
             let x = correlated(n, 20, k, 3);
             let y = Inputs::new("y", changed(&x, 0.3));
             let found = Compensated::new("w", &w, &x, &y).unwrap();
-            let expected = naive(&w, &x, y.rows(), found.drift.damping.unwrap());
+            let expected = naive(&w, &x, y.activations(), found.drift.damping.unwrap());
             let found = found.read_rows(0, 5);
             for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
                 assert!((f64::from(*found) - expected).abs() < 2e-3, "{n} {k} {i}: {found} {expected}");
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_on_rows_held_back_decides() {
+    fn the_held_out_error_decides() {
         let k = 64;
         let w = Matrix::new("w", seeded(200 * k, 1), k).unwrap();
         let x = correlated(300, 100, k, 3);
@@ -240,14 +240,14 @@ mod tests {
         assert!(leak.after < 0.2 * leak.before && leak.damping == Some(0.001), "{leak:?}");
         let same = run(x.clone());
         assert_eq!((same.before, same.after, same.damping), (0.0, 0.0, None));
-        // Activations that have nothing to do with the original ones: a fit of theirs is of no use.
+        // Activations that are independent of the original ones: no fit helps.
         let noise = Activations::new("y", seeded(300 * k, 8), &seeded(100 * k, 9), k).unwrap();
         let noise = run(noise);
         assert!(noise.after <= noise.before, "{noise:?}");
     }
 
     #[test]
-    fn rows_that_do_not_correspond_are_refused() {
+    fn tokens_that_do_not_correspond_are_refused() {
         let w = Matrix::new("w", seeded(64, 1), 64).unwrap();
         let (x, y) = (correlated(30, 10, 64, 3), Inputs::new("y", correlated(20, 10, 64, 3)));
         let error = Compensated::new("w", &w, &x, &y).err().unwrap().to_string();

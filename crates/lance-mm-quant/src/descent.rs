@@ -1,8 +1,7 @@
-//! Improves quantized rows group by group, each time against what all other groups leave.
+//! Coordinate descent on quantized rows, group by group, with all other groups fixed.
 //!
-//! For errors `d` the cost is `dᵀHd` with the whole Hessian. A turn of a group first refits its scale and
-//! bias to its codes, then moves every code to the nearest of its best value; neither can raise the cost,
-//! and where it settles all scales, biases and codes of the row fit each other.
+//! For errors `d` the cost is `dᵀHd` with the whole Hessian. A step on a group first refits its scale and bias to its
+//! codes, then moves every code to the one nearest to its best value. Neither can raise the cost.
 
 use lance_mm_tensor::{MatRef, Scheme, add_matmul};
 use rayon::prelude::*;
@@ -13,7 +12,7 @@ use crate::hessian_factor::Factor;
 use crate::matrix::round_bf16;
 use crate::refit::Normal;
 
-/// Activations `Z` and `λ` with `H = ZᵀZ + λ·I`, and `H` within every group.
+/// Matrix `Z` and `λ` with `H = ZᵀZ + λ·I`, and `H` within every group.
 pub(crate) struct Descent {
     root: Vec<f32>,
     cols: usize,
@@ -32,16 +31,15 @@ struct Group {
 }
 
 impl Descent {
-    /// Of the search rows and the damping of `factor`. Many rows are replaced by the factor, which has as
-    /// many rows as columns.
-    pub(crate) fn new(rows: &Activations, factor: &Factor, scheme: Scheme) -> Self {
-        let cols = rows.n_cols();
-        let (root, damping) = match rows.n_search() < cols {
-            true => {
-                let scale = (rows.n_search() as f32).sqrt().recip();
-                (rows.search().iter().map(|v| v * scale).collect(), factor.damping())
-            }
-            false => (factor.root(), 0.0),
+    /// Descent on the Hessian of `factor`. `Z` is the search set or, if that has more tokens than channels, the factor's
+    /// root.
+    pub(crate) fn new(inputs: &Activations, factor: &Factor, scheme: Scheme) -> Self {
+        let cols = inputs.n_cols();
+        let (root, damping) = if inputs.n_search() < cols {
+            let scale = (inputs.n_search() as f32).sqrt().recip();
+            (inputs.search().iter().map(|v| v * scale).collect(), factor.damping())
+        } else {
+            (factor.root(), 0.0)
         };
         let group = scheme.group_size();
         let n = root.len() / cols;
@@ -61,7 +59,7 @@ impl Descent {
         Self { root, cols, damping: damping as f32, scheme, groups }
     }
 
-    /// Takes `passes` turns of every group of the rows `w`.
+    /// Sweeps `passes` times over every group of the rows `w`.
     pub(crate) fn improve(&self, w: &[f32], block: &mut Block, passes: usize) {
         let (cols, group) = (self.cols, self.scheme.group_size());
         let (rows, n) = (w.len() / cols, self.root.len() / cols);
@@ -80,7 +78,7 @@ impl Descent {
                 for r in 0..rows {
                     let at = r * cols + start;
                     let g = r * (cols / group) + j;
-                    let turn = Turn {
+                    let turn = GroupStep {
                         group: &self.groups[j],
                         bits: self.scheme.bits(),
                         codes: &mut block.codes[at..at + group],
@@ -103,8 +101,8 @@ impl Descent {
     }
 }
 
-/// One group of one row whose turn it is.
-struct Turn<'a> {
+/// A step on one group of one row.
+struct GroupStep<'a> {
     group: &'a Group,
     bits: usize,
     codes: &'a mut [u8],
@@ -116,7 +114,7 @@ struct Turn<'a> {
     gradient: &'a mut [f32],
 }
 
-impl Turn<'_> {
+impl GroupStep<'_> {
     fn take(mut self, damping: f32) {
         self.gradient.iter_mut().zip(&*self.d).for_each(|(g, d)| *g += damping * d);
         self.refit();
@@ -142,7 +140,7 @@ impl Turn<'_> {
         let Some((by, _)) = normal.solve(-slope[0], -slope[1]) else { return };
         let scale = round_bf16((f64::from(*self.scale) + by) as f32);
         let by = f64::from(scale) - f64::from(*self.scale);
-        // The best bias for the scale as it is stored.
+        // The best bias for the scale as bf16 stores it.
         let bias = round_bf16((f64::from(*self.bias) + (-slope[1] - normal.q1 * by) / normal.one) as f32);
         let up = f64::from(bias) - f64::from(*self.bias);
         let cost = 2.0 * (by * slope[0] + up * slope[1])

@@ -1,4 +1,4 @@
-//! Rounding with error feedback: what a column gets wrong, the columns to its right make good.
+//! Rounding with error feedback: columns compensate for the errors of the columns to their left.
 
 use lance_mm_tensor::{MatRef, Scheme, add_matmul, quantize_group};
 
@@ -8,13 +8,13 @@ use crate::hessian_factor::Factor;
 use crate::matrix::round_bf16;
 use crate::refit::Normal;
 
-/// How scale and bias of a group are chosen when its turn comes.
+/// Choice of scale and bias of a group, when its turn comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Choice {
-    /// By plain quantization of the group, feedback of earlier groups included.
+    /// Plain quantization of the group, feedback of earlier groups included.
     Plain,
-    /// By trying clipped ranges, then refitting scale and bias to the codes, each time rounding the group
-    /// with feedback: the error that is left for later groups decides.
+    /// Search over clipped ranges and refits of scale and bias, each time rounding the group with feedback; the error
+    /// that is left for later groups decides.
     Searched,
 }
 
@@ -28,7 +28,7 @@ pub(crate) fn gptq(w: &[f32], factor: &Factor, scheme: Scheme, choice: Choice) -
     let (cols, group) = (factor.n_cols(), scheme.group_size());
     let rows = w.len() / cols;
     let mut block = Block::zeros(w.len(), scheme);
-    // Weights minus what they became, for the columns done so far.
+    // Weights minus quantized values, of the columns done so far.
     let mut error = vec![0.0; w.len()];
     let mut target = vec![0.0; rows * group];
     for (j, start) in (0..cols).step_by(group).enumerate() {
@@ -103,8 +103,7 @@ impl<'a> Rounder<'a> {
         out
     }
 
-    /// Turns the feedback of earlier groups into the values of this group that would make good all of it:
-    /// `w + U⁻ᵀ·feedback`.
+    /// The values of this group that would compensate for all feedback of earlier groups: `w + U⁻ᵀ·feedback`.
     fn compensate(&self, feedback: &mut [f32], w: &[f32]) {
         for i in 0..self.group {
             let (done, left) = feedback.split_at_mut(i + 1);
@@ -165,7 +164,7 @@ impl<'a> Rounder<'a> {
         best
     }
 
-    /// Scale and bias with the smallest error for given codes, later groups making good what they can.
+    /// Scale and bias with the smallest error for given codes after compensation by later groups.
     fn refit(&self, codes: &[u8], reached: &[f32]) -> Option<(f32, f32)> {
         let q: Vec<f32> = codes.iter().map(|code| f32::from(*code)).collect();
         let q = self.transposed(&q);
@@ -176,7 +175,7 @@ impl<'a> Rounder<'a> {
         let normal = Normal { qq: sum(&q, &q), q1: sum(&q, &self.ones), one: sum(&self.ones, &self.ones) };
         let (scale, _) = normal.solve(sum(&q, reached), sum(&self.ones, reached))?;
         let scale = round_bf16(scale as f32);
-        // The best bias for the scale as it is stored.
+        // The best bias for the scale as bf16 stores it.
         let bias = (sum(&self.ones, reached) - f64::from(scale) * normal.q1) / normal.one;
         let bias = round_bf16(bias as f32);
         (scale != 0.0 && scale.is_finite() && bias.is_finite()).then_some((scale, bias))

@@ -1,10 +1,10 @@
-//! The error of one group of weights, measured by the inputs that meet it.
+//! The error of one group of weights, weighted by its inputs.
 
 use rayon::prelude::*;
 
 use crate::activations::Activations;
 
-/// `H` of one group: the error of values that are off by `d` costs `e(d) = dᵀ H d`.
+/// `H` of one group: an error `d` of its values costs `dᵀ H d`.
 #[derive(Clone, Debug)]
 pub(crate) struct GroupGram {
     /// `(g, g)`, symmetric; `None` stands for the identity.
@@ -14,15 +14,15 @@ pub(crate) struct GroupGram {
 }
 
 impl GroupGram {
-    /// `H = I`: where no inputs are known.
+    /// `H = I`, for weights without recorded inputs.
     pub(crate) fn identity(group: usize) -> Self {
         Self { h: None, ones: vec![1.0; group] }
     }
 
-    /// `H_j = X_jᵀX_j / n + 0.01 · mean(diag) · I` of every group of channels, over the search rows.
-    pub(crate) fn of_groups(rows: &Activations, group: usize) -> Vec<Self> {
-        let groups: Vec<usize> = (0..rows.n_cols() / group).collect();
-        groups.into_par_iter().map(|j| Self::new(rows.gram_of(j * group..(j + 1) * group), group)).collect()
+    /// `H_j = X_jᵀX_j / n + 0.01 · mean(diag) · I` of every group of channels, over the search set.
+    pub(crate) fn of_groups(inputs: &Activations, group: usize) -> Vec<Self> {
+        let groups: Vec<usize> = (0..inputs.n_cols() / group).collect();
+        groups.into_par_iter().map(|j| Self::new(inputs.gram_of(j * group..(j + 1) * group), group)).collect()
     }
 
     fn new(mut h: Vec<f64>, group: usize) -> Self {
@@ -67,7 +67,7 @@ impl GroupGram {
     }
 }
 
-/// Eight chains, added in order.
+/// Dot product, summed in eight chains that are added in order.
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let mut sums = [0.0; 8];
     let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<8>(), b.as_chunks::<8>());

@@ -1,4 +1,4 @@
-//! Which error in a column later columns can make good: a triangular factor of the Hessian.
+//! A triangular factor of the Hessian: how later columns compensate for the error of a column.
 //!
 //! With `H = XᵀX / n + λ·I = U·D·Uᵀ`, `U` unit upper triangular, the error `d` of a row of weights costs
 //! `dᵀHd = Σ_k D_k (d_k + Σ_{i<k} d_i U_ik)²`. Rounding columns left to right, each towards its value plus
@@ -13,15 +13,14 @@ use rayon::prelude::*;
 use crate::activations::Activations;
 use crate::matrix::setting;
 
-/// Up to this width the factorization runs in f64; above it in f32, which halves its memory (0.5 GB for
-/// 11008 columns).
+/// Widest Hessian that is factored in f64; above it f32 halves the memory (0.5 GB for 11008 columns).
 const WIDE: usize = 4096;
 /// Columns that are eliminated at once.
 const BLOCK: usize = 128;
 
-/// `U` and `D` of the damped Hessian of a site.
+/// `U` and `D` of the damped Hessian of an input.
 pub(crate) struct Factor {
-    /// Unit upper triangular `(K, K)`; what lies below the diagonal is not used.
+    /// Unit upper triangular `(K, K)`; values below the diagonal are not used.
     unit: Vec<f32>,
     diagonal: Vec<f32>,
     /// `λ`.
@@ -29,24 +28,26 @@ pub(crate) struct Factor {
 }
 
 impl Factor {
-    /// Factors `XᵀX / n + λ·I` over the search rows, `λ` = `damping` times the mean of the diagonal. Activations
+    /// Factors `XᵀX / n + λ·I` over the search set, `λ` = `damping` times the mean of the diagonal. Activations
     /// that are all zero leave `H = I`.
     ///
     /// # Errors
-    /// A Hessian that rounding made indefinite; `name` is the site's.
+    /// A Hessian that rounding made indefinite; `name` is the input's.
     pub(crate) fn new(name: &str, rows: &Activations, damping: f64) -> Result<Self> {
-        match rows.n_cols() <= WIDE {
-            true => Self::of(name, hessian::<f64>(rows), rows.n_cols(), rows.n_cols(), damping),
-            false => Self::of(name, hessian::<f32>(rows), rows.n_cols(), rows.n_cols(), damping),
+        let n = rows.n_cols();
+        if n <= WIDE {
+            Self::of(name, hessian::<f64>(rows), n, n, damping)
+        } else {
+            Self::of(name, hessian::<f32>(rows), n, n, damping)
         }
     }
 
-    /// Factors `XXᵀ / n + λ·I` over the search rows, with the same `λ`: what few rows need instead, since
-    /// `Xᵀ·(XXᵀ / n + λ·I)⁻¹ = (XᵀX / n + λ·I)⁻¹·Xᵀ`.
+    /// Factors `XXᵀ / n + λ·I` over the search set, with the same `λ`. It is smaller for fewer tokens than channels, and
+    /// enough, since `Xᵀ·(XXᵀ / n + λ·I)⁻¹ = (XᵀX / n + λ·I)⁻¹·Xᵀ`.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
-    pub(crate) fn of_rows(name: &str, rows: &Activations, damping: f64) -> Result<Self> {
+    /// The same as of [`new`](Self::new).
+    pub(crate) fn of_tokens(name: &str, rows: &Activations, damping: f64) -> Result<Self> {
         let (x, n, k) = (rows.search(), rows.n_search(), rows.n_cols());
         let wide: Vec<f64> = x.iter().map(|v| f64::from(*v)).collect();
         let x = MatRef::new(&wide, n, k, k);

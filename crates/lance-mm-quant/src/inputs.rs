@@ -1,4 +1,4 @@
-//! Recorded inputs together with what is computed of them once.
+//! Recorded activations with cached statistics.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -8,30 +8,30 @@ use crate::activations::Activations;
 use crate::group_gram::GroupGram;
 use crate::hessian_factor::Factor;
 
-/// Up to this width several factors are kept: 67 MB each there, 485 MB for 11008 channels.
+/// Widest input of which several factors are kept: 67 MB each, while one of 11008 channels has 485 MB.
 const KEEP: usize = 4096;
 
-/// The inputs of one or several linear layers, with what is computed of them once.
+/// Input activations of one or several linear layers, with statistics that are computed once.
 pub struct Inputs {
     name: String,
-    rows: Activations,
+    activations: Activations,
     grams: [OnceLock<Vec<GroupGram>>; 3],
     factors: Mutex<Vec<(f64, Arc<Factor>)>>,
 }
 
 impl Inputs {
-    /// Takes rows in the space of the weights: divided by the scale that the columns are multiplied by.
-    /// `name` names the site in errors.
-    pub fn new(name: impl Into<String>, rows: Activations) -> Self {
-        Self { name: name.into(), rows, grams: Default::default(), factors: Mutex::default() }
+    /// Takes activations in the space of the weights: divided by the scale that the columns are multiplied by. `name`
+    /// names the input in errors.
+    pub fn new(name: impl Into<String>, activations: Activations) -> Self {
+        Self { name: name.into(), activations, grams: Default::default(), factors: Mutex::default() }
     }
 
-    /// The rows.
-    pub fn rows(&self) -> &Activations {
-        &self.rows
+    /// The activations.
+    pub fn activations(&self) -> &Activations {
+        &self.activations
     }
 
-    /// Where the inputs come from, for errors.
+    /// Name of the input, for errors.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -43,19 +43,19 @@ impl Inputs {
             64 => 1,
             _ => 2,
         };
-        self.grams[at].get_or_init(|| GroupGram::of_groups(&self.rows, group))
+        self.grams[at].get_or_init(|| GroupGram::of_groups(&self.activations, group))
     }
 
-    /// The factor of the damped Hessian. All are kept up to 4096 channels, above only the latest.
+    /// The factor of the damped Hessian. All are kept up to 4096 channels, only the latest above.
     pub(crate) fn factor(&self, damping: f64) -> Result<Arc<Factor>> {
         let mut factors = self.factors.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, factor)) = factors.iter().find(|(d, _)| *d == damping) {
             return Ok(factor.clone());
         }
-        if self.rows.n_cols() > KEEP {
+        if self.activations.n_cols() > KEEP {
             factors.clear();
         }
-        let factor = Arc::new(Factor::new(&self.name, &self.rows, damping)?);
+        let factor = Arc::new(Factor::new(&self.name, &self.activations, damping)?);
         factors.push((damping, factor.clone()));
         Ok(factor)
     }

@@ -1,6 +1,6 @@
-//! The scale search of the published checkpoint, to compare with.
+//! The scale search of lance-mlx, which made the published checkpoint; to compare with.
 //!
-//! Source: xocialize/lance-mlx, `quant/awq.py`. What differs from [`search`](crate::search()): synthetic
+//! Source: xocialize/lance-mlx, `quant/awq.py`. Differences from [`search`](crate::search()): synthetic
 //! inputs with the channels' mean magnitudes as their spread, no identity among the candidates, a rounding
 //! that is not MLX's, an unweighted sum over the consumers.
 
@@ -16,7 +16,7 @@ use crate::matrix::{RowSource, setting};
 /// Smallest mean, weight maximum, scale and step.
 const FLOOR: f32 = 1e-5;
 
-/// What the published search found.
+/// Result of the search.
 #[derive(Clone, Debug, Serialize)]
 pub struct LanceMlxSearch {
     /// `α` of the smallest loss.
@@ -36,8 +36,8 @@ pub fn activation_mean(consumers: &[(&[f32], usize)]) -> Vec<f32> {
     (0..channels).map(|k| mean(k).max(FLOOR)).collect()
 }
 
-/// Synthetic inputs `(512, cols)` before scaling: independent standard normal values. Not MLX's draw.
-pub fn draw(cols: usize) -> Vec<f32> {
+/// Synthetic inputs `(512, cols)` before scaling: independent standard normal values, not those of MLX's generator.
+pub fn synthetic_inputs(cols: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(0xC0DE);
     let mut unit = || (f64::from(rng.next_u32()) + 0.5) / 4_294_967_296.0;
     let mut normal = || (-2.0 * unit().ln()).sqrt() * (std::f64::consts::TAU * unit()).cos();
@@ -146,7 +146,7 @@ fn error(w: &[f32], s: &[f32], scheme: Scheme) -> Vec<f32> {
     out
 }
 
-/// The recipe's own rounding: a whole zero point that is not clamped, a step of at least 1e-5.
+/// The recipe's own rounding: an integer zero point that is not clamped, a step of at least 1e-5.
 fn fake_quantize(group: &mut [f32], bits: usize) {
     let n = ((1u32 << bits) - 1) as f32;
     let (lo, hi) =
@@ -194,10 +194,10 @@ mod tests {
     }
 
     #[test]
-    fn means_are_floored_and_the_draw_is_normal() {
+    fn means_are_floored_and_synthetic_inputs_are_normal() {
         assert_eq!(activation_mean(&[(&[4.0, 0.0], 2), (&[8.0, 0.0], 2)]), [3.0, 1e-5]);
-        let z = draw(64);
-        assert_eq!(z, draw(64));
+        let z = synthetic_inputs(64);
+        assert_eq!(z, synthetic_inputs(64));
         let mean = z.iter().map(|v| f64::from(*v)).sum::<f64>() / z.len() as f64;
         let square = z.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / z.len() as f64;
         assert!(mean.abs() < 0.02 && (square - 1.0).abs() < 0.03, "{mean} {square}");

@@ -2,7 +2,7 @@
 //! no names of a network; `lance-mm-calibrate` records the inputs of a Lance checkpoint and calls this crate.
 //!
 //! Start from [`quantize_linear`], which rounds a [matrix](Matrix) in every way that a [`RoundingOptions`] allows and keeps the
-//! one with the smallest output error on [rows](Activations) that no search has seen: plain; clipped ranges with refitted
+//! one with the smallest output error on held-out [activations](Activations): plain; clipped ranges with refitted
 //! scales; error feedback (GPTQ, arXiv:2210.17323); error feedback followed by coordinate descent on codes, scales and
 //! biases of the whole row. Around it:
 //!
@@ -14,13 +14,13 @@
 //! All results are the same on any number of threads.
 //!
 //! ```
-//! use lance_mm_quant::{Inputs, Matrix, RoundingOptions, Activations, quantize_linear};
+//! use lance_mm_quant::{Activations, Inputs, Matrix, RoundingOptions, quantize_linear};
 //! use lance_mm_tensor::Scheme;
 //!
 //! let values = |n: usize, a: f32| -> Vec<f32> { (0..n).map(|i| (i as f32 * a).sin()).collect() };
 //! let weight = Matrix::new("w", values(8 * 64, 0.37), 64)?;
-//! let rows = Activations::new("x", values(50 * 64, 1.31), &values(20 * 64, 1.73), 64)?;
-//! let inputs = Inputs::new("x", rows);
+//! let activations = Activations::new("x", values(50 * 64, 1.31), &values(20 * 64, 1.73), 64)?;
+//! let inputs = Inputs::new("x", activations);
 //! let result = quantize_linear("w", &weight, Some(&inputs), Scheme::affine(4, 32)?, &RoundingOptions::default())?;
 //! assert!(result.trial().held_out <= result.trials[0].held_out);
 //! assert_eq!(result.weight.words().len(), 8 * 64 * 4 / 32);
@@ -52,7 +52,7 @@ pub use activations::Activations;
 pub use allocate::{Choice, Item, allocate, stored_bytes, widths};
 pub use compensate::{Compensated, Drift};
 pub use inputs::Inputs;
-pub use lance_mlx::{LanceMlxSearch, activation_mean, draw, lance_mlx_scales, lance_mlx_search};
+pub use lance_mlx::{LanceMlxSearch, activation_mean, lance_mlx_scales, lance_mlx_search, synthetic_inputs};
 pub use linear::{
     GroupFits, QuantizedMatrix, RoundingMethod, Trial, fit_groups, quantize_by, quantize_linear, width_errors,
 };

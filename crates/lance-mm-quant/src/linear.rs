@@ -1,4 +1,4 @@
-//! One linear layer: every way of rounding it, judged by the rows held back.
+//! Quantizing one linear layer: every method is tried, the held-out error decides.
 
 use std::sync::Arc;
 
@@ -20,18 +20,18 @@ use crate::rounding_options::RoundingOptions;
 
 /// Steps of the clipping search: down to 0.55 of a group's range.
 const CLIPS: usize = 10;
-/// Turns of the refit.
+/// Rounds of the refit.
 const REFITS: usize = 3;
 /// Damping of GPTQ, in means of the Hessian's diagonal.
 const DAMPING: f64 = 0.01;
-/// Activations of a weight on which ways of rounding are compared.
+/// Rows of a weight on which methods are compared.
 const ROWS: usize = 2048;
 
-/// A way of rounding a weight.
+/// Method of rounding a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RoundingMethod {
-    /// As `mx.quantize` does it.
+    /// Round to nearest, as `mx.quantize` does.
     Plain,
     /// Clipped ranges, scale and bias refitted to the codes.
     ClipRefit,
@@ -41,15 +41,15 @@ pub enum RoundingMethod {
     FeedbackDescent(f64),
 }
 
-/// One way that was tried.
+/// A method that was tried.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Trial {
-    /// The way.
+    /// The method.
     pub method: RoundingMethod,
-    /// `‖X·Wᵀ − X·Ŵᵀ‖² / ‖X·Wᵀ‖²` on the search rows; without inputs the error of the weights.
+    /// `‖X·Wᵀ − X·Ŵᵀ‖² / ‖X·Wᵀ‖²` on the search set; without inputs the error of the weights.
     #[serde(deserialize_with = "or_nan")]
     pub search: f64,
-    /// The same on the rows held back.
+    /// The same error on held-out activations.
     #[serde(rename = "held_back", deserialize_with = "or_nan")]
     pub held_out: f64,
     /// Signal to noise of the weights in dB.
@@ -64,22 +64,22 @@ pub struct Trial {
 pub struct QuantizedMatrix {
     /// The packed weight; scales and biases are bf16.
     pub weight: AffineWeight,
-    /// The index of the trial it is.
+    /// Index of the trial that was kept.
     pub chosen: usize,
-    /// All that was tried, in order.
+    /// All trials, in order.
     pub trials: Vec<Trial>,
 }
 
 impl QuantizedMatrix {
-    /// The trial that was chosen.
+    /// The trial that was kept.
     pub fn trial(&self) -> &Trial {
         &self.trials[self.chosen]
     }
 }
 
-/// Quantizes a weight every way that `options` allow and keeps the one with the smallest error on the rows
-/// held back; of equal ones the earlier. Without inputs the error of the weights decides. Of a weight with
-/// more than 2048 rows as many decide, and only the way that is kept sees all of them.
+/// Quantizes a weight `(R, K)` with every method that `options` allow and keeps the one with the smallest error on
+/// held-out activations; of equal ones the earlier. Without inputs the error of the weights decides. Methods are compared
+/// on at most 2048 rows of the weight; only the one that is kept rounds all of them.
 ///
 /// # Errors
 /// Columns that are not whole groups or not those of the inputs, values that are not finite: all named.
@@ -94,10 +94,10 @@ pub fn quantize_linear(
     quantize_by(name, weight, inputs, scheme, options, &methods)
 }
 
-/// As [`quantize_linear`], with the given ways.
+/// Quantizes a weight with the given methods, as [`quantize_linear`] does.
 ///
 /// # Errors
-/// As [`quantize_linear`]; a way that needs inputs, without them; no way at all.
+/// The same as of [`quantize_linear`]; a method that needs inputs, without them; no method.
 pub fn quantize_by(
     name: &str,
     weight: &dyn RowSource,
@@ -111,28 +111,28 @@ pub fn quantize_by(
     let mut best: Option<(AffineWeight, usize)> = None;
     let mut trials: Vec<Trial> = Vec::new();
     for method in methods {
-        let way = Way::new(name, *method, inputs, scheme, options)?;
-        let (quantized, trial) = run(name, &some, inputs, scheme, &way)?;
+        let prepared = PreparedMethod::new(name, *method, inputs, scheme, options)?;
+        let (quantized, trial) = run(name, &some, inputs, scheme, &prepared)?;
         let is_better = best.as_ref().is_none_or(|(_, at)| trial.held_out < trials[*at].held_out);
         if is_better {
             best = Some((quantized, trials.len()));
         }
         trials.push(trial);
     }
-    let Some((mut packed, chosen)) = best else { return Err(setting(name, "a way to round", "none")) };
+    let Some((mut packed, chosen)) = best else { return Err(setting(name, "a rounding method", "none")) };
     if some.n_rows() < weight.n_rows() {
-        let way = Way::new(name, methods[chosen], inputs, scheme, options)?;
-        (packed, trials[chosen]) = run(name, weight, inputs, scheme, &way)?;
+        let prepared = PreparedMethod::new(name, methods[chosen], inputs, scheme, options)?;
+        (packed, trials[chosen]) = run(name, weight, inputs, scheme, &prepared)?;
     }
     Ok(QuantizedMatrix { weight: packed, chosen, trials })
 }
 
-/// The error of a weight in several schemes: relative, on the rows held back, of at most 512 rows of the
-/// weight; `None` where columns are not whole groups. Of the ways that `options` allow two are tried: clipped
-/// ranges, and descent with the middle damping.
+/// Relative error of a weight in several schemes, on held-out activations and at most 512 rows of the weight; `None`
+/// where columns are not whole groups. Of the methods that `options` allow two are tried: clipped ranges, and descent
+/// with the middle damping.
 ///
 /// # Errors
-/// As [`quantize_linear`].
+/// The same as of [`quantize_linear`].
 pub fn width_errors(
     name: &str,
     weight: &dyn RowSource,
@@ -150,15 +150,17 @@ pub fn width_errors(
     };
     let few: Vec<RoundingMethod> = all.iter().copied().filter(few).collect();
     let methods = if few.is_empty() { &all } else { &few };
-    let error = |scheme: &Scheme| match weight.n_cols().is_multiple_of(scheme.group_size()) {
-        true => Ok(Some(quantize_by(name, &some, inputs, *scheme, options, methods)?.trial().held_out)),
-        false => Ok(None),
+    let error = |scheme: &Scheme| {
+        if !weight.n_cols().is_multiple_of(scheme.group_size()) {
+            return Ok(None);
+        }
+        Ok(Some(quantize_by(name, &some, inputs, *scheme, options, methods)?.trial().held_out))
     };
     schemes.iter().map(error).collect()
 }
 
-/// A method with what it needs to run on some rows.
-struct Way<'a> {
+/// A method with its precomputed statistics.
+struct PreparedMethod<'a> {
     method: RoundingMethod,
     scheme: Scheme,
     clips: usize,
@@ -174,7 +176,7 @@ enum Grams<'a> {
     Each(&'a [GroupGram]),
 }
 
-impl<'a> Way<'a> {
+impl<'a> PreparedMethod<'a> {
     fn new(
         name: &str,
         method: RoundingMethod,
@@ -195,7 +197,9 @@ impl<'a> Way<'a> {
         };
         let descends = matches!(method, RoundingMethod::FeedbackDescent(_));
         let descent = match (&factor, inputs) {
-            (Some(factor), Some(inputs)) if descends => Some(Descent::new(inputs.rows(), factor, scheme)),
+            (Some(factor), Some(inputs)) if descends => {
+                Some(Descent::new(inputs.activations(), factor, scheme))
+            }
             _ => None,
         };
         let grams = match inputs {
@@ -259,10 +263,10 @@ pub struct GroupFits {
     pub refitted: Vec<f64>,
 }
 
-/// What [`RoundingMethod::ClipRefit`] does, in detail.
+/// Runs [`RoundingMethod::ClipRefit`] and returns its steps and errors too.
 ///
 /// # Errors
-/// As [`quantize_linear`].
+/// The same as of [`quantize_linear`].
 pub fn fit_groups(name: &str, weight: &Matrix, inputs: &Inputs, scheme: Scheme) -> Result<GroupFits> {
     let (cols, group) = (weight.n_cols(), scheme.group_size());
     check(name, weight, Some(inputs), scheme)?;
@@ -290,23 +294,23 @@ pub fn fit_groups(name: &str, weight: &Matrix, inputs: &Inputs, scheme: Scheme) 
     })
 }
 
-/// Whether a weight can be quantized in this scheme with these inputs.
+/// Checks that a weight can be quantized in this scheme with these inputs.
 fn check(name: &str, weight: &dyn RowSource, inputs: Option<&Inputs>, scheme: Scheme) -> Result<()> {
     let (cols, group) = (weight.n_cols(), scheme.group_size());
     if cols == 0 || weight.n_rows() == 0 || !cols.is_multiple_of(group) {
         let found = format!("{} rows of {cols}", weight.n_rows());
         return Err(setting(name, format!("rows of groups of {group}"), found));
     }
-    match inputs.filter(|inputs| inputs.rows().n_cols() != cols) {
+    match inputs.filter(|inputs| inputs.activations().n_cols() != cols) {
         None => Ok(()),
         Some(inputs) => {
-            let found = format!("{} of {}", inputs.rows().n_cols(), inputs.name());
+            let found = format!("{} of {}", inputs.activations().n_cols(), inputs.name());
             Err(setting(name, format!("inputs of width {cols}"), found))
         }
     }
 }
 
-/// What a chunk of rows became.
+/// A chunk of rounded rows with its errors.
 struct Piece {
     words: Vec<u32>,
     scales: Vec<f32>,
@@ -314,14 +318,14 @@ struct Piece {
     sums: [f64; 7],
 }
 
-/// Rounds all rows one way and measures the result. Work goes by chunks of rows, whatever the number of
-/// threads, and sums follow their order.
+/// Rounds all rows with one method and measures the result. Chunks of rows do not depend on the number of threads, and
+/// sums follow their order.
 fn run(
     name: &str,
     weight: &dyn RowSource,
     inputs: Option<&Inputs>,
     scheme: Scheme,
-    way: &Way<'_>,
+    prepared: &PreparedMethod<'_>,
 ) -> Result<(AffineWeight, Trial)> {
     let (rows, cols) = (weight.n_rows(), weight.n_cols());
     let pieces: Vec<Piece> = (0..rows.div_ceil(CHUNK))
@@ -329,11 +333,11 @@ fn run(
         .map(|i| {
             let w = weight.read_rows(i * CHUNK, CHUNK.min(rows - i * CHUNK));
             check_rows(name, &w, cols)?;
-            let block = way.round(&w, cols);
+            let block = prepared.round(&w, cols);
             let d = block.error(&w, scheme);
             let mut sums = [energy(&d), energy(&w), block.n_clipped as f64, 0.0, 0.0, 0.0, 0.0];
             if let Some(inputs) = inputs {
-                let [search, held_out] = [inputs.rows().search(), inputs.rows().held_out()];
+                let [search, held_out] = [inputs.activations().search(), inputs.activations().held_out()];
                 sums[3] = output_energy(search, &d, cols);
                 sums[4] = output_energy(search, &w, cols);
                 sums[5] = output_energy(held_out, &d, cols);
@@ -357,7 +361,7 @@ fn run(
         None => (weights, weights),
     };
     let trial = Trial {
-        method: way.method,
+        method: prepared.method,
         search,
         held_out,
         snr_db: -10.0 * weights.max(1e-30).log10(),

@@ -1,4 +1,4 @@
-//! A weight as f32 values, and what else can be read by rows.
+//! Matrices in f32, and sources that are read by rows.
 
 use half::bf16;
 use lance_mm_tensor::{AffineWeight, Error, Result, Weight};
@@ -8,7 +8,7 @@ use crate::block::CHUNK;
 
 /// A matrix that is read by rows: a [`Matrix`], or a weight that stays in its file.
 pub trait RowSource: Sync {
-    /// Activations `R`.
+    /// Rows `R`.
     fn n_rows(&self) -> usize;
 
     /// Columns `K`.
@@ -17,7 +17,7 @@ pub trait RowSource: Sync {
     /// Writes row `row` into `out`, which has `K` places.
     fn read_row(&self, row: usize, out: &mut [f32]);
 
-    /// Activations `first..first + n`, one after another.
+    /// Rows `first..first + n`, one after another.
     fn read_rows(&self, first: usize, n: usize) -> Vec<f32> {
         let cols = self.n_cols();
         let mut values = vec![0.0; n * cols];
@@ -79,15 +79,14 @@ impl RowSource for Scaled<'_> {
     }
 }
 
-/// Some rows of a source, spread evenly: rows are rounded one by one, so a part of them tells how well a way
-/// of rounding does.
+/// Evenly spread rows of a source. Rows are rounded one by one, so a part of them is enough to compare methods.
 pub(crate) struct Sampled<'a> {
     source: &'a dyn RowSource,
     n: usize,
 }
 
 impl<'a> Sampled<'a> {
-    /// At most `n` rows.
+    /// Takes at most `n` rows.
     pub(crate) fn new(source: &'a dyn RowSource, n: usize) -> Self {
         Self { source, n: n.min(source.n_rows()) }
     }
@@ -115,7 +114,7 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// A matrix of whole rows of finite values. `name` names it in errors.
+    /// A matrix from its values, row by row. `name` names it in errors.
     ///
     /// # Errors
     /// No rows or a ragged last one; a value that is not finite, with its row.
@@ -124,10 +123,10 @@ impl Matrix {
         Ok(Self { values, cols })
     }
 
-    /// The values of a source: of a weight, dequantized if it is quantized.
+    /// Reads all rows of a source, dequantized if it is quantized.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// The same as of [`new`](Self::new).
     pub fn read(name: &str, source: &dyn RowSource) -> Result<Self> {
         let rows = source.n_rows();
         let chunks = (0..rows.div_ceil(CHUNK)).into_par_iter();
@@ -135,7 +134,7 @@ impl Matrix {
         Self::new(name, values.collect(), source.n_cols())
     }
 
-    /// Activations `R`.
+    /// Rows `R`.
     pub fn n_rows(&self) -> usize {
         self.values.len() / self.cols
     }
@@ -202,7 +201,7 @@ pub(crate) fn round_bf16(value: f32) -> f32 {
     bf16::from_f32(value).to_f32()
 }
 
-/// Whole rows of finite values, at least one.
+/// Checks that there are whole rows, at least one, of finite values.
 pub(crate) fn check_rows(name: &str, values: &[f32], cols: usize) -> Result<()> {
     if cols == 0 || values.is_empty() || !values.len().is_multiple_of(cols) {
         let found = format!("{} values", values.len());

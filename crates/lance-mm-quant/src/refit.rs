@@ -1,12 +1,12 @@
-//! The best scale and bias for codes, then the best codes for scale and bias, in turns.
+//! Alternating least squares: the best scale and bias for codes, then the best codes for scale and bias.
 
 use crate::block::nearest;
 use crate::clip::Fit;
 use crate::group_gram::{GroupGram, dot};
 use crate::matrix::round_bf16;
 
-/// Improves a fit by at most `turns` turns; what it returns is never worse.
-pub(crate) fn refit(start: Fit, weights: &[f32], gram: &GroupGram, bits: usize, turns: usize) -> Fit {
+/// Improves a fit in at most `rounds` rounds; the result is never worse.
+pub(crate) fn refit(start: Fit, weights: &[f32], gram: &GroupGram, bits: usize, rounds: usize) -> Fit {
     let group = weights.len();
     let n = ((1u32 << bits) - 1) as f32;
     let wide: Vec<f64> = weights.iter().map(|w| f64::from(*w)).collect();
@@ -17,7 +17,7 @@ pub(crate) fn refit(start: Fit, weights: &[f32], gram: &GroupGram, bits: usize, 
     let weight_total: f64 = hw.iter().sum();
     let mut codes = start.codes.clone();
     let mut best = start;
-    for _ in 0..turns {
+    for _ in 0..rounds {
         q.iter_mut().zip(&codes).for_each(|(q, code)| *q = f64::from(*code));
         gram.multiply(&q, &mut hq);
         let normal = Normal { qq: dot(&q, &hq), q1: dot(&q, gram.ones()), one: total };

@@ -1,12 +1,12 @@
-//! What a quantization did, for `quantization_report.json`.
+//! The report of a quantized matrix, a part of `quantization_report.json`.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::compensate::Drift;
 use crate::linear::{QuantizedMatrix, RoundingMethod, Trial};
 
-/// A quantized linear layer. Errors are relative output errors on the rows held back; without inputs those
-/// of the weights.
+/// Choices and errors of a quantized linear layer. Errors are relative, of outputs on held-out activations, or of the
+/// weights where no inputs were recorded.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RoundingReport {
     /// The module.
@@ -21,7 +21,7 @@ pub struct RoundingReport {
     /// Error of plain rounding of the scaled weights.
     #[serde(deserialize_with = "or_nan")]
     pub scaled: f64,
-    /// Error of what is in the file.
+    /// Error of the quantized weights.
     #[serde(rename = "final", deserialize_with = "or_nan")]
     pub final_error: f64,
     /// Signal to noise of the scaled weights in dB.
@@ -30,16 +30,16 @@ pub struct RoundingReport {
     /// Share of groups whose range was clipped.
     #[serde(deserialize_with = "or_nan")]
     pub clipped: f64,
-    /// How it was rounded.
+    /// The chosen method.
     pub method: RoundingMethod,
-    /// What earlier layers had changed of its outputs, of a weight that was fitted to that.
+    /// Drift of its inputs by earlier layers, if the weight compensates for it.
     pub drift: Option<Drift>,
-    /// All that was tried.
+    /// All trials.
     pub trials: Vec<Trial>,
 }
 
 impl RoundingReport {
-    /// Of a layer whose plain error is known; `None`: it was not scaled.
+    /// Reports a quantized matrix. `plain` is the error before scaling; `None`: it was not scaled.
     pub fn new(name: String, quantized: &QuantizedMatrix, plain: Option<f64>) -> Self {
         let (scheme, chosen) = (quantized.weight.scheme(), quantized.trial());
         let scaled = quantized.trials[0].held_out;

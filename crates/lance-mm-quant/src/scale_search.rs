@@ -1,4 +1,4 @@
-//! The scale of a fusion pair: 42 candidates, judged by the error at the consumers' outputs.
+//! The scale of a fusion group (AWQ): 42 candidates, compared by the error of the consumers' outputs.
 
 use lance_mm_tensor::{Result, Scheme};
 use rayon::prelude::*;
@@ -16,10 +16,10 @@ pub struct Consumer<'a> {
     pub name: &'a str,
     /// Its weight `(R, K)`.
     pub weight: &'a dyn RowSource,
-    /// How it will be quantized.
+    /// Scheme in which it will be quantized.
     pub scheme: Scheme,
-    /// Its inputs.
-    pub rows: &'a Activations,
+    /// Its input activations.
+    pub inputs: &'a Activations,
 }
 
 /// A family of scales; `a` is a channel's root mean square, `m` its largest weight.
@@ -37,7 +37,7 @@ pub enum Family {
 /// A scale to try.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Candidate {
-    /// How it is made.
+    /// Its formula.
     pub family: Family,
     /// `α`, 0 for the identity.
     pub alpha: f64,
@@ -52,7 +52,7 @@ pub fn candidates() -> Vec<Candidate> {
     [identity].into_iter().chain(of(Family::Act, 1..=20)).chain(of(Family::ActWeight, 0..=20)).collect()
 }
 
-/// Statistics of the channels of a pair, one value for each free factor.
+/// Statistics of the channels of a fusion group, one value for each free factor.
 #[derive(Clone, Debug)]
 pub struct Channels {
     /// Root mean square of the inputs, at least 1e-5 of the largest.
@@ -66,19 +66,19 @@ impl Channels {
     /// Measures consumers whose columns are tied as `tie` says.
     ///
     /// # Errors
-    /// No consumer; one of another width than its rows or `tie`; weights that are not finite.
+    /// No consumer; one of another width than its inputs or `tie`; weights that are not finite.
     pub fn measure(consumers: &[Consumer<'_>], tie: &Tie) -> Result<Self> {
         if consumers.is_empty() {
-            return Err(setting("fusion pair", "a consumer", "none"));
+            return Err(setting("fusion group", "a consumer", "none"));
         }
         let (mut a, mut m) = (vec![0.0; tie.n_columns()], vec![0.0; tie.n_columns()]);
         for consumer in consumers {
-            let columns = [consumer.weight.n_cols(), consumer.rows.n_cols(), tie.n_columns()];
+            let columns = [consumer.weight.n_cols(), consumer.inputs.n_cols(), tie.n_columns()];
             if columns.iter().any(|n| *n != columns[0]) {
-                let found = format!("{columns:?} of weight, rows and pair");
+                let found = format!("{columns:?} of weight, inputs and group");
                 return Err(setting(consumer.name, "as many columns as channels", found));
             }
-            a.iter_mut().zip(consumer.rows.rms()).for_each(|(sum, v)| *sum += v * v);
+            a.iter_mut().zip(consumer.inputs.rms()).for_each(|(sum, v)| *sum += v * v);
             m.iter_mut().zip(column_peaks(consumer)?).for_each(|(sum, v)| *sum += v);
         }
         let n = consumers.len() as f64;
@@ -110,7 +110,7 @@ fn ends(values: &[f64]) -> (f64, f64) {
     values.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(lo, hi), v| (lo.min(*v), hi.max(*v)))
 }
 
-/// At least 1e-5 of the largest; channels that are all zero count as equal.
+/// Raises values to 1e-5 of the largest; all zeros become ones.
 fn floored(mut values: Vec<f64>) -> Vec<f64> {
     let (_, hi) = ends(&values);
     let floor = if hi > 0.0 { hi * 1e-5 } else { 1.0 };
@@ -141,18 +141,18 @@ fn column_peaks(consumer: &Consumer<'_>) -> Result<Vec<f64>> {
     Ok((0..cols).map(|k| relative(f64::from(peak(k)), rms)).collect())
 }
 
-/// What a search found.
+/// Result of a search.
 #[derive(Clone, Debug, Serialize)]
 pub struct Search {
-    /// The best candidate on the search rows.
+    /// The best candidate on the search set.
     pub best: Candidate,
-    /// Loss of every candidate on the search rows, in the order of [`candidates`].
+    /// Loss of every candidate on the search set, in the order of [`candidates`].
     pub losses: Vec<f64>,
-    /// Loss of the identity on the rows held back.
+    /// Loss of the identity on held-out activations.
     pub held_out_identity: f64,
-    /// Loss of the best candidate on the rows held back.
+    /// Loss of the best candidate on held-out activations.
     pub held_out_best: f64,
-    /// Whether the best candidate is used: below 0.99 of the identity's loss on the rows held back.
+    /// Whether the best candidate is used: below 0.99 of the identity's loss on held-out activations.
     pub accepted: bool,
     /// Every consumer's share of `held_out_identity`: the relative error of plain rounding.
     #[serde(skip)]
@@ -162,13 +162,13 @@ pub struct Search {
     pub scale: Vec<f32>,
 }
 
-/// Activations of a consumer by which scales are judged: more change neither the order nor what is accepted.
+/// Rows of a consumer on which scales are compared: more change neither their order nor which are accepted.
 const ROWS: usize = 2048;
 
-/// Searches the scale of a pair. Of consumers with more than 2048 rows as many are judged by.
+/// Searches the scale of a fusion group, comparing at most 2048 rows of every consumer.
 ///
 /// # Errors
-/// As [`Channels::measure`]; columns that are not whole groups; losses that are not finite.
+/// The same as of [`Channels::measure`]; columns that are not whole groups; losses that are not finite.
 pub fn search(consumers: &[Consumer<'_>], tie: &Tie) -> Result<Search> {
     let channels = Channels::measure(consumers, tie)?;
     let sampled: Vec<Sampled<'_>> = consumers.iter().map(|c| Sampled::new(c.weight, ROWS)).collect();
@@ -200,8 +200,8 @@ fn sum(by_consumer: &[Vec<f64>]) -> Vec<f64> {
     (0..n).map(|i| by_consumer.iter().map(|losses| losses[i]).sum()).collect()
 }
 
-/// `‖X·Wᵀ − X·(Q(W·s) / s)ᵀ‖² / ‖X·Wᵀ‖²` of every consumer for each of several scales, on the rows that
-/// `part` picks.
+/// `‖X·Wᵀ − X·(Q(W·s) / s)ᵀ‖² / ‖X·Wᵀ‖²` of every consumer for each of several scales, on the set that
+/// `part` selects.
 ///
 /// # Errors
 /// Columns that are not whole groups; losses that are not finite.
@@ -212,7 +212,7 @@ pub fn losses(
     part: fn(&Activations) -> &[f32],
 ) -> Result<Vec<Vec<f64>>> {
     let scales: Vec<Vec<f32>> = scales.iter().map(|s| tie.expand(s)).collect();
-    consumers.iter().map(|consumer| consumer_losses(consumer, &scales, part(consumer.rows))).collect()
+    consumers.iter().map(|consumer| consumer_losses(consumer, &scales, part(consumer.inputs))).collect()
 }
 
 fn consumer_losses(consumer: &Consumer<'_>, scales: &[Vec<f32>], x: &[f32]) -> Result<Vec<f64>> {
@@ -222,7 +222,7 @@ fn consumer_losses(consumer: &Consumer<'_>, scales: &[Vec<f32>], x: &[f32]) -> R
         let expected = format!("columns in groups of {}", scheme.group_size());
         return Err(setting(name, expected, format!("{cols} columns")));
     }
-    // Work goes by chunks of rows, whatever the number of threads, and sums follow their order.
+    // Chunks of rows do not depend on the number of threads, and sums follow their order.
     let chunks: Vec<(f64, Vec<f64>)> = (0..rows.div_ceil(CHUNK))
         .into_par_iter()
         .map(|i| {
@@ -235,9 +235,10 @@ fn consumer_losses(consumer: &Consumer<'_>, scales: &[Vec<f32>], x: &[f32]) -> R
     let size: f64 = chunks.iter().map(|(size, _)| size).sum();
     let loss = |i: usize| relative(chunks.iter().map(|(_, errors)| errors[i]).sum(), size);
     let losses: Vec<f64> = (0..scales.len()).map(loss).collect();
-    match losses.iter().all(|loss| loss.is_finite()) {
-        true => Ok(losses),
-        false => Err(setting(name, "finite weights and inputs", "some that are not")),
+    if losses.iter().all(|loss| loss.is_finite()) {
+        Ok(losses)
+    } else {
+        Err(setting(name, "finite weights and inputs", "some that are not"))
     }
 }
 
@@ -287,7 +288,7 @@ mod tests {
             let tie = heads.map_or(Tie::none(k), |(n, kv)| Tie::heads(n, kv, k / n));
             let w = Matrix::new("w", seeded(rows * k, 1), k).unwrap();
             let x = correlated(11, 5, k, 2);
-            let consumers = [Consumer { name: "w", weight: &w, scheme, rows: &x }];
+            let consumers = [Consumer { name: "w", weight: &w, scheme, inputs: &x }];
             let channels = Channels::measure(&consumers, &tie).unwrap();
             assert_eq!(channels.a.len(), tie.n_free());
             let found = search(&consumers, &tie).unwrap();
@@ -311,7 +312,7 @@ mod tests {
             values.iter().enumerate().map(|(i, v)| if i % k < 4 { 30.0 * v } else { *v }).collect()
         };
         let x = Activations::new("x", strong(60, 2), &strong(30, 3), k).unwrap();
-        let found = search(&[Consumer { name: "w", weight: &w, scheme, rows: &x }], &Tie::none(k)).unwrap();
+        let found = search(&[Consumer { name: "w", weight: &w, scheme, inputs: &x }], &Tie::none(k)).unwrap();
         assert!(found.accepted && found.held_out_best < 0.5 * found.held_out_identity, "{found:?}");
         assert!(found.scale[0] > 1.5 * found.scale[10]);
     }
@@ -333,13 +334,14 @@ mod tests {
     fn what_does_not_fit_is_named() {
         let w = Matrix::new("w", seeded(2 * 64, 1), 64).unwrap();
         let x = correlated(3, 3, 64, 2);
-        let consumer = Consumer { name: "w", weight: &w, scheme: Scheme::affine(4, 128).unwrap(), rows: &x };
+        let consumer =
+            Consumer { name: "w", weight: &w, scheme: Scheme::affine(4, 128).unwrap(), inputs: &x };
         let error = search(&[consumer], &Tie::none(64)).unwrap_err().to_string();
         assert_eq!(error, "w: expected columns in groups of 128, found 64 columns");
         let error = search(&[consumer], &Tie::none(32)).unwrap_err().to_string();
         assert_eq!(
             error,
-            "w: expected as many columns as channels, found [64, 64, 32] of weight, rows and pair"
+            "w: expected as many columns as channels, found [64, 64, 32] of weight, inputs and group"
         );
         assert!(search(&[], &Tie::none(32)).is_err());
     }

@@ -1,6 +1,6 @@
 //! Columns that share a factor.
 
-/// Which columns of a consumer share a factor.
+/// Columns of a consumer that share a scale factor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tie {
     of_column: Vec<usize>,
@@ -8,7 +8,7 @@ pub struct Tie {
 }
 
 impl Tie {
-    /// Every column has its own.
+    /// No sharing: a factor for every column.
     pub fn none(cols: usize) -> Self {
         Self { of_column: (0..cols).collect(), n_free: cols }
     }
@@ -57,7 +57,7 @@ impl Tie {
         out.into_iter().map(|v| v.unwrap_or(0.0)).collect()
     }
 
-    /// Columns for each free factor: every tie shares evenly.
+    /// Columns that share each factor.
     pub(crate) fn share(&self) -> usize {
         self.n_columns() / self.n_free.max(1)
     }

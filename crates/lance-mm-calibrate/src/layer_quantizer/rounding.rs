@@ -6,7 +6,7 @@ use lance_mm_quant::{
 };
 use lance_mm_tensor::{Result, Scheme};
 
-use super::{ExpertResult, Form, LayerActivations, LinearResult};
+use super::{ExpertResult, LayerActivations, LinearResult, LinearWeight};
 use crate::expert_weights::ExpertWeights;
 use crate::names::{Proj, input_path};
 use crate::options::RecipeSteps;
@@ -14,13 +14,13 @@ use crate::options::RecipeSteps;
 /// An expert's layer whose scales are fused.
 pub(super) struct Rounding {
     pub(super) result: ExpertResult,
-    /// Weights that are not rounded yet, in order; one is freed when it is done.
+    /// Weights that are not rounded yet, in order; each is freed when it is done.
     left: std::array::IntoIter<Matrix, 7>,
     inputs: [Option<Activations>; 4],
     plain: [Option<f64>; 7],
 }
 
-/// What rounding the linear layers of an input needs.
+/// Settings of one step: the input whose linear layers are rounded.
 pub(super) struct Step<'a> {
     pub(super) layer: usize,
     pub(super) input: LinearInput,
@@ -32,13 +32,13 @@ pub(super) struct Step<'a> {
 impl Rounding {
     pub(super) fn new(
         weights: ExpertWeights,
-        rows: Option<LayerActivations>,
+        inputs: Option<LayerActivations>,
         plain: [Option<f64>; 7],
     ) -> Self {
         let ExpertWeights { expert, input_layernorm, post_attention_layernorm, v_bias, linears } = weights;
         let result =
             ExpertResult { expert, input_layernorm, post_attention_layernorm, v_bias, linears: Vec::new() };
-        let inputs = rows.map_or([const { None }; 4], |LayerActivations { qkv, o, gate_up, down }| {
+        let inputs = inputs.map_or([const { None }; 4], |LayerActivations { qkv, o, gate_up, down }| {
             [qkv, o, gate_up, down].map(Some)
         });
         Self { result, left: linears.into_iter(), inputs, plain }
@@ -48,9 +48,9 @@ impl Rounding {
         let path = input_path(step.input, step.layer, self.result.expert);
         let (original, inputs) = match (self.inputs[step.input as usize].take(), actual) {
             (Some(original), Some(actual)) => (Some(original), Some(actual)),
-            (rows, _) => (None, rows),
+            (inputs, _) => (None, inputs),
         };
-        let inputs = inputs.map(|rows| Inputs::new(path, rows));
+        let inputs = inputs.map(|inputs| Inputs::new(path, inputs));
         for proj in Proj::ALL.into_iter().filter(|proj| proj.input() == step.input) {
             let matrix = self.left.next().expect("a weight for each linear layer");
             let name = proj.path(step.layer, self.result.expert);
@@ -58,7 +58,7 @@ impl Rounding {
             let others = if known.is_some() { step.others } else { &[] };
             let errors = width_errors(&name, &matrix, known, others, &step.steps.rounding)?;
             let linear = match (step.scheme)(proj) {
-                None => LinearResult { name, form: Form::Dense(matrix), report: None, errors },
+                None => LinearResult { name, weight: LinearWeight::Dense(matrix), report: None, errors },
                 Some(scheme) => {
                     let compensated = match original.as_ref().zip(known) {
                         None => None,
@@ -70,7 +70,12 @@ impl Rounding {
                     let plain = self.plain[proj as usize];
                     let mut report = RoundingReport::new(name.clone(), &quantized, plain);
                     report.drift = compensated.map(|c| c.drift(&quantized.weight));
-                    LinearResult { name, form: Form::Packed(quantized.weight), report: Some(report), errors }
+                    LinearResult {
+                        name,
+                        weight: LinearWeight::Packed(quantized.weight),
+                        report: Some(report),
+                        errors,
+                    }
                 }
             };
             self.result.linears.push(linear);

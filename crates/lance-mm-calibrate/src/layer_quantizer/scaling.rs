@@ -2,7 +2,8 @@
 
 use lance_mm_models::Expert;
 use lance_mm_quant::{
-    Activations, Consumer, RowSource, Search, Tie, activation_mean, draw, lance_mlx_search, losses, search,
+    Activations, Consumer, RowSource, Search, Tie, activation_mean, lance_mlx_search, losses, search,
+    synthetic_inputs,
 };
 use lance_mm_tensor::{Result, Scheme};
 
@@ -14,33 +15,33 @@ use crate::options::{RecipeSteps, Scaling};
 use crate::report::FusionReport;
 
 /// A layer whose scales are searched and fused.
-pub(super) struct Work<'a> {
+pub(super) struct FusionSearch<'a> {
     pub(super) layer: usize,
     heads: Heads,
     pub(super) experts: Vec<ExpertWeights>,
-    pub(super) rows: Vec<Option<LayerActivations>>,
+    pub(super) inputs: Vec<Option<LayerActivations>>,
     /// Errors of plain rounding before any scale, by expert and linear layer.
     pub(super) plain: Vec<[Option<f64>; 7]>,
     scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
     steps: &'a RecipeSteps,
 }
 
-impl<'a> Work<'a> {
+impl<'a> FusionSearch<'a> {
     pub(super) fn new(
         weights: LayerWeights,
-        rows: Vec<Option<LayerActivations>>,
+        inputs: Vec<Option<LayerActivations>>,
         scheme: &'a dyn Fn(Expert, Proj) -> Option<Scheme>,
         steps: &'a RecipeSteps,
     ) -> Result<Self> {
         let LayerWeights { layer, heads, experts } = weights;
-        if rows.len() != experts.len() {
-            return Err(setting("rows", format!("{} experts", experts.len()), rows.len()));
+        if inputs.len() != experts.len() {
+            return Err(setting("inputs", format!("{} experts", experts.len()), inputs.len()));
         }
-        for (weights, rows) in experts.iter().zip(&rows) {
+        for (weights, inputs) in experts.iter().zip(&inputs) {
             weights.check(layer, &heads)?;
             for proj in Proj::ALL {
                 let (found, cols) =
-                    (rows.as_ref().map(|r| r.get(proj.input()).n_cols()), weights.linear(proj).n_cols());
+                    (inputs.as_ref().map(|r| r.get(proj.input()).n_cols()), weights.linear(proj).n_cols());
                 if let Some(found) = found.filter(|found| *found != cols) {
                     let name = input_path(proj.input(), layer, weights.expert);
                     return Err(setting(&name, format!("rows of {cols}"), found));
@@ -48,10 +49,10 @@ impl<'a> Work<'a> {
             }
         }
         let plain = vec![[None; 7]; experts.len()];
-        Ok(Self { layer, heads, experts, rows, plain, scheme, steps })
+        Ok(Self { layer, heads, experts, inputs, plain, scheme, steps })
     }
 
-    /// Searches and fuses the scales that the steps asks for.
+    /// Searches and fuses the scales that the steps have.
     pub(super) fn scale_all(&mut self) -> Result<Vec<FusionReport>> {
         let steps = self.steps;
         let all: Vec<usize> = (0..self.experts.len()).collect();
@@ -106,7 +107,7 @@ impl<'a> Work<'a> {
         for i in experts {
             let expert = self.experts[*i].expert;
             for proj in group.consumers() {
-                if self.rows[*i].is_some() && (self.scheme)(expert, *proj).is_some() {
+                if self.inputs[*i].is_some() && (self.scheme)(expert, *proj).is_some() {
                     places.push((*i, *proj, proj.path(self.layer, expert)));
                 }
             }
@@ -117,17 +118,17 @@ impl<'a> Work<'a> {
     fn consumers<'b>(&'b self, places: &'b [(usize, Proj, String)]) -> Vec<Consumer<'b>> {
         let consumer = |(i, proj, name): &'b (usize, Proj, String)| {
             let weights = &self.experts[*i];
-            let rows = self.rows[*i].as_ref()?.get(proj.input());
+            let inputs = self.inputs[*i].as_ref()?.get(proj.input());
             let scheme = (self.scheme)(weights.expert, *proj)?;
-            Some(Consumer { name, weight: weights.linear(*proj), scheme, rows })
+            Some(Consumer { name, weight: weights.linear(*proj), scheme, inputs })
         };
         places.iter().filter_map(consumer).collect()
     }
 
     fn fuse(&mut self, group: FusionGroup, i: usize, s: &[f32], tie: &Tie) {
         self.experts[i].fuse(group, s, tie);
-        if let (Some(rows), Some(proj)) = (&mut self.rows[i], group.consumers().first()) {
-            rows.get_mut(proj.input()).divide(&tie.expand(s));
+        if let (Some(inputs), Some(proj)) = (&mut self.inputs[i], group.consumers().first()) {
+            inputs.get_mut(proj.input()).divide(&tie.expand(s));
         }
     }
 
@@ -135,12 +136,16 @@ impl<'a> Work<'a> {
         let tie = self.experts[i].tie(group, &self.heads);
         let places = self.places(group, &[i]);
         let consumers = self.consumers(&places);
-        let Some(Consumer { scheme, rows, .. }) = consumers.first().copied() else { return Ok(None) };
+        let Some(Consumer { scheme, inputs, .. }) = consumers.first().copied() else { return Ok(None) };
         let plain = losses(&consumers, &tie, &[vec![1.0; tie.n_free()]], Activations::held_out)?;
-        let means: Vec<f32> = rows.mean_abs().iter().map(|v| *v as f32).collect();
+        let means: Vec<f32> = inputs.mean_abs().iter().map(|v| *v as f32).collect();
         let sources: Vec<&dyn RowSource> = consumers.iter().map(|c| c.weight).collect();
-        let found =
-            lance_mlx_search(&sources, &activation_mean(&[(&means, 1)]), &draw(tie.n_free()), scheme)?;
+        let found = lance_mlx_search(
+            &sources,
+            &activation_mean(&[(&means, 1)]),
+            &synthetic_inputs(tie.n_free()),
+            scheme,
+        )?;
         for ((_, proj, _), plain) in places.iter().zip(&plain) {
             self.plain[i][*proj as usize] = Some(plain[0]);
         }

@@ -20,11 +20,11 @@ fn bytes(result: &LayerResult) -> Vec<u8> {
     for expert in &result.experts {
         out.extend(expert.input_layernorm.iter().flat_map(|v| v.to_le_bytes()));
         for linear in &expert.linears {
-            match &linear.form {
-                Form::Packed(w) => {
+            match &linear.weight {
+                LinearWeight::Packed(w) => {
                     out.extend([w.word_bytes(), w.scale_bytes(), w.bias_bytes()].concat());
                 }
-                Form::Dense(w) => out.extend(w.values().iter().flat_map(|v| v.to_le_bytes())),
+                LinearWeight::Dense(w) => out.extend(w.values().iter().flat_map(|v| v.to_le_bytes())),
             }
         }
     }
@@ -118,7 +118,7 @@ fn linears_without_a_scheme_stay_dense() {
         &RecipeSteps::default(),
     )
     .unwrap();
-    assert!(matches!(result.experts[0].linears[6].form, Form::Dense(_)));
+    assert!(matches!(result.experts[0].linears[6].weight, LinearWeight::Dense(_)));
     assert!(result.fusions.iter().all(|p| p.group != FusionGroup::UpDown));
 }
 

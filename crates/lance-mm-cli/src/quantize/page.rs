@@ -1,4 +1,4 @@
-//! The report for a person: a table by part, plots by layer, and everything that was chosen.
+//! The report as a page: a table by part, plots by layer, and every choice.
 
 mod plots;
 mod tables;
@@ -9,9 +9,9 @@ use std::path::Path;
 use anyhow::Result;
 use lance_mm::inspect::{self, InspectOptions, inspect};
 use lance_mm::tensor::Weights;
+use lance_mm_calibrate::Report;
 
 use crate::document::Document;
-use lance_mm_calibrate::Report;
 
 /// The layer of a module, if it is in one, and the path within it.
 fn place(name: &str) -> (Option<usize>, &str) {
@@ -22,7 +22,7 @@ fn place(name: &str) -> (Option<usize>, &str) {
     }
 }
 
-/// The report beside what was written.
+/// The page beside a checkpoint.
 pub(super) struct Page<'a> {
     source: String,
     report: &'a Report,
@@ -32,7 +32,7 @@ pub(super) struct Page<'a> {
 }
 
 impl<'a> Page<'a> {
-    /// Of what was made from the checkpoint `source` and is in `dir`.
+    /// Reads the checkpoint `dir`, quantized from `source`.
     pub(super) fn new(source: &str, dir: &Path, report: &'a Report) -> Result<Self> {
         let mut bytes = BTreeMap::new();
         for info in Weights::open(&[dir.join("model.safetensors")])?.tensors() {
@@ -53,8 +53,8 @@ impl<'a> Page<'a> {
         let mut document = Document::new(format!("Quantization of {}", self.source));
         document.text(self.report.about());
         document.text(
-            "Errors are squared and relative: of outputs on the rows held back, and of the weights of matrices \
-             whose inputs were not recorded. Before: of plain rounding. After: of what is in the file.",
+            "Errors are squared and relative: of outputs on held-out activations, and of the weights of matrices \
+             whose inputs were not recorded. Before: plain rounding. After: the weights in the file.",
         );
         document.table(tables::parts(self));
         for problem in &self.inspected.problems {
@@ -63,7 +63,7 @@ impl<'a> Page<'a> {
         document
     }
 
-    /// The table with plots and everything that was chosen.
+    /// The table with plots and every choice.
     pub(super) fn whole(&self) -> Document {
         let mut document = self.summary();
         document.heading("Error by layer and linear");
@@ -75,9 +75,9 @@ impl<'a> Page<'a> {
         if !self.report.fusions().is_empty() {
             document.heading("Scales");
             document.text(
-                "A scale s divides what a producer gives and multiplies the columns of its consumers. It comes from \
-                 magnitudes a of inputs and m of weights; α is the exponent with which outputs came out nearest. \
-                 Points are the scales that were accepted, on rows held back.",
+                "A scale s divides the output channels of a producer and multiplies the columns of its consumers. It is \
+                 a function of magnitudes a of inputs and m of weights; α is the exponent with the smallest output \
+                 error. Points are the scales that were accepted, on held-out activations.",
             );
             for svg in plots::alphas(self) {
                 document.plot(svg);
@@ -86,8 +86,8 @@ impl<'a> Page<'a> {
         }
         document.heading("Matrices");
         document.text(
-            "Drift is what earlier matrices, rounded, have changed of a matrix's outputs: before and after the matrix \
-             was fitted to make it good, and together with the matrix's own rounding.",
+            "Drift is the error of a matrix's outputs caused by earlier matrices: before and after the matrix was \
+             fitted to compensate for it, and together with the matrix's own rounding.",
         );
         document.table(tables::matrices(self));
         document

@@ -27,7 +27,7 @@ impl Display {
                 return self.hints.note(&format!("note: {n} samples are few; 32 or more are advised"));
             }
             Progress::Samples { done, total } => return self.count("samples", done, total),
-            Progress::Requests { done, total } => return self.count("drawings", done, total),
+            Progress::Requests { done, total } => return self.count("requests", done, total),
             Progress::Fingerprint => "reading the checkpoint".to_owned(),
             Progress::Reference => "answers of the unchanged model".to_owned(),
             Progress::MeasureEmbedding => "measuring the embedding".to_owned(),
@@ -39,7 +39,7 @@ impl Display {
             Progress::Write => "writing the checkpoint".to_owned(),
             _ => return,
         };
-        // What is shown so far goes first.
+        // The stage before is cleared first.
         (self.bar, self.busy) = (None, None);
         self.busy = Some(self.hints.part(&text));
     }
@@ -51,7 +51,7 @@ impl Display {
         self.bar.get_or_insert_with(|| Bar::new(what, self.hints)).show(done, total);
     }
 
-    /// Which layer it is, and the time left by what the layers since the first took.
+    /// The layer, and the time left at the mean of the layers since the first.
     fn layer(&mut self, index: usize, total: usize) -> String {
         let (first, start) = *self.first.get_or_insert_with(|| (index, Instant::now()));
         let left = match index - first {

@@ -19,7 +19,7 @@ fn errors_and_choice_are_those_of_the_packed_weight() {
     let (mut error, mut size, mut noise, mut power) = (0.0, 0.0, 0.0, 0.0);
     for (r, row) in w.values().chunks_exact(64).enumerate() {
         found.weight.read_row(r, &mut value);
-        for x in inputs.rows().held_out().chunks_exact(64) {
+        for x in inputs.activations().held_out().chunks_exact(64) {
             let dot = |v: &[f32]| x.iter().zip(v).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
             error += (dot(row) - dot(&value)).powi(2);
             size += dot(row).powi(2);

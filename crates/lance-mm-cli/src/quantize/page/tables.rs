@@ -40,7 +40,7 @@ pub(super) fn parts(page: &Page<'_>) -> Table {
     let vit = page.inspected.components.iter().find(|part| part.component == Component::Vit);
     let sums = [
         ("model file", page.inspected.model),
-        ("vision transformer", vit.map(|part| part.count)),
+        ("vision encoder", vit.map(|part| part.count)),
         ("all files", Some(page.inspected.total)),
     ];
     for (name, count) in sums.into_iter().filter_map(|(name, count)| Some((name, count?))) {
@@ -75,13 +75,13 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 pub(super) fn scales(page: &Page<'_>) -> Table {
     let head = [
         "producers",
-        "pair",
+        "group",
         "family",
         "α",
         "search, identity",
         "search, best",
-        "held back, identity",
-        "held back, best",
+        "held out, identity",
+        "held out, best",
         "accepted",
     ];
     let mut table = Table::new(head, 3);
@@ -113,7 +113,7 @@ pub(super) fn matrices(page: &Page<'_>) -> Table {
         "scaled",
         "final",
         "drift",
-        "drift, made good",
+        "drift, compensated",
         "drift and rounding",
         "SNR of the weights, dB",
         "groups clipped",
