@@ -29,7 +29,7 @@ impl WorkFolder {
             let report: Option<Value> =
                 fs::read(report).ok().and_then(|text| serde_json::from_slice(&text).ok());
             if report.as_ref().is_none_or(|report| report["plan"] != *plan) {
-                let found = if report.is_some() { "what other settings or inputs gave" } else { "one" };
+                let found = if report.is_some() { "the result of other settings or inputs" } else { "one" };
                 return Err(Error::OutputExists { path: out.to_owned(), found });
             }
             // An earlier run got this far; it may have been stopped before its clean-up.

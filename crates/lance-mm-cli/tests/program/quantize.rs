@@ -386,7 +386,11 @@ fn a_result_is_not_taken_for_that_of_another_model() {
             false => touch(&path),
         }
         let run = lance_mm(args.into_iter().chain(["-q"]));
-        assert!(run.error().ends_with("found what other settings or inputs gave"), "{name}: {}", run.stderr);
+        assert!(
+            run.error().ends_with("found the result of other settings or inputs"),
+            "{name}: {}",
+            run.stderr
+        );
         fs::write(&path, original).unwrap();
     }
     let run = lance_mm(args);
