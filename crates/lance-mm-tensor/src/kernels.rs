@@ -1,6 +1,6 @@
 //! Kernels, and the only door to `unsafe` code: matmuls with weights in their stored form, attention, convolutions, norms.
 //!
-//! Lowest first: `simd`, `columns`, `zeros` and `avx512_bf16`; `tile`, `stripes`, `pointwise` and `amx`; `vector`;
+//! Lowest first: `simd`, `output_columns`, `zeros` and `avx512_bf16`; `tile`, `output_stripes`, `pointwise` and `amx`; `vector`;
 //! `affine_matrix` and `operands`; then one file for each operation, and `matmul`, which chooses among those of its own.
 //! Files named `_cpu` run on any CPU; `metal` makes plans for a GPU.
 
@@ -16,7 +16,6 @@ mod attention;
 mod avx512_bf16;
 #[cfg(target_arch = "x86_64")]
 mod bf16;
-mod columns;
 mod conv_cpu;
 mod gemm;
 #[cfg(all(test, target_os = "linux", not(miri)))]
@@ -25,14 +24,15 @@ mod matmul;
 pub mod metal;
 mod norm_cpu;
 mod operands;
+mod output_columns;
+#[cfg(target_arch = "x86_64")]
+mod output_stripes;
 pub(crate) mod peak;
 mod pointwise;
 mod rope_cpu;
 mod rows_cpu;
 #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "functions compiled for instructions"))]
 mod simd;
-#[cfg(target_arch = "x86_64")]
-mod stripes;
 mod tile;
 mod vector;
 mod zeros;

@@ -12,8 +12,8 @@ mod tiles;
 use rayon::prelude::*;
 
 use super::affine_matrix::{Affine, Codes};
-use super::columns::{Columns, Part};
 use super::operands::{Addends, Layer, Matrix, added};
+use super::output_columns::{Columns, Part};
 use super::pointwise::{add_to, swiglu_serial};
 use super::vector::Isa;
 use super::zeros::zeros;

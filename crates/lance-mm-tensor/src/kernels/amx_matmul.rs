@@ -9,8 +9,8 @@ use rayon::prelude::*;
 use super::amx::{AHEAD, AmxBf16, Operands, PANEL, Rows32, SIDE, Sums, Tiles, Words16};
 use super::avx512_bf16::{Avx512Bf16, Terms};
 use super::operands::Addends;
+use super::output_stripes::{Stripe, Stripes};
 use super::pointwise::swiglu_serial;
-use super::stripes::{Stripe, Stripes};
 
 /// Values of K in which an [`Order`] has its own.
 pub(super) const LINE: usize = 128;

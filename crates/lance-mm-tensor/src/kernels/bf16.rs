@@ -10,8 +10,8 @@ use rayon::prelude::*;
 use super::amx::{AmxBf16, Rows32, SIDE};
 use super::amx_matmul::{Order, Output, Panels, amx_matmul};
 use super::avx512_bf16::{Avx512Bf16, COLS, PanelWord, Terms};
-use super::columns::{Columns, Part};
 use super::operands::{Addends, Rows, added};
+use super::output_columns::{Columns, Part};
 use super::zeros::zeros;
 use crate::precision::ActivationPrecision;
 

@@ -8,8 +8,8 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::columns::Columns;
 use super::operands::Dense;
+use super::output_columns::Columns;
 use super::simd::Simd;
 use super::tile::{self, Left, PANEL};
 use super::zeros::zeros;

@@ -8,7 +8,7 @@ use super::CHUNK;
 use super::activations::Activations;
 use super::panel::{LANES, Sixteen, add_scaled, factors, transposed};
 use crate::kernels::affine_matrix::{Affine, Codes, LINE, unpack_line};
-use crate::kernels::columns::{Columns, Part};
+use crate::kernels::output_columns::{Columns, Part};
 use crate::kernels::vector::{Isa, Kernel, Simd};
 
 /// Rows of activations that share a rearranged tile.

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::columns::parts;
+use super::output_columns::parts;
 
 /// Values of a matrix that is written past the caches: until it is read the first values would have left them.
 const LARGE: usize = 4 << 20;
