@@ -1,6 +1,15 @@
-//! Products with matrices in MLX's affine format, straight from their packed words: activations are rounded
-//! to whole numbers, multiplied with the codes in integers, and scaled once a group:
-//! `y = Σ scale · (Σ code · x) + bias · Σ x`.
+//! Matmuls with matrices in MLX's affine format, straight from their packed words: activations are rounded to integers,
+//! multiplied by the codes in integers, and scaled once a group: `y = Σ scale · (Σ code · x) + bias · Σ x`.
+//!
+//! ```text
+//! tokens     bits   kernel   a register of codes holds             bound by
+//! 1, 2       all    matvec   one row, half a line of columns       reading the weights once
+//! 3 to 8     4      panel    sixteen rows, four columns of each    multiplying, while rows are read in order
+//! others     all    matmul   the same, from a rearranged tile      multiplying
+//!    on AMX         tiles    weights as bf16, in tiles             multiplying
+//! ```
+//!
+//! Every instruction set adds the same integers in the same order, so that all but AMX give the same bits.
 
 mod activations;
 mod matmul;
@@ -20,21 +29,24 @@ use super::zeros::zeros;
 use activations::{Activations, Order};
 
 /// Lines whose scales are widened together.
+// They have 16, 32 or 64 scales: whole registers of sixteen, whatever the group size.
 const CHUNK: usize = 16;
-/// Up to this many rows of activations reading the weights takes longer than multiplying, and a second byte of precision
-/// costs nothing.
+/// Most tokens whose activations have two bytes.
+// Reading the weights takes longer than multiplying, so that the second byte costs nothing; with three tokens and more it
+// doubled the time where memory is fast (Zen 5).
 const PRECISE: usize = 2;
-/// Up to this many rows are multiplied with codes of four bits as these are read; more want a tile of codes rearranged
-/// for reuse.
+/// Most tokens that are multiplied by codes of four bits as these are read.
+// 8 x 11008 x 2048 took 375 us, and 596 us row by row (two threads of Zen 5). More tokens use a rearranged tile of codes
+// often enough to pay for it.
 const FEW: usize = 8;
 
-/// See [`matmul`](super::matmul::matmul).
+/// Implements [`matmul`](super::matmul::matmul).
 pub(super) fn matmul(x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
     matmul_with(Isa::detect(), x, n, w, add)
 }
 
 fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
-    assert_eq!(x.len(), n * w.cols, "x is n rows of K");
+    assert_eq!(x.len(), n * w.cols, "x is n tokens of K");
     let y = match n {
         _ if n * w.rows == 0 => Vec::new(),
         1..=PRECISE => {
@@ -54,7 +66,7 @@ fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) 
     added(y, add)
 }
 
-/// See [`matmul_each`](super::matmul::matmul_each); `None` where weights are better read one after another.
+/// Implements [`matmul_each`](super::matmul::matmul_each); `None` if weights are better read one after another.
 pub(super) fn matmul_each<const N: usize>(
     x: &[f32],
     n: usize,
@@ -82,7 +94,7 @@ pub(super) fn matmul_each<const N: usize>(
     Some(y)
 }
 
-/// See [`matmul_swiglu`](super::matmul::matmul_swiglu); `None` where two products and a gate after them are as good.
+/// Implements [`matmul_swiglu`](super::matmul::matmul_swiglu); `None` if two matmuls and a SwiGLU after them are as fast.
 pub(super) fn matmul_swiglu(
     x: &[f32],
     n: usize,
@@ -104,11 +116,12 @@ pub(super) fn matmul_swiglu(
     }
 }
 
-/// Bytes of a weight that a thread reads before it asks for more work: long enough for memory to get up to speed, and
-/// short enough that no thread waits long for the last.
+/// Bytes of a weight that a thread reads before it asks for more work.
+// Long enough for memory to get up to speed, short enough that no thread waits long for the last: pieces of 32 to 128 kB
+// decode as fast. Pieces of 512 kB, two weights of 256, made the last wait of a SwiGLU 15 us where it is 8.
 const PIECE: usize = 256 * 1024;
 
-/// Rows that a thread takes at once of some weights of the shape of `w`.
+/// Rows that a thread takes at once of `weights` matrices of the shape of `w`.
 fn piece(w: &Affine<'_>, weights: usize) -> usize {
     let fair = w.rows.div_ceil(4 * rayon::current_num_threads());
     fair.min(PIECE / (weights * w.row_bytes()).max(1)).max(8)
@@ -200,7 +213,7 @@ fn few_swiglu(
     out
 }
 
-/// Calls `run` on all threads with whole panels of columns of the output of `w`.
+/// Calls `run` on all threads with whole panels of columns of the output.
 fn in_panels(w: &Affine<'_>, out: &mut [f32], run: impl Fn(&mut Part<'_>) + Sync) {
     let units = PIECE / (panel::ROWS * w.row_bytes()).max(1);
     Columns::new(out, w.rows).in_parallel(panel::ROWS, units.max(1), run);

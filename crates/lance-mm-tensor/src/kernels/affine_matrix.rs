@@ -1,12 +1,23 @@
-//! A matrix in MLX's affine format where it lies, and its codes line by line.
+//! A borrowed matrix in MLX's affine format, and its codes line by line.
+//!
+//! ```text
+//! words of a row, lowest bits first; a line is 128 codes, which are 4, 2 or 1 whole groups:
+//!
+//!   4 bits    c0 c1 | c2 c3 | .. | c126 c127     64 bytes: even codes in low nibbles, odd codes in high ones
+//!   3 bits    c0 c1 c2 .. c7 | ..                48 bytes: eight codes are three bytes; unpacked to 128 bytes
+//!
+//! scales      g0 g1 g2 ..                        a value of bf16, f16 or f32 for each group of the row
+//! biases      g0 g1 g2 ..                        the same
+//! ```
 
 use super::vector::Simd;
 use crate::dtype::FloatType;
 
 /// Codes that are read together.
+// The largest group, so that a line has whole groups; its nibbles are one register of 64 bytes.
 pub(super) const LINE: usize = 128;
 
-/// A packed matrix where it lies.
+/// A borrowed packed matrix.
 #[derive(Clone, Copy)]
 pub(crate) struct Affine<'a> {
     pub(crate) words: &'a [u8],
@@ -19,12 +30,12 @@ pub(crate) struct Affine<'a> {
     pub(crate) cols: usize,
 }
 
-/// How the codes of a line reach the kernels.
+/// Form in which kernels get the codes of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Codes {
-    /// As four bits: even codes in the low half of each byte, odd ones in the high half.
+    /// Four bits each: even codes in the low half of each byte, odd ones in the high half.
     Nibbles,
-    /// As bytes, one after another.
+    /// A byte each, in order.
     Bytes,
 }
 
@@ -33,7 +44,7 @@ impl<'a> Affine<'a> {
         if self.bits == 4 { Codes::Nibbles } else { Codes::Bytes }
     }
 
-    /// Words of one row.
+    /// The packed words of one row.
     #[inline(always)]
     pub(super) fn row(&self, row: usize) -> &'a [u8] {
         &self.words[row * self.row_bytes()..][..self.row_bytes()]
@@ -44,12 +55,12 @@ impl<'a> Affine<'a> {
         self.cols * self.bits / 8
     }
 
-    /// Whether activations that are rounded for one are for the other.
+    /// Whether activations rounded for one matrix serve the other.
     pub(super) fn reads_as(&self, other: &Self) -> bool {
         (self.cols, self.group, self.codes()) == (other.cols, other.group, other.codes())
     }
 
-    /// Sixteen scales, or biases, from a group on, counted over all rows. Those past the row's end are finite.
+    /// Widens sixteen scales, or biases, from `group` on, counted over all rows. Values past the end of the row are finite.
     #[inline(always)]
     pub(super) fn widen<S: Simd>(&self, simd: S, stored: &[u8], group: usize) -> S::Floats {
         let stored = stored.get(group * self.dtype.size()..).unwrap_or_default();
@@ -60,7 +71,7 @@ impl<'a> Affine<'a> {
     }
 }
 
-/// Up to sixteen values, then zeros.
+/// Widens up to sixteen values; the rest are zeros.
 #[inline(never)]
 pub(super) fn widen(dtype: FloatType, stored: &[u8]) -> [f32; 16] {
     let mut out = [0.0; 16];
@@ -69,7 +80,7 @@ pub(super) fn widen(dtype: FloatType, stored: &[u8]) -> [f32; 16] {
     out
 }
 
-/// Codes of one line, as they are or as bytes; zeros past the end of the row.
+/// Copies the codes of one line, packed or as bytes, by the length of `out`; zeros past the end of the row.
 #[inline(never)]
 pub(super) fn unpack_line(words: &[u8], bits: usize, line: usize, out: &mut [u8]) {
     let width = LINE * bits / 8;

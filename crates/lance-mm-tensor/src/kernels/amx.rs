@@ -1,5 +1,19 @@
 //! AMX, Intel since Sapphire Rapids: eight registers that are tiles of up to sixteen rows of 64 bytes, and
 //! instructions that multiply whole tiles. Linux keeps their state for processes that ask it to.
+//!
+//! ```text
+//! left operand      16 rows of w, 32 values of K each                      tmm4, tmm5
+//! right operand     16 words of K (two values each) of 16 tokens           tmm6, tmm7
+//! sums              16 rows of w x 16 tokens, f32                          tmm0 .. tmm3
+//!
+//!                  tokens 0..15   tokens 16..31
+//!                       tmm6           tmm7
+//!  rows 0..15   tmm4    tmm0           tmm1           a step of 32 values of K: four tiles are loaded and multiplied
+//!  rows 16..31  tmm5    tmm2           tmm3           four times; each load serves two multiplications
+//! ```
+//!
+//! The weight is the left operand because its values stay in the order of the file there: as the right operand it has to
+//! be transposed, which took as long as looking its codes up. Sums come out transposed instead.
 
 #![expect(unsafe_code, reason = "instructions without intrinsics in stable Rust")]
 
@@ -12,10 +26,13 @@ use std::sync::OnceLock;
 use super::avx512_bf16::Avx512Bf16;
 
 /// Rows of a tile, and its columns of four bytes.
+// The largest that the hardware has.
 pub(super) const SIDE: usize = 16;
 /// Rows of a matrix that are multiplied together: two tiles.
+// Two by two tiles of sums, and their operands, are all eight registers.
 pub(super) const PANEL: usize = 2 * SIDE;
-/// Bytes that a step of [`Tiles::bf16`] asks for ahead.
+/// Bytes that a step of [`Tiles::bf16`] prefetches.
+// Four lines a step: a group of x comes near while another one passes the panels.
 pub(super) const AHEAD: usize = 256;
 
 /// Proof that this process may use tiles of int8 and of bf16 values.
@@ -30,7 +47,7 @@ impl Amx {
     }
 }
 
-/// Proof that there are tiles, and instructions to fill them with bf16 values.
+/// Proof of AMX, and of the instructions that fill tiles with bf16 values.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AmxBf16 {
     tiles: Amx,
@@ -92,7 +109,7 @@ pub(super) struct Tiles {
     thread: PhantomData<*const ()>,
 }
 
-/// What `LDTILECFG` reads.
+/// Operand of `LDTILECFG`.
 #[repr(C, align(64))]
 struct Shapes {
     palette: u8,
@@ -113,12 +130,12 @@ impl Default for Rows32 {
     }
 }
 
-/// Sixteen words, two bf16 values each, of sixteen rows of x: a right operand.
+/// Sixteen words, two bf16 values each, of sixteen tokens: a right operand.
 #[derive(Clone, Copy, Default)]
 #[repr(align(64))]
 pub(super) struct Words16(pub(super) [[u32; SIDE]; SIDE]);
 
-/// Where right operands lie, step by step: `T` terms of `B` tiles, of which row `i` holds words
+/// Addresses of right operands, step by step: `T` terms of `B` tiles, of which row `i` holds words
 /// `first[t][b] + i · row + step · u` and the fifteen after it.
 #[derive(Clone, Copy)]
 pub(super) struct Operands<'a, const T: usize, const B: usize> {
@@ -195,8 +212,8 @@ impl Tiles {
 
     /// `sums[a][b][i][j] = Σ w · x` over steps of 32 values of K and over the `T` terms of x, of row `i` of left
     /// operand `a`, `w[step][a]`, with column `j` of right operand `b`, in f32. With `add` the products are added to
-    /// what is there. With one right operand, sums of a second mean nothing. Meanwhile [`AHEAD`] bytes a step
-    /// from `ahead` on are asked for from memory, wherever that is.
+    /// `sums`. With one right operand, sums of a second have any value. Meanwhile [`AHEAD`] bytes a step
+    /// from `ahead` on are prefetched, wherever that is.
     ///
     /// # Panics
     /// When there is not one step of x for each of w.

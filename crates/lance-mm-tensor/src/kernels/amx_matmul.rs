@@ -1,5 +1,19 @@
-//! Many rows times the transpose of a matrix, panel by panel of its rows, summed in f32. The matrix is the left
-//! operand, so that its values stay in the order in which they are stored; results come out transposed.
+//! Matmuls on AMX: many tokens times the transpose of a matrix, panel by panel of its rows, summed in f32. The matrix is
+//! the left operand, so that its values stay in the order in which they are stored; sums come out transposed.
+//!
+//! ```text
+//! x as right operands     group 0: step 0: term 0: tile, tile; term 1: tile, tile | step 1 | ..       32 tokens a group
+//! packed panels of W      panel 0: step 0: rows 0..15, rows 16..31 | step 1 | .. | panel 1 | ..       one part of K
+//! sums                    group 0: panel 0: 2 x 2 tiles | panel 1 | ..                                f32, 4 kB a panel
+//!
+//! for blocks of groups                      their sums stay in memory of the thread
+//!   for panels packed together              packed once for all groups of the block
+//!     for parts of K
+//!       for groups
+//!         for parts of the group            20 tiles, which stay in the first-level cache
+//!           for panels                      tmm0..3 += 2 x 2 tiles, step by step
+//!   transpose sums, add bias and residual or apply SwiGLU, write rows
+//! ```
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
@@ -12,25 +26,37 @@ use super::operands::Addends;
 use super::output_stripes::{Stripe, Stripes};
 use super::pointwise::swiglu_serial;
 
-/// Values of K in which an [`Order`] has its own.
+/// Values of K within which an [`Order`] permutes.
+// The line of affine codes.
 pub(super) const LINE: usize = 128;
-/// Most steps of 32 values of K that are packed together: 224 KB of a panel.
+/// Most steps of 32 values of K that are packed together.
+// 224 kB of a panel. 256 x 2048 x 11008 took 13.7 ms with 56 or 112 steps, and 21.4 with 224, which leave room for two
+// panels (one core, second-level cache of 2 MB).
 const DEPTH: usize = 112;
-/// The same where a panel is multiplied once: 32 KB, which never leave the first-level cache.
+/// The same if all tokens are one group, and a panel is multiplied once.
+// 32 kB, which never leave a first-level cache of 48 kB. 16 x 2048 x 11008 took 8.3 ms with 4 steps, 4.5 with 16, and on this
+// core (second-level cache of 2 MB) 3.8 with 64.
 const NEAR: usize = 16;
-/// Tiles of 1 KB that a right operand has where its rows pass several panels: those stay in the first-level cache.
+/// Tiles of 1 kB of a right operand that pass several panels.
+// They stay in the first-level cache. With the next group prefetched, and large outputs written past the caches, this took
+// qkv of the vision encoder from 35.5 to 24.5 ms (two threads of Sapphire Rapids). 512 x 2048 x 2048: 4.2 ms with 20, 5.0
+// with 4 (one core).
 const RIGHT_TILES: usize = 20;
-/// Steps of panels that are packed together: 0.9 MB, which stay in the second-level cache while rows of x pass.
+/// Steps of panels that are packed together.
+// 0.9 MB, which stay in a second-level cache of 2 MB while tokens pass, with room for other data: 1.1 MB took the vision
+// encoder at 1008 x 1008 from 5.8 to 6.0 s. 512 x 2048 x 2048: 4.3 ms with 448, 5.2 with 896, 6.4 with 112.
 const PACKED: usize = 448;
-/// Pairs of tiles of x that pass the panels packed from one part of K before those from the next: their sums are 2 MB.
+/// Groups of tokens that pass all parts of K before the next groups.
+// Bounds memory: their sums with eight panels are 2 MB.
 const PAIRS: usize = 64;
-/// Rows of x packed at once: bounds what long inputs add to memory.
+/// Tokens packed at once.
+// Bounds memory, 34 MB a term at 2048 columns, and reads a weight once for inputs of up to as many tokens.
 const SLAB: usize = 8192;
 
-/// Which values of K lie where in the 32 of a step.
+/// Order of the values of K in the 32 of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// One after another.
+    /// In the order of K.
     Natural,
     /// In every [`LINE`] values, step `j` of four has those at `4·i + j`.
     EveryFourth,
@@ -51,20 +77,20 @@ pub(super) trait Panels: Sync {
     /// `R` and `K`.
     fn dims(&self) -> [usize; 2];
 
-    /// The order of packed values.
+    /// Order of packed values.
     fn order(&self) -> Order;
 
     /// Packs the steps `steps` of K, whole lines or up to the last, of sixteen rows from `first` on: row `i` goes to
-    /// `out[step][half].0[i]`. What stands past the last row does not matter, past the end of K it is finite. The
-    /// rows packed next are those from `next` on.
+    /// `out[step][half].0[i]`. Rows past the last have any value, values past the end of K are finite. The rows packed next
+    /// are those from `next` on.
     fn pack(&self, first: usize, next: usize, steps: Range<usize>, half: usize, out: &mut [[Rows32; 2]]);
 }
 
-/// What becomes of products.
+/// Matrices of a matmul, and the operation on its sums.
 pub(super) enum Output<'a, W> {
-    /// Products with a matrix, and what is added to them.
+    /// A matmul plus bias and residual.
     Sums { w: &'a W, add: Addends<'a> },
-    /// `silu(gate) · up` of those with two matrices of one shape and order, and their biases.
+    /// SwiGLU of the matmuls with two matrices of one shape and order, and their biases.
     Swiglu { w: [&'a W; 2], biases: [Option<&'a [f32]>; 2] },
 }
 
@@ -75,7 +101,7 @@ impl<W: Panels> Output<'_, W> {
         }
     }
 
-    /// Columns that a panel gives.
+    /// Columns of the output that a panel gives.
     fn width(&self) -> usize {
         match self {
             Self::Sums { .. } => PANEL,
@@ -83,7 +109,7 @@ impl<W: Panels> Output<'_, W> {
         }
     }
 
-    /// Packs what gives the columns from `first` on.
+    /// Packs the panel of the columns from `first` on.
     fn pack(&self, first: usize, steps: &Range<usize>, out: &mut [[Rows32; 2]]) {
         let (second, next) = (first + SIDE, first + self.width());
         match self {
@@ -119,7 +145,7 @@ pub(super) fn amx_matmul<const T: usize, W: Panels>(
     y.finish()
 }
 
-/// Rows `first` and on of the output.
+/// Computes the rows of the output from `first` on.
 fn slab_matmul<const T: usize, const B: usize, W: Panels>(
     amx: AmxBf16,
     x: &[f32],
@@ -129,7 +155,7 @@ fn slab_matmul<const T: usize, const B: usize, W: Panels>(
 ) {
     let (w, width) = (output.w(), output.width());
     let k = w.dims()[1];
-    // Taken out meanwhile: while this thread waits for others it may begin another product.
+    // Taken out meanwhile: while this thread waits for others it may begin another matmul.
     let mut memory = RIGHT.take();
     let x = Right::<T, B>::new(amx.convert, x, k, w.order(), &mut memory);
     let units = if x.is_single() { usize::MAX / PANEL } else { x.depth().1 };
@@ -139,7 +165,7 @@ fn slab_matmul<const T: usize, const B: usize, W: Panels>(
     RIGHT.set(memory);
 }
 
-/// Rows of x as `T` bf16 terms: `B` tiles of sixteen side by side, step by step.
+/// Activations as `T` bf16 terms: `B` tiles of sixteen tokens side by side, step by step.
 struct Right<'a, const T: usize, const B: usize> {
     values: &'a [[[Words16; B]; T]],
     steps: usize,
@@ -187,7 +213,7 @@ impl<'a, const T: usize, const B: usize> Right<'a, T, B> {
         self.n.div_ceil(B * SIDE)
     }
 
-    /// Whether all rows of x pass a panel at once: then it is packed just before it is multiplied and never leaves the
+    /// Whether all tokens pass a panel at once: then it is packed just before it is multiplied, and never leaves the
     /// first-level cache.
     fn is_single(&self) -> bool {
         self.groups() == 1
@@ -211,7 +237,7 @@ impl<'a, const T: usize, const B: usize> Right<'a, T, B> {
 }
 
 thread_local! {
-    /// Memory for rows of x of a product that this thread began.
+    /// Memory for right operands of a matmul that this thread began.
     static RIGHT: Cell<Vec<Words16>> = const { Cell::new(Vec::new()) };
     /// Memory of this thread: up to some megabytes.
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
@@ -232,11 +258,11 @@ impl Scratch {
     }
 }
 
-/// All rows of x with some columns of the output.
+/// Some columns of the output, for all tokens.
 struct Product<'a, 'b, W, const T: usize, const B: usize> {
     amx: AmxBf16,
     x: &'a Right<'a, T, B>,
-    /// The row of the output that rows of x begin with.
+    /// The row of the output of the first token.
     first: usize,
     output: &'a Output<'a, W>,
     stripe: &'a mut Stripe<'b>,
@@ -247,7 +273,7 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
         let (steps, groups) = (self.x.steps, self.x.groups());
         let n_panels = self.stripe.cols().len().div_ceil(self.output.width());
         let (depth, together) = self.x.depth();
-        // Panels that are packed once for all rows; these are done as soon as they have passed them.
+        // Whether all panels are packed once for all tokens: then a group is finished as soon as it has passed them.
         let once = steps <= depth && n_panels <= together;
         let block = if once { 1 } else { PAIRS.min(groups) };
         let mut tiles = self.amx.tiles();
@@ -281,7 +307,7 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
         }
     }
 
-    /// Adds the products of a group with packed panels over the steps `part`; the first of them set what is there.
+    /// Adds the products of a group with packed panels over the steps `part`; the first part overwrites `sums`.
     fn multiply(
         &self,
         tiles: &mut Tiles,
@@ -292,13 +318,13 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
     ) {
         let x = self.x.group(group, part.clone());
         let near = if self.x.is_single() { NEAR } else { RIGHT_TILES / (T * B) };
-        // While these are multiplied the next group comes nearer.
+        // Prefetched while these are multiplied: the next group.
         let next = if group + 1 < self.x.groups() { self.x.group(group + 1, part.clone()) } else { &[] };
         let mut ahead = 0;
         for (i, x) in x.chunks(near).enumerate() {
             let (steps, x_tiles) = (i * near..i * near + x.len(), Operands::in_tiles(x));
             for (w, sums) in packed.chunks_exact(part.len()).zip(&mut *sums) {
-                // All of it asked for, what is near already is.
+                // After all of it, addresses that are near already.
                 let now = if ahead < size_of_val(next) {
                     next.as_ptr().cast::<u8>().wrapping_add(ahead)
                 } else {
@@ -350,7 +376,7 @@ impl<W: Panels, const T: usize, const B: usize> Product<'_, '_, W, T, B> {
     }
 }
 
-/// Adds the values from `first` on, one to each row; rows past the last get none.
+/// Adds the values from `first` on, one to each row; rows past the last value stay.
 fn add_by_row(rows: &mut [[f32; SIDE]; SIDE], values: Option<&[f32]>, first: usize) {
     let values = values.and_then(|values| values.get(first..)).unwrap_or_default();
     for (row, value) in rows.iter_mut().zip(values) {

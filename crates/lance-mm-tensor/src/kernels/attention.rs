@@ -1,5 +1,15 @@
-//! Attention on the CPU with a softmax that is kept up to date key tile by key tile (Milakov and Gimelshein
-//! 2018, "Online normalizer calculation for softmax"): no row of scores is ever held as a whole.
+//! Attention on the CPU with an online softmax, key tile by key tile (Milakov and Gimelshein 2018, "Online normalizer
+//! calculation for softmax"): no row of scores is ever held as a whole.
+//!
+//! ```text
+//! queries of a block   kernel   a register holds
+//! 1                    single   sixteen channels of a key or value; keys are split over threads
+//! several              panel    one channel of sixteen queries; scores are (keys, 32 queries)
+//! several, bf16, AMX   tiles    the same in tiles of 32 keys x 32 queries
+//! ```
+//!
+//! Heads that share a key head are folded: their queries count as queries of that one head, so that keys and values are
+//! read once for all of them.
 
 mod panel;
 mod single;
@@ -24,10 +34,11 @@ use crate::precision::ActivationPrecision;
 use panel::{KEYS, Panel};
 pub(crate) use single::{SingleQuery, attend_single_queries};
 
-/// Queries, times the heads that share a key head, that see keys while those are near.
+/// Queries, times the heads that share a key head, that pass a tile of keys before the next tile.
+// Three panels: a tile of 128 keys and values of 128 channels is 128 kB, read once for 96 queries.
 const QUERIES: usize = 3 * PANEL;
 
-/// Heads `(H, T, D)` that lie in a slice with any distance between heads and between rows.
+/// Borrowed heads `(H, T, D)` with any strides of heads and tokens.
 #[derive(Clone, Copy)]
 pub(crate) struct Heads<'a, T = f32> {
     values: &'a [T],
@@ -36,7 +47,7 @@ pub(crate) struct Heads<'a, T = f32> {
 }
 
 impl<'a, T> Heads<'a, T> {
-    /// Heads whose first value is the first of `values`; a row's values are neighbours.
+    /// Borrows heads whose first value is the first of `values`; channels are contiguous.
     ///
     /// # Panics
     /// When the last row does not end within `values`.
@@ -54,7 +65,7 @@ impl<'a, T> Heads<'a, T> {
     }
 }
 
-/// Keys or values `(G, S, D)` in the type they are kept in.
+/// Keys or values `(G, S, D)` in the dtype of the KV cache.
 #[derive(Clone, Copy)]
 pub(crate) enum KeyValues<'a> {
     F32(Heads<'a>),
@@ -69,7 +80,7 @@ impl<'a> KeyValues<'a> {
         }
     }
 
-    /// Rows of a head as f32, and the distance between them.
+    /// Rows of a head as f32, and their stride.
     fn rows(&self, head: usize, rows: Range<usize>) -> (Cow<'a, [f32]>, usize) {
         match self {
             Self::F32(heads) => {
@@ -95,15 +106,15 @@ pub(crate) struct Attention<'a> {
     pub(crate) q: Heads<'a>,
     /// `(G, S, D)`.
     pub(crate) k: KeyValues<'a>,
-    /// `(G, S, D)`, of the type of `k`.
+    /// `(G, S, D)`, of the dtype of `k`.
     pub(crate) v: KeyValues<'a>,
-    /// With [`ActivationPrecision::Bf16`] many queries are multiplied on AMX, where there is any.
+    /// [`ActivationPrecision::Bf16`] runs blocks of several queries on AMX, if the processor has it.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "read where there is AMX"))]
     pub(crate) precision: ActivationPrecision,
 }
 
 impl Attention<'_> {
-    /// `softmax(q · kᵀ / sqrt(D)) · v` of every block, `(T, H·D)`. `blocks` cover the queries in order.
+    /// Computes `softmax(q · kᵀ / sqrt(D)) · v` of every block: `(T, H·D)`. `blocks` cover the queries in order.
     pub(crate) fn run(&self, blocks: &[Block]) -> Vec<f32> {
         let [h, t, d] = self.q.dims;
         let width = h * d;
@@ -141,7 +152,7 @@ impl Attention<'_> {
         out
     }
 
-    /// Runs blocks that fill tiles on AMX, where there is any: what is left.
+    /// Runs blocks that fill tiles on AMX, if there is any, and returns the others.
     #[cfg(target_arch = "x86_64")]
     fn on_tiles<'o>(&self, blocks: Vec<(&'o Block, &'o mut [f32])>) -> Vec<(&'o Block, &'o mut [f32])> {
         let Some(amx) = AmxBf16::detect().filter(|_| self.precision == ActivationPrecision::Bf16) else {
@@ -158,12 +169,12 @@ impl Attention<'_> {
         blocks
     }
 
-    /// Head and row of query `i` of the heads that share a key head: those of the first head, then those of the next.
+    /// Head and token of folded query `i`: all queries of the first head, then those of the next.
     fn column(&self, group: usize, rows: &Range<usize>, i: usize) -> (usize, usize) {
         (group * self.fold() + i / rows.len(), rows.start + i % rows.len())
     }
 
-    /// These queries, `panel` at a time.
+    /// Folded queries, `panel` at a time.
     fn by_panel(
         &self,
         group: usize,
@@ -179,12 +190,12 @@ impl Attention<'_> {
         })
     }
 
-    /// Query heads of a key head.
+    /// Number of query heads that share a key head.
     fn fold(&self) -> usize {
         self.q.dims[0] / self.k.dims()[0]
     }
 
-    /// Query rows `rows` of a block, for the query heads of one key head; `out` has these rows of the output.
+    /// Computes the queries `rows` of a block for the heads of one key head; `out` has these rows of the output.
     fn many_queries(&self, group: usize, block: &Block, rows: &Range<usize>, out: &mut [f32]) {
         let ([h, _, d], fold) = (self.q.dims, self.fold());
         let simd = Simd::detect();

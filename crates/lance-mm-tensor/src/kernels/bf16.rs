@@ -1,7 +1,17 @@
 //! `y = x · Wᵀ` for bf16 weights read straight from their file, on processors with bf16 products.
 //!
-//! Each value of x is the sum of two bf16 terms, which is nearly f32. Up to [`FEW`] rows the weight's bytes set
-//! the pace and the second term costs nothing; with more it halves the speed, and can be left out.
+//! Each activation is the sum of two bf16 terms, which is nearly f32. Up to [`FEW`] tokens reading the weight is the bound
+//! and the second term costs nothing; with more it halves the speed, and [`ActivationPrecision::Bf16`] leaves it out.
+//!
+//! ```text
+//! tokens    1 .. 8    weights in place: a register is 32 neighbouring values of one row, lanes are added up at the end
+//! more, AMX           amx_matmul: weights are the left operand, in the order of the file
+//! more, AVX-512       packed: a register is one word (two values of K) of 16 rows of the weight
+//!
+//! panel of W          word 0: rows 0 .. 31 | word 1: rows 0 .. 31 | ..           two registers a word
+//! group of x          word 0: term 0: tokens 0 .. 11, term 1: tokens 0 .. 11 | word 1 ..      broadcast one by one
+//! register tile       12 tokens x 32 rows: 24 registers of f32 sums, 2 of weights, 1 broadcast, of 32 in all
+//! ```
 
 use std::ops::Range;
 
@@ -15,25 +25,32 @@ use super::output_columns::{Columns, Part};
 use super::zeros::zeros;
 use crate::precision::ActivationPrecision;
 
-/// Up to this many rows of x, each weight is read once and multiplied where it lies.
+/// Most tokens that are multiplied by weights in place.
+// Without AMX, 8 x 11008 x 2048 takes as long packed; 12 tokens take half as long packed (14.9 against 29.2 ms, one core).
 pub(super) const FEW: usize = 8;
-/// Rows of x that are multiplied with few rows of the weight at once, and stay near meanwhile.
+/// Tokens that are multiplied in place at once.
+// Two rows of the weight, two terms and four tokens are 16 sums. Terms of four tokens of 2048 columns are 32 kB.
 const NARROW: usize = 4;
-/// Rows of the weight that [`FEW`] rows of x pass over, [`NARROW`] at a time, before the next ones.
+/// Rows of the weight that all tokens pass over, [`NARROW`] at a time, before the next rows.
+// 64 kB at 2048 columns, read from the second-level cache by the second four tokens. 4 to 32 rows take the same time within noise.
 const BLOCK: usize = 16;
-/// Rows of x in a register tile.
+/// Tokens of a register tile.
+// 12 x 2 sums, 2 registers of weights and a broadcast leave five of 32 free.
 const ROWS: usize = 12;
-/// Words of K (two values each) that a tile runs over before its sums are stored: 30 KB of x, and 80 KB of
-/// every panel of weights.
+/// Words of K (two values each) that a tile runs over before its sums are stored.
+// 30 kB of x, which stay in the first-level cache, and 80 kB of every panel of weights.
 const DEPTH: usize = 640;
-/// Panels of [`COLS`] rows of the weight packed at once by a thread: x is read from afar once for all.
+/// Panels of [`COLS`] rows of the weight that a thread packs at once.
+// x is read from afar once for four panels, whose parts of 80 kB share the second-level cache.
 const PANELS: usize = 4;
-/// Rows of x packed at once: bounds what long inputs add to memory.
+/// Tokens packed at once.
+// Bounds memory: with two terms and 2048 columns they are 34 MB.
 const SLAB: usize = 4096;
 /// Steps of a row that are packed together for AMX.
+// Sixteen rows over 16 steps are 16 kB, half of a first-level cache of 32 kB.
 const STEPS: usize = 16;
 
-/// See [`matmul_swiglu`](super::matmul::matmul_swiglu); `None` where two products and a gate after them are as good.
+/// Implements [`matmul_swiglu`](super::matmul::matmul_swiglu); `None` if two matmuls and a SwiGLU after them are as fast.
 pub(super) fn matmul_swiglu(
     x: &[f32],
     n: usize,
@@ -51,19 +68,19 @@ pub(super) fn matmul_swiglu(
     })
 }
 
-/// A `(R, K)` matrix of bf16 values as they lie in the file.
+/// A borrowed `(R, K)` matrix of bf16 values.
 #[derive(Clone, Copy)]
 pub(super) struct Bf16Matrix<'a> {
     values: &'a [[u8; 2]],
     k: usize,
-    /// Whether many rows of x are rounded to one term.
+    /// Whether activations of many tokens are rounded to one term.
     one_term: bool,
     kernels: Avx512Bf16,
     amx: Option<AmxBf16>,
 }
 
 impl<'a> Bf16Matrix<'a> {
-    /// The matrix with rows of `k`; `None` on processors without bf16 products, and for activations in f32.
+    /// Makes a matrix with rows of `k`; `None` on processors without bf16 products, and for f32 activations.
     pub(super) fn new(values: &'a [[u8; 2]], k: usize, precision: ActivationPrecision) -> Option<Self> {
         let one_term = match precision {
             ActivationPrecision::F32 => return None,
@@ -74,7 +91,7 @@ impl<'a> Bf16Matrix<'a> {
         (k > 0).then_some(Self { values, k, one_term, kernels, amx: AmxBf16::detect() })
     }
 
-    /// A matrix that is bf16, as [`new`](Self::new).
+    /// Makes a matrix of rows that are bf16; see [`new`](Self::new).
     pub(super) fn of(rows: &'a dyn Rows) -> Option<Self> {
         let (values, precision) = rows.bf16()?;
         Self::new(values, rows.n_cols(), precision)
@@ -84,7 +101,7 @@ impl<'a> Bf16Matrix<'a> {
         self.values.len() / self.k
     }
 
-    /// `n` rows of `x` times the transpose of the matrix, and what is added: `(n, R)`, summed in f32.
+    /// `x · Wᵀ` of `n` tokens, plus bias and residual: `(n, R)`, summed in f32.
     pub(super) fn matmul(&self, x: &[f32], n: usize, add: Addends<'_>) -> Vec<f32> {
         match n * self.n_rows() {
             0 => Vec::new(),
@@ -131,8 +148,8 @@ impl<'a> Bf16Matrix<'a> {
         y
     }
 
-    /// Rows `first` and on of x with a block of rows of the weight, `R` of them at once: one stream of memory
-    /// for one or two rows of x, more products for every load of x where there are more.
+    /// Multiplies the tokens from `first` on by a block of rows of the weight, `R` of them at once: one stream of memory for
+    /// one or two tokens, more products for every load of x with more.
     fn dots<const R: usize, const N: usize>(
         &self,
         x: &[[Terms; N]],
@@ -162,7 +179,7 @@ impl<'a> Bf16Matrix<'a> {
         y
     }
 
-    /// All rows of x against some columns of the output.
+    /// Computes some columns of the output for all tokens.
     fn block<const T: usize>(&self, x: &PackedRows<T>, columns: &mut Part<'_>) {
         let range = columns.range();
         let words = self.k.div_ceil(2);
@@ -207,8 +224,8 @@ impl Panels for Bf16Matrix<'_> {
     fn pack(&self, first: usize, next: usize, steps: Range<usize>, half: usize, out: &mut [[Rows32; 2]]) {
         let rows = first.min(self.n_rows())..(first + SIDE).min(self.n_rows());
         let ahead = 2 * (next - first) * self.k;
-        // All rows over some steps before the next steps: what is written then stays near. What is asked for
-        // meanwhile is the same of the next panel.
+        // All rows over some steps before the next steps: the tiles that are written stay in the first-level cache.
+        // Prefetched meanwhile: the same steps of the next panel.
         for (steps, out) in steps.step_by(STEPS).zip(out.chunks_mut(STEPS)) {
             let within = 32 * steps..self.k.min(32 * (steps + STEPS));
             for (i, row) in rows.clone().enumerate() {
@@ -220,17 +237,17 @@ impl Panels for Bf16Matrix<'_> {
     }
 }
 
-/// Rows of x as `T` bf16 terms, in groups of the height of a tile; within a group, word by word.
+/// Activations as `T` bf16 terms, in groups of the height of a tile; within a group, word by word.
 struct PackedRows<const T: usize> {
     words: Vec<u32>,
-    /// Words of a row, all terms counted.
+    /// Words of a token, all terms counted.
     width: usize,
     groups: Vec<Group>,
 }
 
 struct Group {
     rows: Range<usize>,
-    /// Rows that the tile has room for: 4, 8 or [`ROWS`].
+    /// Tokens that the tile has room for: 4, 8 or [`ROWS`].
     height: usize,
 }
 
@@ -258,7 +275,7 @@ impl<const T: usize> PackedRows<T> {
         Self { words, width, groups }
     }
 
-    /// Words `depth` of a group times as many of a panel.
+    /// Multiplies words `depth` of a group by as many of a panel.
     fn multiply(
         &self,
         group: &Group,

@@ -1,5 +1,16 @@
-//! Convolution of channels-last frames on the CPU as a matrix product whose left side is read where it lies:
-//! the values under one row of a filter are neighbours in memory.
+//! Convolution of channels-last frames on the CPU as a matmul whose left operand is read in place: the values under one row
+//! of a filter are contiguous.
+//!
+//! ```text
+//! input of a tile    row 0: pixel 0 (C values, perhaps a gap) | pixel 1 | ..      padding and upsampling laid out
+//! under a filter     for each row of the kernel: columns · C contiguous values; the next position is stride pixels further
+//!
+//! packed filters     panel 0: value 0 of 32 filters | value 1 of 32 filters | .. | panel 1 ..        f32
+//! output             (rows, columns, R): up to 12 positions x 32 filters are one call of [`tile::add`]
+//! ```
+//!
+//! Large frames: each thread takes a band of rows and passes all filters over it. Small frames: each thread takes panels of
+//! filters, packs them itself, and passes them over all positions.
 
 #[cfg(target_arch = "x86_64")]
 mod tiles;
@@ -15,25 +26,33 @@ use super::tile::{self, Left, PANEL};
 use super::zeros::zeros;
 use crate::conv_window::Window;
 
-/// Values summed in registers before they are added to the result: a panel of this depth, 32 kB, stays in the
-/// first-level cache while the pixels of a tile pass by.
+/// Values summed in registers before they are added to the output.
+// A panel of this depth, 32 kB, stays in the first-level cache while the pixels of a tile pass. 64 to 1024 took 114 to 134
+// ms for 32 x 32 pixels of 512 channels on a noisy machine: no difference to see.
 const DEPTH: usize = 256;
-/// Rows of the result that one task makes at most.
+/// Most rows of the output of one task.
+// Bounds the input of a tile, which has kernel rows beside them. 1 to 16 rows: no difference beyond noise.
 const BAND: usize = 8;
-/// Pixels of the result whose input is laid out at a time.
+/// Pixels of the output whose input is laid out at a time.
+// 256 pixels of 256 channels are 256 kB for each frame, of a second-level cache of 1 or 2 MB. 64 to 1024: no difference
+// beyond noise.
 const TILE: usize = 256;
-/// Values of a result's whole input, borders included, that threads read from the last cache again and again, each
-/// with filters of its own, 6 MB: a few rows of a small frame for each thread would have them all read every filter.
+/// Most values of the whole input, padding included, of a frame that is convolved panel by panel of filters.
+// 6 MB, which threads read from the last-level cache again for each panel. Bands of so small a frame would have every thread
+// read all filters: 16 x 16 pixels of 1,024 channels went from 179 to 391 Gop/s, 32 x 32 from 331 to 421 (two threads of
+// Zen 5).
 const SMALL: usize = 3 << 19;
-/// Pixels whose values begin a multiple of this many apart fall on few lines of the caches, and drive each
-/// other out. A gap of [`GAP`] values between them spreads them.
+/// Channels of which a multiple makes pixels collide in the caches.
+// Pixels a multiple of 1 kB apart fall on few sets of a cache, and evict each other.
 const ALIASED: usize = 256;
+/// Values between such pixels.
+// One cache line spreads them over all sets.
 const GAP: usize = 16;
 
-/// The filters' size and where they lie on a frame.
+/// Kernel size, stride, padding and upsampling of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
-    /// Rows and columns of a filter.
+    /// Rows and columns of the kernel.
     pub(crate) kernel: [usize; 2],
     pub(crate) window: Window,
 }
@@ -46,7 +65,7 @@ impl Geometry {
         Some(padded.checked_sub(self.kernel[axis])? / stride + 1)
     }
 
-    /// The pixel at padded place `at` of a side of `n`; `None` in the border.
+    /// The pixel at padded position `at` along a side of `n` pixels; `None` in the padding.
     fn pixel(&self, at: usize, n: usize) -> Option<usize> {
         let at = at.checked_sub(self.window.pad_before)? / self.window.upsample;
         (at < n).then_some(at)
@@ -56,14 +75,14 @@ impl Geometry {
 /// Frames `(height, width, channels)` of one size.
 #[derive(Clone, Copy)]
 pub(crate) struct Frames<'a> {
-    /// One for every tap in time, oldest first; `None` is zeros.
+    /// One for every temporal tap, oldest first; `None` is zeros.
     pub(crate) frames: &'a [Option<&'a [f32]>],
     pub(crate) height: usize,
     pub(crate) width: usize,
     pub(crate) channels: usize,
 }
 
-/// Adds to `out`, f32 `(rows, columns, R)` of filter positions, the products with `weight`: `R` filters of
+/// Adds a convolution to `out`, f32 `(rows, columns, R)` of filter positions: `weight` has `R` filters of
 /// `(frames, kernel rows, kernel columns, channels)` values.
 ///
 /// # Panics
@@ -89,7 +108,7 @@ pub(crate) fn add_conv(x: Frames<'_>, geometry: &Geometry, weight: Dense<'_>, ou
     let taps: Vec<usize> = present.iter().map(|(tap, _)| *tap).collect();
     let aliased = x.channels.is_multiple_of(ALIASED);
     let pitch = x.channels + if aliased { GAP } else { 0 };
-    // Without gaps, a filter's row is one run of values.
+    // Without gaps, the values under a row of the kernel are one run.
     let run = if aliased { x.channels } else { kernel_columns * x.channels };
     let pieces = (0..kernel_columns * x.channels / run)
         .flat_map(|i| (0..run).step_by(DEPTH).map(move |start| (i, start)))
@@ -116,9 +135,9 @@ pub(crate) fn add_conv(x: Frames<'_>, geometry: &Geometry, weight: Dense<'_>, ou
     let mut packed = zeros(panels * depth * PANEL);
     let all = packed.par_chunks_mut(depth * PANEL).enumerate();
     all.for_each(|(i, panel)| pack(weight, &taps, filter, i, panel));
-    // A few tasks for each thread, so that none waits long for the last.
+    // Four tasks for each thread, so that none waits long for the last.
     let band = rows.div_ceil(4 * rayon::current_num_threads()).clamp(1, BAND);
-    // Memory for the input of tiles is kept from one to the next: new memory is cleared first, page by page.
+    // Memory for the input of tiles is reused: the system clears new memory page by page.
     out.par_chunks_mut(band * columns * n_out).enumerate().for_each_init(Vec::new, |input, (i, out)| {
         let step = (TILE / band).max(1);
         for first in (0..columns).step_by(step) {
@@ -127,9 +146,10 @@ pub(crate) fn add_conv(x: Frames<'_>, geometry: &Geometry, weight: Dense<'_>, ou
     });
 }
 
-/// The values of panel `panel` of filters under the frames `taps`: `(depth, PANEL)`, the last panel filled up with zeros.
+/// Packs panel `panel` of the filters' values under the frames `taps`: `(depth, PANEL)`, the last panel with zeros.
 fn pack(weight: Dense<'_>, taps: &[usize], filter: usize, panel: usize, out: &mut [f32]) {
     /// Values of a filter that are read at a time.
+    // 32 filters of 128 values are 16 kB of f32, half of a first-level cache.
     const RUN: usize = 128;
     let rows = panel * PANEL..((panel + 1) * PANEL).min(weight.rows);
     let mut run = [[0.0; RUN]; PANEL];
@@ -150,48 +170,48 @@ fn pack(weight: Dense<'_>, taps: &[usize], filter: usize, panel: usize, out: &mu
 }
 
 thread_local! {
-    /// A panel of filters and its sums, of this thread: as much as the largest small frame wants.
+    /// A panel of filters and its sums, of this thread: as much as the largest small frame needs.
     static SCRATCH: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
-/// What all tasks of a convolution read.
+/// Operands shared by all tasks of a convolution.
 struct Product<'a> {
-    /// The frames that are not zeros, in the order of the packed weights.
+    /// The frames that are not zeros, in the order of the packed filters.
     frames: Vec<&'a [f32]>,
     x: Frames<'a>,
     geometry: &'a Geometry,
     n_out: usize,
-    /// Values from one pixel of a tile's input to the next.
+    /// Distance from one pixel of a tile's input to the next.
     pitch: usize,
-    /// The parts of a filter's row.
+    /// Pieces of the values under a row of the kernel.
     pieces: Vec<Piece>,
     simd: Simd,
 }
 
-/// Neighbouring values under one row of a filter.
+/// Contiguous values under one row of the kernel.
 struct Piece {
-    /// Where they begin in a tile's input, from the filter's first pixel.
+    /// Their offset in a tile's input, from the first pixel under the kernel.
     input: usize,
-    /// Where they begin in a filter's row.
+    /// Their offset in the kernel's row.
     depth: usize,
     len: usize,
 }
 
 impl Product<'_> {
-    /// Values of the input, borders included, of as many rows and columns of the result.
+    /// Number of input values, padding included, of this many rows and columns of the output.
     fn input_of(&self, rows: usize, columns: usize) -> usize {
         let [height, width] = self.under(rows, columns);
         self.frames.len() * height * width * self.pitch
     }
 
-    /// Rows and columns of pixels under as many of the result.
+    /// Rows and columns of pixels under this many of the output.
     fn under(&self, rows: usize, columns: usize) -> [usize; 2] {
         let Geometry { kernel: [kernel_rows, kernel_columns], window: Window { stride, .. } } =
             *self.geometry;
         [(rows - 1) * stride + kernel_rows, (columns - 1) * stride + kernel_columns]
     }
 
-    /// Adds to all of `out`, a panel of filters at a time; `pack` fills one.
+    /// Convolves panel by panel of filters, all positions for each; `pack` fills one.
     fn by_panel(
         &self,
         [rows, columns]: [usize; 2],
@@ -244,7 +264,7 @@ impl Product<'_> {
         });
     }
 
-    /// Adds to positions `positions` of each of `out`'s rows, of which the first is row `first_row` of all.
+    /// Convolves the positions `positions` of each row of `out`, whose first row is row `first_row` of the output.
     fn tile(
         &self,
         packed: &[f32],
@@ -257,7 +277,7 @@ impl Product<'_> {
         let Geometry { kernel: [kernel_rows, kernel_columns], window: Window { stride, .. } } =
             *self.geometry;
         let rows = out.len() / (columns * self.n_out);
-        // The input under the tile, borders included, one frame after the other.
+        // The input under the tile, padding included, frame by frame.
         let [height, width] = self.under(rows, positions.len());
         self.gather(first_row * stride, positions.start * stride, height, width, input);
 
@@ -278,7 +298,7 @@ impl Product<'_> {
         }
     }
 
-    /// Adds panel `n` of filters to `count` positions side by side.
+    /// Convolves `count` positions side by side with panel `n` of filters.
     fn line(&self, input: &[f32], panel: &[f32], count: usize, n: usize, out: &mut [f32]) {
         let step = self.geometry.window.stride * self.pitch;
         let filters = (self.n_out - n * PANEL).min(PANEL);
@@ -301,8 +321,7 @@ impl Product<'_> {
         }
     }
 
-    /// Rows and columns of every frame from padded place `(top, left)` on, zeros where there is no pixel and
-    /// between pixels.
+    /// Lays out rows and columns of every frame from padded position `(top, left)` on, with zeros for padding and in gaps.
     fn gather(&self, top: usize, left: usize, height: usize, width: usize, input: &mut Vec<f32>) {
         let (geometry, x) = (self.geometry, self.x);
         input.clear();

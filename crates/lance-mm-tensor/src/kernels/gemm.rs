@@ -1,8 +1,10 @@
-//! Products of dense matrices that lie in slices, for arithmetic on weights.
+//! Matmul of dense matrices in slices, for arithmetic on weights; the kernels are those of the gemm crate.
+//!
+//! Operands are row-major or, transposed, column-major, with any stride; nothing is copied here.
 
 use std::fmt::Debug;
 
-/// The types [`add_matmul`] multiplies.
+/// Element types of [`add_matmul`]: f32 and f64.
 pub trait Real: Copy + Debug + Send + Sync + sealed::Sealed + 'static {
     #[doc(hidden)]
     const ONE: Self;
@@ -22,7 +24,7 @@ impl Real for f64 {
     const ONE: Self = 1.0;
 }
 
-/// A matrix that lies in a slice: its rows one after another, or its columns.
+/// A borrowed matrix, row-major or, after [`t`](Self::t), column-major.
 #[derive(Clone, Copy, Debug)]
 pub struct MatRef<'a, T> {
     data: &'a [T],
@@ -31,7 +33,7 @@ pub struct MatRef<'a, T> {
 }
 
 impl<'a, T> MatRef<'a, T> {
-    /// `rows` rows of `cols` values that begin `stride` apart; `data` starts with the first.
+    /// Borrows `rows` rows of `cols` values that begin `stride` apart; `data` starts with the first.
     ///
     /// # Panics
     /// When the last row does not end within `data`, or rows overlap.
@@ -40,7 +42,7 @@ impl<'a, T> MatRef<'a, T> {
         Self { data, dims: [rows, cols], strides: [stride, 1] }
     }
 
-    /// The transpose, without moving a value.
+    /// Transposes without moving a value.
     pub fn t(self) -> Self {
         let ([rows, cols], [row, col]) = (self.dims, self.strides);
         Self { data: self.data, dims: [cols, rows], strides: [col, row] }
@@ -54,8 +56,8 @@ fn assert_fits(len: usize, rows: usize, cols: usize, stride: usize) {
     assert!(rows == 0 || cols == 0 || end.is_some_and(|end| end <= len), "rows within the slice");
 }
 
-/// `out += factor · a · b` on the calling thread. `out` holds rows that begin `stride` apart; what lies
-/// between them stays as it is. The same operands give the same bits.
+/// Computes `out += factor · a · b` on the calling thread. Rows of `out` begin `stride` apart; values between them stay. The
+/// same operands give the same bits.
 ///
 /// # Panics
 /// When the inner sizes differ or `out` is too short.

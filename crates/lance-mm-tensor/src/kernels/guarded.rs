@@ -1,8 +1,13 @@
-//! An allocator for tests that lays everything at the edge of memory which must not be touched, so that whatever
-//! reads or writes outside of a slice ends the process, be it one lane of a vector. It does so where [`EDGE`] is set;
-//! the tests below run this crate's other tests there, once at each edge.
+//! An allocator for tests that places every allocation beside pages that must not be touched, so that a read or write
+//! outside of it ends the process, be it one lane of a vector. It does so if [`EDGE`] is set; the tests below run this
+//! crate's other tests with it, once at each edge.
 //!
-//! A kernel is held to slices that are allocations of their own, to their last byte: its tests hand it such.
+//! ```text
+//! end      | .. | closed page | 0 0 0 [allocation] | closed page | ..      a byte too far faults
+//! begin    | .. | closed page | [allocation] 0 0 0 | closed page | ..      a byte before faults
+//! ```
+//!
+//! A kernel is held to the bounds of whole allocations: its tests hand it slices that are allocations of their own.
 
 #![expect(unsafe_code, reason = "an allocator")]
 
@@ -12,12 +17,12 @@ use std::ptr::null_mut;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-/// The variable that says which edge: `begin` or `end`.
+/// The environment variable that names the edge: `begin` or `end`.
 const EDGE: &CStr = c"LANCE_MM_GUARDED_EDGE";
 /// A multiple of the system's page.
 const PAGE: usize = if cfg!(target_arch = "x86_64") { 4 << 10 } else { 64 << 10 };
-/// Addresses there are, none of which is used twice: what is used after it was freed ends the process, too. Far more
-/// than tests ask for.
+/// Size of the address space, none of which is used twice, so that use after free ends the process, too.
+// 128 GiB without memory behind them, far more than tests allocate; Linux gives them with overcommit 0 and 1.
 const ADDRESSES: usize = 1 << 37;
 
 #[global_allocator]
@@ -25,7 +30,7 @@ static ALLOCATOR: Guarded = Guarded;
 
 struct Guarded;
 
-/// Addresses at which nothing may be touched but what has been taken.
+/// An address space in which only what was allocated may be touched.
 struct Space {
     edge: Edge,
     first: AtomicPtr<u8>,
@@ -39,7 +44,7 @@ enum Edge {
 }
 
 impl Edge {
-    /// The one this process is told.
+    /// The edge in the environment.
     fn told() -> Option<Self> {
         // SAFETY: both strings end with a zero, and no test changes the environment.
         let value = unsafe {
@@ -61,7 +66,7 @@ fn give_up(message: &str) -> ! {
     std::process::abort()
 }
 
-/// A new mapping of addresses at which nothing may be touched, at a place that is the caller's to replace.
+/// Maps addresses that must not be touched, at a place that the caller owns.
 ///
 /// # Safety
 /// `at` is null, or nothing uses the `len` bytes from there on, which are whole pages.

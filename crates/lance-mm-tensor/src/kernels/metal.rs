@@ -1,12 +1,14 @@
-//! Plans of Metal kernels: for given shapes, which kernel runs on how many threads with which arguments.
+//! Plans of Metal kernels: kernel, grid and arguments of one dispatch for given shapes.
 //!
-//! A [`KernelPlan`] is the whole of what a device is told. It is made by plain functions that compile and are tested
-//! everywhere: the tests run the same plans on the CPU, in a simulator, against references in f64. On a Mac an
-//! encoder hands them to the device as they are. One file of functions and one `.metal` file belong to each
-//! family of operations.
+//! A [`KernelPlan`] is all that a device is told. Plain functions make it, which compile and are tested everywhere: tests
+//! run the same plans on the CPU, in a simulator, against references in f64; on a Mac an encoder hands them to the device as
+//! they are. Each family of operations has one file of functions and one `.metal` file.
 //!
-//! The operations of this crate ask whether their tensors are to go through plans, and [`apply`] runs
-//! them. Tests let an executor stand in for the device, and so whole networks run through the same calls.
+//! The operations of this crate ask whether their tensors go through plans, and [`apply`] runs them. In tests an executor
+//! stands in for the device, so that whole networks run through the same calls.
+//!
+//! Sizes of tiles and threadgroups are bounds that follow from the hardware (SIMD groups of 32 lanes, fragments of 8 x 8
+//! values, 32 kB of threadgroup memory). None of them was measured on a Mac.
 
 mod affine;
 mod apply;
@@ -21,7 +23,7 @@ mod norm;
 #[cfg(any(target_os = "linux", all(feature = "metal", target_os = "macos")))]
 mod operations;
 mod pointwise;
-/// What runs the plans of tests: this machine's device, else the simulator.
+/// Runs the plans of tests: on this machine's device, else in the simulator.
 #[cfg(test)]
 #[cfg(any(target_os = "linux", all(feature = "metal", target_os = "macos")))]
 #[cfg_attr(target_os = "linux", path = "metal/simulator.rs")]
@@ -46,7 +48,7 @@ pub use pointwise::swiglu;
 
 use crate::dtype::FloatType;
 
-/// Metal source, compiled when a kernel of it is first used.
+/// Metal source, compiled at the first use of one of its kernels.
 #[derive(Debug, PartialEq, Eq)]
 pub struct KernelSource {
     /// Name in errors and as key of the cache of compiled sources.
@@ -58,9 +60,9 @@ pub struct KernelSource {
 /// One dispatch of one kernel.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KernelPlan {
-    /// Where the kernel is.
+    /// The source of the kernel.
     pub source: &'static KernelSource,
-    /// Its host name.
+    /// Host name of the kernel.
     pub kernel: String,
     /// Values of `[[function_constant(i)]]`, for `i` from 0.
     pub constants: Vec<u16>,
@@ -73,7 +75,7 @@ pub struct KernelPlan {
 }
 
 impl KernelPlan {
-    /// Values of the output, and their type.
+    /// Number of values of the output, and their dtype.
     pub fn output(&self) -> (usize, FloatType) {
         let output = |arg: &KernelArg| {
             if let KernelArg::Output(len, float) = arg { Some((*len, *float)) } else { None }
@@ -85,13 +87,13 @@ impl KernelPlan {
 /// One argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum KernelArg {
-    /// The input of this index, contiguous; the functions that make plans say which is which.
+    /// The input of this index, contiguous; the functions that make plans number them.
     Input(usize),
-    /// The same, laid out from its first value on as other arguments say.
+    /// The input of this index, with strides that other arguments give.
     Strided(usize),
-    /// The output: this many values of this type.
+    /// The output: this many values of this dtype.
     Output(usize, FloatType),
-    /// Nothing: what the kernel reads there when its constants say so.
+    /// No buffer: the kernel does not read this slot with the plan's constants.
     Unused,
     /// A number by value.
     U32(u32),
@@ -101,7 +103,7 @@ pub enum KernelArg {
     F32(f32),
 }
 
-/// The part of a kernel's host name that says a type.
+/// The name of a dtype in a kernel's host name.
 fn type_name(float: FloatType) -> &'static str {
     match float {
         FloatType::F32 => "f32",
@@ -110,7 +112,7 @@ fn type_name(float: FloatType) -> &'static str {
     }
 }
 
-/// Sizes travel as `uint`; shapes that do not fit are refused where weights are loaded.
+/// Sizes are passed as `uint`; shapes that do not fit are refused when weights are loaded.
 fn size(n: usize) -> KernelArg {
     KernelArg::U32(u32::try_from(n).expect("sizes of tensors on a device are below 2^32"))
 }
@@ -128,8 +130,8 @@ mod tests {
         &pointwise::SOURCE,
     ];
 
-    /// What only Apple's compiler would refuse: a pointer or reference without address space, and words that
-    /// Metal does not have.
+    /// Finds errors that only Apple's compiler reports: pointers and references without address space, and words that Metal
+    /// does not have.
     fn faults(text: &str) -> Vec<String> {
         let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
         let code: String = code.filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");

@@ -1,4 +1,10 @@
-//! Rows divided by their length.
+//! RMS norm and pixel norm: rows scaled by a function of their sum of squares.
+//!
+//! ```text
+//! a row     | x0 .. x31 | x32 .. x63 | .. | tail |     32 running sums of squares, then one pass of x · scale · w
+//! ```
+//!
+//! Both passes read the row from the first-level cache; candle's sum of a row is one chain of additions.
 
 use rayon::prelude::*;
 
@@ -6,14 +12,17 @@ use super::pointwise::silu;
 use super::simd::{Loop, Simd, mul_add};
 use super::zeros::zeros;
 
-/// Values that a thread takes at once.
+/// Values that a thread takes at once, in whole rows.
+// 64 kB: many more than handing them to a thread costs.
 const CHUNK: usize = 16 * 1024;
-/// Running sums: two of the widest registers.
+/// Running sums of squares.
+// Two of the widest registers, so that additions overlap.
 const LANES: usize = 32;
-/// Least length that a pixel is divided by.
+/// Least L2 norm that a pixel is divided by.
+// The epsilon of `F.normalize`, which the original calls.
 const MIN_LENGTH: f32 = 1e-12;
 
-/// `w · x / sqrt(mean(x²) + eps)` of every row of `x`.
+/// RMS norm, `w · x / sqrt(mean(x²) + eps)`, of every row of `x`.
 ///
 /// # Panics
 /// When `x` is not whole rows of the width of `w`.
@@ -22,7 +31,7 @@ pub(crate) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
     scaled(x, w, |squares| 1.0 / (squares / width + eps).sqrt(), false)
 }
 
-/// `gamma · x · √C / max(‖x‖₂, 1e-12)` of every row of `x`, and of that, if wanted, `v · sigmoid(v)`.
+/// Pixel norm, `gamma · x · √C / max(‖x‖₂, 1e-12)`, of every row of `x`; `with_silu` applies SiLU to the result.
 ///
 /// # Panics
 /// As [`rms_norm`].
@@ -51,7 +60,7 @@ fn scaled(x: &[f32], w: &[f32], scale: impl Fn(f32) -> f32 + Sync, with_silu: bo
 struct Scaled<'a, F> {
     x: &'a [f32],
     w: &'a [f32],
-    /// From the sum of a row's squares.
+    /// Scale of a row, from its sum of squares.
     scale: F,
     with_silu: bool,
     out: &'a mut [f32],

@@ -1,18 +1,26 @@
 //! An output matrix that threads fill side by side, each its own columns.
+//!
+//! ```text
+//!            part 0   part 1   part 2   part 3
+//! token 0  | ------ | ------ | ------ | ---- |      a part is whole units of columns, the last may be narrower
+//! token 1  | ------ | ------ | ------ | ---- |
+//! ```
+//!
+//! Weights are read once if a thread has some rows of the weight, which are columns of the output, for all tokens.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-/// A row-major matrix of which columns are handed out.
+/// A row-major matrix whose columns are handed out.
 pub(super) struct Columns<'a> {
     first: *mut f32,
     dims: [usize; 2],
     values: PhantomData<&'a mut [f32]>,
 }
 
-/// Some columns of a matrix, not shared with anything else.
+/// Columns of a matrix that nobody else has.
 pub(super) struct Part<'a> {
     first: *mut f32,
     dims: [usize; 2],
@@ -26,7 +34,7 @@ pub(super) struct Part<'a> {
 unsafe impl Sync for Columns<'_> {}
 
 impl<'a> Columns<'a> {
-    /// The columns of `values`, whole rows of `n_cols` each.
+    /// Borrows `values`, whole rows of `n_cols`.
     pub(super) fn new(values: &'a mut [f32], n_cols: usize) -> Self {
         assert!(n_cols > 0 && values.len().is_multiple_of(n_cols), "whole rows");
         let dims = [values.len() / n_cols, n_cols];
@@ -43,14 +51,16 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// All of `n_cols` columns, on all threads: about four parts a thread, as many for each, of `unit` columns or a multiple, at
-/// most `units` of them; the last may be narrower.
+/// Divides `n_cols` columns among all threads: about four parts for each, of a multiple of `unit` columns, at most `units`
+/// units; the last may be narrower.
+// Four parts, so that a thread that is held up leaves work to the others; the same number for each thread, so that none
+// waits for a last part.
 pub(super) fn parts(n_cols: usize, unit: usize, units: usize) -> impl ParallelIterator<Item = Range<usize>> {
     let threads = rayon::current_num_threads();
     let all = n_cols.div_ceil(unit);
     let count = all.div_ceil(all.div_ceil(4 * threads).clamp(1, units)).next_multiple_of(threads);
     let width = all.div_ceil(count).max(1) * unit;
-    // Part by part: a thread that comes late, or is held up, leaves the rest to the others.
+    // One at a time: a thread that comes late, or is held up, leaves the rest to the others.
     let parts = (0..n_cols.div_ceil(width)).into_par_iter().with_max_len(1);
     parts.map(move |i| i * width..((i + 1) * width).min(n_cols))
 }
@@ -61,7 +71,7 @@ impl Part<'_> {
         self.range.clone()
     }
 
-    /// Some of the columns in one row.
+    /// Borrows some of the columns in one row.
     ///
     /// # Panics
     /// When the row is not in the matrix or a column not in this part.

@@ -1,15 +1,22 @@
-//! Loops that only multiply, in registers, or only read: what no kernel on this machine can beat.
+//! Loops that only multiply, in registers, or only read: the limits that no kernel on this machine can beat.
 //!
-//! Every loop returns what it computed, so that it can be checked and is not optimised away.
+//! ```text
+//! a multiplication loop    one register of a, one of b, 16 registers of sums; AMX: 2 operand tiles, 4 tiles of sums
+//! a reading loop           64 sums of 8-byte words, so that additions never wait
+//! ```
+//!
+//! Every loop returns its result, so that it can be checked and is not optimized away.
 
 use std::hint::black_box;
 
-/// Independent running sums of a loop: more than the latency of an instruction times how many start a cycle.
+/// Independent running sums of a loop.
+// At least the latency of an instruction times the number that start a cycle: 4 · 2 for FMA on current x86-64, 5 · 2 for
+// VNNI.
 pub(crate) const CHAINS: usize = 16;
 
-/// A loop over products of int8 or of bf16 values: `run(a, b, rounds)` is `rounds · CHAINS · (a · b)`.
+/// A loop of int8 or bf16 multiplications: `run(a, b, rounds)` is `rounds · CHAINS · (a · b)`.
 pub(crate) struct PeakLoop<A, B, Sum> {
-    /// The instructions it is made of.
+    /// The instruction set.
     pub(crate) name: &'static str,
     pub(crate) run: fn(&A, &B, u32) -> Sum,
 }
@@ -19,7 +26,7 @@ pub(crate) type Int8Loop = PeakLoop<[u8; 64], [i8; 64], i32>;
 /// Bits of bf16 values.
 pub(crate) type Bf16Loop = PeakLoop<[u16; 32], [u16; 32], f32>;
 
-/// Loops this machine can run, the fastest first; the last one runs everywhere.
+/// Int8 loops of this processor, the fastest first; the last one runs everywhere.
 #[cfg_attr(
     not(target_arch = "x86_64"),
     expect(clippy::vec_init_then_push, reason = "other processors have more")
@@ -32,8 +39,8 @@ pub(crate) fn int8_loops() -> Vec<Int8Loop> {
     loops
 }
 
-/// Loops this machine can run, the fastest first; the last one runs everywhere. Where there is no product of
-/// bf16 values, values are widened and the loop is one of f32 products.
+/// Bf16 loops of this processor, the fastest first; the last one runs everywhere. Processors without bf16 products widen,
+/// and multiply f32.
 #[cfg_attr(
     not(target_arch = "x86_64"),
     expect(clippy::vec_init_then_push, reason = "other processors have more")
@@ -46,10 +53,10 @@ pub(crate) fn bf16_loops() -> Vec<Bf16Loop> {
     loops
 }
 
-/// Eight bytes, wherever they lie.
+/// Eight bytes at any address.
 pub(crate) type Word = [u8; 8];
 
-/// A function that reads all words once and returns their wrapping sum.
+/// Returns a function that reads all words once and returns their wrapping sum.
 pub(crate) fn reader() -> fn(&[Word]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if let Some(reader) = x86::reader() {

@@ -1,13 +1,16 @@
-//! Value by value: the gate of an MLP, biases.
+//! Pointwise operations: SwiGLU, biases and residuals.
+//!
+//! Values lie in any shape, one after another; a thread takes a contiguous chunk, which the compiler vectorizes.
 
 use rayon::prelude::*;
 
 use super::simd::{Loop, Simd, exp};
 
 /// Values that a thread takes at once.
+// 64 kB for each operand: many more than handing them to a thread costs, and few enough to share a large input evenly.
 const CHUNK: usize = 16 * 1024;
 
-/// `silu(gate) · up` into `gate`, with `silu(x) = x / (1 + e^-x)`.
+/// Writes `silu(gate) · up` to `gate`, with `silu(x) = x / (1 + e^-x)`.
 ///
 /// # Panics
 /// When the lengths differ.
@@ -17,7 +20,7 @@ pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
     chunks.for_each(|(gate, up)| swiglu_serial(gate, up));
 }
 
-/// As [`swiglu`], on this thread; values without a partner are left as they are.
+/// [`swiglu`] on this thread; values of `gate` past the end of `up` stay.
 pub(super) fn swiglu_serial(gate: &mut [f32], up: &[f32]) {
     Simd::detect().run(Swiglu { gate, up });
 }
@@ -41,7 +44,7 @@ impl Loop for Swiglu<'_> {
 /// `x / (1 + e^-x)`. `FMA` as for [`mul_add`](super::simd::mul_add).
 #[inline(always)]
 pub(super) fn silu<const FMA: bool>(x: f32) -> f32 {
-    // The power of the negative magnitude neither overflows nor loses what is left.
+    // The exponential of the negative magnitude neither overflows nor cancels.
     let e = exp::<FMA>(-x.abs());
     x * (if x < 0.0 { e } else { 1.0 }) / (1.0 + e)
 }
@@ -57,7 +60,7 @@ pub(super) fn add_to(y: &mut [f32], values: &[f32]) {
     assert!(!values.is_empty() && y.len().is_multiple_of(values.len()), "whole rows");
     let add = |y: &mut [f32], values: &[f32]| y.iter_mut().zip(values).for_each(|(y, v)| *y += v);
     if y.len() <= CHUNK {
-        // Done before another thread has woken up.
+        // Done before another thread has started.
         return y.chunks_exact_mut(values.len()).for_each(|y| add(y, values));
     }
     if y.len() == values.len() {
@@ -75,7 +78,7 @@ mod tests {
     use crate::testing::seeded;
 
     #[test]
-    fn gated_values_equal_the_f64_reference() {
+    fn swiglu_equals_the_f64_reference() {
         for simd in Simd::available() {
             let mut x: Vec<f32> = seeded(4001, 1).iter().map(|x| x * 30.0).collect();
             x.extend([0.0, -0.0, 88.0, -88.0, 1e30, -1e30, f32::INFINITY]);

@@ -1,6 +1,9 @@
-//! Loops that the compiler turns into the widest instructions of the processor it runs on.
+//! Loops that the compiler vectorizes for the widest instruction set of the processor.
+//!
+//! A loop is generic code, compiled once for each set and chosen at run time. Values lie in slices as they are; a loop that
+//! must not wait for its own sums keeps as many of them as lanes, in an array.
 
-/// A loop over slices, written so that the compiler can vectorise it.
+/// A loop over slices, written so that the compiler can vectorize it.
 pub(super) trait Loop {
     type Output;
 
@@ -8,7 +11,7 @@ pub(super) trait Loop {
     fn run<const FMA: bool>(self) -> Self::Output;
 }
 
-/// Instructions this processor has. Only [`available`](Self::available) makes one.
+/// An instruction set of this processor. Only [`available`](Self::available) makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Simd(Kind);
 
@@ -20,17 +23,17 @@ pub(super) enum Kind {
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// What the target always has.
+    /// The instructions that the target always has.
     Baseline,
 }
 
 impl Simd {
-    /// The widest there are.
+    /// The widest set.
     pub(super) fn detect() -> Self {
         Self::available().next().expect("every processor has the baseline")
     }
 
-    /// All sets of instructions there are, the widest first; the baseline is always the last.
+    /// All sets of this processor, the widest first; the baseline is always the last.
     pub(super) fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let sets = [
@@ -71,7 +74,7 @@ fn avx2<L: Loop>(what: L) -> L::Output {
     what.run::<true>()
 }
 
-/// `a · b + c`, in one rounding where that is one instruction.
+/// `a · b + c`, in one rounding if that is one instruction.
 #[inline(always)]
 pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
@@ -81,7 +84,7 @@ pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 /// put in place as bits (Cephes, `expf`), so that it runs in all lanes of a register. `FMA` as for [`mul_add`].
 #[inline(always)]
 pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
-    // Added to a small number, the nearest whole number ends up in the low bits.
+    // 1.5 · 2^23: added to a small number, it leaves the nearest integer in the low bits.
     const SHIFT: f32 = 12_582_912.0;
     let shifted = mul_add::<FMA>(x, std::f32::consts::LOG2_E, SHIFT);
     let n = shifted - SHIFT;

@@ -1,5 +1,16 @@
 //! Sixty-four bytes at a time: the operations that kernels are written in, once for every instruction set. Each set does
 //! the same arithmetic in the same order, so that all give the same bits where nothing but [`Simd::mul_add`] differs.
+//!
+//! ```text
+//! Bytes    64 x u8 or i8     AVX-512: one register   AVX2: two   NEON: four   portable: an array
+//! Ints     16 x i32          lane i holds bytes 4·i to 4·i + 3
+//! Floats   16 x f32
+//!
+//! quarters                   16 bytes each: what AVX-512 and AVX2 transpose within, and NEON holds in a register
+//! ```
+//!
+//! The width is that of AVX-512, so that the narrower sets run two or four instructions for one operation, which also
+//! hide the latency of each other.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -14,7 +25,7 @@ use std::sync::OnceLock;
 #[cfg(target_arch = "x86_64")]
 use super::amx::AmxBf16;
 
-/// An instruction set. A value of an implementing type proves that this machine has it.
+/// An instruction set. A value of an implementing type proves that this processor has it.
 pub(super) trait Simd: Copy + Send + Sync {
     /// Sixty-four bytes.
     type Bytes: Copy;
@@ -38,7 +49,7 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn transpose_words(self, rows: &mut [Self::Bytes; 4]);
     /// Quarter `i` of register `j` becomes quarter `j` of register `i`.
     fn transpose_quarters(self, rows: &mut [Self::Bytes; 4]);
-    /// Rows of sixteen four-byte columns to columns of sixteen rows.
+    /// Transposes sixteen rows of sixteen four-byte words.
     #[inline(always)]
     fn transpose(self, rows: &mut [Self::Bytes; 16]) {
         for rows in rows.as_chunks_mut::<4>().0 {
@@ -66,9 +77,9 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// Each of four values in four neighbouring places.
     fn splat_quarters(self, values: [f32; 4]) -> Self::Floats;
     fn load_floats(self, from: &[f32; 16]) -> Self::Floats;
-    /// Sixteen bf16 values, little endian.
+    /// Widens sixteen bf16 values, little endian.
     fn widen_bf16(self, from: &[u8; 32]) -> Self::Floats;
-    /// Sixteen bf16 values as bits.
+    /// Widens sixteen bf16 values, given as bits.
     #[inline(always)]
     fn widen_bits(self, from: &[u16; 16]) -> Self::Floats {
         let mut bytes = [0; 32];
@@ -90,10 +101,10 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn abs(self, a: Self::Floats) -> Self::Floats;
     /// The larger of two; `b` where `a` is not a number.
     fn larger(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// The nearest whole numbers, ties to even; any number where there is none.
+    /// The nearest integers, ties to even; any number for values that have none.
     fn nearest(self, a: Self::Floats) -> Self::Ints;
     fn store_ints(self, ints: Self::Ints, to: &mut [i32; 16]);
-    /// What is left of 16 bits when the lower eight are a signed byte: `(i + 128) / 256`, rounded down.
+    /// The upper byte of 16 bits whose lower eight are a signed byte: `(i + 128) / 256`, rounded down.
     fn upper_byte(self, ints: Self::Ints) -> Self::Ints;
     /// The lowest byte of each.
     #[inline(always)]
@@ -122,7 +133,7 @@ pub(super) trait Simd: Copy + Send + Sync {
         [self.load(&even), self.load(&odd)]
     }
 
-    /// Asks for the cache line at an address, which need not be valid, in the second-level cache.
+    /// Prefetches the cache line at an address, which need not be valid, into the second-level cache.
     fn prefetch(self, at: *const u8);
     /// Runs a kernel compiled for this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
@@ -143,7 +154,7 @@ pub(super) fn sum(v: [f32; 16]) -> f32 {
     (v[0] + v[2]) + (v[1] + v[3])
 }
 
-/// The instruction sets there are kernels for.
+/// Instruction sets with kernels.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Isa {
     Portable(portable::Portable),
@@ -153,7 +164,7 @@ pub(super) enum Isa {
     AvxVnni(avx2::Avx2<true>),
     #[cfg(target_arch = "x86_64")]
     Avx512(avx512::Avx512),
-    /// AVX-512, and tiles for many rows.
+    /// AVX-512, and tiles for many tokens.
     #[cfg(target_arch = "x86_64")]
     Amx(avx512::Avx512, AmxBf16),
     #[cfg(target_arch = "aarch64")]
@@ -161,13 +172,13 @@ pub(super) enum Isa {
 }
 
 impl Isa {
-    /// The fastest of this machine.
+    /// The fastest set of this processor.
     pub(super) fn detect() -> Self {
         static ISA: OnceLock<Isa> = OnceLock::new();
         *ISA.get_or_init(|| Self::available().next().expect("the portable set is always there"))
     }
 
-    /// Those of this machine, the fastest first; the portable one is always the last.
+    /// All sets of this processor, the fastest first; the portable one is always the last.
     pub(super) fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let sets = [
@@ -205,10 +216,10 @@ mod tests {
     use super::*;
     use crate::testing::seeded;
 
-    /// Every operation, and the bytes that each gives, on operands in boxes of their own.
+    /// Operands of every operation, in boxes of their own.
     struct Operations {
         bytes: [Box<[u8; 64]>; 16],
-        /// Small whole numbers, of which products and sums are exact.
+        /// Small integers, whose products and sums are exact.
         floats: [Box<[f32; 16]>; 3],
         /// Sixteen bf16 values.
         halves: Box<[u8; 32]>,
@@ -304,7 +315,7 @@ mod tests {
             given.extend(columns.map(|column| ("transpose", bytes(simd, column))));
             given.extend(words.map(|row| ("transpose_words", bytes(simd, row))));
             given.extend(quarters.map(|row| ("transpose_quarters", bytes(simd, row))));
-            // Wherever that is.
+            // Any address.
             simd.prefetch(std::ptr::null());
             given
         }

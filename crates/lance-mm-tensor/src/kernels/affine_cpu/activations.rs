@@ -1,4 +1,13 @@
-//! Rows of activations as whole numbers, in the order in which the codes of a weight come out of its words.
+//! Activations as integers, in the order in which the codes of a weight come out of its words.
+//!
+//! ```text
+//! Order::Rows       | token 0: line 0, line 1, .. zeros | token 1: line 0, ..     whole chunks of 16 lines
+//! Order::Lines(n)   | line 0: token 0, .. token n-1 | line 1: token 0, ..         zeros for missing tokens
+//!
+//! line, for bytes   | x0 x1 x2 x3 .. x127 |                   one byte each, one scale and one sum a group
+//! line, for nibbles | x0 x2 .. x126 | x1 x3 .. x127 |         even columns meet low nibbles, odd ones high nibbles
+//! with two bytes    | high bytes of the line | low bytes |    q = 256 · high + low, low being signed
+//! ```
 
 use rayon::prelude::*;
 
@@ -6,50 +15,52 @@ use super::CHUNK;
 use crate::kernels::affine_matrix::{Codes, LINE};
 use crate::kernels::vector::{Isa, Kernel, Simd};
 
-/// Rounded rows: `x ≈ scale · q` with one scale for each group of the weight. `q` is one signed byte, 127 steps
-/// to either side of zero, or two, 32,639 steps: `T` of them.
+/// Rounded activations: `x ≈ scale · q` with one scale for each group of the weight. `q` has `T` signed bytes: one for
+/// ±127, two for ±32,639.
 pub(super) struct Activations<const T: usize> {
-    /// Rows.
+    /// Tokens.
     pub(super) n: usize,
-    /// Lines of [`LINE`] values in a row, the last filled up with zeros.
+    /// Lines of [`LINE`] values of a token, the last filled up with zeros.
     pub(super) lines: usize,
     /// Groups in a line.
     pub(super) per_line: usize,
     order: Order,
-    /// Lines from one row to the next, in [`Order::Rows`]: whole chunks; rows from one line to the next, in
-    /// [`Order::Lines`]: as many as that says.
+    /// In [`Order::Rows`], lines from one token to the next: whole chunks. In [`Order::Lines`], tokens from one line to the
+    /// next.
     stride: usize,
-    /// What [`bytes`](Self::bytes) are read from, after `skipped` ones: lines begin where cache lines do.
+    /// Memory of [`bytes`](Self::bytes), which begin after `skipped` ones: lines begin where cache lines do.
     stored: Vec<u8>,
     skipped: usize,
     /// Scales, `per_line` for each line.
     pub(super) scales: Vec<f32>,
-    /// Sums of each group, as `scales`: of the rounded values, so that an error of rounding is multiplied with the
-    /// weight and not with the code alone.
+    /// Sums of each group, in the order of `scales`.
+    // Sums of rounded values: the error of rounding then meets the weight, `scale · code + bias`, not the code alone.
     pub(super) sums: Vec<f32>,
 }
 
-/// Bytes of a cache line, and of a load: one that lies in two cache lines takes twice as long.
+/// Bytes of a cache line, and of a load.
+// A load that lies in two cache lines takes twice as long.
 const ALIGNMENT: usize = 64;
 
-/// Lines of a row that are read together when those of all rows become neighbours: memory is read best in order.
+/// Lines of a token that are read together in [`Order::Lines`].
+// Memory is read best in order: four lines are 2 kB of f32, half a page.
 const TOGETHER: usize = 4;
 
-/// Which lines are neighbours.
+/// Order of the lines of several tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Those of one row.
+    /// All lines of a token, then those of the next.
     Rows,
-    /// Those of all rows at one place, and of rows of zeros after them: so many in all.
+    /// Line 0 of all tokens, then line 1; this many tokens, of which the last may be zeros.
     Lines(usize),
 }
 
 impl<const T: usize> Activations<T> {
-    /// Rounds `n` rows of whole groups of `group`.
+    /// Rounds `n` tokens of whole groups of `group`.
     pub(super) fn new(isa: Isa, x: &[f32], n: usize, group: usize, codes: Codes, order: Order) -> Self {
         let k = x.len() / n;
         let (lines, per_line) = (k.div_ceil(LINE), LINE / group);
-        // What is rounded at once: a whole row, or some lines of all rows.
+        // A task rounds a whole token, or some lines of all tokens.
         let (pieces, stride, at_once) = match order {
             Order::Rows => (n, lines.next_multiple_of(CHUNK), 1),
             Order::Lines(rows) => (lines, rows, TOGETHER),
@@ -64,10 +75,10 @@ impl<const T: usize> Activations<T> {
             .par_chunks_mut(at_once * stride)
             .zip(scales.par_chunks_mut(at_once * stride * per_line))
             .zip(sums.par_chunks_mut(at_once * stride * per_line));
-        // A row or two are rounded before another thread has begun.
+        // One or two tokens are rounded before another thread has begun.
         let least = if n <= 2 { usize::MAX } else { 1 };
         pieces.enumerate().with_min_len(least).for_each(|(i, ((bytes, scales), sums))| {
-            // Rows and lines of the piece, and how far these lie apart in it.
+            // Tokens and lines of the task, and their distances in it.
             let (rows, of_piece, apart) = match order {
                 Order::Rows => (i..i + 1, 0..lines, [0, 1]),
                 Order::Lines(_) => (0..n, i * TOGETHER..lines.min((i + 1) * TOGETHER), [1, stride]),
@@ -86,13 +97,13 @@ impl<const T: usize> Activations<T> {
         Self { n, lines, per_line, order, stride, stored, skipped, scales, sums }
     }
 
-    /// Bytes of all lines, those of higher value first: `q = bytes[0]` or `q = 256 · bytes[0] + bytes[1]`.
+    /// Bytes of all lines, high bytes first: `q = bytes[0]` or `q = 256 · bytes[0] + bytes[1]`.
     #[inline(always)]
     pub(super) fn bytes(&self) -> &[[[u8; LINE]; T]] {
         self.stored[self.skipped..].as_chunks().0.as_chunks().0
     }
 
-    /// Where the line `line` of row `row` lies.
+    /// Index of line `line` of token `row`.
     #[inline(always)]
     pub(super) fn at(&self, row: usize, line: usize) -> usize {
         match self.order {
@@ -102,7 +113,7 @@ impl<const T: usize> Activations<T> {
     }
 }
 
-/// Rounds up to [`LINE`] values, group by group; the rest of the line counts as zero.
+/// Rounds up to [`LINE`] values, group by group; the rest of the line becomes zeros.
 struct Round<'a, const T: usize> {
     x: &'a [f32],
     codes: Codes,
@@ -157,7 +168,7 @@ impl<const T: usize> Kernel for Round<'_, T> {
             simd.store_ints(total, &mut lanes);
             let total = lanes.into_iter().fold(0, i32::wrapping_add);
             *scale = if some { largest / steps } else { 0.0 };
-            // Poison is zero, unless a value is not finite: then the whole product is not a number.
+            // Poison is zero, unless a value is not finite: then it makes the output NaN.
             *sum = *scale * total as f32 + poison;
         }
         for (t, bytes) in bytes.iter_mut().enumerate() {
@@ -183,7 +194,7 @@ impl<const T: usize> Kernel for Round<'_, T> {
 /// Registers of sixteen values in a line.
 const SIXTEENS: usize = LINE / 16;
 
-/// All lanes joined, halves onto halves: few steps, one after another.
+/// Joins all lanes, halves onto halves.
 #[inline(always)]
 fn folded<S: Simd>(simd: S, values: S::Floats, join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [0.0; 16];

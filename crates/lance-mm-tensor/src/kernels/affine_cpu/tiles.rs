@@ -1,4 +1,15 @@
-//! Many rows of activations on AMX: weights become bf16 as they are packed, each the nearest to its scaled code.
+//! More than eight tokens on AMX: weights become bf16 as they are packed, each the nearest to `scale · code + bias`.
+//!
+//! ```text
+//! a line of 4-bit codes, 64 bytes       words of 16 bits: c3 c2 c1 c0 | c7 c6 c5 c4 | ..
+//! shifted by 0, 4, 8, 12 bits           the low five bits of each word index a table
+//! table of a group                      v0 v1 .. v15 | v0 v1 .. v15        bf16, scale · i + bias, twice
+//!
+//! step j of four                        values 4·i + j of the line: 32 bf16 values, a row of a left operand
+//! ```
+//!
+//! The fifth bit belongs to the next code, so that the table holds each value twice. The order of values in a step does
+//! not matter to a dot product as long as activations have it too ([`Order::EveryFourth`]).
 
 #![expect(unsafe_code, reason = "intrinsics")]
 
@@ -12,12 +23,12 @@ use crate::kernels::amx_matmul::{Order, Output, Panels, amx_matmul};
 use crate::kernels::avx512_bf16::Avx512Bf16;
 use crate::kernels::operands::Addends;
 
-/// `x`, rounded to bf16, times the transpose of `w`, and what is added.
+/// `x · wᵀ` with `x` rounded to bf16, plus bias and residual.
 pub(super) fn matmul(amx: AmxBf16, x: &[f32], w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
     amx_matmul::<1, _>(amx, x, &Output::Sums { w: &Packing::new(w, amx.convert), add })
 }
 
-/// See [`matmul_swiglu`](crate::kernels::matmul::matmul_swiglu); `None` where codes of the two are packed in different orders.
+/// Implements [`matmul_swiglu`](crate::kernels::matmul::matmul_swiglu); `None` if the two are packed in different orders.
 pub(super) fn matmul_swiglu(
     amx: AmxBf16,
     x: &[f32],
@@ -47,14 +58,14 @@ impl Panels for Packing<'_> {
     }
 
     fn order(&self) -> Order {
-        // Shifted, the four codes of every sixteen bits are where they are looked up.
+        // Shifts bring each of the four codes of sixteen bits to where it is looked up.
         if self.w.bits == 4 { Order::EveryFourth } else { Order::Natural }
     }
 
     fn pack(&self, first: usize, next: usize, steps: Range<usize>, half: usize, out: &mut [[Rows32; 2]]) {
         let w = &self.w;
         let part = Part { rows: first.min(w.rows)..(first + SIDE).min(w.rows), next, half };
-        // All rows over some lines before the next lines: what is written then stays near.
+        // All rows over some lines before the next lines: the tiles that are written stay in the first-level cache.
         for (i, out) in out.chunks_mut(4 * LINES).enumerate() {
             let line = steps.start / 4 + LINES * i;
             // SAFETY: `_proof` was made where these instructions are.
@@ -63,7 +74,7 @@ impl Panels for Packing<'_> {
     }
 }
 
-/// Rows that become a half of a left operand, and the first of those after them.
+/// Rows that become a half of a left operand, and the first row packed next.
 struct Part {
     rows: Range<usize>,
     next: usize,
@@ -71,7 +82,7 @@ struct Part {
 }
 
 impl Part {
-    /// Bytes from its scales, or biases, to those of the rows after it, `factors` bytes a row.
+    /// Distance in bytes to the scales, or biases, of the rows packed next; a row has `factors` bytes.
     fn ahead(&self, factors: usize) -> usize {
         (self.next - self.rows.start) * factors
     }
@@ -87,17 +98,18 @@ fn pack(w: &Affine<'_>, part: &Part, line: usize, out: &mut [[Rows32; 2]]) {
     }
 }
 
-/// Lines of a row that are packed together: they have up to sixteen groups.
+/// Lines of a row that are packed together.
+// They have 4, 8 or 16 groups, whose scales one register holds.
 const LINES: usize = 4;
 
-/// Lines of four-bit codes, `PER` groups in each, four steps to a line: step `j` has the values `4·i + j`, each looked
-/// up among the sixteen of its group.
+/// Packs lines of four-bit codes, `PER` groups in each, in four steps a line: step `j` has the values `4·i + j`, each
+/// looked up among the sixteen of its group.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn nibbles<const PER: usize>(w: &Affine<'_>, part: &Part, line: usize, out: &mut [[[Rows32; 2]; 4]]) {
     let numbers = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
     let size = w.dtype.size();
     let (width, factors) = (w.cols / 2, w.cols / w.group * size);
-    // What is asked for meanwhile: the next rows, from their first line to their last, since memory is faster in order.
+    // Prefetched meanwhile: the next rows, from their first line to their last, since memory is fastest in order.
     let next = w.words.as_ptr().wrapping_add(part.next * width + 64 * SIDE * line);
     let ahead = part.ahead(factors);
     for (i, row) in part.rows.clone().enumerate() {
@@ -124,8 +136,6 @@ fn nibbles<const PER: usize>(w: &Affine<'_>, part: &Part, line: usize, out: &mut
                 let values = _mm512_fmadd_ps(numbers, _mm512_set1_ps(scale), _mm512_set1_ps(bias));
                 // SAFETY: both are 32 bytes of plain data.
                 let sixteen: __m256i = unsafe { std::mem::transmute(_mm512_cvtneps_pbh(values)) };
-                // In every sixteen bits a code is followed by the next, so that five bits of it count: tables hold
-                // each value twice.
                 tables[g] = _mm512_broadcast_i64x4(sixteen);
             }
             let shifted = [
@@ -137,7 +147,7 @@ fn nibbles<const PER: usize>(w: &Affine<'_>, part: &Part, line: usize, out: &mut
             for j in 0..4 {
                 let mut values = _mm512_permutexvar_epi16(shifted[j], tables[0]);
                 for g in 1..PER {
-                    // A group's share of the 32 places of each step, and what follows it.
+                    // The group's share of the 32 places of each step, and those after it, which later groups overwrite.
                     let places = u32::MAX << (g * 32 / PER);
                     values = _mm512_mask_permutexvar_epi16(values, places, shifted[j], tables[g]);
                 }
@@ -149,7 +159,7 @@ fn nibbles<const PER: usize>(w: &Affine<'_>, part: &Part, line: usize, out: &mut
     }
 }
 
-/// Sixteen scales, or biases, from byte `at` on, those past the end zeros; asks for those that lie `ahead` bytes further.
+/// Widens sixteen scales, or biases, from byte `at` on, zeros past the end; prefetches those `ahead` bytes further.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn sixteen(dtype: FloatType, stored: &[u8], at: usize, ahead: usize, out: &mut [f32; 16]) {
@@ -167,7 +177,7 @@ fn sixteen(dtype: FloatType, stored: &[u8], at: usize, ahead: usize, out: &mut [
     }
 }
 
-/// Lines of codes of any width, one value after another.
+/// Packs lines of codes of any width, values in order.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn bytes(w: &Affine<'_>, part: &Part, line: usize, out: &mut [[Rows32; 2]]) {
     let size = w.dtype.size();

@@ -1,10 +1,19 @@
-//! Many queries side by side, one in each lane: scores are products of key rows with a panel of queries, and
-//! what a softmax needs of them goes from row to row in all lanes at once.
+//! Several queries side by side, one in each lane: scores are keys times a panel of queries, and the softmax runs down the
+//! lanes, with no sum across a register.
+//!
+//! ```text
+//! queries    (D, 32)       packed once, scaled by 1 / sqrt(D)
+//! scores     (128, 32)     += keys (128, D) in place · queries             by [`tile::add`]
+//! weights    exp(score - max), in place of the scores
+//! sums       (D, 32)       += values (128, D) in place, transposed · weights
+//! max, sum of weights      32 lanes
+//! ```
 
 use crate::kernels::simd::{Loop, Simd, exp};
 use crate::kernels::tile::{self, Left, PANEL};
 
-/// Keys that scores are made for at once.
+/// Keys that are scored at once.
+// Their scores are 16 kB, which stay in the first-level cache beside queries of 128 channels, 16 kB.
 pub(super) const KEYS: usize = 128;
 
 type Lanes = [f32; PANEL];
@@ -17,14 +26,14 @@ pub(super) struct Panel {
     scores: Vec<f32>,
     /// Weighted sums of values `(D, PANEL)`, with the largest score as the exponent's zero.
     sums: Vec<f32>,
-    /// Largest score so far.
+    /// Largest scores so far.
     max: Lanes,
-    /// Sum of weights.
+    /// Sums of weights.
     weight: Lanes,
 }
 
 impl Panel {
-    /// Up to [`PANEL`] queries of width `d`, multiplied with `scale`, that have seen nothing.
+    /// Makes a state without keys for up to [`PANEL`] queries of width `d`, which are multiplied by `scale`.
     pub(super) fn new<'a>(rows: impl Iterator<Item = &'a [f32]>, d: usize, scale: f32) -> Self {
         let mut queries = vec![0.0; d * PANEL];
         for (i, row) in rows.enumerate() {
@@ -41,8 +50,8 @@ impl Panel {
         }
     }
 
-    /// Takes in `n` more keys and values, rows that begin the given distances apart. Query `i` sees the first
-    /// `visible(i)` of them; of the first keys taken in every query sees one at least.
+    /// Adds `n` keys and values, rows of the given strides. Query `i` attends to the first `visible(i)` of them; of the
+    /// first keys added each query attends to one at least.
     pub(super) fn add(
         &mut self,
         simd: Simd,
@@ -73,7 +82,7 @@ impl Panel {
         }
     }
 
-    /// The weighted mean of query `i`.
+    /// Writes the output of query `i`.
     pub(super) fn write(&self, i: usize, out: &mut [f32]) {
         let factor = 1.0 / self.weight[i];
         for (out, sums) in out.iter_mut().zip(self.sums.as_chunks::<PANEL>().0) {
@@ -82,7 +91,7 @@ impl Panel {
     }
 }
 
-/// Turns scores into weights, the sums scaled to go with them.
+/// Turns scores into weights, and scales the sums to match.
 struct Softmax<'a> {
     scores: &'a mut [Lanes],
     sums: &'a mut [Lanes],

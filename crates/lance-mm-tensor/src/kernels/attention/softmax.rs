@@ -1,4 +1,14 @@
-//! A softmax that takes scores in pieces, and the weighted sum of values it leads to.
+//! Online softmax of the query heads of one key head, a single token each, and the weighted sum of values.
+//!
+//! ```text
+//! scores     4 query heads x 4 keys at a time: 16 registers of sums, channels in lanes
+//!            transposed and added up: one register of 16 scores
+//! weights    64 keys for each head
+//! values     4 query heads x 4 registers of channels: 16 registers of sums; a broadcast weight for each head and key
+//! ```
+//!
+//! Each key and each value is read once for four heads. Four by four sums ran 4,096 keys of 16 heads in 190 us, where one
+//! query at a time took 363 (two threads of Zen 5).
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
@@ -6,8 +16,8 @@ use half::slice::HalfFloatSliceExt;
 use crate::kernels::simd::exp;
 use crate::kernels::vector::{Kernel, Simd};
 
-/// Running softmax of some rows: the largest score so far, and with it as the exponent's zero the sum of
-/// weights and the weighted sum of values.
+/// Softmax state of some query heads: the largest score so far, and relative to it the sum of weights and the weighted sum
+/// of values.
 pub(super) struct State {
     max: Vec<f32>,
     weight: Vec<f32>,
@@ -16,12 +26,12 @@ pub(super) struct State {
 }
 
 impl State {
-    /// `n` rows over values of width `d` that have seen nothing.
+    /// Makes a state without keys for `n` query heads, and values of width `d`.
     pub(super) fn new(n: usize, d: usize) -> Self {
         Self { max: vec![f32::NEG_INFINITY; n], weight: vec![0.0; n], sums: vec![0.0; n * d], d }
     }
 
-    /// Takes in what another state has seen of other keys.
+    /// Adds the state of other keys.
     pub(super) fn merge(&mut self, other: &Self) {
         for i in 0..self.max.len() {
             let max = self.max[i].max(other.max[i]);
@@ -35,7 +45,7 @@ impl State {
         }
     }
 
-    /// The weighted mean of a row.
+    /// Writes the output of a query head.
     pub(super) fn write(&self, row: usize, out: &mut [f32]) {
         let factor = 1.0 / self.weight[row];
         for (out, sum) in out.iter_mut().zip(&self.sums[row * self.d..]) {
@@ -43,7 +53,7 @@ impl State {
         }
     }
 
-    /// Turns scores of row `i` into weights, its sums scaled to go with them.
+    /// Turns scores of query head `i` into weights, and scales its sums to match.
     #[inline(always)]
     fn weigh<const FMA: bool>(&mut self, i: usize, scores: &mut [f32]) {
         let max = lanes(scores, f32::NEG_INFINITY, f32::max).max(self.max[i]);
@@ -58,8 +68,10 @@ impl State {
 }
 
 /// Keys that are scored before their values are added.
+// Keys and values of 128 channels are 64 kB of f32, which fit a second-level cache, or 32 kB of bf16.
 const TILE: usize = 64;
-/// Running values of a reduction: as many as the widest register holds.
+/// Lanes of a reduction.
+// As many as the widest register holds.
 const LANES: usize = 16;
 
 #[inline(always)]
@@ -75,9 +87,9 @@ fn lanes(values: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
     tail.iter().fold(acc, |acc, v| join(acc, *v))
 }
 
-/// A key, or a value, as it is kept.
+/// A key, or a value, in the dtype of the KV cache.
 pub(super) trait Row: Copy {
-    /// Sixteen channels from channel `LANES · c` on; asks for those [`AHEAD`].
+    /// Widens sixteen channels from channel `LANES · c` on; prefetches those [`AHEAD`].
     fn lanes<S: Simd>(self, simd: S, c: usize) -> S::Floats;
 
     /// One channel.
@@ -112,7 +124,7 @@ impl Row for &[bf16] {
     }
 }
 
-/// Adds keys and values to all rows of a state; `q` holds the rows' queries.
+/// Adds keys and values to all query heads of a state; `q` holds their queries.
 pub(super) struct AddKeys<'a, I> {
     pub(super) state: &'a mut State,
     pub(super) q: &'a [f32],
@@ -149,15 +161,16 @@ impl<R: Row, I: Iterator<Item = (R, R)>> Kernel for AddKeys<'_, I> {
     }
 }
 
-/// Rows of queries that are multiplied at once, with as many keys or as many times [`LANES`] channels: each value is read
-/// once for all.
+/// Query heads that are multiplied at once, by as many keys, or as many times [`LANES`] channels.
+// 16 sums and 8 operands of 32 registers.
 const ROWS: usize = 4;
 
-/// Bytes of keys and values that are asked for ahead of their use: four pages, so that their addresses are looked up in
-/// time too.
+/// Distance of prefetched keys and values, in bytes.
+// Four pages, so that addresses are translated in time too. Prefetched tile by tile instead, a token after 64 and 700 took
+// the same, one after 4,096 2 % longer.
 const AHEAD: usize = 16 * 1024;
 
-/// Scores of up to [`ROWS`] rows of queries from row `first` on.
+/// Scores of up to [`ROWS`] query heads from `first` on.
 #[inline(always)]
 fn add_scores<S: Simd, R: Row>(
     simd: S,
@@ -167,7 +180,7 @@ fn add_scores<S: Simd, R: Row>(
     tile: &[(R, R)],
     scores: &mut [[f32; TILE]; ROWS],
 ) {
-    // Past the end the last row, and the last key, stand in; their scores are not used.
+    // Past the end the last head, and the last key, stand in; their scores are not used.
     let last = q.len() / d - 1;
     let mut rows = [&[][..]; ROWS];
     for i in 0..ROWS {
@@ -205,7 +218,7 @@ fn add_scores<S: Simd, R: Row>(
     }
 }
 
-/// The sum of the values of each register.
+/// Adds up the lanes of each register.
 #[inline(always)]
 fn totals<S: Simd>(simd: S, sums: &[S::Floats; LANES]) -> S::Floats {
     let mut rows = [simd.load(&[0; 64]); LANES];
@@ -225,7 +238,7 @@ fn totals<S: Simd>(simd: S, sums: &[S::Floats; LANES]) -> S::Floats {
     columns[0]
 }
 
-/// Adds weighted values to the first [`ROWS`] of `sums`, or as many as there are.
+/// Adds weighted values to up to [`ROWS`] query heads of `sums`.
 #[inline(always)]
 fn add_values<S: Simd, R: Row>(
     simd: S,
@@ -253,7 +266,7 @@ fn add_values<S: Simd, R: Row>(
     }
 }
 
-/// As [`add_values`], to `C` times [`LANES`] channels.
+/// Adds weighted values to `C` times [`LANES`] channels; see [`add_values`].
 #[inline(always)]
 fn add_channels<S: Simd, R: Row, const C: usize>(
     simd: S,

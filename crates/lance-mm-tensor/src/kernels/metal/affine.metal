@@ -1,4 +1,4 @@
-// Products with matrices in MLX's affine format, and lookups of their rows:
+// Matmuls with matrices in MLX's affine format, and lookups of their rows:
 //   w[r, k] = scale[r, k / GROUP] * code[r, k] + bias[r, k / GROUP]
 // Codes of BITS bits follow each other from the lowest bit of a row's first word, so eight of them take BITS
 // bytes. Sums are f32. Reference: AffineWeight in lance-mm-tensor/src/affine.rs.
@@ -9,7 +9,7 @@ using namespace metal;
 
 constant ushort BITS [[function_constant(0)]];
 constant ushort GROUP [[function_constant(1)]];
-constant ushort ADD [[function_constant(2)]];      // whether products add a value to each row of the matrix
+constant ushort ADD [[function_constant(2)]];      // whether there is a bias
 
 // Codes 0 to 7 of the eight that begin at `p`.
 inline void codes8(const device uchar* p, thread float* q) {

@@ -1,4 +1,11 @@
-//! Products with matrices in MLX's affine format, and lookups of their rows; kernels in `affine.metal`.
+//! Matmuls with matrices in MLX's affine format, and lookups of their rows; kernels in `affine.metal`.
+//!
+//! ```text
+//! matvec    a threadgroup: 8 rows of W x 4 tokens; a SIMD group has 4 rows, a lane 8 codes of every 256
+//! matmul    a threadgroup: 32 rows of W x 32 tokens, in 4 SIMD groups of 16 x 16, each 2 x 2 fragments of 8 x 8;
+//!           32 columns of x and of unpacked W at a time in threadgroup memory (9 kB)
+//! lookup    a thread: 8 codes
+//! ```
 
 use super::{KernelArg, KernelPlan, KernelSource, size, type_name};
 use crate::dtype::FloatType;
@@ -6,16 +13,20 @@ use crate::scheme::{QuantMode, Scheme};
 
 pub(super) static SOURCE: KernelSource = KernelSource { name: "affine", text: include_str!("affine.metal") };
 
-/// Rows of x up to which every row of the matrix is read once for all of them by a matrix-vector product;
-/// with more, tiles of the matrix are unpacked once for 32 rows.
+/// Most tokens of the matrix-vector kernel; with more, tiles of the matrix are unpacked once for 32 tokens.
+// A bound, not measured: fragments of eight tokens would be half empty below it.
 const MATVEC_ROWS: usize = 8;
-/// Rows of x that one pass of the matrix-vector product keeps in registers.
+/// Tokens that one pass of the matrix-vector kernel keeps in registers.
+// 4 x 4 sums and 4 x 8 activations of a lane; not measured.
 const PASS: usize = 4;
-/// Rows of the matrix that one threadgroup of the matrix-vector product handles.
+/// Rows of the matrix of one threadgroup of the matrix-vector kernel.
+// Two SIMD groups of four rows.
 const MATVEC_TILE: usize = 8;
-/// Rows of x and of the matrix in one tile of the matrix product.
+/// Tokens, and rows of the matrix, of one tile of the matmul kernel.
+// Four SIMD groups of 2 x 2 fragments.
 const TILE: usize = 32;
 /// Codes that one thread unpacks at a time.
+// Eight codes are whole bytes for every width.
 const CODES: usize = 8;
 
 /// A matrix `(R, K)` on the device: inputs 0 to 2 of every plan are words, scales and biases.
@@ -28,7 +39,7 @@ pub struct AffineShape {
 }
 
 impl AffineShape {
-    /// A matrix of `rows` rows and `cols` columns with scales and biases of type `scales`.
+    /// A matrix of `rows` rows and `cols` columns with scales and biases of dtype `scales`.
     ///
     /// # Panics
     /// When columns are not whole groups or the mode is not affine.
@@ -59,8 +70,8 @@ impl AffineShape {
     }
 }
 
-/// `x · Wᵀ`: input 3 is x `(n, K)` of type `x`, the output `(n, R)` of the same type; sums are f32. With `add`, input 4
-/// is added to every row, f32 `(R)`.
+/// Plans `x · Wᵀ`: input 3 is x `(n, K)` of dtype `x`, the output `(n, R)` of the same dtype; sums are f32. With `add`, input 4
+/// is a bias, f32 `(R)`.
 pub fn affine_matmul(w: &AffineShape, n: usize, x: FloatType, add: bool) -> KernelPlan {
     let mut args: Vec<KernelArg> = (0..4).map(KernelArg::Input).collect();
     args.push(if add { KernelArg::Input(4) } else { KernelArg::Unused });
@@ -73,7 +84,7 @@ pub fn affine_matmul(w: &AffineShape, n: usize, x: FloatType, add: bool) -> Kern
     }
 }
 
-/// Rows of the matrix: input 3 holds `n` indices (`uint`) below `R`, the output is `(n, K)` of type `out`.
+/// Plans a lookup of rows: input 3 holds `n` indices (`uint`) below `R`, the output is `(n, K)` of dtype `out`.
 pub fn affine_rows(w: &AffineShape, n: usize, out: FloatType) -> KernelPlan {
     let mut args: Vec<KernelArg> = (0..4).map(KernelArg::Input).collect();
     args.extend([KernelArg::Output(n * w.cols, out), size(w.cols)]);

@@ -1,4 +1,4 @@
-//! Plans as operations on tensors.
+//! Running a plan on tensors, as an operation of candle.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Storage, Tensor};
 
@@ -6,10 +6,10 @@ use super::executor::{bytes_of, execute};
 use super::{KernelArg, KernelPlan};
 use crate::error::{Error, Result};
 
-/// Runs a plan on the device that its inputs are on: `inputs` as the plan numbers them; the result has `shape`.
+/// Runs a plan on the device of its inputs, which are in the order of the plan; the output has `shape`.
 ///
 /// # Errors
-/// Inputs that are not on a Metal device or not laid out as the plan says, source the device refuses.
+/// Inputs that are not on a Metal device, or not contiguous; source that the device refuses.
 pub fn apply(plan: &KernelPlan, inputs: &[&Tensor], shape: &[usize]) -> Result<Tensor> {
     for arg in &plan.args {
         if let KernelArg::Input(i) = arg
@@ -35,7 +35,7 @@ impl CustomOp1 for Apply<'_> {
         self.plan.source.name
     }
 
-    /// Tensors on the CPU go to what stands in for a device, if anything does.
+    /// Runs the executor that stands in for a device, if there is one.
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let mut inputs = vec![bytes_of(storage, layout)?];
         for x in self.rest {

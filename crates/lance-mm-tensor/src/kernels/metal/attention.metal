@@ -1,5 +1,5 @@
-// softmax(q kᵀ / sqrt(D)) v over ranges of keys, with grouped heads and without a stored mask: row i of q sees
-// keys first[i] to last[i] - 1, which are never none. The softmax is kept up while tiles of keys go by
+// softmax(q kᵀ / sqrt(D)) v over ranges of keys, with grouped heads and without a stored mask: query i attends
+// to keys first[i] to last[i] - 1, at least one. The softmax is online, tile by tile of keys
 // (Milakov and Gimelshein, arXiv:1805.02867), in f32. Reference: attention() in lance-mm-tensor/src/attention.rs.
 #include <metal_stdlib>
 #include <metal_simdgroup>
@@ -48,7 +48,7 @@ template <typename T>
     acc[i] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
   }
 
-  // Keys that any row of the tile sees, and those of this lane's row: four lanes share a row.
+  // Keys that any query of the tile attends to, and those of this lane's query: four lanes share a row.
   uint begin = 0xffffffffu, end = 0;
   for (uint i = 0; i < TILE && row0 + i < N; i++) {
     begin = min(begin, first[row0 + i]);
@@ -88,7 +88,7 @@ template <typename T>
     }
     best = max(best, simd_shuffle_xor(best, 1));
     best = max(best, simd_shuffle_xor(best, 2));
-    // A row that has seen no key yet keeps zeros, whatever they are scaled by.
+    // A query without keys so far keeps zeros, whatever they are scaled by.
     const float kept = highest == -INFINITY ? 0.0f : exp(highest - best);
     float sum = 0;
     for (uint j = 0; j < 8; j++) {

@@ -1,4 +1,10 @@
 //! Attention of blocks of queries over ranges of keys; kernels in `attention.metal`.
+//!
+//! ```text
+//! row      a threadgroup: one query of one head; 8 SIMD groups take every eighth key, lanes every 32nd channel
+//! tiles    a threadgroup: 32 queries of one head; a SIMD group has 8 of them, in fragments of 8 x 8; 32 keys at a time,
+//!          whose tile (17 kB), scores (5 kB) and factors (1 kB) lie in threadgroup memory
+//! ```
 
 use candle_core::{DType, Tensor};
 
@@ -10,31 +16,34 @@ use crate::error::{Error, Result};
 pub(super) static SOURCE: KernelSource =
     KernelSource { name: "attention", text: include_str!("attention.metal") };
 
-/// Rows of q up to which each has a threadgroup a head of its own; their ranges of keys go by value.
+/// Most queries that have a threadgroup of their own for each head.
+// Their ranges of keys are four numbers by value, in place of two buffers made for each call.
 const FEW: usize = 4;
-/// Rows of q in a tile.
+/// Queries of a tile.
+// Four SIMD groups of fragments of eight queries.
 const TILE: usize = 32;
-/// The widest head the kernels have room for.
+/// Largest head width of the kernels.
 pub const MAX_HEAD_DIM: usize = 128;
-/// Scores of wider heads that are in memory at once.
+/// Most scores of wider heads in memory at once.
+// 256 MB of f32: those of all pixels of a frame of 4096 x 4096 would be 17 GB, more than a buffer may hold.
 const SCORES: usize = 1 << 26;
 
 /// Shapes of one call.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
-    /// Rows of q, `N`.
+    /// Queries, `N`.
     pub rows: usize,
     /// Query heads, `H`.
     pub heads: usize,
     /// Key heads, `G`; a divisor of `H`.
     pub kv_heads: usize,
-    /// Rows between the first keys of two heads: what the cache has room for.
+    /// Keys from one head to the next: the capacity of the cache.
     pub stride: usize,
     /// Width of a head, `D`: a multiple of 8, at most [`MAX_HEAD_DIM`].
     pub dim: usize,
 }
 
-/// First and last (exclusive) key of every row of q: inputs 3 and 4 of [`attention`], as `uint`.
+/// First and last (exclusive) key of every query: inputs 3 and 4 of [`attention`], as `uint`.
 pub fn key_ranges(blocks: &[Block]) -> [Vec<u32>; 2] {
     let index = |n: usize| u32::try_from(n).expect("keys of a cache are below 2^32");
     let rows = blocks.iter().flat_map(|block| block.queries.clone().map(|row| block.visible(row)));
@@ -42,15 +51,15 @@ pub fn key_ranges(blocks: &[Block]) -> [Vec<u32>; 2] {
     [first, last]
 }
 
-/// `softmax(q · kᵀ / sqrt(D)) · v`: inputs are q `(H, N, D)`, k and v `(G, stride, D)`, all of type `x`, and the
-/// [`key_ranges`] of `blocks`, which only plans for more than a few rows read; output `(N, H·D)` of type `x`.
+/// Plans `softmax(q · kᵀ / sqrt(D)) · v`: inputs are q `(H, N, D)`, k and v `(G, stride, D)`, all of dtype `x`, and for more
+/// than four queries the [`key_ranges`] of `blocks`; output `(N, H·D)` of dtype `x`.
 ///
 /// # Panics
-/// Heads that are no multiple of the key heads, or a width the kernels have no room for.
+/// When `H` is no multiple of `G`, or the head width no multiple of 8 or above [`MAX_HEAD_DIM`].
 pub fn attention(shape: AttentionShape, blocks: &[Block], x: FloatType) -> KernelPlan {
     let AttentionShape { rows, heads, kv_heads, stride, dim } = shape;
     assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "query heads share key heads evenly");
-    assert!(dim.is_multiple_of(8) && dim <= MAX_HEAD_DIM, "a width of head that the kernels have room for");
+    assert!(dim.is_multiple_of(8) && dim <= MAX_HEAD_DIM, "a head width of the kernels");
     let mut args = vec![KernelArg::Input(0), KernelArg::Strided(1), KernelArg::Strided(2)];
     if rows <= FEW {
         args.extend(
@@ -83,8 +92,8 @@ pub fn attention(shape: AttentionShape, blocks: &[Block], x: FloatType) -> Kerne
     }
 }
 
-/// [`attention()`](crate::attention()) of tensors on a device, whose shapes and blocks it has checked. Keys and
-/// values are read where a cache has them.
+/// Runs [`attention()`](crate::attention()) on a device; shapes and blocks were checked. Keys and values are read in place
+/// from a cache.
 pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Result<Tensor> {
     let (heads, rows, dim) = q.dims3()?;
     if !dim.is_multiple_of(8) || dim > MAX_HEAD_DIM {
@@ -94,8 +103,9 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Re
         {
             return attend_wide(q, &k.narrow(1, block.keys.start, block.keys.len())?, v, block, SCORES);
         }
-        let expected = format!("a multiple of 8, at most {MAX_HEAD_DIM}, unless all see the same keys");
-        return Err(Error::input("width of a head on this device", expected, dim));
+        let expected =
+            format!("a multiple of 8, at most {MAX_HEAD_DIM}, unless all queries attend to the same keys");
+        return Err(Error::input("head width on this device", expected, dim));
     }
     let q = q.contiguous()?;
     let (k, v, stride) = match (stride(k), stride(v)) {
@@ -113,7 +123,7 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, blocks: &[Block]) -> Re
     apply(&plan, &inputs, &[rows, heads * dim])
 }
 
-/// Attention of all queries over the same keys, heads of any width: products and softmax of candle in f32, about `at_once`
+/// Attention of all queries over the same keys, with heads of any width: candle's matmul and softmax in f32, about `at_once`
 /// scores in memory.
 fn attend_wide(q: &Tensor, k: &Tensor, v: &Tensor, block: &Block, at_once: usize) -> Result<Tensor> {
     let (heads, rows, dim) = q.dims3()?;
@@ -130,7 +140,7 @@ fn attend_wide(q: &Tensor, k: &Tensor, v: &Tensor, block: &Block, at_once: usize
     Ok(Tensor::cat(&parts, 1)?.transpose(0, 1)?.reshape((rows, heads * dim))?.to_dtype(dtype)?)
 }
 
-/// Rows between the first of two heads `(G, S, D)`, if rows follow each other.
+/// Keys from one head of `(G, S, D)` to the next, if keys are contiguous.
 fn stride(x: &Tensor) -> Option<usize> {
     match (x.dims(), x.stride()) {
         ([_, _, dim], [head, row, 1]) if row == dim && head.is_multiple_of(*dim) => Some(head / dim),

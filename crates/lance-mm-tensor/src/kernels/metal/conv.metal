@@ -1,11 +1,11 @@
-// Convolutions of frames with channels last, as matrix products whose left side is read where it lies: no copy of what
-// lies under filters is made. Sums are f32. Reference: Conv in lance-mm-tensor/src/conv.rs.
+// Convolutions of frames with channels last, as matmuls whose left operand is read in place: pixels under the filters
+// are not copied. Sums are f32. Reference: Conv in lance-mm-tensor/src/conv.rs.
 #include <metal_stdlib>
 #include <metal_simdgroup>
 #include <metal_simdgroup_matrix>
 using namespace metal;
 
-constant ushort TAPS [[function_constant(0)]];     // frames that are there: 1 to 3
+constant ushort TAPS [[function_constant(0)]];     // frames given: 1 to 3
 
 // A tile of 32 positions and 32 filters a threadgroup of four SIMD groups, each a 16 x 16 quarter as 2 x 2
 // fragments; 32 values under the filters at a time.

@@ -1,4 +1,12 @@
 //! Convolutions of frames, channels last; kernels in `conv.metal`.
+//!
+//! ```text
+//! a threadgroup    32 positions x 32 filters, in 4 SIMD groups of 16 x 16, each 2 x 2 fragments of 8 x 8;
+//!                  32 values under the filters at a time, and as many of the filters, in threadgroup memory (9 kB)
+//! ```
+//!
+//! Pixels are read in place: large convolutions of candle on Metal, which copy what lies under the filters, give wrong
+//! values.
 
 use candle_core::Tensor;
 
@@ -8,9 +16,11 @@ use crate::error::{Error, Result};
 
 pub(super) static SOURCE: KernelSource = KernelSource { name: "conv", text: include_str!("conv.metal") };
 
-/// Positions and filters in one tile.
+/// Positions, and filters, of one tile.
+// Four SIMD groups of 2 x 2 fragments.
 const TILE: usize = 32;
 /// Frames that a kernel has slots for.
+// The longest temporal kernel of the networks.
 const FRAMES: usize = 3;
 
 /// Shapes of one call.
@@ -18,27 +28,27 @@ const FRAMES: usize = 3;
 pub struct ConvShape {
     /// Rows, columns and channels of a frame.
     pub frame: [usize; 3],
-    /// Rows and columns of a filter.
+    /// Rows and columns of the kernel.
     pub kernel: [usize; 2],
-    /// Pixels from one position to the next, rows and columns of zeros before the first, and what each pixel counts as.
+    /// Stride, zero padding before the first pixel, and factor of nearest-neighbour upsampling.
     pub window: [usize; 3],
     /// Rows and columns of positions.
     pub positions: [usize; 2],
     /// Filters.
     pub filters: usize,
-    /// Values of a filter, over all frames that it covers.
+    /// Values of a filter, over all temporal taps.
     pub filter: usize,
-    /// Frames that are there: up to 3, and no more than a filter covers.
+    /// Frames given: 1 to 3, and no more than temporal taps.
     pub frames: usize,
-    /// Type of the filters' values.
+    /// Dtype of the filters.
     pub float: FloatType,
 }
 
-/// A frame of the result, f32 `(positions, filters)`: inputs are filters `(filters, filter)`, biases f32, and frames f32
-/// of one shape, the newest first.
+/// Plans one frame of the output, f32 `(positions, filters)`: inputs are filters `(filters, filter)`, biases f32, and frames
+/// f32 of one shape, the newest first.
 ///
 /// # Panics
-/// No frames, or more than there are slots for.
+/// When there are no frames, or more than three.
 pub fn conv(shape: &ConvShape) -> KernelPlan {
     assert!((1..=FRAMES).contains(&shape.frames), "one to three frames");
     let [rows, columns] = shape.positions;
@@ -60,10 +70,10 @@ pub fn conv(shape: &ConvShape) -> KernelPlan {
     }
 }
 
-/// Runs a convolution whose shapes were checked: `frames` newest first.
+/// Runs a convolution whose shapes were checked, `frames` newest first.
 ///
 /// # Errors
-/// More frames than there are slots for; frames or results too large to be counted in 32 bits.
+/// More than three frames; frames or outputs of more values than 32 bits count.
 pub(crate) fn convolve(
     shape: &ConvShape,
     filters: &Tensor,

@@ -1,11 +1,11 @@
-// Products of rows with dense matrices in the type they are stored in, and lookups of their rows. Sums are f32
-// whatever type the rows have. Reference: DenseWeight in lance-mm-tensor/src/dense.rs.
+// Matmuls with dense matrices in the dtype they are stored in, and lookups of their rows. Sums are f32 whatever the
+// dtype of activations. Reference: DenseWeight in lance-mm-tensor/src/dense.rs.
 #include <metal_stdlib>
 #include <metal_simdgroup>
 #include <metal_simdgroup_matrix>
 using namespace metal;
 
-constant ushort ADD [[function_constant(0)]];      // whether products add a value to each row of the matrix
+constant ushort ADD [[function_constant(0)]];      // whether there is a bias
 
 // Y[m, r] for PASS rows m and eight rows r a threadgroup: a SIMD group takes four rows r, a lane four neighbouring
 // columns of every 128.

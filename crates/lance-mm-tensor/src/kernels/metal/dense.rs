@@ -1,17 +1,27 @@
-//! Products of rows with dense matrices, and lookups of their rows; kernels in `dense.metal`.
+//! Matmuls with dense matrices, and lookups of their rows; kernels in `dense.metal`.
+//!
+//! ```text
+//! matvec    a threadgroup: 8 rows of W x 4 tokens; a SIMD group has 4 rows, a lane 4 columns of every 128
+//! matmul    a threadgroup: 32 rows of W x 32 tokens, in 4 SIMD groups of 16 x 16, each 2 x 2 fragments of 8 x 8;
+//!           32 columns of x and of W at a time in threadgroup memory (9 kB)
+//! ```
 
 use super::{KernelArg, KernelPlan, KernelSource, size, type_name};
 use crate::dtype::FloatType;
 
 pub(super) static SOURCE: KernelSource = KernelSource { name: "dense", text: include_str!("dense.metal") };
 
-/// Rows of x up to which every row of the matrix is read once for all of them by a matrix-vector product.
+/// Most tokens of the matrix-vector kernel.
+// A bound, not measured: fragments of eight tokens would be half empty below it.
 const MATVEC_ROWS: usize = 8;
-/// Rows of x that one pass of the matrix-vector product keeps in registers.
+/// Tokens that one pass of the matrix-vector kernel keeps in registers.
+// 4 x 4 sums and 4 x 4 activations of a lane; not measured.
 const PASS: usize = 4;
-/// Rows of the matrix that one threadgroup of the matrix-vector product handles.
+/// Rows of the matrix of one threadgroup of the matrix-vector kernel.
+// Two SIMD groups of four rows.
 const MATVEC_TILE: usize = 8;
-/// Rows of x and of the matrix in one tile of the matrix product.
+/// Tokens, and rows of the matrix, of one tile of the matmul kernel.
+// Four SIMD groups of 2 x 2 fragments.
 const TILE: usize = 32;
 
 /// A matrix `(R, K)` of values of `float` on the device: input 0 of every plan.
@@ -21,7 +31,7 @@ pub struct DenseShape {
     pub rows: usize,
     /// Columns `K`.
     pub cols: usize,
-    /// Type of the values.
+    /// Dtype of the values.
     pub float: FloatType,
 }
 
@@ -45,8 +55,8 @@ impl DenseShape {
     }
 }
 
-/// `x · Wᵀ`: input 1 is x `(n, K)` of type `x`, the output `(n, R)` of the same type; sums are f32. With `add`, input 2
-/// is added to every row, f32 `(R)`.
+/// Plans `x · Wᵀ`: input 1 is x `(n, K)` of dtype `x`, the output `(n, R)` of the same dtype; sums are f32. With `add`, input 2
+/// is a bias, f32 `(R)`.
 pub fn dense_matmul(w: &DenseShape, n: usize, x: FloatType, add: bool) -> KernelPlan {
     let added = if add { KernelArg::Input(2) } else { KernelArg::Unused };
     let mut args = vec![KernelArg::Input(0), KernelArg::Input(1), added, KernelArg::Output(n * w.rows, x)];
@@ -58,7 +68,7 @@ pub fn dense_matmul(w: &DenseShape, n: usize, x: FloatType, add: bool) -> Kernel
     }
 }
 
-/// Rows of the matrix: input 1 holds `n` indices (`uint`) below `R`, the output is `(n, K)` of type `out`.
+/// Plans a lookup of rows: input 1 holds `n` indices (`uint`) below `R`, the output is `(n, K)` of dtype `out`.
 pub fn dense_rows(w: &DenseShape, n: usize, out: FloatType) -> KernelPlan {
     let args =
         vec![KernelArg::Input(0), KernelArg::Input(1), KernelArg::Output(n * w.cols, out), size(w.cols)];

@@ -1,4 +1,4 @@
-//! Hands plans to a Metal device. The plans say what runs; here is only how.
+//! Encoding of plans on a Metal device.
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use objc2_metal::{MTLCompileOptions, MTLLanguageVersion, MTLMathMode, MTLSize};
 
 use super::{KernelArg, KernelPlan};
 
-/// The values of one tensor from the first on.
+/// The buffer of one tensor, from its first value on.
 pub(super) struct Input<'a> {
     buffer: &'a Buffer,
     /// In bytes.
@@ -47,7 +47,7 @@ pub(super) fn run(plan: &KernelPlan, device: &MetalDevice, inputs: &[Input<'_>])
                     encoder.set_input_buffer(slot, Some(inputs[*i].buffer), inputs[*i].offset);
                 }
                 KernelArg::Output(..) => encoder.set_output_buffer(slot, Some(&output), 0),
-                // Some buffer has to be there.
+                // A buffer must be bound.
                 KernelArg::Unused => encoder.set_input_buffer(slot, Some(inputs[0].buffer), inputs[0].offset),
                 KernelArg::U32s(n) => encoder.set_bytes(slot, n),
                 KernelArg::U32(n) => encoder.set_bytes(slot, n),

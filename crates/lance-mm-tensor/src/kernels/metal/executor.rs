@@ -1,4 +1,4 @@
-//! What stands in for a device: plans over tensors on the CPU, run by whoever a test says.
+//! The executor of tests, which stands in for a device: it runs plans over tensors on the CPU.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -9,15 +9,15 @@ use half::{bf16, f16};
 use super::KernelPlan;
 use crate::dtype::FloatType;
 
-/// The bytes of a plan's output, from those of its inputs; an error in words.
+/// A function from the bytes of a plan's inputs to those of its output, or to an error message.
 pub type Executor = dyn Fn(&KernelPlan, &[Vec<u8>]) -> Result<Vec<u8>, String>;
 
 thread_local! {
     static EXECUTOR: RefCell<Option<Rc<Executor>>> = const { RefCell::new(None) };
 }
 
-/// Whether operations on tensors of this device go through plans: on every device but the CPU, and on that where
-/// an executor stands in.
+/// Whether operations on tensors of this device go through plans: on every device but the CPU, and on the CPU if an
+/// executor stands in.
 pub(crate) fn runs_on(device: &Device) -> bool {
     !device.is_cpu() || EXECUTOR.with_borrow(Option::is_some)
 }
@@ -34,7 +34,7 @@ pub(crate) fn with_executor<T>(executor: Rc<Executor>, work: impl FnOnce() -> T)
     work()
 }
 
-/// Runs a plan.
+/// Runs a plan with the executor of this thread.
 pub(super) fn execute(plan: &KernelPlan, inputs: &[Vec<u8>]) -> candle_core::Result<CpuStorage> {
     let Some(executor) = EXECUTOR.with_borrow(Clone::clone) else {
         bail!("{}: expected tensors on a Metal device, found the CPU's", plan.kernel)
@@ -55,8 +55,8 @@ pub(super) fn execute(plan: &KernelPlan, inputs: &[Vec<u8>]) -> candle_core::Res
     })
 }
 
-/// The bytes from the first value of a tensor to its last: none of what lies around it, so that a kernel that
-/// reads too far is noticed.
+/// Copies the bytes from the first value of a tensor to its last, and none around them, so that a kernel that reads too far
+/// is noticed.
 pub(super) fn bytes_of(storage: &CpuStorage, layout: &Layout) -> candle_core::Result<Vec<u8>> {
     let last: usize = layout.dims().iter().zip(layout.stride()).map(|(n, s)| n.saturating_sub(1) * s).sum();
     let range = layout.start_offset()..layout.start_offset() + last + 1;

@@ -1,4 +1,4 @@
-// RMS norms of rows, and of heads together with the rotation that follows. Arithmetic is f32; weights, cosines
+// RMS norms of tokens, and of heads together with rotary. Arithmetic is f32; weights, cosines
 // and sines are f32 whatever the activations are.
 // References: RmsNorm in lance-mm-tensor/src/norm.rs, RotaryTable in rope.rs.
 #include <metal_stdlib>
@@ -36,8 +36,8 @@ template <typename T>
 
 constant ushort NORM [[function_constant(0)]];     // weights of the norm: none is no norm
 
-// Heads (T, H, D) to (H, T, D): normed over D, when there are two weights by the second in rows FIRST to LAST - 1, then
-// channel j turned with j + D/2 by the angle of row t and pair j. One SIMD group a head.
+// Heads (T, H, D) to (H, T, D): normalized over D (tokens FIRST to LAST - 1 with the second weight, if there are two), then
+// channels j and j + D/2 rotated by the angle of token t and pair j. One SIMD group a head.
 template <typename T>
 [[kernel]] void norm_rope(
     const device T* x [[buffer(0)]],           // (T, H, D)

@@ -1,4 +1,4 @@
-// Value by value, in f32 whatever type the values have. Reference: swiglu() in lance-mm-tensor/src/gate.rs.
+// Pointwise operations, in f32 whatever the dtype. Reference: swiglu() in lance-mm-tensor/src/swiglu.rs.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -14,7 +14,7 @@ template <typename T>
   const uint first = (group.x * 256 + t) * 4;
   for (uint i = first; i < min(first + 4, N); i++) {
     const float x = float(gate[i]);
-    // The power of the negative magnitude neither overflows nor loses what is left.
+    // The exponential of the negative magnitude neither overflows nor cancels.
     const float e = exp(-fabs(x));
     out[i] = T(x * (x < 0.0f ? e : 1.0f) / (1.0f + e) * float(up[i]));
   }

@@ -1,4 +1,4 @@
-//! Value by value: the gate of an MLP; kernels in `pointwise.metal`.
+//! Pointwise operations: SwiGLU, four neighbouring values a thread; kernels in `pointwise.metal`.
 
 use super::{KernelArg, KernelPlan, KernelSource, size, type_name};
 use crate::dtype::FloatType;
@@ -6,10 +6,11 @@ use crate::dtype::FloatType;
 pub(super) static SOURCE: KernelSource =
     KernelSource { name: "pointwise", text: include_str!("pointwise.metal") };
 
-/// Values that one threadgroup handles.
+/// Values of one threadgroup.
+// 256 threads of four values; not measured.
 const GROUP: usize = 1024;
 
-/// `silu(gate) · up`: inputs are gate and up, `n` values of type `x` each, and so is the output.
+/// Plans `silu(gate) · up`: inputs are gate and up, `n` values of dtype `x` each, and so is the output.
 pub fn swiglu(n: usize, x: FloatType) -> KernelPlan {
     KernelPlan {
         source: &SOURCE,

@@ -1,10 +1,10 @@
-//! Values of tests as bytes of their types.
+//! Conversion of test values to bytes of a dtype, and back.
 
 use half::{bf16, f16};
 
 use crate::dtype::FloatType;
 
-/// Values in the bytes of a type.
+/// Encodes values in a dtype.
 pub(crate) fn encode(values: &[f32], float: FloatType) -> Vec<u8> {
     match float {
         FloatType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
@@ -13,7 +13,7 @@ pub(crate) fn encode(values: &[f32], float: FloatType) -> Vec<u8> {
     }
 }
 
-/// The values of such bytes.
+/// Decodes values of a dtype.
 pub(crate) fn decode(bytes: &[u8], float: FloatType) -> Vec<f32> {
     let pairs = || bytes.as_chunks::<2>().0.iter();
     match float {
@@ -23,12 +23,12 @@ pub(crate) fn decode(bytes: &[u8], float: FloatType) -> Vec<f32> {
     }
 }
 
-/// Values as a type holds them.
+/// Rounds values to a dtype.
 pub(crate) fn rounded(values: &[f32], float: FloatType) -> Vec<f32> {
     decode(&encode(values, float), float)
 }
 
-/// What rounding to a type changes at most of a value that is not too large for it.
+/// Largest error of rounding a value to a dtype that can hold it.
 pub(crate) fn rounding(value: f64, float: FloatType) -> f64 {
     match float {
         FloatType::F32 => value.abs() * 2f64.powi(-24),

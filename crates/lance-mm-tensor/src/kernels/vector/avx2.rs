@@ -1,4 +1,5 @@
-//! AVX2 in halves of thirty-two bytes, with FMA, and AVX-VNNI where the machine has it.
+//! AVX2 in halves of thirty-two bytes, with FMA, and AVX-VNNI if the processor has it. Without VNNI a dot product is
+//! `maddubs`, which saturates its sums of two at 16 bits, and `madd` with ones.
 
 #![expect(unsafe_code, reason = "intrinsics")]
 

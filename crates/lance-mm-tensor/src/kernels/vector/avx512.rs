@@ -1,4 +1,5 @@
-//! AVX-512 with VNNI: Intel since Ice Lake, AMD since Zen 4.
+//! AVX-512 with VNNI: Intel since Ice Lake, AMD since Zen 4. A register is 64 bytes; `VPDPBUSD` adds the products of four
+//! unsigned and four signed bytes to each i32.
 
 #![expect(unsafe_code, reason = "intrinsics")]
 

@@ -1,4 +1,5 @@
-//! NEON with the dot product of Armv8.2: every Apple Silicon, most servers.
+//! NEON with the dot product of Armv8.2: every Apple Silicon, most servers. Four registers of sixteen bytes; `sdot` takes
+//! signed bytes only, so that wide codes are moved by 128 and put right again.
 
 #![expect(unsafe_code, reason = "intrinsics")]
 
