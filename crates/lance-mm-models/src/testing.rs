@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use lance_mm_tensor::testing::seeded;
-use lance_mm_tensor::{Error, Weights};
+use lance_mm_tensor::{ActivationPrecision, Error, Weights};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -41,7 +41,7 @@ pub(crate) fn vae_tensors(config: &VaeConfig) -> Tensors {
     tensors(|weights| Vae::load(config, weights).map(drop))
 }
 
-/// Weights as if read from a file with these tensors.
+/// Weights as if read from a file with these tensors, activations nearly exact.
 pub(crate) fn weights(tensors: &Tensors) -> Weights {
     let bytes: Vec<Vec<u8>> =
         tensors.iter().map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
@@ -50,5 +50,5 @@ pub(crate) fn weights(tensors: &Tensors) -> Weights {
         .zip(&bytes)
         .map(|((name, shape, _), bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
     let file = safetensors::serialize(views, None::<HashMap<String, String>>).unwrap();
-    Weights::from_static("test", file.leak()).unwrap()
+    Weights::from_static("test", file.leak()).unwrap().with_activation_precision(ActivationPrecision::Split)
 }

@@ -135,7 +135,7 @@ impl Lance {
     ///
     /// ```no_run
     /// # use lance_mm_pipelines::{AskOptions, Lance};
-    /// # fn f(lance: &Lance, image: &image::RgbImage) -> lance_mm_pipelines::Result<()> {
+    /// # fn f(lance: &Lance, image: &lance_mm_image::RgbImage) -> lance_mm_pipelines::Result<()> {
     /// lance.ask_stream(image, "What is in this image?", &AskOptions::default(), |text| print!("{text}"))?;
     /// # Ok(()) }
     /// ```

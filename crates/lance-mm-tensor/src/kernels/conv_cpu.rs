@@ -451,7 +451,8 @@ mod tests {
             let present: Vec<_> =
                 frames.iter().zip(case.frames).map(|(f, present)| present.then_some(f.as_slice())).collect();
             // Filters of f32, and of bf16 with inputs of f32 and, in tiles where there are any, of two terms.
-            let stored = DenseWeight::rounded(&values, filter, FloatType::BF16);
+            let stored = DenseWeight::rounded(&values, filter, FloatType::BF16)
+                .with_activation_precision(ActivationPrecision::Split);
             for (weight, tolerance) in [
                 (DenseWeight::from_f32(&values, filter), 2e-5),
                 (stored.clone(), 2e-5),
