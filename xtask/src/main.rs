@@ -5,9 +5,11 @@ mod check;
 mod fixtures;
 mod measure;
 mod nano;
+mod program;
 mod random;
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -22,13 +24,11 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    Convert(lance_mm_convert::Convert),
-    /// Copy a checkpoint in the MLX layout, keeping the UND expert and the vision transformer only.
-    Split {
-        /// Checkpoint folder.
-        src: PathBuf,
-        /// Folder to write.
-        dst: PathBuf,
+    /// Run `lance-mm convert`.
+    Convert {
+        /// Arguments of the program.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
     },
     Check(check::Check),
     /// Work with folders of reference cases.
@@ -44,8 +44,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Args::parse().command {
-        Command::Convert(convert) => convert.run(),
-        Command::Split { src, dst } => lance_mm_convert::split::run(&src, &dst),
+        Command::Convert { args } => convert(args),
         Command::Check(check) => check.run(),
         Command::Fixtures { command } => command.run(),
         Command::Measure(measure) => measure.run(),
@@ -59,4 +58,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The program's own command, in a build of this workspace.
+fn convert(args: Vec<OsString>) -> anyhow::Result<ExitCode> {
+    let status = program::run(Path::new("."), std::iter::once("convert".into()).chain(args))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,8 +1,9 @@
 //! `cargo xtask nano`: the bundled model, made from its bf16 original.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -51,10 +52,8 @@ impl Nano {
 
 fn quantize(root: &Path, out: &Path) -> Result<()> {
     println!("lance-mm quantize tests/fixtures/nano-bf16 OUT {}", OPTIONS.join(" "));
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root).args(["run", "--quiet", "--package", "lance-mm-cli", "--", "quantize"]);
-    command.arg("tests/fixtures/nano-bf16").arg(out).args(OPTIONS);
-    let status = command.status().context("cannot run cargo")?;
+    let paths = [Path::new("quantize"), Path::new("tests/fixtures/nano-bf16"), out].map(Path::as_os_str);
+    let status = crate::program::run(root, paths.into_iter().chain(OPTIONS.map(OsStr::new)))?;
     if !status.success() {
         bail!("lance-mm quantize: {status}");
     }

@@ -12,7 +12,7 @@ use lance_mm::models::{
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use lance_mm_convert::safetensors_file::{self, Entry};
+use lance_mm_convert::safetensors_file::{self, TensorEntry};
 
 /// Write a checkpoint with random weights in the MLX layout.
 #[derive(Args)]
@@ -251,8 +251,8 @@ impl Mix {
 
 /// Writes tensor by tensor: memory is that of the largest one.
 fn write_file(path: &Path, stored: &[Stored], seed: u64) -> Result<()> {
-    let entry = |t: &Stored| Entry { name: t.name.clone(), dtype: t.dtype(), shape: t.shape.clone() };
-    let entries: Vec<Entry> = stored.iter().map(entry).collect();
+    let entry = |t: &Stored| TensorEntry { name: t.name.clone(), dtype: t.dtype(), shape: t.shape.clone() };
+    let entries: Vec<TensorEntry> = stored.iter().map(entry).collect();
     let mut bytes = Vec::new();
     safetensors_file::write(path, None, &entries, |i, out| {
         stored[i].fill(seed.wrapping_mul(1_000_003).wrapping_add(i as u64), &mut bytes);

@@ -10,6 +10,7 @@ mod ask;
 mod bench;
 mod chat;
 mod completions;
+mod convert;
 mod document;
 mod edit;
 mod edit_video;
@@ -81,6 +82,7 @@ enum Command {
     Bench(bench::Args),
     Eval(eval::Args),
     Pull(pull::Args),
+    Convert(convert::Args),
     Quantize(quantize::Args),
     Completions(completions::Args),
 }
@@ -122,6 +124,7 @@ impl Command {
             Self::Bench(args) => bench::run(args),
             Self::Eval(args) => eval::run(args),
             Self::Pull(args) => pull::run(args),
+            Self::Convert(args) => convert::run(args),
             Self::Quantize(args) => quantize::run(args),
             Self::Completions(args) => completions::run(args),
         }

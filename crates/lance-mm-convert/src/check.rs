@@ -1,13 +1,13 @@
-//! Whether the tensors of a checkpoint are those that its configuration describes.
+//! Compares the tensors of a checkpoint with those that its configuration describes.
 
 use std::collections::{BTreeMap, HashSet};
 
-use anyhow::Result;
 use lance_mm_models::{Config, Experts, Llm, Vit, VitConfig, required};
 use lance_mm_tensor::Problem;
 use serde_json::Value;
 
-use crate::located::{Located, is_float};
+use crate::error::Result;
+use crate::file_tensor::{FileTensor, is_float};
 
 /// Rows of the time embedder's input.
 const FREQUENCIES: usize = 256;
@@ -17,7 +17,7 @@ const CHANNELS: usize = 48;
 const MAX_LATENT_SIZE: usize = 64;
 
 /// Tensors of the language model that are missing, misshapen or unknown.
-pub(super) fn llm(config: &Config, json: &Value, tensors: &[Located]) -> Result<Vec<Problem>> {
+pub(crate) fn llm(config: &Config, json: &Value, tensors: &[FileTensor]) -> Result<Vec<Problem>> {
     let experts = if config.und_only { Experts::Und } else { Experts::Both };
     let mut expected: BTreeMap<_, _> =
         required(|weights| Llm::load(config, weights, experts).map(drop))?.into_iter().collect();
@@ -27,14 +27,14 @@ pub(super) fn llm(config: &Config, json: &Value, tensors: &[Located]) -> Result<
     Ok(compare(&expected, tensors))
 }
 
-/// As [`llm`], for the vision transformer.
-pub(super) fn vit(config: &VitConfig, tensors: &[Located]) -> Result<Vec<Problem>> {
+/// Tensors of the vision encoder that are missing, misshapen or unknown.
+pub(crate) fn vit(config: &VitConfig, tensors: &[FileTensor]) -> Result<Vec<Problem>> {
     let expected = required(|weights| Vit::load(config, weights).map(drop))?.into_iter().collect();
     Ok(compare(&expected, tensors))
 }
 
 /// Tensors that are no floats.
-pub(super) fn types(tensors: &[Located]) -> impl Iterator<Item = Problem> {
+pub(crate) fn types(tensors: &[FileTensor]) -> impl Iterator<Item = Problem> {
     tensors.iter().filter(|t| !is_float(t.dtype)).map(|t| Problem {
         tensor: t.name.clone(),
         what: format!("expected F32, F16 or BF16, found {:?}", t.dtype),
@@ -43,7 +43,7 @@ pub(super) fn types(tensors: &[Located]) -> impl Iterator<Item = Problem> {
 }
 
 /// The patch embedding as PyTorch has it: some files put the channels last.
-pub(super) fn channels_first(tensor: Located, channels: usize) -> Located {
+pub(crate) fn channels_first(tensor: FileTensor, channels: usize) -> FileTensor {
     let last = tensor.name == "patch_embed.proj.weight"
         && tensor.shape.len() == 5
         && tensor.shape[1] != channels
@@ -52,7 +52,7 @@ pub(super) fn channels_first(tensor: Located, channels: usize) -> Located {
 }
 
 /// Slots in time of the position table: one in the model for images. `None` without such a table.
-pub(super) fn time_slots(json: &Value, tensors: &[Located]) -> Option<usize> {
+pub(crate) fn time_slots(json: &Value, tensors: &[FileTensor]) -> Option<usize> {
     let rows = *tensors.iter().find(|t| t.name == "latent_pos_embed.pos_embed")?.shape.first()?;
     Some(rows / slot(json))
 }
@@ -63,8 +63,8 @@ fn slot(json: &Value) -> usize {
     size * size
 }
 
-/// What generation reads besides the layers.
-fn latent(hidden: usize, json: &Value, tensors: &[Located]) -> [(String, Vec<usize>); 9] {
+/// Tensors that only generation reads, layers aside.
+fn latent(hidden: usize, json: &Value, tensors: &[FileTensor]) -> [(String, Vec<usize>); 9] {
     let slot = slot(json);
     let slots = time_slots(json, tensors).unwrap_or(1).max(1);
     [
@@ -81,7 +81,7 @@ fn latent(hidden: usize, json: &Value, tensors: &[Located]) -> [(String, Vec<usi
     .map(|(name, shape)| (name.to_owned(), shape))
 }
 
-fn compare(expected: &BTreeMap<String, Vec<usize>>, tensors: &[Located]) -> Vec<Problem> {
+fn compare(expected: &BTreeMap<String, Vec<usize>>, tensors: &[FileTensor]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let found: HashSet<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
     for (name, shape) in expected.iter().filter(|(name, _)| !found.contains(name.as_str())) {

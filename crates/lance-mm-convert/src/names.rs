@@ -1,15 +1,15 @@
-//! The names of the language model and the vision transformer, upstream and in the MLX layout.
+//! The names of the language model and the vision encoder, upstream and in the MLX layout.
 
 /// A tensor of an upstream model file.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Name {
-    /// Of the language model, under its MLX name.
+pub(crate) enum Name {
+    /// A tensor of the language model, under its MLX name.
     Llm(String),
-    /// Of the vision transformer that lies in the same file.
+    /// A tensor of the vision encoder, which is in the same file.
     Vit(String),
     /// A table that every program computes.
     Computed,
-    /// Of nothing known.
+    /// A tensor of nothing known.
     Unknown,
 }
 
@@ -38,8 +38,8 @@ const MLX: [&str; 8] = [
     "time_embedder.",
 ];
 
-/// What a tensor of an upstream file is.
-pub(super) fn from_upstream(name: &str) -> Name {
+/// Recognises a tensor of an upstream file.
+pub(crate) fn from_upstream(name: &str) -> Name {
     if name.ends_with("rotary_emb.inv_freq") {
         return Name::Computed;
     }
@@ -50,8 +50,8 @@ pub(super) fn from_upstream(name: &str) -> Name {
     mapped.map_or(Name::Unknown, Name::Llm)
 }
 
-/// What a tensor of an MLX model file is.
-pub(super) fn from_mlx(name: &str) -> Name {
+/// Recognises a tensor of an MLX model file.
+pub(crate) fn from_mlx(name: &str) -> Name {
     match name {
         _ if name.ends_with("rotary_emb.inv_freq") => Name::Computed,
         _ if MLX.iter().any(|prefix| name.starts_with(prefix)) => Name::Llm(name.to_owned()),
@@ -60,7 +60,7 @@ pub(super) fn from_mlx(name: &str) -> Name {
 }
 
 /// The upstream name of a tensor of the language model.
-pub(super) fn to_upstream(name: &str) -> String {
+pub(crate) fn to_upstream(name: &str) -> String {
     let spelt = |prefix: &&(&str, &str)| !prefix.1.is_empty() && name.starts_with(prefix.1);
     match PREFIXES.iter().find(spelt) {
         Some((upstream, mlx)) => format!("{upstream}{}", &name[mlx.len()..]),
@@ -68,8 +68,8 @@ pub(super) fn to_upstream(name: &str) -> String {
     }
 }
 
-/// A name of a vision transformer's own file; stock Qwen2.5-VL files put `visual.` before it.
-pub(super) fn vit(name: &str) -> &str {
+/// The name of a tensor in a vision encoder's own file; stock Qwen2.5-VL files put `visual.` before it.
+pub(crate) fn vit(name: &str) -> &str {
     name.strip_prefix("model.").unwrap_or(name).strip_prefix("visual.").unwrap_or(name)
 }
 
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest() {
+    fn tables_vision_encoder_and_unknown_names() {
         assert_eq!(from_upstream("time_embedder.fc2.bias"), Name::Llm("time_embedder.proj_out.bias".into()));
         assert_eq!(
             from_upstream("vit_model.blocks.0.norm1.weight"),

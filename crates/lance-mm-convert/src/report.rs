@@ -1,64 +1,94 @@
-//! What a conversion says about itself: `conversion_report.json` and a few lines.
+//! The report of a conversion.
 
-use std::path::Path;
+use std::fmt;
+use std::path::PathBuf;
 
-use serde_json::{Value, json};
+use lance_mm_pipelines::checkpoint::CheckpointLayout;
 
-use super::checkpoint::Checkpoint;
-use super::write::{Target, variant};
+use crate::file_tensor::FileTensor;
+use crate::parts::Parts;
+use crate::verify::RoundTrip;
 
 /// Names that are printed at most.
 const SHOWN: usize = 20;
 
-/// `conversion_report.json`. It names no path of this machine.
-pub(super) fn report(checkpoint: &Checkpoint, to: Target) -> Value {
-    json!({
-        "source_layout": source_layout(checkpoint),
-        "variant": checkpoint.has_model().then(|| variant(checkpoint).to_lowercase()),
-        "dtype": to.dtype(),
-        "tensors": {
-            "llm": checkpoint.llm.len(),
-            "vit": checkpoint.vit.len(),
-            "vae": checkpoint.vae.len(),
-        },
-        "computed": checkpoint.computed,
-        "unmapped": checkpoint.unmapped,
-    })
+/// The outcome of a conversion. Printed, it is a few lines without a line break at the end.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConvertReport {
+    /// Layout of the source; `None` for a VAE alone.
+    pub layout: Option<CheckpointLayout>,
+    /// The language model, the vision encoder and the VAE, as far as they were written.
+    pub parts: Vec<ConvertedPart>,
+    /// Tables in the source that every program computes, left out.
+    pub computed: Vec<String>,
+    /// Tensors of nothing known, left out.
+    pub unmapped: Vec<String>,
+    /// The source has a language model without the `tokenizer.json` that loading needs.
+    pub lacks_tokenizer: bool,
+    /// Comparison by part, if it was asked for.
+    pub round_trip: Vec<RoundTrip>,
 }
 
-/// The lines to print about what was written to `dst`.
-pub(super) fn lines(checkpoint: &Checkpoint, dst: &Path) -> Vec<String> {
-    let from = checkpoint.layout.map_or("the VAE alone", |layout| layout.describe());
-    let parts = [("llm", &checkpoint.llm), ("vit", &checkpoint.vit), ("vae", &checkpoint.vae)];
-    let mut lines = vec![format!("{}: from {from}", dst.display())];
-    for (name, tensors) in parts {
-        lines.push(match tensors.first() {
-            Some(first) => format!("  {name}: {} tensors of {}", tensors.len(), first.path().display()),
-            None => format!("  {name}: none"),
-        });
-    }
-    for (what, names) in [
-        ("computed anyway, left out", &checkpoint.computed),
-        ("not of this model, left out", &checkpoint.unmapped),
-    ] {
-        if !names.is_empty() {
-            let more = names.len().saturating_sub(SHOWN);
-            let shown = names[..names.len() - more].join(", ");
-            lines.push(match more {
-                0 => format!("  {what}: {shown}"),
-                _ => format!("  {what}: {shown} and {more} more"),
-            });
+/// A part that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConvertedPart {
+    /// `llm`, `vit` or `vae`.
+    pub name: &'static str,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// File of the source that has the first of them.
+    pub source: PathBuf,
+}
+
+impl ConvertReport {
+    pub(crate) fn new(parts: &Parts) -> Self {
+        let tokenizer = parts.copied.iter().any(|path| path.ends_with("tokenizer.json"));
+        let part = |(name, tensors): (&'static str, &Vec<FileTensor>)| {
+            let source = tensors.first()?.path().to_owned();
+            Some(ConvertedPart { name, tensors: tensors.len(), source })
+        };
+        let all = [("llm", &parts.llm), ("vit", &parts.vit), ("vae", &parts.vae)];
+        Self {
+            layout: parts.layout,
+            parts: all.into_iter().filter_map(part).collect(),
+            computed: parts.computed.clone(),
+            unmapped: parts.unmapped.clone(),
+            lacks_tokenizer: parts.has_model() && !tokenizer,
+            round_trip: Vec::new(),
         }
     }
-    if checkpoint.has_model() && !checkpoint.copied.iter().any(|path| path.ends_with("tokenizer.json")) {
-        lines.push("  no tokenizer.json: take that of Qwen/Qwen2.5-VL-3B-Instruct".into());
+
+    /// Whether the comparison, if it was asked for, found nothing that is lost or changed on the way there and back.
+    pub fn passed(&self) -> bool {
+        self.round_trip.iter().all(RoundTrip::passed)
+            && (self.round_trip.is_empty() || self.unmapped.is_empty())
     }
-    lines
 }
 
-fn source_layout(checkpoint: &Checkpoint) -> Value {
-    match checkpoint.layout {
-        Some(layout) => json!(layout),
-        None => json!("vae"),
+impl fmt::Display for ConvertReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "from {}", self.layout.map_or("the VAE alone", CheckpointLayout::describe))?;
+        for name in ["llm", "vit", "vae"] {
+            match self.parts.iter().find(|part| part.name == name) {
+                Some(part) => write!(f, "\n  {name}: {} tensors of {}", part.tensors, part.source.display())?,
+                None => write!(f, "\n  {name}: none")?,
+            }
+        }
+        for (what, names) in
+            [("computed anyway, left out", &self.computed), ("not of this model, left out", &self.unmapped)]
+        {
+            if !names.is_empty() {
+                write!(f, "\n  {what}: {}", names[..names.len().min(SHOWN)].join(", "))?;
+            }
+            if names.len() > SHOWN {
+                write!(f, " and {} more", names.len() - SHOWN)?;
+            }
+        }
+        if self.lacks_tokenizer {
+            f.write_str("\n  no tokenizer.json: take that of Qwen/Qwen2.5-VL-3B-Instruct")?;
+        }
+        self.round_trip.iter().try_for_each(|part| write!(f, "\n{part}"))
     }
 }

@@ -8,33 +8,40 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::located::Located;
-use crate::safetensors_file::{Entry, open, write_located};
+use crate::file_tensor::FileTensor;
+use crate::safetensors_file::{TensorEntry, open, write};
 
 /// A checkpoint in the MLX layout that the original's own converter made.
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/understanding/ckpt/mlx")
 }
 
-fn convert(src: &Path, dst: &Path, to: Target) -> Result<ExitCode> {
-    Convert { src: src.to_owned(), dst: dst.to_owned(), to, und_only: false, verify: false }.run()
+fn convert(src: &Path, dst: &Path, to: TargetLayout) -> Result<ConvertReport> {
+    crate::convert(src, dst, &ConvertOptions { to, ..ConvertOptions::default() }, &mut |_| {})
+}
+
+/// Writes tensors as they are.
+fn write_as_is(path: &Path, tensors: &[FileTensor]) {
+    let entry = |t: &FileTensor| TensorEntry { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() };
+    let entries: Vec<TensorEntry> = tensors.iter().map(entry).collect();
+    write(path, Some("pt"), &entries, |i, out| tensors[i].write_as(tensors[i].dtype, path, out)).unwrap();
 }
 
 fn error(src: &Path) -> String {
     let dst = src.with_file_name("refused");
-    let error = convert(src, &dst, Target::MlxBf16).unwrap_err();
-    assert!(!dst.exists() && !dst.with_file_name(".refused.partial").exists(), "{error:#}");
-    format!("{error:#}")
+    let error = convert(src, &dst, TargetLayout::MlxBf16).unwrap_err();
+    assert!(!dst.exists() && !dst.with_file_name(".refused.partial").exists(), "{error}");
+    format!("{error}")
 }
 
-fn tensors(path: &Path) -> Vec<Located> {
+fn tensors(path: &Path) -> Vec<FileTensor> {
     let sharded = path.extension().is_some_and(|extension| extension == "json");
     open(&WeightsFile { path: path.to_owned(), sharded }).unwrap()
 }
 
 /// Type, shape and bytes by name.
 fn contents(path: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
-    let content = |t: Located| {
+    let content = |t: FileTensor| {
         let bytes = t.chunks().flat_map(Result::unwrap).collect();
         (t.name, (t.dtype, t.shape, bytes))
     };
@@ -48,16 +55,16 @@ fn read(path: &Path) -> Value {
 /// The fixture in the layout of the original release: ROOT/Lance_3B and ROOT/Qwen2.5-VL-ViT.
 fn upstream() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    convert(&fixture(), &dir.path().join("root"), Target::Upstream).unwrap();
+    convert(&fixture(), &dir.path().join("root"), TargetLayout::Upstream).unwrap();
     dir
 }
 
 /// Rewrites a model file.
-fn change(path: &Path, change: impl FnOnce(&mut Vec<Located>)) {
+fn change(path: &Path, change: impl FnOnce(&mut Vec<FileTensor>)) {
     let mut all = tensors(path);
     change(&mut all);
     let copy = path.with_extension("new");
-    write_located(copy.clone(), "pt", all, |t| t.dtype).unwrap();
+    write_as_is(&copy, &all);
     fs::rename(copy, path).unwrap();
 }
 
@@ -67,7 +74,7 @@ fn shard(path: &Path, stem: &str) {
     for (i, some) in tensors(path).chunks(50).enumerate() {
         let shard = format!("{stem}-0000{i}.safetensors");
         map.extend(some.iter().map(|t| (t.name.clone(), json!(shard))));
-        write_located(path.with_file_name(shard), "pt", some.to_vec(), |t| t.dtype).unwrap();
+        write_as_is(&path.with_file_name(shard), some);
     }
     let index = path.with_file_name(format!("{stem}.safetensors.index.json"));
     fs::write(index, json!({"weight_map": map}).to_string()).unwrap();
@@ -81,7 +88,7 @@ fn a_checkpoint_goes_to_upstream_and_back_unchanged() {
     assert!(model.values().all(|(dtype, ..)| *dtype == Dtype::F32));
     assert!(model.contains_key("language_model.model.layers.0.self_attn.q_proj_moe_gen.weight"));
     let mlx = dir.path().join("mlx");
-    convert(&lance, &mlx, Target::MlxBf16).unwrap();
+    convert(&lance, &mlx, TargetLayout::MlxBf16).unwrap();
     for file in ["model.safetensors", "vit.safetensors"] {
         assert!(contents(&mlx.join(file)) == contents(&fixture().join(file)), "{file}");
     }
@@ -97,11 +104,16 @@ fn a_checkpoint_goes_to_upstream_and_back_unchanged() {
 fn verify_says_what_differs() {
     let dir = upstream();
     let lance = dir.path().join("root/Lance_3B");
-    let verify = |dst: &str| {
-        let (src, dst) = (lance.clone(), dir.path().join(dst));
-        Convert { src, dst, to: Target::MlxBf16, und_only: false, verify: true }.run().unwrap()
-    };
-    assert_eq!(verify("a"), ExitCode::SUCCESS);
+    let options = ConvertOptions { verify: true, ..ConvertOptions::default() };
+    let verify = |dst: &str| crate::convert(&lance, dir.path().join(dst), &options, &mut |_| {}).unwrap();
+    let report = verify("a");
+    assert!(
+        report.passed()
+            && report
+                .to_string()
+                .ends_with("verify vit: 0 of 54 tensors byte-equal, 54 of the same values in another type"),
+        "{report}"
+    );
     assert!(!dir.path().join(".a.back").exists());
     // One third is not a number that BF16 holds.
     let path = lance.join("model.safetensors");
@@ -109,7 +121,7 @@ fn verify_says_what_differs() {
     let at = bytes.len() - 4;
     bytes[at..].copy_from_slice(&(1f32 / 3.0).to_le_bytes());
     fs::write(&path, bytes).unwrap();
-    assert_eq!(verify("b"), ExitCode::FAILURE);
+    assert!(!verify("b").passed());
     assert!(dir.path().join("b/model.safetensors").exists() && !dir.path().join(".b.back").exists());
 }
 
@@ -140,7 +152,7 @@ fn other_spellings_are_accepted() {
         }
     });
     let mlx = dir.path().join("mlx");
-    convert(&lance, &mlx, Target::MlxBf16).unwrap();
+    convert(&lance, &mlx, TargetLayout::MlxBf16).unwrap();
     for file in ["model.safetensors", "vit.safetensors"] {
         assert!(contents(&mlx.join(file)) == contents(&fixture().join(file)), "{file}");
     }
@@ -158,13 +170,13 @@ fn shards_and_the_smoothed_weights_are_read() {
     let mlx = dir.path().join("mlx");
     let expected = contents(&fixture().join("model.safetensors"));
     fs::rename(&model, &ema).unwrap();
-    convert(&lance, &mlx, Target::MlxBf16).unwrap();
+    convert(&lance, &mlx, TargetLayout::MlxBf16).unwrap();
     assert!(contents(&mlx.join("model.safetensors")) == expected);
 
     shard(&ema, "model");
     fs::remove_file(&ema).unwrap();
     fs::remove_dir_all(&mlx).unwrap();
-    convert(&lance, &mlx, Target::MlxBf16).unwrap();
+    convert(&lance, &mlx, TargetLayout::MlxBf16).unwrap();
     assert!(contents(&mlx.join("model.safetensors")) == expected);
 }
 
@@ -176,25 +188,42 @@ fn the_head_in_the_file_overrules_a_config_that_ties() {
     let mut config = read(&path);
     config["tie_word_embeddings"] = json!(true);
     fs::write(&path, config.to_string()).unwrap();
-    convert(&lance, &dir.path().join("mlx"), Target::MlxBf16).unwrap();
+    convert(&lance, &dir.path().join("mlx"), TargetLayout::MlxBf16).unwrap();
     assert_eq!(read(&dir.path().join("mlx/config.json"))["tie_word_embeddings"], false);
 }
 
 #[test]
 fn the_und_expert_alone() {
     let dir = upstream();
-    let (src, dst) = (dir.path().join("root/Lance_3B"), dir.path().join("mlx"));
-    let to = Target::MlxBf16;
-    Convert { src, dst: dst.clone(), to, und_only: true, verify: true }.run().unwrap();
-    let split = dir.path().join("split");
-    crate::split::run(&fixture(), &split).unwrap();
-    assert!(contents(&dst.join("model.safetensors")) == contents(&split.join("model.safetensors")));
-    assert_eq!(read(&dst.join("config.json")), read(&split.join("config.json")));
-    assert_eq!(tensors(&dst.join("model.safetensors")).len(), 45);
+    let dst = dir.path().join("mlx");
+    let options = ConvertOptions { und_only: true, verify: true, ..ConvertOptions::default() };
+    let report = crate::convert(dir.path().join("root/Lance_3B"), &dst, &options, &mut |_| {}).unwrap();
+    assert!(report.passed(), "{report}");
+    let (und, all) =
+        (contents(&dst.join("model.safetensors")), contents(&fixture().join("model.safetensors")));
+    assert_eq!(und.len(), 45);
+    assert!(und.iter().all(|(name, content)| all[name] == *content));
+    assert_eq!(read(&dst.join("config.json"))["lance_mm"]["experts"], json!(["und"]));
 }
 
 #[test]
-fn shards_are_split_off_as_one_file() {
+fn the_und_expert_of_a_quantized_checkpoint_keeps_its_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (src, dst) = (fixture().join("../../../quant/ckpt/mlx-mixed"), dir.path().join("dst"));
+    let options = ConvertOptions { und_only: true, verify: true, ..ConvertOptions::default() };
+    let report = crate::convert(&src, &dst, &options, &mut |_| {}).unwrap();
+    assert!(report.passed() && !dir.path().join(".dst.back").exists(), "{report}");
+    for file in ["model.safetensors", "vit.safetensors"] {
+        let (kept, all) = (contents(&dst.join(file)), contents(&src.join(file)));
+        assert!(!kept.is_empty() && kept.iter().all(|(name, content)| all[name] == *content), "{file}");
+    }
+    let options = ConvertOptions { to: TargetLayout::Upstream, ..options };
+    let error = crate::convert(&src, dir.path().join("x"), &options, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("quantized weights stay in the MLX layout"), "{error}");
+}
+
+#[test]
+fn shards_become_one_file() {
     let dir = tempfile::tempdir().unwrap();
     let (src, dst) = (dir.path().join("src"), dir.path().join("dst"));
     fs::create_dir(&src).unwrap();
@@ -206,10 +235,32 @@ fn shards_are_split_off_as_one_file() {
         shard(&path, stem);
         fs::remove_file(path).unwrap();
     }
-    crate::split::run(&src, &dst).unwrap();
-    assert!(contents(&dst.join("vit.safetensors")) == contents(&fixture().join("vit.safetensors")));
-    assert_eq!(tensors(&dst.join("model.safetensors")).len(), 45);
+    convert(&src, &dst, TargetLayout::MlxBf16).unwrap();
+    for file in ["model.safetensors", "vit.safetensors"] {
+        assert!(contents(&dst.join(file)) == contents(&fixture().join(file)), "{file}");
+    }
     assert!(dst.join("tokenizer.json").exists());
+}
+
+#[test]
+fn a_conversion_is_told_and_can_be_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let dst = dir.path().join("dst");
+    let options = ConvertOptions::default();
+    let mut last = None;
+    crate::convert(fixture(), &dst, &options, &mut |written| last = Some((written.done, written.total)))
+        .unwrap();
+    assert!(last.is_some_and(|(done, total)| done == total && total > 0), "{last:?}");
+    fs::remove_dir_all(&dst).unwrap();
+    let mut seen = 0;
+    let stopped = crate::convert(fixture(), &dst, &options, &mut |_| {
+        seen += 1;
+        if seen == 3 {
+            options.stop.stop();
+        }
+    });
+    assert!(matches!(stopped, Err(Error::Stopped)) && seen == 3, "{seen}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]
@@ -236,35 +287,34 @@ fn what_cannot_be_converted_is_named_and_nothing_is_left() {
     assert!(error(&lance).contains("truncated"));
     fs::write(&model, &whole).unwrap();
     fs::rename(root.join("Qwen2.5-VL-ViT"), root.join("elsewhere")).unwrap();
-    assert!(error(&lance).contains("expected a vision transformer"));
+    assert!(error(&lance).contains("expected a vision encoder"));
 
     let taken = dir.path().join("taken");
     fs::create_dir(&taken).unwrap();
-    let text = convert(&fixture(), &taken, Target::Upstream).unwrap_err().to_string();
+    let text = convert(&fixture(), &taken, TargetLayout::Upstream).unwrap_err().to_string();
     assert!(text.ends_with("taken: expected a folder that does not exist yet"), "{text}");
     let quantized = fixture().join("../../../quant/ckpt/mlx-mixed");
-    let text = convert(&quantized, &dir.path().join("x"), Target::Upstream).unwrap_err().to_string();
+    let text = convert(&quantized, &dir.path().join("x"), TargetLayout::Upstream).unwrap_err().to_string();
     assert!(text.contains("quantized weights are not turned back"), "{text}");
 }
 
 #[test]
-fn whole_numbers_are_no_weights() {
+fn integers_are_no_weights() {
     let dir = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors", "vit.safetensors", "tokenizer.json"] {
         fs::copy(fixture().join(file), dir.path().join(file)).unwrap();
     }
     let path = dir.path().join("model.safetensors");
     let all = tensors(&path);
-    let entry = |t: &Located| {
+    let entry = |t: &FileTensor| {
         let dtype = if t.name == "norm.weight" { Dtype::I32 } else { t.dtype };
-        Entry { name: t.name.clone(), dtype, shape: t.shape.clone() }
+        TensorEntry { name: t.name.clone(), dtype, shape: t.shape.clone() }
     };
-    let entries: Vec<Entry> = all.iter().map(entry).collect();
+    let entries: Vec<TensorEntry> = all.iter().map(entry).collect();
     let copy = dir.path().join("copy");
-    crate::safetensors_file::write(&copy, None, &entries, |i, out| all[i].write_as(all[i].dtype, out))
-        .unwrap();
+    write(&copy, None, &entries, |i, out| all[i].write_as(all[i].dtype, &copy, out)).unwrap();
     fs::rename(copy, path).unwrap();
-    let text = convert(dir.path(), &dir.path().join("x"), Target::MlxBf16).unwrap_err().to_string();
+    let text = convert(dir.path(), &dir.path().join("x"), TargetLayout::MlxBf16).unwrap_err().to_string();
     assert!(text.contains("norm.weight: expected F32, F16 or BF16, found I32"), "{text}");
 }
 
@@ -273,9 +323,9 @@ fn a_conversion_that_fails_half_way_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let dst = dir.path().join("dst");
     let failed = crate::folder::write(&dst, |folder| -> Result<()> {
-        fs::write(folder.join("model.safetensors"), "half")?;
-        anyhow::bail!("the disk is full")
+        fs::write(folder.join("model.safetensors"), "half").unwrap();
+        Err(Error::Stopped)
     });
-    assert_eq!(failed.unwrap_err().to_string(), "the disk is full");
+    assert!(matches!(failed, Err(Error::Stopped)));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }

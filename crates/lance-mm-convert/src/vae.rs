@@ -2,7 +2,7 @@
 
 use lance_mm_tensor::Problem;
 
-use crate::located::Located;
+use crate::file_tensor::FileTensor;
 
 /// A tensor of the VAE.
 #[derive(Debug)]
@@ -21,9 +21,9 @@ enum Kind {
     Bias,
 }
 
-/// The tensors of a VAE under their MLX names and in MLX's arrangement. What is missing, unknown or of
-/// another number of dimensions goes to `problems`.
-pub(super) fn canonical(tensors: &[Located], problems: &mut Vec<Problem>) -> Vec<Located> {
+/// The tensors of a VAE under their MLX names and in MLX's arrangement. Tensors that are missing, unknown or of
+/// another number of dimensions go to `problems`.
+pub(crate) fn canonical(tensors: &[FileTensor], problems: &mut Vec<Problem>) -> Vec<FileTensor> {
     let mlx = is_mlx(tensors);
     let rows = rows();
     let name = |row: &Row| if mlx { row.mlx.clone() } else { row.upstream.clone() };
@@ -49,9 +49,9 @@ pub(super) fn canonical(tensors: &[Located], problems: &mut Vec<Problem>) -> Vec
 }
 
 /// A tensor of [`canonical`] as upstream has it.
-pub(super) fn to_upstream(tensors: Vec<Located>) -> Vec<Located> {
+pub(crate) fn to_upstream(tensors: Vec<FileTensor>) -> Vec<FileTensor> {
     let rows = rows();
-    let turned = |tensor: Located| {
+    let upstream = |tensor: FileTensor| {
         let row = rows.iter().find(|row| row.mlx == tensor.name).expect("canonical names are in the table");
         let tensor = match row.kind {
             Kind::Conv(rank) => tensor.permuted(&[&[0, rank - 1], &FROM_ONE[..rank - 2]].concat()),
@@ -60,11 +60,11 @@ pub(super) fn to_upstream(tensors: Vec<Located>) -> Vec<Located> {
         };
         tensor.renamed(&row.upstream)
     };
-    tensors.into_iter().map(turned).collect()
+    tensors.into_iter().map(upstream).collect()
 }
 
 /// Whether names are MLX's.
-fn is_mlx(tensors: &[Located]) -> bool {
+fn is_mlx(tensors: &[FileTensor]) -> bool {
     tensors.iter().any(|tensor| tensor.name.contains(".layer_"))
 }
 
@@ -72,7 +72,7 @@ const FROM_ONE: [usize; 3] = [1, 2, 3];
 const FROM_TWO: [usize; 3] = [2, 3, 4];
 
 impl Row {
-    fn canonical(&self, tensor: Located, mlx: bool) -> Result<Located, String> {
+    fn canonical(&self, tensor: FileTensor, mlx: bool) -> Result<FileTensor, String> {
         let shape = tensor.shape.clone();
         let rank = match (self.kind, mlx) {
             (Kind::Conv(rank), _) | (Kind::Gamma(rank), false) => rank,
@@ -177,10 +177,10 @@ mod tests {
     use safetensors::Dtype;
 
     use super::*;
-    use crate::located::Source;
+    use crate::file_tensor::Source;
 
     /// A tensor of numbers from zero on for each row.
-    fn upstream(dir: &tempfile::TempDir) -> Vec<Located> {
+    fn upstream(dir: &tempfile::TempDir) -> Vec<FileTensor> {
         let path = dir.path().join("numbers");
         std::fs::write(&path, (0u8..200).collect::<Vec<_>>()).unwrap();
         let source = Source::open(&path).unwrap();
@@ -190,14 +190,17 @@ mod tests {
             Kind::Gamma(rank) => [&[5], &[1, 1, 1][..rank - 1]].concat(),
             Kind::Bias => vec![7],
         };
-        rows().into_iter().map(|r| Located::new(&source, r.upstream, Dtype::U8, shape(r.kind), 0)).collect()
+        rows()
+            .into_iter()
+            .map(|r| FileTensor::new(&source, r.upstream, Dtype::U8, shape(r.kind), 0))
+            .collect()
     }
 
-    fn bytes(tensor: &Located) -> Vec<u8> {
+    fn bytes(tensor: &FileTensor) -> Vec<u8> {
         tensor.chunks().flat_map(Result::unwrap).collect()
     }
 
-    fn find<'a>(tensors: &'a [Located], name: &str) -> &'a Located {
+    fn find<'a>(tensors: &'a [FileTensor], name: &str) -> &'a FileTensor {
         tensors.iter().find(|t| t.name == name).unwrap()
     }
 

@@ -1,41 +1,45 @@
-//! Whether a checkpoint that was converted and converted back is the one it was.
+//! Compares a checkpoint with what became of it on the way there and back.
 
-use anyhow::{Context, Result};
+use std::fmt;
+
+use lance_mm_tensor::StopFlag;
 use safetensors::Dtype;
 
-use super::checkpoint::Checkpoint;
-use crate::located::{Located, cast};
+use crate::error::Result;
+use crate::file_tensor::{FileTensor, to_bf16};
+use crate::parts::Parts;
 
-/// How tensors of one part compare.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Counts {
-    /// Same name, shape, type and bytes.
-    equal: usize,
-    /// The same values in another type.
-    other_type: usize,
-    /// Values that BF16 does not hold, rounded to it.
-    rounded: Vec<String>,
-    /// Other values, another shape, or not there.
-    different: Vec<String>,
-    /// On the way back only.
-    extra: Vec<String>,
+/// How the tensors of one part compare after a conversion there and back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RoundTrip {
+    /// `llm`, `vit` or `vae`.
+    pub part: &'static str,
+    /// Tensors of the same name, shape, type and bytes.
+    pub equal: usize,
+    /// Tensors of the same values in another type.
+    pub other_type: usize,
+    /// Tensors with values that BF16 does not hold, rounded to it.
+    pub rounded: Vec<String>,
+    /// Tensors with other values or another shape, or that are missing.
+    pub different: Vec<String>,
+    /// Tensors that the source does not have.
+    pub extra: Vec<String>,
 }
 
-impl Counts {
-    pub(super) fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    pub(super) fn passed(&self) -> bool {
+impl RoundTrip {
+    /// Whether every tensor came back with its values.
+    pub fn passed(&self) -> bool {
         self.rounded.is_empty() && self.different.is_empty() && self.extra.is_empty()
     }
+}
 
-    /// A line about the part `name`.
-    pub(super) fn line(&self, name: &str) -> String {
+impl fmt::Display for RoundTrip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = self.equal + self.other_type + self.rounded.len() + self.different.len();
-        let mut line = format!("verify {name}: {} of {all} tensors byte-equal", self.equal);
+        write!(f, "verify {}: {} of {all} tensors byte-equal", self.part, self.equal)?;
         if self.other_type > 0 {
-            line += &format!(", {} of the same values in another type", self.other_type);
+            write!(f, ", {} of the same values in another type", self.other_type)?;
         }
         for (what, names) in [
             ("rounded to BF16", &self.rounded),
@@ -43,39 +47,44 @@ impl Counts {
             ("only on the way back", &self.extra),
         ] {
             if let Some(first) = names.first() {
-                line += &format!(", {} {what} (first {first})", names.len());
+                write!(f, ", {} {what} (first {first})", names.len())?;
             }
         }
-        line
+        Ok(())
     }
 }
 
-/// Compares the parts of two checkpoints: names of the parts and how their tensors compare.
-pub(super) fn compare(first: &Checkpoint, back: &Checkpoint) -> Result<[(&'static str, Counts); 3]> {
-    Ok([
-        ("llm", part(&first.llm, &back.llm)?),
-        ("vit", part(&first.vit, &back.vit)?),
-        ("vae", part(&first.vae, &back.vae)?),
-    ])
+/// Compares the parts of two checkpoints; parts that neither has are left out.
+pub(crate) fn compare(first: &Parts, back: &Parts, stop: &StopFlag) -> Result<Vec<RoundTrip>> {
+    let parts =
+        [("llm", &first.llm, &back.llm), ("vit", &first.vit, &back.vit), ("vae", &first.vae, &back.vae)];
+    let held = parts.into_iter().filter(|(_, first, back)| !first.is_empty() || !back.is_empty());
+    held.map(|(part, first, back)| compare_part(part, first, back, stop)).collect()
 }
 
-fn part(first: &[Located], back: &[Located]) -> Result<Counts> {
-    let mut counts = Counts::default();
+fn compare_part(
+    part: &'static str,
+    first: &[FileTensor],
+    back: &[FileTensor],
+    stop: &StopFlag,
+) -> Result<RoundTrip> {
+    let mut trip = RoundTrip { part, ..RoundTrip::default() };
     for tensor in first {
+        stop.check()?;
         let name = || tensor.name.clone();
         match back.iter().find(|other| other.name == tensor.name && other.shape == tensor.shape) {
-            None => counts.different.push(name()),
-            Some(other) => match values(tensor, other).with_context(name)? {
-                Same::Bytes if tensor.dtype == other.dtype => counts.equal += 1,
-                Same::Bytes => counts.other_type += 1,
-                Same::Rounded => counts.rounded.push(name()),
-                Same::Not => counts.different.push(name()),
+            None => trip.different.push(name()),
+            Some(other) => match values(tensor, other)? {
+                Same::Bytes if tensor.dtype == other.dtype => trip.equal += 1,
+                Same::Bytes => trip.other_type += 1,
+                Same::Rounded => trip.rounded.push(name()),
+                Same::Not => trip.different.push(name()),
             },
         }
     }
-    let known = |other: &&Located| !first.iter().any(|tensor| tensor.name == other.name);
-    counts.extra = back.iter().filter(known).map(|other| other.name.clone()).collect();
-    Ok(counts)
+    let known = |other: &&FileTensor| !first.iter().any(|tensor| tensor.name == other.name);
+    trip.extra = back.iter().filter(known).map(|other| other.name.clone()).collect();
+    Ok(trip)
 }
 
 enum Same {
@@ -86,18 +95,18 @@ enum Same {
 }
 
 /// Compares tensors of one shape chunk by chunk.
-fn values(a: &Located, b: &Located) -> Result<Same> {
+fn values(a: &FileTensor, b: &FileTensor) -> Result<Same> {
     let mut same = Same::Bytes;
     for (x, y) in a.chunks().zip(b.chunks()) {
         let (x, y) = (x?, y?);
         if a.dtype == b.dtype && x == y {
             continue;
         }
-        let (x, y) = (cast(x, a.dtype, Dtype::F32)?, cast(y, b.dtype, Dtype::F32)?);
+        let (x, y) = (a.cast(x, Dtype::F32)?, b.cast(y, Dtype::F32)?);
         if x == y {
             continue;
         }
-        if cast(x, Dtype::F32, Dtype::BF16)? != cast(y, Dtype::F32, Dtype::BF16)? {
+        if to_bf16(&x) != to_bf16(&y) {
             return Ok(Same::Not);
         }
         same = Same::Rounded;
@@ -107,14 +116,20 @@ fn values(a: &Located, b: &Located) -> Result<Same> {
 
 #[cfg(test)]
 mod tests {
-    use crate::located::Source;
+    use crate::file_tensor::Source;
 
     use super::*;
 
-    fn tensor(dir: &tempfile::TempDir, name: &str, dtype: Dtype, bytes: &[u8], shape: &[usize]) -> Located {
+    fn tensor(
+        dir: &tempfile::TempDir,
+        name: &str,
+        dtype: Dtype,
+        bytes: &[u8],
+        shape: &[usize],
+    ) -> FileTensor {
         let path = dir.path().join(format!("{dtype:?}{bytes:?}"));
         std::fs::write(&path, bytes).unwrap();
-        Located::new(&Source::open(&path).unwrap(), name.into(), dtype, shape.to_vec(), 0)
+        FileTensor::new(&Source::open(&path).unwrap(), name.into(), dtype, shape.to_vec(), 0)
     }
 
     #[test]
@@ -125,15 +140,15 @@ mod tests {
         let first = [one("a", 1.0), half("b"), one("c", 1.0001), one("d", 1.0), one("e", 1.0), one("f", 1.0)];
         let wide = one("e", 1.0).with_unit_dimensions(2);
         let back = [one("a", 1.0), one("b", 1.0), one("c", 1.0), one("d", 2.0), wide, one("g", 1.0)];
-        let counts = part(&first, &back).unwrap();
-        assert!(!counts.passed());
+        let stop = StopFlag::new();
+        let trip = compare_part("llm", &first, &back, &stop).unwrap();
+        assert!(!trip.passed());
         assert_eq!(
-            counts.line("llm"),
+            trip.to_string(),
             "verify llm: 1 of 6 tensors byte-equal, 1 of the same values in another type, 1 rounded to BF16 \
              (first c), 3 different (first d), 1 only on the way back (first g)"
         );
-        let same = part(&first, &first).unwrap();
-        assert!(same.passed() && same.line("vit") == "verify vit: 6 of 6 tensors byte-equal");
-        assert!(part(&[], &[]).unwrap().is_empty());
+        let same = compare_part("vit", &first, &first, &stop).unwrap();
+        assert!(same.passed() && same.to_string() == "verify vit: 6 of 6 tensors byte-equal");
     }
 }

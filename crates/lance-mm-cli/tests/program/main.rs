@@ -5,6 +5,7 @@ mod ask;
 mod bench;
 mod broken;
 mod chat;
+mod convert;
 mod eval;
 mod generation;
 mod hub;
@@ -28,6 +29,7 @@ fn help_and_version_are_results() {
         "inspect",
         "pull",
         "completions",
+        "convert",
         "eval",
         "bench",
         "generate",

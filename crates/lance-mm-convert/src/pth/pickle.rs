@@ -9,9 +9,9 @@ mod value;
 
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::{Context, Result, bail, ensure};
 use safetensors::Dtype;
 
+use super::Result;
 use cursor::Cursor;
 use value::{Global, Value, opcode_name};
 
@@ -20,8 +20,7 @@ const MAX_RANK: usize = 8;
 /// Bytes of a storage's key that are accepted at most.
 const MAX_KEY: usize = 64;
 
-/// A tensor of the dict: what `torch._utils._rebuild_tensor_v2` is told. Nothing of it is checked against
-/// the storage yet.
+/// A tensor of the dict: the arguments of `torch._utils._rebuild_tensor_v2`, not checked against the storage yet.
 #[derive(Debug)]
 pub(super) struct Rebuilt {
     pub(super) name: String,
@@ -48,7 +47,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<Rebuilt>> {
         if opcode == b'.' {
             break;
         }
-        machine.step(opcode).with_context(|| format!("byte {at}"))?;
+        machine.step(opcode).map_err(|error| format!("byte {at}: {error}"))?;
     }
     machine.finish()
 }
@@ -102,7 +101,7 @@ impl<'a> Machine<'a> {
             0x8a => self.long()?,
             b'X' => {
                 let length = u32::from_le_bytes(self.pickle.array()?);
-                let text = std::str::from_utf8(self.pickle.take(length as usize)?)?.to_owned();
+                let text = self.pickle.text(length as usize)?.to_owned();
                 self.texts.push(text);
                 self.stack.push(Value::Text(self.texts.len() - 1));
             }
@@ -179,7 +178,7 @@ impl<'a> Machine<'a> {
 
     fn long(&mut self) -> Result<()> {
         let length = self.pickle.byte()?;
-        ensure!(length <= 8, "expected whole numbers of 8 bytes at most, found {length}");
+        ensure!(length <= 8, "expected integers of 8 bytes at most, found {length}");
         let bytes = self.pickle.take(length.into())?;
         let sign = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
         let mut int = [sign; 8];
@@ -257,7 +256,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Attributes of a dict (the `_metadata` of a module's state dict): looked at by nobody.
+    /// Attributes of a dict (the `_metadata` of a module's state dict), ignored.
     fn build(&mut self) -> Result<()> {
         let attributes = self.pop()?;
         match (self.stack.last(), attributes) {
@@ -307,7 +306,7 @@ impl<'a> Machine<'a> {
     }
 
     fn pop_to_mark(&mut self) -> Result<Vec<Value>> {
-        let mark = self.stack.iter().rposition(|value| matches!(value, Value::Mark)).context("no mark")?;
+        let mark = self.stack.iter().rposition(|value| matches!(value, Value::Mark)).ok_or("no mark")?;
         let items = self.stack.split_off(mark + 1);
         self.stack.pop();
         Ok(items)
@@ -322,7 +321,7 @@ impl<'a> Machine<'a> {
     }
 
     fn recall(&mut self, slot: u32) -> Result<()> {
-        let value = self.memo.get(&slot).with_context(|| format!("nothing remembered as {slot}"))?;
+        let value = self.memo.get(&slot).ok_or_else(|| format!("nothing remembered as {slot}"))?;
         self.stack.push(*value);
         Ok(())
     }
@@ -330,7 +329,7 @@ impl<'a> Machine<'a> {
 
 fn size(value: Value) -> Result<usize> {
     match value {
-        Value::Int(n) => usize::try_from(n).with_context(|| format!("expected a size, found {n}")),
+        Value::Int(n) => usize::try_from(n).map_err(|_| format!("expected a size, found {n}")),
         other => bail!("expected a size, found {}", other.kind()),
     }
 }

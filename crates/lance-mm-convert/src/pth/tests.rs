@@ -4,7 +4,11 @@ use safetensors::Dtype;
 use zip::ZipWriter;
 use zip::write::SimpleFileOptions;
 
+use lance_mm_tensor::StopFlag;
+
 use super::*;
+use crate::convert::{Progress, Written};
+use crate::parts::Parts;
 
 /// `{"w": storage 0, 6 floats, from `offset` on, shape and strides as given}`.
 fn pickle(offset: u8, shape: [u8; 2], strides: [u8; 2]) -> Vec<u8> {
@@ -32,15 +36,15 @@ fn floats(n: usize) -> Vec<u8> {
     (0..n).flat_map(|i| (i as f32).to_le_bytes()).collect()
 }
 
-fn read_bytes(bytes: &[u8]) -> Result<Vec<Located>> {
+fn read_bytes(bytes: &[u8]) -> crate::error::Result<Vec<FileTensor>> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.pth");
     std::fs::write(&path, bytes).unwrap();
     open(&path)
 }
 
-fn values(tensor: &Located) -> Vec<f32> {
-    let bytes: Vec<u8> = tensor.chunks().flat_map(Result::unwrap).collect();
+fn values(tensor: &FileTensor) -> Vec<f32> {
+    let bytes: Vec<u8> = tensor.chunks().flat_map(|chunk| chunk.unwrap()).collect();
     bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
@@ -64,7 +68,7 @@ fn strides_and_offsets_are_followed() {
 fn tensors_that_leave_their_storage_are_refused() {
     for (offset, shape, strides) in [(1, [2, 3], [3, 1]), (0, [2, 3], [4, 1]), (0, [2, 4], [0, 1])] {
         let bytes = archive(&[("data.pkl", &pickle(offset, shape, strides)), ("data/0", &floats(6))]);
-        let error = format!("{:#}", read_bytes(&bytes).err().unwrap());
+        let error = format!("{}", read_bytes(&bytes).err().unwrap());
         assert!(error.contains("x.pth: w: shape") && error.contains("leaves its storage of 6"), "{error}");
     }
 }
@@ -80,7 +84,7 @@ fn wrong_archives_are_named() {
         (&[("data.pkl", b"\x80\x02cos\nsystem\n."), ("data/0", &six)], "global os.system is not one"),
     ];
     for (entries, expected) in cases {
-        let error = format!("{:#}", read_bytes(&archive(entries)).err().unwrap());
+        let error = format!("{}", read_bytes(&archive(entries)).err().unwrap());
         assert!(error.contains("x.pth: ") && error.contains(expected), "{error}");
     }
     for (bytes, expected) in [
@@ -89,7 +93,7 @@ fn wrong_archives_are_named() {
         (b"", "expected a zip archive"),
         (b"PK\x03\x04", "zip archive"),
     ] {
-        let error = format!("{:#}", read_bytes(bytes).err().unwrap());
+        let error = format!("{}", read_bytes(bytes).err().unwrap());
         assert!(error.contains(expected), "{error}");
     }
 }
@@ -102,7 +106,7 @@ fn damaged_archives_do_not_panic() {
             let mut bytes = whole.clone();
             bytes[at] ^= change;
             if let Ok(tensors) = read_bytes(&bytes) {
-                tensors.iter().flat_map(Located::chunks).for_each(drop);
+                tensors.iter().flat_map(FileTensor::chunks).for_each(drop);
             }
         }
     }
@@ -118,10 +122,16 @@ fn what_is_written_is_read_by_us_and_by_candle() {
     std::fs::write(&path, floats(6)).unwrap();
     let source = Source::open(&path).unwrap();
     let tensor =
-        |name: &str, shape: &[usize]| Located::new(&source, name.into(), Dtype::F32, shape.to_vec(), 0);
+        |name: &str, shape: &[usize]| FileTensor::new(&source, name.into(), Dtype::F32, shape.to_vec(), 0);
     let path = dir.path().join("x.pth");
     let tensors = vec![tensor("b", &[2, 3]).permuted(&[1, 0]), tensor("a", &[6])];
-    assert_eq!(write(&path, "x", tensors).unwrap(), 2);
+    let parts = Parts { vae: tensors.clone(), ..Parts::default() };
+    let stop = StopFlag::new();
+    let mut names = Vec::new();
+    let mut observer =
+        |written: Written<'_>| names.push(format!("{} {}/{}", written.tensor, written.done, written.total));
+    write(&path, "x", tensors, &mut Progress::new(&parts, &stop, &mut observer)).unwrap();
+    assert_eq!(names, ["a 24/48", "b 48/48"]);
 
     let ours = open(&path).unwrap();
     assert_eq!(values(&ours[0]), [0., 1., 2., 3., 4., 5.]);

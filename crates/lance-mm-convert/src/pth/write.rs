@@ -4,41 +4,46 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result};
 use safetensors::Dtype;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use crate::located::Located;
+use crate::convert::Progress;
+use crate::error::{Error, Result};
+use crate::file_tensor::FileTensor;
 
 /// Writes tensors as F32, each in a storage of its own, in the order of their names. `root` is the folder
 /// inside the archive.
-pub(crate) fn write(path: &Path, root: &str, mut tensors: Vec<Located>) -> Result<usize> {
+pub(crate) fn write(
+    path: &Path,
+    root: &str,
+    mut tensors: Vec<FileTensor>,
+    progress: &mut Progress<'_>,
+) -> Result<()> {
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    let named = || path.display().to_string();
-    let file = BufWriter::with_capacity(1 << 20, File::create(path).with_context(named)?);
+    let file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(Error::io(path))?);
     let mut zip = ZipWriter::new(file);
     // torch aligns storages, so that a reader may map them.
     let stored =
         SimpleFileOptions::default().compression_method(CompressionMethod::Stored).with_alignment(64);
-    let mut file = |name: &str, fill: &dyn Fn(&mut dyn Write) -> Result<()>| {
-        zip.start_file(format!("{root}/{name}"), stored)?;
+    let mut file = |name: &str, fill: &mut dyn FnMut(&mut dyn Write) -> Result<()>| {
+        zip.start_file(format!("{root}/{name}"), stored).map_err(|error| Error::io(path)(error.into()))?;
         fill(&mut zip)
     };
-    let plain = |bytes: &[u8], out: &mut dyn Write| Ok(out.write_all(bytes)?);
-    file("data.pkl", &|out| plain(&pickle(&tensors), out)).with_context(named)?;
-    file("byteorder", &|out| plain(b"little", out)).with_context(named)?;
+    let plain = |bytes: &[u8], out: &mut dyn Write| out.write_all(bytes).map_err(Error::io(path));
+    file("data.pkl", &mut |out| plain(&pickle(&tensors), out))?;
+    file("byteorder", &mut |out| plain(b"little", out))?;
     for (i, tensor) in tensors.iter().enumerate() {
-        file(&format!("data/{i}"), &|out| tensor.write_as(Dtype::F32, out))
-            .with_context(|| format!("{}: {}", path.display(), tensor.name))?;
+        file(&format!("data/{i}"), &mut |out| tensor.write_as(Dtype::F32, path, out))?;
+        progress.wrote(tensor)?;
     }
-    file("version", &|out| plain(b"3\n", out)).with_context(named)?;
-    zip.finish().with_context(named)?.flush().with_context(named)?;
-    Ok(tensors.len())
+    file("version", &mut |out| plain(b"3\n", out))?;
+    let mut file = zip.finish().map_err(|error| Error::io(path)(error.into()))?;
+    file.flush().map_err(Error::io(path))
 }
 
 /// `OrderedDict` would need its own call; a plain dict is what the real file holds.
-fn pickle(tensors: &[Located]) -> Vec<u8> {
+fn pickle(tensors: &[FileTensor]) -> Vec<u8> {
     let mut out = b"\x80\x02}(".to_vec();
     for (i, tensor) in tensors.iter().enumerate() {
         text(&tensor.name, &mut out);

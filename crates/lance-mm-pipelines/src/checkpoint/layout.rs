@@ -88,8 +88,8 @@ impl CheckpointLayout {
         match self {
             Self::Mlx | Self::MlxQuantized => None,
             Self::Upstream | Self::MlxF32 => Some(
-                "convert it to the MLX layout (in the repository of lance-mm: cargo xtask convert SRC DST), or \
-                     take one that is (mlx-community/Lance-3B-bf16)",
+                "convert it to the MLX layout (lance-mm convert SOURCE OUT), or take one that is \
+                 (mlx-community/Lance-3B-bf16)",
             ),
             Self::PerChannelInt4 | Self::NvFp4 => {
                 Some("not read here: take mlx-community/Lance-3B-AWQ-INT4, or convert the original release")

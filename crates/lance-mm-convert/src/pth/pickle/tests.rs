@@ -1,7 +1,7 @@
 use super::*;
 
 fn error(bytes: &[u8]) -> String {
-    format!("{:#}", read(bytes).unwrap_err())
+    read(bytes).unwrap_err()
 }
 
 /// `{"w": tensor of shape (2, 3), strides (3, 1)}`, `middle` before the end.
@@ -102,7 +102,7 @@ fn nesting_without_end_is_no_trouble() {
 }
 
 #[test]
-fn whole_numbers_of_any_length() {
+fn integers_of_any_length() {
     let mut machine = Machine::new(b"\x02\xff\x7f\x01\xff\x00");
     for _ in 0..3 {
         machine.long().unwrap();

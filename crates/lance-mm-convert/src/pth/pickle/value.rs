@@ -1,7 +1,8 @@
-//! What lies on the stack, and the only names and opcodes that get there.
+//! Values of the stack, and the only names and opcodes that a pickle may use.
 
-use anyhow::{Result, bail};
 use safetensors::Dtype;
+
+use crate::pth::Result;
 
 /// Values that hold others are indices into the machine's tables, so that no value is deep.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +27,7 @@ pub(super) enum Global {
 }
 
 impl Value {
-    /// What it is, for messages.
+    /// Its kind, for messages.
     pub(super) fn kind(self) -> &'static str {
         match self {
             Self::Mark => "a mark",

@@ -1,44 +1,47 @@
-//! A checkpoint in any layout that is converted, as the parts of the MLX layout.
+//! The parts of a checkpoint in any layout that is converted.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use lance_mm_models::{Config, is_generation};
 use lance_mm_pipelines::checkpoint::{CheckpointFiles, CheckpointLayout, WeightsFile};
 use lance_mm_tensor::{Problem, Problems};
 use serde_json::{Value, json};
 
-use super::names::{self, Name};
-use super::{check, pth, vae};
-use crate::located::Located;
-use crate::{safetensors_file, split};
+use crate::error::{Error, Result};
+use crate::file_tensor::FileTensor;
+use crate::names::{self, Name};
+use crate::{check, pth, safetensors_file, vae};
 
 /// The VAE's file of the original release.
-pub(super) const VAE_PTH: &str = "Wan2.2_VAE.pth";
+pub(crate) const VAE_PTH: &str = "Wan2.2_VAE.pth";
 
-/// Tensors under their MLX names and in MLX's arrangement, wherever they lie.
+/// Files that are copied as they are, when present.
+const COPIED: [&str; 5] =
+    ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "generation_config.json"];
+
+/// Tensors under their MLX names and in MLX's arrangement, whatever file holds them.
 #[derive(Default)]
-pub(super) struct Checkpoint {
+pub(crate) struct Parts {
     /// `None` for a VAE alone.
-    pub(super) layout: Option<CheckpointLayout>,
+    pub(crate) layout: Option<CheckpointLayout>,
     /// The configuration as it is to be written; `None` for a VAE alone.
-    pub(super) config: Option<Value>,
+    pub(crate) config: Option<Value>,
     /// Whether the position table has more than one slot in time.
-    pub(super) video: bool,
-    pub(super) llm: Vec<Located>,
-    pub(super) vit: Vec<Located>,
-    pub(super) vae: Vec<Located>,
+    pub(crate) video: bool,
+    pub(crate) llm: Vec<FileTensor>,
+    pub(crate) vit: Vec<FileTensor>,
+    pub(crate) vae: Vec<FileTensor>,
     /// Tensors of nothing known, which are not converted.
-    pub(super) unmapped: Vec<String>,
+    pub(crate) unmapped: Vec<String>,
     /// Tables in the file that every program computes.
-    pub(super) computed: Vec<String>,
+    pub(crate) computed: Vec<String>,
     /// Files of the tokenizer and the like.
-    pub(super) copied: Vec<PathBuf>,
+    pub(crate) copied: Vec<PathBuf>,
 }
 
-impl Checkpoint {
+impl Parts {
     /// Opens a folder, or a VAE's `.pth`. With `und_only`, what only generation reads is left out.
-    pub(super) fn open(src: &Path, und_only: bool) -> Result<Self> {
+    pub(crate) fn open(src: &Path, und_only: bool) -> Result<Self> {
         if let Some(pth) = lone_vae(src)? {
             return Self::vae_alone(&pth, &pth::open(&pth)?);
         }
@@ -50,42 +53,54 @@ impl Checkpoint {
     }
 
     /// Whether there is a language model, and with it a configuration.
-    pub(super) fn has_model(&self) -> bool {
+    pub(crate) fn has_model(&self) -> bool {
         self.config.is_some()
     }
 
-    fn vae_alone(path: &Path, tensors: &[Located]) -> Result<Self> {
+    /// Whether large matrices are packed, and stay so.
+    pub(crate) fn is_quantized(&self) -> bool {
+        self.layout == Some(CheckpointLayout::MlxQuantized)
+    }
+
+    /// The tensors of all parts.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &FileTensor> {
+        self.llm.iter().chain(&self.vit).chain(&self.vae)
+    }
+
+    fn vae_alone(path: &Path, tensors: &[FileTensor]) -> Result<Self> {
         let mut problems = FileProblems::default();
         let vae = checked_vae(path, tensors, &mut problems);
-        problems.refuse()?;
+        problems.into_result()?;
         Ok(Self { vae, ..Self::default() })
     }
 
     fn whole(files: &CheckpointFiles, und_only: bool) -> Result<Self> {
         let model = files.require_model()?;
-        let json: Value =
-            serde_json::from_slice(&files.read_config()?).with_context(|| config_name(files))?;
-        let layout = convertible(model, &json)?;
+        let name = config_name(files);
+        let json: Value = serde_json::from_slice(&files.read_config()?)
+            .map_err(|error| Error::file(&name, error.to_string()))?;
+        let layout = convertible(model, &json, und_only)?;
         let mut this = Self { layout: Some(layout), ..Self::default() };
         this.sort(model)?;
-        let (config, json) = this.config(json, und_only).with_context(|| config_name(files))?;
+        let (config, json) = this.config(json, und_only, &name)?;
         this.video = check::time_slots(&json, &this.llm).is_some_and(|slots| slots > 1);
         if und_only {
             this.llm.retain(|tensor| !is_generation(&tensor.name));
         }
-
-        let mut problems = FileProblems::default();
-        problems.add(&model.path, check::llm(&config, &json, &this.llm)?, &this.llm);
         let vit = this.find_vit(files, model)?;
-        this.vit = this.vit.drain(..).map(|t| check::channels_first(t, config.vision.in_channels)).collect();
-        problems.add(vit, check::vit(&config.vision, &this.vit)?, &this.vit);
-        if let Some((path, tensors)) = find_vae(files, layout)?.filter(|_| !und_only) {
-            this.vae = checked_vae(&path, &tensors, &mut problems);
+        if layout != CheckpointLayout::MlxQuantized {
+            let mut problems = FileProblems::default();
+            problems.add(&model.path, check::llm(&config, &json, &this.llm)?, &this.llm);
+            let channels = config.vision.in_channels;
+            this.vit = this.vit.drain(..).map(|t| check::channels_first(t, channels)).collect();
+            problems.add(vit, check::vit(&config.vision, &this.vit)?, &this.vit);
+            if let Some((path, tensors)) = find_vae(files, layout)?.filter(|_| !und_only) {
+                this.vae = checked_vae(&path, &tensors, &mut problems);
+            }
+            problems.into_result()?;
         }
-        problems.refuse()?;
-
         this.config = Some(json);
-        let copied = split::COPIED.iter().map(|name| files.dir.join(name));
+        let copied = COPIED.iter().map(|name| files.dir.join(name));
         this.copied = copied.filter(|path| path.is_file()).collect();
         Ok(this)
     }
@@ -94,7 +109,7 @@ impl Checkpoint {
     fn sort(&mut self, model: &WeightsFile) -> Result<()> {
         for tensor in safetensors_file::open(model)? {
             let name = match self.layout {
-                Some(CheckpointLayout::Mlx) => names::from_mlx(&tensor.name),
+                Some(CheckpointLayout::Mlx | CheckpointLayout::MlxQuantized) => names::from_mlx(&tensor.name),
                 _ => names::from_upstream(&tensor.name),
             };
             match name {
@@ -107,32 +122,39 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The configuration made true of the tensors.
-    fn config(&self, mut json: Value, und_only: bool) -> Result<(Config, Value)> {
-        // What is no object is refused before anything is put into it.
-        Config::from_json(json.to_string().as_bytes())?;
+    /// The configuration made true of the tensors; `name` is its file.
+    fn config(&self, mut json: Value, und_only: bool, name: &Path) -> Result<(Config, Value)> {
+        let parsed = |json: &Value| {
+            Config::from_json(json.to_string().as_bytes())
+                .map_err(|error| Error::file(name, error.to_string()))
+        };
+        // A value that is no object is refused before anything is put into it.
+        parsed(&json)?;
         if self.llm.iter().any(|tensor| tensor.name == "lm_head.weight") {
             // The original release says true, and stores a head that differs from the embedding.
             json["tie_word_embeddings"] = json!(false);
         }
         if und_only {
-            split::mark_und_only(&mut json);
+            if !json["lance_mm"].is_object() {
+                json["lance_mm"] = json!({});
+            }
+            json["lance_mm"]["experts"] = json!(["und"]);
         }
-        Ok((Config::from_json(json.to_string().as_bytes())?, json))
+        Ok((parsed(&json)?, json))
     }
 
-    /// Opens the vision transformer unless the model file held one, and says where it lies.
+    /// Opens the vision encoder unless the model file held one; returns its file.
     fn find_vit<'a>(&mut self, files: &'a CheckpointFiles, model: &'a WeightsFile) -> Result<&'a Path> {
         if !self.vit.is_empty() {
             return Ok(&model.path);
         }
         let Some(part) = &files.vit else {
-            bail!(
-                "{}: expected a vision transformer: tensors vit_model.* in {}, vit.safetensors in the folder or \
-                 in ../Qwen2.5-VL-ViT; found none",
-                files.dir.display(),
+            let message = format!(
+                "expected a vision encoder: tensors vit_model.* in {}, vit.safetensors in the folder or in \
+                 ../Qwen2.5-VL-ViT; found none",
                 model.path.display()
             );
+            return Err(Error::file(&files.dir, message));
         };
         for tensor in safetensors_file::open(part)? {
             let name = names::vit(&tensor.name).to_owned();
@@ -142,29 +164,32 @@ impl Checkpoint {
     }
 }
 
-fn config_name(files: &CheckpointFiles) -> String {
-    files.config.as_ref().unwrap_or(&files.dir).display().to_string()
+fn config_name(files: &CheckpointFiles) -> PathBuf {
+    files.config.as_ref().unwrap_or(&files.dir).clone()
 }
 
 /// The layout of a model file, if it is one that is converted.
-fn convertible(model: &WeightsFile, config: &Value) -> Result<CheckpointLayout> {
-    let name = model.path.display().to_string();
+fn convertible(model: &WeightsFile, config: &Value, und_only: bool) -> Result<CheckpointLayout> {
     let layout = CheckpointLayout::recognise(Some(config), &model.open()?.tensors())
-        .map_err(|found| anyhow::anyhow!("{name}: {found}"))?;
+        .map_err(|found| Error::file(&model.path, found))?;
     match layout {
         CheckpointLayout::Mlx | CheckpointLayout::Upstream | CheckpointLayout::MlxF32 => {}
-        CheckpointLayout::MlxQuantized => bail!(
-            "{name}: {}: quantized weights are not turned back into dense ones; `split` keeps the UND expert of \
-             such a checkpoint",
-            layout.describe()
-        ),
-        other => other.require_loadable(&name)?,
+        CheckpointLayout::MlxQuantized if und_only => {}
+        CheckpointLayout::MlxQuantized => {
+            let message = format!(
+                "{}: quantized weights are not turned back into dense ones; its UND expert alone (und-only) can be \
+                 copied",
+                layout.describe()
+            );
+            return Err(Error::file(&model.path, message));
+        }
+        other => other.require_loadable(&model.path.display().to_string())?,
     }
     Ok(layout)
 }
 
 /// The VAE of a checkpoint folder, if there is one; the original release keeps it beside the folder.
-fn find_vae(files: &CheckpointFiles, layout: CheckpointLayout) -> Result<Option<(PathBuf, Vec<Located>)>> {
+fn find_vae(files: &CheckpointFiles, layout: CheckpointLayout) -> Result<Option<(PathBuf, Vec<FileTensor>)>> {
     if let Some(part) = &files.vae {
         return Ok(Some((part.path.clone(), safetensors_file::open(part)?)));
     }
@@ -185,35 +210,35 @@ fn lone_vae(src: &Path) -> Result<Option<PathBuf>> {
     if !pth.is_file() || has_model(src) {
         return Ok(None);
     }
-    for entry in src.read_dir().with_context(|| src.display().to_string())? {
-        if has_model(&entry?.path()) {
+    for entry in src.read_dir().map_err(Error::io(src))? {
+        if has_model(&entry.map_err(Error::io(src))?.path()) {
             return Ok(None);
         }
     }
     Ok(Some(pth))
 }
 
-fn checked_vae(path: &Path, tensors: &[Located], problems: &mut FileProblems) -> Vec<Located> {
+fn checked_vae(path: &Path, tensors: &[FileTensor], problems: &mut FileProblems) -> Vec<FileTensor> {
     let mut list = Vec::new();
     let vae = vae::canonical(tensors, &mut list);
     problems.add(path, list, &vae);
     vae
 }
 
-/// What is wrong with the tensors of all files, to be said at once.
+/// Problems with the tensors of all files, to be returned at once.
 #[derive(Default)]
-struct FileProblems(Vec<String>);
+struct FileProblems(Vec<Problems>);
 
 impl FileProblems {
     /// `problems` of the tensors that `path` holds, and those of their types.
-    fn add(&mut self, path: &Path, mut problems: Vec<Problem>, tensors: &[Located]) {
+    fn add(&mut self, path: &Path, mut problems: Vec<Problem>, tensors: &[FileTensor]) {
         problems.extend(check::types(tensors));
         if !problems.is_empty() {
-            self.0.push(Problems { files: path.display().to_string(), list: problems }.to_string());
+            self.0.push(Problems { files: path.display().to_string(), list: problems });
         }
     }
 
-    fn refuse(self) -> Result<()> {
-        if self.0.is_empty() { Ok(()) } else { bail!("{}", self.0.join("\n")) }
+    fn into_result(self) -> Result<()> {
+        if self.0.is_empty() { Ok(()) } else { Err(Error::Tensors(self.0)) }
     }
 }

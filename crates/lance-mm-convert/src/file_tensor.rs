@@ -1,16 +1,17 @@
-//! A tensor where it lies in a file, read piece by piece.
+//! A tensor in a file, read piece by piece.
 //!
 //! Files are read, not mapped: a mapped page counts as memory of the process for as long as the system
 //! leaves it there, and a converter that has touched 12 GB should not look as if it needed them.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
 use half::{bf16, f16};
 use safetensors::Dtype;
+
+use crate::error::{Error, Result};
 
 /// Elements that are read at once.
 const CHUNK: usize = 1 << 20;
@@ -23,23 +24,28 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
-        let file = File::open(path).with_context(|| path.display().to_string())?;
+        let file = File::open(path).map_err(Error::io(path))?;
         Ok(Arc::new(Self { path: path.to_owned(), file }))
     }
 
     /// Fills `bytes` from `offset` on.
     pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.fill(offset, bytes).map_err(Error::io(&self.path))
+    }
+
+    /// Like [`read`](Self::read), with an error that lacks the file's name.
+    pub(crate) fn fill(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         let mut file = &self.file;
-        file.seek(SeekFrom::Start(offset))
-            .and_then(|_| file.read_exact(bytes))
-            .with_context(|| format!("{}: {} bytes at {offset}", self.path.display(), bytes.len()))
+        file.seek(SeekFrom::Start(offset)).and_then(|_| file.read_exact(bytes)).map_err(|error| {
+            io::Error::new(error.kind(), format!("{} bytes at {offset}: {error}", bytes.len()))
+        })
     }
 }
 
-/// A tensor in a file: where its first element lies and how far apart, in elements, its neighbours along
-/// each dimension are. Turning a tensor around changes the strides only.
+/// A tensor in a file: the place of its first element and the strides of its dimensions, in elements. Permuting the
+/// dimensions changes the strides only.
 #[derive(Clone)]
-pub(crate) struct Located {
+pub(crate) struct FileTensor {
     pub(crate) name: String,
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<usize>,
@@ -48,7 +54,7 @@ pub(crate) struct Located {
     source: Arc<Source>,
 }
 
-impl Located {
+impl FileTensor {
     /// Elements one after the other.
     pub(crate) fn new(
         source: &Arc<Source>,
@@ -94,7 +100,7 @@ impl Located {
     pub(crate) fn chunks(&self) -> Box<dyn Iterator<Item = Result<Vec<u8>>> + '_> {
         let width = width(self.dtype);
         if !self.is_contiguous() {
-            // Small in every checkpoint there is: the largest convolution of the VAE has 113 MB.
+            // Few tensors are permuted; the largest, a convolution of the VAE, has 113 MB.
             return match self.gathered() {
                 Ok(all) => Box::new(
                     (0..all.len())
@@ -112,15 +118,27 @@ impl Located {
         }))
     }
 
-    /// Writes the elements as `dtype`.
-    pub(crate) fn write_as(&self, dtype: Dtype, out: &mut dyn Write) -> Result<()> {
+    /// Writes the elements as `dtype` into the file `path`.
+    pub(crate) fn write_as(&self, dtype: Dtype, path: &Path, out: &mut dyn Write) -> Result<()> {
         for chunk in self.chunks() {
-            out.write_all(&cast(chunk?, self.dtype, dtype)?)?;
+            let bytes = self.cast(chunk?, dtype)?;
+            out.write_all(&bytes).map_err(Error::io(path))?;
         }
         Ok(())
     }
 
-    /// Where it lies, for messages.
+    /// Values of this tensor in another type.
+    pub(crate) fn cast(&self, bytes: Vec<u8>, to: Dtype) -> Result<Vec<u8>> {
+        cast(bytes, self.dtype, to)
+            .map_err(|message| Error::file(self.path(), format!("{}: {message}", self.name)))
+    }
+
+    /// Bytes of its elements.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.count() * width(self.dtype)) as u64
+    }
+
+    /// The file it is in.
     pub(crate) fn path(&self) -> &Path {
         &self.source.path
     }
@@ -172,17 +190,19 @@ pub(crate) fn checked_size(shape: &[usize], dtype: Dtype) -> Option<(usize, usiz
     Some((count, count.checked_mul(width(dtype))?))
 }
 
-/// Whether values of this type can be turned into another.
+/// Whether values of this type can be permuted into another.
 pub(crate) fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
 /// The same values in another type, rounded to nearest, ties to even.
-pub(crate) fn cast(bytes: Vec<u8>, from: Dtype, to: Dtype) -> Result<Vec<u8>> {
+fn cast(bytes: Vec<u8>, from: Dtype, to: Dtype) -> std::result::Result<Vec<u8>, String> {
     if from == to {
         return Ok(bytes);
     }
-    ensure!(is_float(from), "expected values in F32, F16 or BF16, found {from:?}");
+    if !is_float(from) {
+        return Err(format!("expected values in F32, F16 or BF16, found {from:?}"));
+    }
     let (pairs, _) = bytes.as_chunks::<2>();
     let (quads, _) = bytes.as_chunks::<4>();
     let widened: Vec<f32> = match from {
@@ -192,45 +212,54 @@ pub(crate) fn cast(bytes: Vec<u8>, from: Dtype, to: Dtype) -> Result<Vec<u8>> {
     };
     Ok(match to {
         Dtype::F32 => widened.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Dtype::BF16 => widened.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-        other => bail!("no file is written in {other:?}"),
+        Dtype::BF16 => rounded(&widened),
+        other => return Err(format!("no file is written in {other:?}")),
     })
+}
+
+/// The bytes of F32 values as those of BF16 ones.
+pub(crate) fn to_bf16(bytes: &[u8]) -> Vec<u8> {
+    rounded(&bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<f32>>())
+}
+
+fn rounded(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn located(dir: &tempfile::TempDir, values: &[f32], shape: &[usize]) -> Located {
+    fn tensor(dir: &tempfile::TempDir, values: &[f32], shape: &[usize]) -> FileTensor {
         let path = dir.path().join("values");
         std::fs::write(&path, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
-        Located::new(&Source::open(&path).unwrap(), "x".into(), Dtype::F32, shape.to_vec(), 0)
+        FileTensor::new(&Source::open(&path).unwrap(), "x".into(), Dtype::F32, shape.to_vec(), 0)
     }
 
-    fn values(tensor: &Located) -> Vec<f32> {
+    fn values(tensor: &FileTensor) -> Vec<f32> {
         let mut bytes = Vec::new();
-        tensor.write_as(Dtype::F32, &mut bytes).unwrap();
+        tensor.write_as(Dtype::F32, Path::new("bytes"), &mut bytes).unwrap();
         bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
     }
 
     #[test]
     fn a_permuted_tensor_is_read_in_its_new_order() {
         let dir = tempfile::tempdir().unwrap();
-        let x = located(&dir, &[0., 1., 2., 3., 4., 5.], &[2, 3]);
+        let x = tensor(&dir, &[0., 1., 2., 3., 4., 5.], &[2, 3]);
         assert_eq!(values(&x), [0., 1., 2., 3., 4., 5.]);
-        let turned = x.clone().permuted(&[1, 0]);
+        let permuted = x.clone().permuted(&[1, 0]);
         assert_eq!(
-            (turned.shape.as_slice(), values(&turned)),
+            (permuted.shape.as_slice(), values(&permuted)),
             ([3, 2].as_slice(), vec![0., 3., 1., 4., 2., 5.])
         );
-        assert_eq!(values(&turned.permuted(&[1, 0])), values(&x));
+        assert_eq!(values(&permuted.permuted(&[1, 0])), values(&x));
     }
 
     #[test]
     fn more_than_one_chunk() {
         let dir = tempfile::tempdir().unwrap();
         let all: Vec<f32> = (0..CHUNK + 3).map(|i| i as f32).collect();
-        let x = located(&dir, &all, &[CHUNK + 3]);
+        let x = tensor(&dir, &all, &[CHUNK + 3]);
         assert_eq!(values(&x), all);
         let column = x.with_unit_dimensions(2).permuted(&[1, 0]);
         assert_eq!(column.chunks().map(|c| c.unwrap().len()).collect::<Vec<_>>(), [4 * CHUNK, 12]);
@@ -255,7 +284,7 @@ mod tests {
         }
         let one = cast(f16::from_f32(1.0).to_le_bytes().to_vec(), Dtype::F16, Dtype::F32).unwrap();
         assert_eq!(one, 1f32.to_le_bytes());
-        assert!(cast(vec![0; 8], Dtype::I64, Dtype::F32).unwrap_err().to_string().contains("found I64"));
+        assert!(cast(vec![0; 8], Dtype::I64, Dtype::F32).unwrap_err().contains("found I64"));
     }
 
     #[test]
