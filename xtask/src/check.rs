@@ -1,6 +1,6 @@
 //! `cargo xtask check`: what CI runs.
 
-mod darwin;
+mod cross;
 mod links;
 
 use std::io::ErrorKind;
@@ -41,11 +41,20 @@ pub(crate) struct Check {
     /// (150 MB below the target folder, unpacked once).
     #[arg(long, conflicts_with = "no_tests")]
     darwin: bool,
+    /// Instead, check types and lints for Windows, with the same toolchain.
+    #[arg(long, conflicts_with_all = ["no_tests", "darwin"])]
+    windows: bool,
 }
 
 impl Check {
     pub(crate) fn run(&self) -> Result<ExitCode> {
-        if self.darwin { darwin::run() } else { run(self.no_tests) }
+        if self.darwin {
+            cross::run(&cross::DARWIN)
+        } else if self.windows {
+            cross::run(&cross::WINDOWS)
+        } else {
+            run(self.no_tests)
+        }
     }
 }
 

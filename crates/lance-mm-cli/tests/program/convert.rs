@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::support::{command, lance_mm, run};
+use crate::support::lance_mm;
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/understanding/ckpt/mlx")
@@ -46,26 +46,19 @@ fn there_and_back() {
     assert!(taken.error().ends_with("back: expected a folder that does not exist yet"));
 }
 
-/// Where no file may become larger than a limit, in blocks of 512 or 1,024 bytes, writing more fails as on a full
-/// disk, in the middle of a file.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_leaves_no_half_folder() {
     let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("root");
-    let convert = |limit: &str| {
-        let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$@\"");
-        let program = command();
-        let mut shell = std::process::Command::new("sh");
-        shell.args(["-c", &script, "sh"]).arg(program.get_program()).arg("convert");
-        run(shell.args([&fixture(), &out]).args(["--to", "upstream"]))
-    };
-    for limit in ["0", "300"] {
-        let run = convert(limit);
+    let (source, out) = (fixture(), dir.path().join("root"));
+    let args =
+        ["convert".as_ref(), source.as_os_str(), out.as_os_str(), "--to".as_ref(), "upstream".as_ref()];
+    for blocks in [0, 300] {
+        let run = crate::support::with_little_space(blocks, args);
         let error = run.error();
-        assert!(error.contains(".root.partial/") && error.contains("File too large"), "{limit}: {error}");
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{limit}");
+        assert!(error.contains(".root.partial/") && error.contains("File too large"), "{blocks}: {error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{blocks}");
     }
-    assert_eq!(convert("unlimited").code, 0);
+    assert_eq!(lance_mm(args).code, 0);
     assert!(out.join("Lance_3B").is_dir());
 }

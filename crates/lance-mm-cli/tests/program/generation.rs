@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::io::Cursor;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use crate::support::{Files, Run, command, lance_mm, run, with_input};
@@ -397,14 +397,14 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
 
 /// Interrupts a run as soon as `name` is in the folder; it must end with the code of an interruption.
 #[cfg(unix)]
-fn interrupt(files: &Files, run: &mut Command, name: &str) {
+fn interrupt(files: &Files, run: &mut std::process::Command, name: &str) {
     let mut child = run.arg("-q").stdout(Stdio::null()).spawn().unwrap();
     let start = Instant::now();
     while !files.path(name).exists() && start.elapsed() < Duration::from_secs(60) {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(files.path(name).exists(), "no {name}");
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
     assert_eq!(child.wait().unwrap().code(), Some(130), "{name}");
 }
@@ -444,7 +444,7 @@ fn an_interruption_while_ffmpeg_writes_leaves_nothing() {
 /// Programs that stand for ffmpeg and ffprobe: they note how they were called, hand out frames of one colour
 /// each, and keep what they are given, after the shell has run `first`.
 #[cfg(unix)]
-fn fake_ffmpeg(files: &Files, first: &str) -> PathBuf {
+fn fake_ffmpeg(files: &Files, first: &str) -> std::path::PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let dir = files.path("bin");
     fs::create_dir(&dir).unwrap();

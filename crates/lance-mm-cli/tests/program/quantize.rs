@@ -2,10 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::support::{Files, NANO_BF16, Run, command, lance_mm, run};
+#[cfg(unix)]
+use crate::support::with_little_space;
+use crate::support::{Files, NANO_BF16, command, lance_mm};
 
 /// The six demo questions as a calibration file: few rows, so that a run is short.
 fn calibration(files: &Files, dir: &Path) -> String {
@@ -254,17 +256,6 @@ fn the_generating_expert_is_fitted_to_what_it_reads_while_drawing() {
     assert!(fitted < 0.9 * blind, "{fitted} {blind}");
 }
 
-/// The program where no file may become larger than `blocks` of 512 or 1,024 bytes: writing more fails as on a
-/// full disk, in the middle of a file.
-#[cfg(unix)]
-fn with_little_space(blocks: u32, args: &[String]) -> Run {
-    let program = command();
-    let mut shell = Command::new("sh");
-    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
-    shell.args(["-c", &script, "sh"]).arg(program.get_program()).args(args).stdin(Stdio::null());
-    run(&mut shell)
-}
-
 #[cfg(unix)]
 #[test]
 fn a_full_disk_leaves_no_half_file() {
@@ -279,7 +270,7 @@ fn a_full_disk_leaves_no_half_file() {
     };
     // In the plan, in the recorded inputs or a layer, in the model file or the vision transformer.
     for (blocks, names) in [(0, "plan.json"), (200, ".safetensors"), (2000, ".safetensors")] {
-        let run = with_little_space(blocks, &args(&full));
+        let run = with_little_space(blocks, args(&full));
         let error = run.error();
         assert!(error.contains(names) && error.contains("File too large"), "{blocks}: {error}");
         assert_eq!(run.stdout, "", "{blocks}");

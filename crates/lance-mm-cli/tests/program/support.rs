@@ -152,3 +152,14 @@ pub(crate) fn nano() -> [(&'static str, &'static [u8]); 5] {
         ("vit.safetensors", lance_mm_nano::VIT),
     ]
 }
+
+/// The program where no file may become larger than `blocks` of 512 or 1,024 bytes: writing more fails as on a
+/// full disk, in the middle of a file.
+#[cfg(unix)]
+pub(crate) fn with_little_space(blocks: u32, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Run {
+    let program = command();
+    let mut shell = Command::new("sh");
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
+    shell.args(["-c", &script, "sh"]).arg(program.get_program()).args(args).stdin(Stdio::null());
+    run(&mut shell)
+}

@@ -1,28 +1,43 @@
-//! `cargo xtask check --darwin`: types and lints of the whole workspace for Apple Silicon, from Linux.
+//! `cargo xtask check --darwin` and `--windows`: types and lints of the whole workspace for a system that this is not.
 //!
-//! Rustup's toolchain cannot build for macOS without an SDK's standard library. Debian carries a compiler
+//! Rustup's toolchain checks only for systems whose standard library it has. Debian carries a compiler
 //! and the matching source of the standard library (`rustc-web`, `rust-web-src`); cargo builds the library
 //! from that (`-Z build-std`), which is all that type checking needs. The packages are unpacked beside the
 //! build, not installed, and rustup's toolchain stays as it is.
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 
-const TARGET: &str = "aarch64-apple-darwin";
-const FEATURES: &str = "lance-mm-cli/metal,lance-mm-tests/metal,xtask/metal";
+/// A system to check for.
+pub(super) struct Target {
+    /// Option of the command, and folder of the build.
+    name: &'static str,
+    triple: &'static str,
+    features: &'static str,
+}
+
+/// Apple Silicon, with Metal.
+pub(super) const DARWIN: Target = Target {
+    name: "darwin",
+    triple: "aarch64-apple-darwin",
+    features: "lance-mm-cli/metal,lance-mm-tests/metal,xtask/metal",
+};
+
+/// Windows on x86-64.
+pub(super) const WINDOWS: Target = Target { name: "windows", triple: "x86_64-pc-windows-msvc", features: "" };
+
 const PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy"];
 
-/// Stands in for a C compiler. Some build scripts (`ring`) compile C for the target; a type check asks only
-/// that the objects exist. `-E` answers the question which family of compilers this is.
+/// Stands in for a C compiler and Microsoft's archiver. Some build scripts (`ring`) compile C for the target; a type
+/// check asks only that the files exist. `-E` answers the question which family of compilers this is.
 const STUB_CC: &str = r#"#!/bin/sh
 prev=
 for a; do
-  case $a in -E) echo '"clang"'; exit 0;; '-?') exit 1;; esac
+  case $a in -E) echo '"clang"'; exit 0;; '-?') exit 1;; -out:*) : > "${a#-out:}";; esac
   [ "$prev" = -o ] && : > "$a"
   prev=$a
 done
@@ -30,28 +45,30 @@ exit 0
 "#;
 
 /// Checks types, then lints, of all targets of all members; says `SKIPPED` where the toolchain cannot be had.
-pub(super) fn run() -> Result<ExitCode> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
-    let target = std::path::absolute(target)?;
-    let toolchain = match Toolchain::get(&target.join("darwin-toolchain")) {
+pub(super) fn run(target: &Target) -> Result<ExitCode> {
+    let Target { name: system, triple, features } = *target;
+    let dir = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let dir = std::path::absolute(dir)?;
+    let toolchain = match Toolchain::get(&dir.join("cross-toolchain")) {
         Ok(toolchain) => toolchain,
         Err(reason) => {
-            println!("darwin: SKIPPED, nothing was checked: {reason:#}");
+            println!("{system}: SKIPPED, nothing was checked: {reason:#}");
             return Ok(ExitCode::SUCCESS);
         }
     };
-    println!("darwin: {}", toolchain.version()?);
+    println!("{system}: {}", toolchain.version()?);
     let mut failed = false;
     for (name, program, first) in [("check", "cargo", "check"), ("clippy", "cargo-clippy", "clippy")] {
         let mut command = toolchain.command(program)?;
-        command.arg(first).args(["-Z", "build-std", "--target", TARGET, "--workspace", "--all-targets"]);
-        command.args(["--features", FEATURES]);
-        command.arg("--quiet").env("CARGO_TARGET_DIR", target.join("darwin"));
+        command.arg(first).args(["-Z", "build-std", "--target", triple, "--workspace", "--all-targets"]);
+        command.args(["--features", features]);
+        command.arg("--quiet").env("CARGO_TARGET_DIR", dir.join(system));
+        command.envs(toolchain.tools_for(triple));
         if first == "clippy" {
             command.args(["--", "--deny", "warnings"]);
         }
         let ok = command.status().with_context(|| format!("cannot run {program}"))?.success();
-        println!("darwin {name}: {}", if ok { "ok" } else { "FAILED" });
+        println!("{system} {name}: {}", if ok { "ok" } else { "FAILED" });
         failed |= !ok;
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -79,6 +96,13 @@ impl Toolchain {
         self.root.join("usr/bin").join(name)
     }
 
+    /// Names a compiler and an archiver of C for the build scripts.
+    fn tools_for(&self, triple: &str) -> [(String, PathBuf); 2] {
+        let archiver = if triple.ends_with("msvc") { self.root.join("cc") } else { PathBuf::from("ar") };
+        let triple = triple.replace('-', "_");
+        [(format!("CC_{triple}"), self.root.join("cc")), (format!("AR_{triple}"), archiver)]
+    }
+
     fn version(&self) -> Result<String> {
         let output = self.command("rustc")?.arg("--version").output().context("cannot run rustc")?;
         ensure!(output.status.success(), "rustc: {}", String::from_utf8_lossy(&output.stderr).trim());
@@ -98,14 +122,13 @@ impl Toolchain {
         for name in ["RUSTUP_TOOLCHAIN", "RUSTFLAGS", "RUSTDOC", "RUSTC_WRAPPER"] {
             command.env_remove(name);
         }
-        let settings: [(&str, OsString); 6] = [
+        let settings: [(&str, OsString); 5] = [
             ("PATH", path),
             ("LD_LIBRARY_PATH", libraries),
             ("CARGO", self.bin("cargo").into()),
             ("RUSTC", self.bin("rustc").into()),
             // Lets a released compiler build the standard library.
             ("RUSTC_BOOTSTRAP", "1".into()),
-            ("CC_aarch64_apple_darwin", self.root.join("cc").into()),
         ];
         command.envs(settings);
         Ok(command)
@@ -132,7 +155,7 @@ fn unpack(root: &Path) -> Result<()> {
     fs::remove_dir_all(packages)?;
     let cc = root.join("cc");
     fs::write(&cc, STUB_CC)?;
-    fs::set_permissions(&cc, fs::Permissions::from_mode(0o755))?;
+    output(Command::new("chmod").arg("+x").arg(&cc))?;
     Ok(())
 }
 
