@@ -21,6 +21,7 @@ pub mod prompt;
 mod sampling;
 mod schedule;
 mod solver;
+pub mod staged;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
