@@ -113,10 +113,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let shown = names.iter().zip(&features).map(|(name, features)| Shown::new(name, features)).collect();
     let report = Report::new(&model, &question, shown, &answer, start.elapsed());
     if args.json {
-        output::print(&(serde_json::to_string(&report)? + "\n"))?;
+        output::print_json(&report, false)?;
     }
     if args.stats {
-        output::say(&output::paint("2", &report.stats()));
+        output::say_dim(&report.stats());
     }
     Ok(())
 }

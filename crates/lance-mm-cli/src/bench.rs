@@ -111,10 +111,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         machine: Machine::new(&limits),
         models,
     };
-    match args.json {
-        true => output::print(&(serde_json::to_string_pretty(&record)? + "\n")),
-        false => output::print(&document(&record).markdown()),
-    }
+    if args.json { output::print_json(&record, true) } else { output::print(&document(&record).markdown()) }
 }
 
 fn document(record: &Record) -> Document {

@@ -3,16 +3,17 @@
 mod session;
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, BufRead, IsTerminal};
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use lance_mm::AskOptions;
+use lance_mm::{AskOptions, StopFlag};
 
 use crate::args::{AnswerArgs, ImageArgs, ModelArgs};
 use crate::inputs;
+use crate::interrupt::StopOnInterrupt;
 use crate::model::{self, Model};
-use crate::output::{self, Hints, StdoutClosed, complain, plural};
+use crate::output::{self, Hints, StdoutError, complain, plural};
 use crate::stream::Stream;
 use session::Session;
 
@@ -106,7 +107,7 @@ impl Loop<'_> {
         let mut line = Vec::new();
         loop {
             if self.interactive {
-                let _ = write!(io::stderr().lock(), "{} ", output::paint("1", ">"));
+                output::show_prompt();
             }
             line.clear();
             match input.read_until(b'\n', &mut line) {
@@ -117,7 +118,7 @@ impl Loop<'_> {
             match self.line(&line) {
                 Ok(Next::Line) => {}
                 Ok(Next::End) => return self.end(),
-                Err(error) if error.is::<StdoutClosed>() => return Err(error),
+                Err(error) if error.is::<StdoutError>() => return Err(error),
                 Err(error) => {
                     complain(&error);
                     self.failed += 1;
@@ -191,7 +192,9 @@ impl Loop<'_> {
         }
         let mut stream = Stream::stdout(!self.interactive);
         let mut busy = Some(self.hints.busy("reading the prompt"));
-        let stop_flag = self.options.stop_flag.clone();
+        let stop_flag = StopFlag::new();
+        self.options.stop_flag = stop_flag.clone();
+        let _interrupt = self.interactive.then(|| StopOnInterrupt::new(&stop_flag));
         let answer = self.session.ask(question, &self.options, |text| {
             busy.take();
             if stream.push(text).is_break() {

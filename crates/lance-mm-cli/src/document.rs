@@ -4,6 +4,7 @@ mod grid;
 pub(crate) mod number;
 mod plot;
 
+use crate::output::escaped;
 pub(crate) use grid::Grid;
 pub(crate) use plot::{Plot, Series};
 
@@ -134,7 +135,7 @@ fn cell_text(text: &str) -> String {
 
 /// Text as HTML and SVG write it.
 pub(crate) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    escaped(text).replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]

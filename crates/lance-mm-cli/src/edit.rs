@@ -42,7 +42,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let resolution = generation::resolution(&args.resolution)?;
     let image = args.source.image(&args.image, args.generation.hints())?;
     let request = Request::EditImage { image: &image, resolution };
-    generation::prepare()?;
     let target = Target::image(&args.output)?;
     let mut session = Session::open(&args.generation)?;
     session.check(&args.instruction, &request, &options)?;

@@ -47,7 +47,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let clip = inputs::clip(&args.video, args.fps, &args.source.load_options())?;
     let request = Request::EditVideo { clip: &clip, resolution };
     request.grid()?;
-    generation::prepare()?;
     let target = Target::video(&args.output)?;
     let mut session = Session::open(&args.generation)?;
     session.check(&args.instruction, &request, &options)?;

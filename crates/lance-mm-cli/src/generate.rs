@@ -6,6 +6,7 @@ use anyhow::Result;
 use lance_mm::{GenerateOptions, Request};
 
 use crate::generation::{self, GenerationArgs, Session};
+use crate::output::StdoutError;
 use crate::save::Target;
 
 const EXAMPLES: &str = "\
@@ -54,7 +55,6 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let options = args.generation.options()?;
     let request = Request::TextToImage { size: generation::size(&args.size, &PRESETS)? };
-    generation::prepare()?;
     let mut targets = Vec::new();
     for i in 0..args.count as usize {
         targets.push(match args.count {
@@ -64,10 +64,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let mut session = Session::open(&args.generation)?;
     session.check(&args.prompt, &request, &options)?;
+    let mut printed = Ok(());
     for (i, target) in targets.into_iter().enumerate() {
         let seed = options.seed.wrapping_add(i as u64);
         let options = GenerateOptions { seed, ..options.clone() };
-        session.generate(&args.prompt, &request, &options, target)?;
+        match session.generate(&args.prompt, &request, &options, target) {
+            // The other images are wanted even where nobody reads their paths.
+            Err(error) if error.is::<StdoutError>() => printed = Err(error),
+            done => done?,
+        }
     }
-    Ok(())
+    printed
 }

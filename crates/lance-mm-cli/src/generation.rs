@@ -15,8 +15,8 @@ use serde_json::json;
 
 use crate::args::{ADVANCED, ComputeArgs};
 use crate::inputs;
-use crate::output::{self, Hints, StdoutClosed};
-use crate::save::{self, Target};
+use crate::output::{self, Hints};
+use crate::save::Target;
 use progress::StageTimer;
 
 /// Published model that generates.
@@ -200,15 +200,10 @@ impl<'a> Session<'a> {
             let _busy = hints.busy("writing the file");
             target.save(&generated.frames, &texts)
         })?;
-        match output::print(&format!("{}\n", path.display())) {
-            // The file is wanted even where its path is not read.
-            Err(error) if error.is::<StdoutClosed>() => {}
-            printed => printed?,
-        }
         if self.args.stats {
-            output::say(&output::paint("2", &self.timer.stats()));
+            output::say_dim(&self.timer.stats());
         }
-        Ok(())
+        output::print_path(&path)
     }
 
     /// Everything that reproduces the result, without paths of this machine.
@@ -290,11 +285,6 @@ pub(crate) fn numbered(path: &Path, number: usize) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let end = path.extension().map_or(String::new(), |end| format!(".{}", end.to_string_lossy()));
     path.with_file_name(format!("{stem}-{number}{end}"))
-}
-
-/// Before anything is written.
-pub(crate) fn prepare() -> Result<()> {
-    save::clean_up_on_interrupt()
 }
 
 #[cfg(test)]

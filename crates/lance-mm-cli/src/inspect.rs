@@ -53,11 +53,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => None,
     };
     let report = inspect(cached.as_deref().unwrap_or(path), InspectOptions { deep: args.deep })?;
-    let text = match args.json {
-        true => serde_json::to_string_pretty(&report)? + "\n",
-        false => table::render(&report),
-    };
-    output::print(&text)?;
+    if args.json {
+        output::print_json(&report, true)?;
+    } else {
+        output::print_lines(&table::render(&report))?;
+    }
     match report.problems.len() {
         0 => Ok(()),
         n => bail!("{}: {}", args.path, plural(n, "problem")),

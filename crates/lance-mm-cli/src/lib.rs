@@ -5,6 +5,8 @@
 //! other programs goes to standard output, everything said to a person to standard error. The exit code is
 //! 0, or 1 after an error, or 2 when the arguments make no sense.
 
+#![warn(clippy::print_stderr)]
+
 mod args;
 mod ask;
 mod bench;
@@ -19,6 +21,7 @@ mod generate;
 mod generation;
 mod inputs;
 mod inspect;
+mod interrupt;
 mod log;
 mod model;
 mod output;
@@ -89,11 +92,15 @@ enum Command {
 
 /// Runs the program with these arguments, the name of the program first, and returns its exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
-        Err(error) => return output::exit_code(Err(error.into())),
-    };
-    output::exit_code(cli.global.apply().and_then(|()| cli.command.run()))
+    interrupt::handle();
+    output::exit_code(Cli::try_parse_from(args).map_err(Into::into).and_then(Cli::run))
+}
+
+impl Cli {
+    fn run(self) -> Result<()> {
+        self.global.apply()?;
+        self.command.run()
+    }
 }
 
 impl Global {

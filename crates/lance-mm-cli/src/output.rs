@@ -1,10 +1,15 @@
 //! Standard error for people, standard output for results, and the exit code.
 //!
-//! Nothing here panics when the other end of a pipe is gone: errors of standard error are ignored, a closed
-//! standard output ends the program quietly.
+//! Everything the program says passes through here, where what came from outside (names, texts, errors of libraries)
+//! is [escaped](text::escaped). Errors of standard error are ignored, since there is nobody left to tell; those of
+//! standard output, closed by its reader or full, are errors.
+#![allow(clippy::disallowed_methods, reason = "the one place that writes to a terminal")]
+
+mod text;
 
 use std::fmt;
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,51 +17,105 @@ use anyhow::Result;
 use clap::CommandFactory;
 use indicatif::{ProgressBar, ProgressStyle};
 use lance_mm::image;
+use serde::Serialize;
 
-/// Standard output was closed by its reader: the end, but no error.
+use crate::interrupt;
+pub(crate) use text::{escaped, one_line};
+
+/// Standard output takes nothing more: its reader has gone, or the disk is full.
 #[derive(Debug)]
-pub(crate) struct StdoutClosed;
+pub(crate) struct StdoutError(io::Error);
 
-impl fmt::Display for StdoutClosed {
+impl fmt::Display for StdoutError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("standard output is closed")
+        write!(f, "standard output: {}", self.0)
     }
 }
 
-impl std::error::Error for StdoutClosed {}
+impl std::error::Error for StdoutError {}
 
-/// Writes to standard output and flushes it.
+/// Writes text for people to standard output.
 pub(crate) fn print(text: &str) -> Result<()> {
+    write(text::escaped(text).as_bytes())
+}
+
+/// A line for people: colour code, empty for none, and text.
+pub(crate) type Line = (&'static str, String);
+
+/// Writes lines for people to standard output.
+pub(crate) fn print_lines(lines: &[Line]) -> Result<()> {
+    let terminal = is_terminal();
+    let line = |(code, text): &Line| colour(terminal, code, &text::one_line(text)) + "\n";
+    write(lines.iter().map(line).collect::<String>().as_bytes())
+}
+
+/// Writes a value as JSON to standard output: one line, or many if it is `pretty`.
+pub(crate) fn print_json(value: &impl Serialize, pretty: bool) -> Result<()> {
+    let text = if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) }?;
+    write(format!("{}\n", text::json(&text)).as_bytes())
+}
+
+/// Writes a path to standard output: as it is for other programs, escaped on a terminal.
+pub(crate) fn print_path(path: &Path) -> Result<()> {
+    let name = if is_terminal() {
+        text::one_line(&path.to_string_lossy()).as_bytes().to_vec()
+    } else {
+        path.as_os_str().as_encoded_bytes().to_vec()
+    };
+    write(&[&name[..], b"\n"].concat())
+}
+
+fn write(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(stdout_error)
+    Ok(out.write_all(bytes).and_then(|()| out.flush()).map_err(StdoutError)?)
+}
+
+/// Standard output for an answer that comes in pieces, and whether it is a terminal, which must not be sent raw text.
+pub(crate) fn answer_output() -> (io::Stdout, bool) {
+    (io::stdout(), is_terminal())
+}
+
+fn is_terminal() -> bool {
+    io::stdout().is_terminal()
 }
 
 /// The error of a failed write to standard output.
 pub(crate) fn stdout_error(error: io::Error) -> anyhow::Error {
-    match error.kind() {
-        ErrorKind::BrokenPipe => StdoutClosed.into(),
-        _ => anyhow::anyhow!("standard output: {error}"),
-    }
+    StdoutError(error).into()
 }
 
-/// Exit code of a result. Prints an error in one line; clap prints its own.
+/// Exit code of a result. Prints an error in one line, help and version as they are.
 pub(crate) fn exit_code(result: Result<()>) -> ExitCode {
-    let Err(error) = result else { return ExitCode::SUCCESS };
-    if error.is::<StdoutClosed>() {
-        return ExitCode::SUCCESS;
-    }
-    if let Some(usage) = error.downcast_ref::<clap::Error>() {
-        // Help and version come this way too, with code 0.
-        let _ = usage.print();
-        return ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(2));
-    }
+    let error = match result.map(|()| ExitCode::SUCCESS).or_else(explain) {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
+    // What an interruption broke is no error.
+    interrupt::wait_if_ending();
     complain(&error);
     ExitCode::FAILURE
 }
 
+/// Prints help, the version, or what is wrong with the command line.
+fn explain(error: anyhow::Error) -> Result<ExitCode> {
+    let usage = error.downcast::<clap::Error>()?;
+    if usage.use_stderr() {
+        // Arguments are quoted in it.
+        print_on_stderr(usage.render().to_string().trim_end(), |line| match line.strip_prefix("error:") {
+            Some(rest) => paint("31;1", "error:") + rest,
+            None => line.to_owned(),
+        });
+    } else {
+        let text = usage.render();
+        let coloured = wants_colour(is_terminal());
+        write(if coloured { text.ansi().to_string() } else { text.to_string() }.as_bytes())?;
+    }
+    Ok(ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(2)))
+}
+
 /// Prints `error: ...` in one line.
 pub(crate) fn complain(error: &anyhow::Error) {
-    say(&format!("{} {}", paint("31;1", "error:"), message(error)));
+    print_on_stderr(&text::one_line(&message(error)), |line| format!("{} {line}", paint("31;1", "error:")));
 }
 
 /// An error in one line, options under the names they have here.
@@ -67,7 +126,8 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
         }
         None => with_causes(error),
     };
-    text.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+    let line = text.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    text::elided(&line).into_owned()
 }
 
 /// Name, expected and found of an option that the library refuses.
@@ -118,24 +178,69 @@ pub(crate) fn usage(command: &str, message: &str) -> anyhow::Error {
     command.error(clap::error::ErrorKind::MissingRequiredArgument, message).into()
 }
 
-/// Prints a line on standard error.
-pub(crate) fn say(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "{line}");
+/// Prints lines on standard error.
+pub(crate) fn say(text: &str) {
+    print_on_stderr(text, str::to_owned);
+}
+
+/// As [`say`], dimmed: what is no part of the result.
+pub(crate) fn say_dim(text: &str) {
+    print_on_stderr(text, |line| paint("2", line));
+}
+
+/// Asks for a line on standard input.
+pub(crate) fn show_prompt() {
+    let _ = io::stderr().lock().write_all((paint("1", ">") + " ").as_bytes());
+}
+
+/// Prints lines on standard error, escaped, elided, then `styled`. A line is one write, so that no other process writes
+/// into it.
+fn print_on_stderr(text: &str, styled: impl Fn(&str) -> String) {
+    let mut err = io::stderr().lock();
+    for line in text.split('\n') {
+        let line = styled(&text::elided(&text::escaped(line))) + "\n";
+        let _ = err.write_all(line.as_bytes());
+    }
+}
+
+/// Log of the libraries on standard error.
+pub(crate) struct LogWriter;
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(bytes);
+        say(text.strip_suffix('\n').unwrap_or(&text));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Text in a colour, when standard error is a terminal and `NO_COLOR` is not set.
-pub(crate) fn paint(code: &str, text: &str) -> String {
-    colour(io::stderr().is_terminal(), code, text)
+fn paint(code: &str, text: &str) -> String {
+    colour(stderr_is_terminal(), code, text)
 }
 
-/// As [`paint`], for standard output.
-pub(crate) fn paint_out(code: &str, text: &str) -> String {
-    colour(io::stdout().is_terminal(), code, text)
+pub(crate) fn stderr_is_terminal() -> bool {
+    io::stderr().is_terminal()
 }
 
 fn colour(terminal: bool, code: &str, text: &str) -> String {
-    let wanted = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    if wanted { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    if code.is_empty() || !wants_colour(terminal) {
+        return text.to_owned();
+    }
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
+fn wants_colour(terminal: bool) -> bool {
+    terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// A bar with a message, which may name something from outside.
+pub(crate) fn with_message(bar: ProgressBar, message: &str) -> ProgressBar {
+    bar.with_message(text::one_line(message).into_owned())
 }
 
 /// Hints and progress on standard error, unless `--quiet`.
@@ -156,13 +261,13 @@ impl Hints {
     /// Prints a line that is no part of the result.
     pub(crate) fn note(self, line: &str) {
         if !self.quiet {
-            say(&paint("2", line));
+            say_dim(line);
         }
     }
 
     /// As [`busy`](Self::busy), with a line where there is no terminal, for long parts.
     pub(crate) fn part(self, what: &str) -> Busy {
-        if !self.quiet && !io::stderr().is_terminal() {
+        if !self.quiet && !stderr_is_terminal() {
             say(what);
         }
         self.busy(what)
@@ -173,7 +278,7 @@ impl Hints {
         if self.quiet {
             return Busy(ProgressBar::hidden());
         }
-        let bar = ProgressBar::new_spinner().with_message(what.to_owned());
+        let bar = with_message(ProgressBar::new_spinner(), what);
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
             bar.set_style(style);
         }

@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let folder =
         if args.offline { offline(&name, args.all, hints)? } else { online(&name, args.all, hints)? };
-    output::print(&format!("{}\n", folder.display()))?;
+    output::print_path(&folder)?;
     match Checkpoint::open(&folder) {
         Ok(_) => hints.note(&format!("next: lance-mm ask --model {name} IMAGE \"QUESTION\"")),
         Err(error) => hints.note(&format!("note: questions are not possible as it is: {error}")),
@@ -129,7 +129,7 @@ impl Display<'_> {
         }
         let template =
             "{msg} [{wide_bar}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
-        self.bar = ProgressBar::new(size).with_message(file.to_owned()).with_position(resumed);
+        self.bar = output::with_message(ProgressBar::new(size), file).with_position(resumed);
         if let Ok(style) = ProgressStyle::with_template(template) {
             self.bar.set_style(style.progress_chars("=> "));
         }

@@ -4,7 +4,7 @@ mod args;
 mod page;
 mod progress;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use lance_mm::checkpoint::{folder_of, is_bundled};
 use lance_mm_calibrate::Report;
 use lance_mm_eval::Dataset;
@@ -52,13 +52,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Writes the page into the new folder, and returns its table.
 fn write_page(args: &Args, report: &Report) -> Result<String> {
     let page = Page::new(&args.model, &args.out, report)?;
-    let (path, partial) = (args.out.join(PAGE), args.out.join(format!(".{PAGE}.partial")));
-    let written =
-        std::fs::write(&partial, page.whole().html()).and_then(|()| std::fs::rename(&partial, &path));
-    written.with_context(|| path.display().to_string()).inspect_err(|_| {
-        // The first error says more than one of the clean-up.
-        let _ = std::fs::remove_file(&partial);
-    })?;
+    crate::save::replace(&args.out.join(PAGE), page.whole().html().as_bytes())?;
     Ok(page.summary().markdown())
 }
 

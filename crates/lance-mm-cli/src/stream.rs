@@ -1,16 +1,16 @@
 //! The answer on its way to standard output, piece by piece.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 use anyhow::Result;
 
-use crate::output::stdout_error;
+use crate::output::{answer_output, escaped, stdout_error};
 
 /// Prints pieces as they come, without the white space at the ends of the whole.
 pub(crate) struct Stream<W> {
     out: W,
-    /// Characters that could command a terminal are replaced.
+    /// Characters that could command a terminal are escaped.
     terminal: bool,
     /// Line breaks become spaces, so that the answer is one line.
     one_line: bool,
@@ -22,8 +22,7 @@ pub(crate) struct Stream<W> {
 
 impl Stream<io::Stdout> {
     pub(crate) fn stdout(one_line: bool) -> Self {
-        let out = io::stdout();
-        let terminal = out.is_terminal();
+        let (out, terminal) = answer_output();
         Self { out, terminal, one_line, started: false, held: String::new(), error: None }
     }
 }
@@ -50,12 +49,8 @@ impl<W: Write> Stream<W> {
     }
 
     fn write(&mut self, text: &str) {
-        let shown = |c: char| match c {
-            '\n' | '\r' if self.one_line => ' ',
-            c if self.terminal && c.is_control() && !matches!(c, '\n' | '\t') => char::REPLACEMENT_CHARACTER,
-            c => c,
-        };
-        let text: String = text.chars().map(shown).collect();
+        let text = if self.one_line { text.replace(['\n', '\r'], " ") } else { text.to_owned() };
+        let text = if self.terminal { escaped(&text) } else { text.into() };
         if self.error.is_none() {
             self.error = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).err();
         }
@@ -86,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_terminal_is_not_commanded() {
-        assert_eq!(printed(&["a\x1b[2J\tb\nc"], true, false), "a\u{fffd}[2J\tb\nc\n");
+        assert_eq!(printed(&["a\x1b[2J\tb\nc"], true, false), "a\\u{1b}[2J\tb\nc\n");
         assert_eq!(printed(&["a\x1b"], false, false), "a\x1b\n");
     }
 
@@ -115,6 +110,6 @@ mod tests {
             error: None,
         };
         assert!(stream.push("a").is_break());
-        assert!(stream.finish().unwrap_err().is::<crate::output::StdoutClosed>());
+        assert!(stream.finish().unwrap_err().is::<crate::output::StdoutError>());
     }
 }

@@ -75,7 +75,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         },
     };
     request.grid()?;
-    generation::prepare()?;
     let target = Target::video(&args.output)?;
     let mut session = Session::open(&args.generation)?;
     session.check(&args.prompt, &request, &options)?;

@@ -53,7 +53,7 @@ pub use lance_mm_pipelines::{
     Answer, AskOptions, BlockAttention, Chat, Checkpoint, CheckpointBytes, Content, DecodeOptions, Denoised,
     Error, FinishReason, GenerateOptions, Guidance, ImageContext, ImageFeatures, Lance, Prefix, Renorm,
     Request, Result, Sampler, Sampling, Scan, Schedule, Size, Solver, SolverKind, Step, StopStrings,
-    TextStream, Tokenizer, checkpoint, frames_to_tensor, generate, hub, inspect, noise, prompt,
+    TextStream, Tokenizer, checkpoint, frames_to_tensor, generate, hub, inspect, noise, prompt, staged,
     tensor_to_frames,
 };
 pub use lance_mm_tensor as tensor;

@@ -11,7 +11,7 @@ use super::report::{Report, Shown};
 use super::{Args, ask};
 use crate::inputs;
 use crate::model::{self, Model};
-use crate::output::{self, Hints, StdoutClosed, plural};
+use crate::output::{self, Hints, StdoutError, plural};
 
 /// Asks about one image after the other; an error of one does not end the run.
 pub(super) fn run(
@@ -26,13 +26,13 @@ pub(super) fn run(
     for (i, path) in paths.iter().enumerate() {
         let place = format!("{} of {}", i + 1, paths.len());
         match answer(args, &model, (path, &place), question, options, hints) {
-            Ok(line) => output::print(&line)?,
-            Err(error) if error.is::<StdoutClosed>() => return Err(error),
+            Ok(()) => {}
+            Err(error) if error.is::<StdoutError>() => return Err(error),
             Err(error) => {
                 failed += 1;
                 let source = path.to_string_lossy();
                 let line = json!({ "error": output::message(&error), "images": [{ "source": source }] });
-                output::print(&format!("{line}\n"))?;
+                output::print_json(&line, false)?;
                 output::complain(&error);
             }
         }
@@ -43,7 +43,7 @@ pub(super) fn run(
     }
 }
 
-/// The line of one image.
+/// Prints the line of one image.
 fn answer(
     args: &Args,
     model: &Model,
@@ -51,7 +51,7 @@ fn answer(
     question: &str,
     options: &AskOptions,
     hints: Hints,
-) -> Result<String> {
+) -> Result<()> {
     let start = Instant::now();
     let input = inputs::read(path, &args.images, hints)?;
     let name = input.name.clone();
@@ -64,7 +64,7 @@ fn answer(
     let report =
         Report::new(model, question, vec![Shown::new(&name, &features[0])], &answer, start.elapsed());
     if args.stats {
-        output::say(&output::paint("2", &report.stats()));
+        output::say_dim(&report.stats());
     }
-    Ok(serde_json::to_string(&report)? + "\n")
+    output::print_json(&report, false)
 }

@@ -1,7 +1,6 @@
 //! How far a long measurement is, on standard error.
 
 use std::fmt::Write;
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
@@ -18,10 +17,10 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new(what: &str, hints: Hints) -> Self {
-        let terminal = std::io::stderr().is_terminal();
+        let terminal = output::stderr_is_terminal();
         let hidden = hints.is_quiet() || !terminal;
         let bar = if hidden { ProgressBar::hidden() } else { ProgressBar::no_length() };
-        let bar = bar.with_message(what.to_owned());
+        let bar = output::with_message(bar, what);
         if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos} of {len}, {elapsed}{left}") {
             bar.set_style(style.with_key("left", left));
         }

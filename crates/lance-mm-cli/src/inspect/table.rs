@@ -2,35 +2,32 @@
 
 use lance_mm::inspect::{Component, Count, ExpertsFound, Memory, QuantizationSummary, Report};
 
-use crate::output::{bytes, paint_out, plural};
+use crate::output::{Line, bytes, one_line, plural};
 
 /// Most names listed one by one.
 const MAX_LISTED: usize = 4;
 
 /// The whole report.
-pub(super) fn render(report: &Report) -> String {
-    let mut text = format!("{}\n", paint_out("1", &report.path.display().to_string()));
-    for (name, value) in facts(report) {
-        text += &format!("  {name:<13} {value}\n");
-    }
-    text += &section("parts", &parts(report));
-    let files: Vec<Vec<String>> =
-        report.files.iter().map(|file| vec![file.name.clone(), bytes(file.bytes)]).collect();
-    text += &section("files", &aligned(&files, 1));
+pub(super) fn render(report: &Report) -> Vec<Line> {
+    let mut lines = vec![("1", report.path.display().to_string())];
+    lines.extend(facts(report).into_iter().map(|(name, value)| ("", format!("  {name:<13} {value}"))));
+    let mut section = |title: &str, code: &'static str, texts: &[String]| {
+        if !texts.is_empty() {
+            lines.extend([("", String::new()), ("1", title.to_owned())]);
+            lines.extend(texts.iter().map(|text| (code, format!("  {}", text.trim_end()))));
+        }
+    };
+    section("parts", "", &parts(report));
+    // Escaped here, where widths are counted.
+    let file =
+        |file: &lance_mm::inspect::FileEntry| vec![one_line(&file.name).into_owned(), bytes(file.bytes)];
+    section("files", "", &aligned(&report.files.iter().map(file).collect::<Vec<_>>(), 1));
     if let Some(memory) = &report.memory {
-        text += &section("in memory for questions about images", &aligned(&memory_rows(memory), 1));
+        section("in memory for questions about images", "", &aligned(&memory_rows(memory), 1));
     }
-    text += &section("notes", &report.notes);
-    let problems: Vec<String> = report.problems.iter().map(|problem| paint_out("31", problem)).collect();
-    text + &section("problems", &problems)
-}
-
-fn section(title: &str, lines: &[String]) -> String {
-    if lines.is_empty() {
-        return String::new();
-    }
-    let lines: String = lines.iter().map(|line| format!("  {}\n", line.trim_end())).collect();
-    format!("\n{}\n{lines}", paint_out("1", title))
+    section("notes", "", &report.notes);
+    section("problems", "31", &report.problems);
+    lines
 }
 
 fn facts(report: &Report) -> Vec<(&'static str, String)> {

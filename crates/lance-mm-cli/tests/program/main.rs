@@ -12,6 +12,7 @@ mod hub;
 mod inspect;
 mod quantize;
 mod support;
+mod terminal;
 
 use support::{Files, lance_mm};
 
