@@ -64,7 +64,7 @@ fn a_folder_answers_as_the_bundled_model_does() {
 #[test]
 fn the_bundled_model_is_close_to_what_it_was_made_from() {
     let sample =
-        |demo: &lance_mm_nano::Demo| Sample::of_picture(demo.file, demo.png, demo.question, demo.answer);
+        |demo: &lance_mm_nano::Demo| Sample::of_image(demo.file, demo.png, demo.question, demo.answer);
     let data = Dataset { name: "demos".into(), samples: lance_mm_nano::DEMOS.iter().map(sample).collect() };
     let load = |path: &Path| Lance::from_pretrained(path).unwrap();
     let (reference, candidate) = (load(dense().path()), load(folder().path()));

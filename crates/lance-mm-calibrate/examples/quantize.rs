@@ -20,7 +20,7 @@ fn main() -> Result<()> {
         .unwrap_or_else(|| std::env::temp_dir().join(format!("lance-nano-int4-{}", std::process::id())));
 
     let sample =
-        |demo: &lance_mm_nano::Demo| Sample::of_picture(demo.file, demo.png, demo.question, demo.answer);
+        |demo: &lance_mm_nano::Demo| Sample::of_image(demo.file, demo.png, demo.question, demo.answer);
     let samples = lance_mm_nano::CALIBRATION.iter().take(32).map(sample).collect();
     let dataset = Dataset { name: "nano".into(), samples };
 

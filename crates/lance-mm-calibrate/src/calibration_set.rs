@@ -29,7 +29,7 @@ pub(crate) struct CalibrationSet {
 pub(crate) fn hashes(dataset: &Dataset) -> Result<Vec<String>> {
     let hash = |sample: &Sample| {
         let question = format!("{:?} {:?}", sample.question, sample.answer);
-        Ok(sample.shown.hash(&question)?)
+        Ok(sample.media.hash(&question)?)
     };
     dataset.samples.iter().map(hash).collect()
 }
@@ -195,7 +195,7 @@ fn shuffled(items: &mut [(usize, usize)], n: usize, rng: &mut ChaCha8Rng) -> Vec
 
 fn lay_out(lance: &Lance, sample: &Sample, held_out: bool) -> Result<(CalibrationSequence, Tensor)> {
     let options = AskOptions::default();
-    let visuals = sample.shown.encode(lance, &options)?;
+    let visuals = sample.media.encode(lance, &options)?;
     let answer: Vec<u32> = match &sample.answer {
         Some(text) => lance.tokenizer().encode(text)?,
         None => {

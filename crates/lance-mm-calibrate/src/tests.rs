@@ -15,7 +15,7 @@ const NANO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/na
 /// The six demo questions.
 fn dataset() -> Dataset {
     let sample =
-        |demo: &lance_mm_nano::Demo| Sample::of_picture(demo.file, demo.png, demo.question, demo.answer);
+        |demo: &lance_mm_nano::Demo| Sample::of_image(demo.file, demo.png, demo.question, demo.answer);
     Dataset { name: "demos".into(), samples: lance_mm_nano::DEMOS.iter().map(sample).collect() }
 }
 

@@ -52,7 +52,7 @@ pub(crate) struct Args {
         value_hint = clap::ValueHint::FilePath
     )]
     cases: Option<Option<PathBuf>>,
-    /// Give the memory of the vision transformer back after every picture.
+    /// Give the memory of the vision encoder back after every image.
     #[arg(long)]
     low_memory: bool,
     #[command(flatten)]
@@ -76,7 +76,7 @@ enum Part {
     Batch,
     /// Prompts of 512 and 1024 tokens.
     Prefill,
-    /// The vision transformer at a quarter of a megapixel and at one.
+    /// The vision encoder at a quarter of a megapixel and at one.
     Vit,
 }
 

@@ -1,4 +1,4 @@
-//! `lance-mm eval`: what a quantized checkpoint lost against its reference.
+//! `lance-mm eval`: a quantized checkpoint against its reference.
 
 pub(crate) mod data;
 mod generation;
@@ -23,7 +23,7 @@ A MODEL is a checkpoint folder, org/name of one that was pulled, or nano. A data
 line: {\"image\": \"a.png\", \"question\": \"What is it?\", \"answer\": \"A star\", \"kind\": \"shape\"}, with
 answer and kind optional, and images (a list) or video instead of image. Paths are relative to the file.";
 
-/// Measure a checkpoint against its reference: answers, logits, layers, drawings, perplexity.
+/// Measure a checkpoint against its reference: answers, logits, layers, images, perplexity.
 ///
 /// Prints tables in Markdown: numbers only, what they are good for is the reader's to say.
 #[derive(clap::Args)]

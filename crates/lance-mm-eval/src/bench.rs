@@ -17,7 +17,7 @@ use lance_mm_pipelines::{Sampler, Sampling};
 
 /// A step that was measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Step {
+pub struct StepTiming {
     /// How long it took.
     pub time: Duration,
     /// Tokens or patches that were worked through.
@@ -32,12 +32,12 @@ pub struct Step {
 ///
 /// # Errors
 /// More rows than the model can see, or none.
-pub fn prefill(lance: &Lance, rows: usize) -> Result<Step> {
+pub fn prefill(lance: &Lance, rows: usize) -> Result<StepTiming> {
     let mut run = Run::new(lance, rows)?;
     let start = Instant::now();
     run.prefill(rows)?;
     let time = start.elapsed();
-    Ok(Step { time, rows, bytes: lance.llm().step_bytes() as f64, flops: lance.llm().flops(rows, 0) })
+    Ok(StepTiming { time, rows, bytes: lance.llm().step_bytes() as f64, flops: lance.llm().flops(rows, 0) })
 }
 
 /// Tokens generated one by one after a context.
@@ -65,7 +65,7 @@ impl<'a> Decode<'a> {
     ///
     /// # Errors
     /// More than the model can see together with the context.
-    pub fn run(&mut self, steps: usize) -> Result<Step> {
+    pub fn run(&mut self, steps: usize) -> Result<StepTiming> {
         let (lance, begin) = (self.run.lance, self.run.at);
         fits(lance, begin.rows + steps)?;
         let start = Instant::now();
@@ -78,7 +78,7 @@ impl<'a> Decode<'a> {
         self.run.at = begin;
         let per_step = lance.llm().step_bytes() + self.run.cache.row_bytes()?;
         let flops = (0..steps).map(|step| lance.llm().flops(1, begin.rows + step)).sum();
-        Ok(Step { time, rows: steps, bytes: (steps * per_step) as f64, flops })
+        Ok(StepTiming { time, rows: steps, bytes: (steps * per_step) as f64, flops })
     }
 }
 
@@ -119,7 +119,7 @@ impl<'a> Batch<'a> {
     ///
     /// # Errors
     /// More than the model can see together with the context.
-    pub fn run(&mut self, steps: usize) -> Result<Step> {
+    pub fn run(&mut self, steps: usize) -> Result<StepTiming> {
         let (lance, n) = (self.lance, self.caches.len());
         fits(lance, self.at.rows + steps)?;
         let start = Instant::now();
@@ -142,15 +142,15 @@ impl<'a> Batch<'a> {
         let cached = self.caches[0].row_bytes()? * n;
         let flops: f64 = (0..steps).map(|step| lance.llm().flops(1, self.at.rows + step)).sum();
         let bytes = (steps * (lance.llm().step_bytes() + cached)) as f64;
-        Ok(Step { time, rows: steps * n, bytes, flops: flops * n as f64 })
+        Ok(StepTiming { time, rows: steps * n, bytes, flops: flops * n as f64 })
     }
 }
 
-/// Runs the vision transformer over a square picture of `side` by `side` patches.
+/// Runs the vision encoder over a square image of `side` by `side` patches.
 ///
 /// # Errors
-/// No vision transformer; a side that is no multiple of its merge size.
-pub fn vit(lance: &Lance, side: usize) -> Result<Step> {
+/// No vision encoder; a side that is no multiple of its merge size.
+pub fn vit(lance: &Lance, side: usize) -> Result<StepTiming> {
     let vit = lance.vit()?;
     let grid = Grid { t: 1, h: side, w: side };
     let n = grid.count() * vit.config().patch_width();
@@ -160,31 +160,31 @@ pub fn vit(lance: &Lance, side: usize) -> Result<Step> {
     let start = Instant::now();
     vit.forward(&patches, &[grid])?.device().synchronize().map_err(lance_mm_tensor::Error::from)?;
     let (time, flops) = (start.elapsed(), vit.flops(grid));
-    Ok(Step { time, rows: grid.count(), bytes: 0.0, flops })
+    Ok(StepTiming { time, rows: grid.count(), bytes: 0.0, flops })
 }
 
-/// Times to the first token of two questions about one picture.
+/// Times to the first token of two questions about one image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TwoQuestions {
-    /// From the decoded picture to the first token of an answer.
+    /// From the decoded image to the first token of an answer.
     pub first: Duration,
-    /// Of that, the vision transformer.
+    /// Of that, the vision encoder.
     pub encode: Duration,
-    /// From the second question, the picture kept, to the first token of its answer.
+    /// From the second question, the image kept, to the first token of its answer.
     pub second: Duration,
     /// Tokens of the first prompt.
     pub prompt_tokens: usize,
 }
 
-/// Asks two questions about a picture.
+/// Asks two questions about an image.
 ///
 /// # Errors
 /// As [`Lance::image_context`].
-pub fn two_questions(lance: &Lance, picture: &RgbImage, questions: [&str; 2]) -> Result<TwoQuestions> {
+pub fn two_questions(lance: &Lance, image: &RgbImage, questions: [&str; 2]) -> Result<TwoQuestions> {
     let decode = DecodeOptions { max_new_tokens: 1, ..DecodeOptions::default() };
     let options = AskOptions { decode, ..AskOptions::default() };
     let start = Instant::now();
-    let visual = lance.encode_image(picture, &options)?;
+    let visual = lance.encode_image(image, &options)?;
     let encode = visual.time();
     let mut context = lance.image_context(&[visual], &options)?;
     let mut ask = |question| context.ask(question, &options);
@@ -195,25 +195,25 @@ pub fn two_questions(lance: &Lance, picture: &RgbImage, questions: [&str; 2]) ->
     Ok(TwoQuestions { first, encode, second: start.elapsed(), prompt_tokens })
 }
 
-/// Asks one question about a picture and generates up to `tokens` tokens of the answer: what `ask` does.
+/// Asks one question about an image and generates up to `tokens` tokens of the answer: what `ask` does.
 ///
 /// # Errors
 /// As [`Lance::answer`].
-pub fn question(lance: &Lance, picture: &RgbImage, question: &str, tokens: usize) -> Result<Duration> {
+pub fn question(lance: &Lance, image: &RgbImage, question: &str, tokens: usize) -> Result<Duration> {
     let decode = DecodeOptions { max_new_tokens: tokens, ..DecodeOptions::default() };
     let options = AskOptions { decode, ..AskOptions::default() };
     let start = Instant::now();
-    let visual = lance.encode_image(picture, &options)?;
+    let visual = lance.encode_image(image, &options)?;
     let message = [Content::Features(&visual), Content::Text(question)];
     lance.answer(&message, &options)?;
     Ok(start.elapsed())
 }
 
-/// A picture to measure with: soft colours, `side` pixels high and wide.
+/// An image to measure with: soft colours, `side` pixels high and wide.
 ///
 /// # Errors
 /// A side of 0.
-pub fn picture(side: u32) -> Result<RgbImage> {
+pub fn test_image(side: u32) -> Result<RgbImage> {
     let value = |i: u32| (128.0 + 100.0 * (f64::from(i) * 0.01).sin()) as u8;
     let pixels =
         (0..side * side).flat_map(|i| [value(i % side), value(i / side), value(i % side + i / side)]);
@@ -292,10 +292,10 @@ mod tests {
         let seen = vit(&lance, 12).unwrap();
         assert_eq!(seen.rows, 144);
 
-        let picture = picture(100).unwrap();
-        let two = two_questions(&lance, &picture, ["What is it?", "What colour?"]).unwrap();
+        let image = test_image(100).unwrap();
+        let two = two_questions(&lance, &image, ["What is it?", "What colour?"]).unwrap();
         assert!(two.first > two.encode && two.second > Duration::ZERO, "{two:?}");
-        assert!(question(&lance, &picture, "What is it?", 2).unwrap() > Duration::ZERO);
+        assert!(question(&lance, &image, "What is it?", 2).unwrap() > Duration::ZERO);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Questions about pictures, from a file.
+//! Questions about images, from a file.
 
 mod parse;
 
@@ -13,38 +13,38 @@ use crate::error::{Error, Result};
 use lance_mm_pipelines::inspect::Hash;
 use lance_mm_pipelines::{AskOptions, ImageContext, ImageFeatures, Lance};
 
-/// Questions in the order of their file.
+/// Samples in the order of their file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dataset {
-    /// What to call it.
+    /// Name in messages and reports.
     pub name: String,
     /// At least one after reading a file.
     pub samples: Vec<Sample>,
 }
 
-/// A question about something that is shown.
+/// A question about images or a video.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     /// File and line, for messages.
     pub place: String,
-    /// What is shown.
-    pub shown: Shown,
-    /// The question; empty asks for a description.
+    /// Images or a video that the question is about.
+    pub media: Media,
+    /// The question; empty asks for a caption.
     pub question: String,
     /// A reference answer, if there is one.
     pub answer: Option<String>,
-    /// What an answer must contain, where that is not the reference answer itself.
+    /// Text that an answer must contain, where that is not the reference answer itself.
     pub expected: Option<String>,
     /// The sample's stratum.
     pub kind: Option<String>,
 }
 
 impl Sample {
-    /// A question about one picture in memory, `name` its place in messages.
-    pub fn of_picture(name: &str, bytes: &'static [u8], question: &str, answer: &str) -> Self {
+    /// A question about one image in memory, `name` its place in messages.
+    pub fn of_image(name: &str, bytes: &'static [u8], question: &str, answer: &str) -> Self {
         Self {
             place: name.to_owned(),
-            shown: Shown::Images(vec![Picture::Memory { name: name.to_owned(), bytes }]),
+            media: Media::Images(vec![ImageSource::Memory { name: name.to_owned(), bytes }]),
             question: question.to_owned(),
             answer: Some(answer.to_owned()),
             expected: None,
@@ -53,18 +53,18 @@ impl Sample {
     }
 }
 
-/// Pictures or a video.
+/// Images or a video.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Shown {
-    /// Pictures, at least one.
-    Images(Vec<Picture>),
+pub enum Media {
+    /// Images, at least one.
+    Images(Vec<ImageSource>),
     /// An animated GIF, or a folder of frames.
     Video(PathBuf),
 }
 
-/// A picture, not read yet.
+/// An image, not read yet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Picture {
+pub enum ImageSource {
     /// A file.
     File(PathBuf),
     /// The bytes of one, with a name for messages.
@@ -84,7 +84,7 @@ impl Dataset {
     /// `image` and `kind`), is read too.
     ///
     /// # Errors
-    /// A file that cannot be read or is none of these, naming line and field; no samples. Pictures are not
+    /// A file that cannot be read or is none of these, naming line and field; no samples. Images are not
     /// opened yet.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
@@ -100,13 +100,13 @@ impl Dataset {
         self
     }
 
-    /// Indices of samples, those that show the same together, in the order in which that comes first; descriptions are a
-    /// group of their own.
-    pub fn by_shown(&self) -> Vec<Vec<usize>> {
+    /// Indices of samples, those of the same media together, in order of first occurrence; captions (samples without a
+    /// question) are groups of their own.
+    pub fn by_media(&self) -> Vec<Vec<usize>> {
         let mut groups: Vec<Vec<usize>> = Vec::new();
-        let mut places: HashMap<(&Shown, bool), usize> = HashMap::new();
+        let mut places: HashMap<(&Media, bool), usize> = HashMap::new();
         for (i, sample) in self.samples.iter().enumerate() {
-            let place = *places.entry((&sample.shown, sample.has_question())).or_insert(groups.len());
+            let place = *places.entry((&sample.media, sample.has_question())).or_insert(groups.len());
             match groups.get_mut(place) {
                 Some(group) => group.push(i),
                 None => groups.push(vec![i]),
@@ -117,12 +117,12 @@ impl Dataset {
 }
 
 impl Sample {
-    /// Whether something is asked; else a description is wanted.
+    /// Whether there is a question; a sample without one asks for a caption.
     pub fn has_question(&self) -> bool {
         !self.question.is_empty()
     }
 
-    /// Reads what is shown into a cache, for the question.
+    /// Prefills the images or video into a cache, for the question.
     pub(crate) fn context(
         &self,
         lance: &Lance,
@@ -146,7 +146,7 @@ impl Sample {
         }
     }
 
-    /// What an answer is held against: `expected`, else `answer`.
+    /// Text that an answer is compared with: `expected`, else `answer`.
     pub fn wanted(&self) -> Option<&str> {
         self.expected.as_deref().or(self.answer.as_deref())
     }
@@ -157,18 +157,18 @@ impl Sample {
     }
 }
 
-impl Shown {
-    /// Runs a model's vision transformer over it. Photographs are turned upright.
+impl Media {
+    /// Encodes the images or video with a model's vision encoder. Photographs are turned upright by EXIF.
     ///
     /// # Errors
     /// Files that cannot be read or used.
     pub fn encode(&self, lance: &Lance, options: &AskOptions) -> Result<Vec<ImageFeatures>> {
         let load = LoadOptions { auto_orient: true, ..LoadOptions::default() };
         match self {
-            Self::Images(pictures) => pictures
+            Self::Images(images) => images
                 .iter()
-                .map(|picture| {
-                    let (bytes, name) = picture.read()?;
+                .map(|image| {
+                    let (bytes, name) = image.read()?;
                     Ok(lance.encode_image(&image::decode(&bytes, &name, &load)?, options)?)
                 })
                 .collect(),
@@ -183,26 +183,24 @@ impl Shown {
         }
     }
 
-    /// Sixteen hexadecimal digits of the bytes of what the model sees and a question: tells samples apart
-    /// without telling what is in them.
+    /// Hash of the encoded files and the question, 16 hexadecimal digits: tells samples apart without
+    /// revealing their content.
     ///
     /// # Errors
     /// Files that cannot be read, a folder that is no video.
     pub fn hash(&self, question: &str) -> Result<String> {
         let mut hash = Hash::new();
         match self {
-            Self::Images(pictures) => {
-                for picture in pictures {
-                    hash.bytes(&picture.read()?.0);
+            Self::Images(images) => {
+                for image in images {
+                    hash.bytes(&image.read()?.0);
                 }
             }
             Self::Video(path) => {
-                // A GIF may be shown as a picture too, and is another sample then.
+                // A GIF may be shown as an image too, and is another sample then.
                 hash.bytes(b"video");
-                let files = match path.is_dir() {
-                    true => video::sampled_files(path, UNKNOWN_FPS)?,
-                    false => vec![path.clone()],
-                };
+                let files =
+                    if path.is_dir() { video::sampled_files(path, UNKNOWN_FPS)? } else { vec![path.clone()] };
                 for file in files {
                     hash.bytes(&read(&file)?);
                 }
@@ -212,15 +210,15 @@ impl Shown {
         Ok(format!("{:016x}", hash.finish()))
     }
 
-    /// Names of the files.
+    /// File names without folders.
     pub fn names(&self) -> Vec<String> {
         let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         match self {
-            Self::Images(pictures) => pictures
+            Self::Images(images) => images
                 .iter()
-                .map(|picture| match picture {
-                    Picture::File(path) => name(path),
-                    Picture::Memory { name, .. } => name.clone(),
+                .map(|image| match image {
+                    ImageSource::File(path) => name(path),
+                    ImageSource::Memory { name, .. } => name.clone(),
                 })
                 .collect(),
             Self::Video(path) => vec![name(path)],
@@ -228,7 +226,7 @@ impl Shown {
     }
 }
 
-impl Picture {
+impl ImageSource {
     fn read(&self) -> Result<(std::borrow::Cow<'static, [u8]>, String)> {
         match self {
             Self::File(path) => Ok((read(path)?.into(), path.display().to_string())),
@@ -258,8 +256,8 @@ mod tests {
         write(&gif, "one");
         let frames = |bytes: &str| (0..12).for_each(|i| write(&folder.join(format!("{i}.png")), bytes));
         frames("one");
-        let picture = Shown::Images(vec![Picture::File(gif.clone())]);
-        let shown = [picture, Shown::Video(gif.clone()), Shown::Video(folder.clone())];
+        let image = Media::Images(vec![ImageSource::File(gif.clone())]);
+        let shown = [image, Media::Video(gif.clone()), Media::Video(folder.clone())];
         let hashes = |question: &str| shown.each_ref().map(|shown| shown.hash(question).unwrap());
         let before = hashes("What?");
         assert_eq!(before, hashes("What?"));
@@ -267,7 +265,7 @@ mod tests {
         write(&gif, "two");
         frames("two");
         assert!(before.iter().zip(hashes("What?")).all(|(a, b)| *a != b));
-        let gone = Shown::Video(dir.path().join("gone.gif")).hash("").unwrap_err().to_string();
+        let gone = Media::Video(dir.path().join("gone.gif")).hash("").unwrap_err().to_string();
         assert!(gone.contains("gone.gif"), "{gone}");
     }
 }

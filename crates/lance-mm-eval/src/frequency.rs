@@ -1,4 +1,4 @@
-//! Fine detail of pictures: how much of one lies in high frequencies.
+//! Fine detail of images: how much of one lies in high frequencies.
 
 use std::sync::Arc;
 
@@ -16,15 +16,15 @@ const HIGH: f64 = 0.125;
 /// Ring centres that the slope is fitted to, cycles a pixel.
 const SLOPE: std::ops::RangeInclusive<f64> = 0.05..=0.45;
 
-/// Detail of one picture.
+/// Detail of one image.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Frequency {
     /// Sum of magnitudes of the mean of the channels outside the square of half-width min(H, W) / 8 around
     /// zero frequency, as lance-mlx's notes measure it. It grows with contrast: compare with
     /// [`contrast`](Self::contrast) beside it.
-    pub hf_seed: f64,
+    pub hf_lance_mlx: f64,
     /// Share of the power of the luma above 1/8 cycle a pixel, under a Hann window: free of size and
-    /// contrast. 0 for a picture of one colour.
+    /// contrast. 0 for an image of one colour.
     pub hf_ratio: f64,
     /// `log10` of the mean power in rings of width 1/64 cycle a pixel; `None` for a ring without samples.
     pub radial_profile: [Option<f64>; RINGS],
@@ -35,16 +35,16 @@ pub struct Frequency {
 }
 
 impl Frequency {
-    /// Measures a picture.
-    pub fn of(picture: &RgbImage) -> Self {
-        let (h, w) = (picture.height() as usize, picture.width() as usize);
+    /// Measures an image.
+    pub fn of(image: &RgbImage) -> Self {
+        let (h, w) = (image.height() as usize, image.width() as usize);
         let gray: Vec<f64> =
-            picture.pixels().map(|p| p.0.iter().map(|v| f64::from(*v)).sum::<f64>() / 3.0).collect();
-        let luma = luma(picture);
+            image.pixels().map(|p| p.0.iter().map(|v| f64::from(*v)).sum::<f64>() / 3.0).collect();
+        let luma = luma(image);
         let power = Power::new(&luma, h, w);
         let radial_profile = power.radial_profile();
         Self {
-            hf_seed: hf_seed(&gray, h, w),
+            hf_lance_mlx: hf_lance_mlx(&gray, h, w),
             hf_ratio: power.high_ratio(),
             slope: slope(&radial_profile),
             radial_profile,
@@ -54,12 +54,12 @@ impl Frequency {
 }
 
 /// Luma in 0 to 1, mean removed, under a symmetric Hann window on both axes.
-fn luma(picture: &RgbImage) -> Vec<f64> {
+fn luma(image: &RgbImage) -> Vec<f64> {
     let weigh =
         |p: &[u8; 3]| (0.299 * f64::from(p[0]) + 0.587 * f64::from(p[1]) + 0.114 * f64::from(p[2])) / 255.0;
-    let mut luma: Vec<f64> = picture.pixels().map(|p| weigh(&p.0)).collect();
+    let mut luma: Vec<f64> = image.pixels().map(|p| weigh(&p.0)).collect();
     let mean = luma.iter().sum::<f64>() / luma.len().max(1) as f64;
-    let (rows, cols) = (hann(picture.height() as usize), hann(picture.width() as usize));
+    let (rows, cols) = (hann(image.height() as usize), hann(image.width() as usize));
     for (row, by_row) in luma.chunks_exact_mut(cols.len().max(1)).zip(&rows) {
         for (v, by_col) in row.iter_mut().zip(&cols) {
             *v = (*v - mean) * by_row * by_col;
@@ -73,7 +73,7 @@ fn hann(n: usize) -> Vec<f64> {
     (0..n).map(|i| if n == 1 { 1.0 } else { 0.5 - 0.5 * (step * i as f64).cos() }).collect()
 }
 
-fn hf_seed(gray: &[f64], h: usize, w: usize) -> f64 {
+fn hf_lance_mlx(gray: &[f64], h: usize, w: usize) -> f64 {
     let r = h.min(w) / 8;
     // Rows H/2 − r to H/2 + r − 1 of the shifted transform are frequencies −r to r − 1.
     let inside = |i: usize, n: usize| {
@@ -103,7 +103,7 @@ impl Power {
     fn high_ratio(&self) -> f64 {
         let sum = |least: f64| self.0.iter().filter(|(rho, _)| *rho > least).map(|(_, p)| p).sum::<f64>();
         let all = sum(0.0);
-        // One level of one pixel has 1e-5; what is left of a picture of one colour is rounding.
+        // One level of one pixel has 1e-5; what is left of an image of one colour is rounding.
         if all > 1e-20 { sum(HIGH) / all } else { 0.0 }
     }
 
@@ -185,12 +185,12 @@ mod tests {
             (&[(7, 40.0), (9, 30.0)], 30.0),
             (&[(8, 30.0)], 15.0),
         ] {
-            let found = hf_seed(&waves(n, waves_of), n, n) / (n * n) as f64;
+            let found = hf_lance_mlx(&waves(n, waves_of), n, n) / (n * n) as f64;
             assert!((found - expected).abs() < 1e-5, "{waves_of:?}: {found}");
         }
     }
 
-    fn picture(n: u32, contrast: f64) -> RgbImage {
+    fn image(n: u32, contrast: f64) -> RgbImage {
         RgbImage::from_fn(n, n, |x, y| {
             let wave = |x: u32, k: f64| (std::f64::consts::TAU * f64::from(x) * k / f64::from(n)).cos();
             let value = 128.0 + contrast * (wave(x, 3.0) + wave(y, 20.0));
@@ -200,8 +200,8 @@ mod tests {
 
     #[test]
     fn contrast_changes_the_sum_but_not_the_share() {
-        let (full, half) = (Frequency::of(&picture(64, 60.0)), Frequency::of(&picture(64, 30.0)));
-        assert!((half.hf_seed / full.hf_seed - 0.5).abs() < 0.05, "{half:?}");
+        let (full, half) = (Frequency::of(&image(64, 60.0)), Frequency::of(&image(64, 30.0)));
+        assert!((half.hf_lance_mlx / full.hf_lance_mlx - 0.5).abs() < 0.05, "{half:?}");
         assert!((half.hf_ratio / full.hf_ratio - 1.0).abs() < 0.01, "{half:?}");
         assert!((half.contrast / full.contrast - 0.5).abs() < 0.02);
         assert!((full.hf_ratio - 0.5).abs() < 0.05, "half of the power is in the fast wave");
@@ -211,7 +211,10 @@ mod tests {
     fn any_size_gives_numbers() {
         for (w, h) in [(1, 1), (1, 9), (7, 3), (16, 5)] {
             let flat = Frequency::of(&RgbImage::from_pixel(w, h, Rgb([9, 8, 7])));
-            assert!(flat.hf_ratio == 0.0 && flat.hf_seed.is_finite() && flat.contrast < 1e-12, "{w}x{h}");
+            assert!(
+                flat.hf_ratio == 0.0 && flat.hf_lance_mlx.is_finite() && flat.contrast < 1e-12,
+                "{w}x{h}"
+            );
             assert!(flat.slope.is_none_or(f64::is_finite));
         }
         assert_eq!(Frequency::of(&RgbImage::new(0, 0)).hf_ratio, 0.0);

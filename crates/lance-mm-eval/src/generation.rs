@@ -1,6 +1,6 @@
-//! What two checkpoints draw from the same noise.
+//! Images of two checkpoints from the same noise.
 //!
-//! lance-mlx reports that quantizing takes 80 % of a picture's fine detail. Its runs began from noise that had
+//! lance-mlx reports that quantizing takes 80 % of an image's fine detail. Its runs began from noise that had
 //! been cast to the type of the embedding, which is packed `U32` in a quantized file: no noise at all. Here both
 //! models begin from one f32 tensor, and two controls stand beside the candidate: the reference begun from
 //! that cast noise, and the reference begun from another seed, whose difference is no loss.
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::frequency::Frequency;
 use super::similarity::Similarity;
-use super::{Progress, Relative};
+use super::{Relative, SampleProgress};
 use crate::error::{Error, Result};
 use lance_mm_pipelines::Lance;
 use lance_mm_pipelines::Step;
@@ -23,32 +23,32 @@ use lance_mm_pipelines::prompt::Task;
 /// the two controls.
 const PASSES: usize = 5;
 
-/// What is drawn, and how closely it is looked at.
+/// Options of [`generation()`].
 #[derive(Clone, Debug)]
-pub struct DrawingOptions {
-    /// Of the pictures.
+pub struct GenerationOptions {
+    /// Size of the images.
     pub size: Size,
     /// Steps, guidance and the seed of the first prompt; each further one has the next.
-    pub generation: GenerateOptions,
-    /// Decode what each step would lead to, and compare the pictures: a run of the VAE a step and model.
+    pub generate: GenerateOptions,
+    /// Decode and compare the image that each step's latents lead to: one VAE pass more a step and model.
     pub each_step: bool,
 }
 
 /// The comparison.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct DrawingReport {
-    /// One a prompt.
-    pub drawings: Vec<Drawing>,
+pub struct GenerationReport {
+    /// One comparison a prompt.
+    pub prompts: Vec<PromptReport>,
 }
 
-/// What one prompt led to.
+/// Comparison of the images of one prompt.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Drawing {
+pub struct PromptReport {
     /// The caption.
     pub prompt: String,
-    /// Of the noise.
+    /// Seed of the noise.
     pub seed: u64,
-    /// The reference's picture.
+    /// The reference's image.
     pub reference: Frequency,
     /// The candidate, with the reference's noise.
     pub candidate: Compared,
@@ -67,8 +67,8 @@ pub struct Compared {
     pub steps: Vec<StepError>,
     /// The last latents against the reference's.
     pub latents: Relative,
-    /// The picture.
-    pub picture: PictureError,
+    /// The image.
+    pub image: ImageComparison,
 }
 
 /// Statistics of the values a run began from.
@@ -93,13 +93,13 @@ pub struct StepError {
     pub accumulated: Relative,
     /// The latents after it.
     pub latents: Relative,
-    /// The picture it would lead to.
-    pub picture: Option<PictureError>,
+    /// The image it would lead to.
+    pub image: Option<ImageComparison>,
 }
 
-/// A picture against the reference's.
+/// An image against the reference's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct PictureError {
+pub struct ImageComparison {
     /// How alike they are.
     #[serde(flatten)]
     pub similarity: Option<Similarity>,
@@ -107,55 +107,56 @@ pub struct PictureError {
     pub frequency: Frequency,
     /// `hf_ratio` over the reference's, minus 1.
     pub hf_ratio_change: f64,
-    /// `hf_seed` over the reference's, minus 1.
-    pub hf_seed_change: f64,
+    /// `hf_lance_mlx` over the reference's, minus 1.
+    pub hf_lance_mlx_change: f64,
 }
 
-/// Draws every prompt with both models and the two controls. Progress counts steps of all drawings.
+/// Generates an image of every prompt with both models and the two controls. Progress counts the steps of all
+/// images.
 ///
 /// # Errors
 /// No prompts, and what [`Lance::check_request`] refuses; quantized weights are allowed.
-pub fn drawing(
+pub fn generation(
     reference: &Lance,
     candidate: &Lance,
     prompts: &[String],
-    options: &DrawingOptions,
-    progress: &mut Progress<'_>,
-) -> Result<DrawingReport> {
+    options: &GenerationOptions,
+    progress: &mut SampleProgress<'_>,
+) -> Result<GenerationReport> {
     if prompts.is_empty() {
         return Err(Error::option("prompts", "at least one", 0));
     }
     for prompt in prompts {
-        let settings = GenerateOptions { allow_quantized: true, ..options.generation.clone() };
+        let settings = GenerateOptions { allow_quantized: true, ..options.generate.clone() };
         for model in [reference, candidate] {
             model.check_request(prompt, &Request::TextToImage { size: options.size }, &settings)?;
         }
     }
-    let mut drawings = Vec::with_capacity(prompts.len());
-    let (mut done, all) = (0, prompts.len() * PASSES * options.generation.steps);
+    let mut reports = Vec::with_capacity(prompts.len());
+    let (mut done, all) = (0, prompts.len() * PASSES * options.generate.steps);
     progress(done, all);
     let mut stepped = || {
         done += 1;
         progress(done, all);
     };
     for (i, prompt) in prompts.iter().enumerate() {
-        let seed = options.generation.seed.wrapping_add(i as u64);
+        let seed = options.generate.seed.wrapping_add(i as u64);
         let pair = Pair { reference, prompt, seed, options };
-        drawings.push(pair.draw(candidate, prompts.len(), &mut stepped)?);
+        reports.push(pair.compare_all(candidate, prompts.len(), &mut stepped)?);
     }
-    Ok(DrawingReport { drawings })
+    Ok(GenerationReport { prompts: reports })
 }
 
 struct Pair<'a> {
     reference: &'a Lance,
     prompt: &'a str,
     seed: u64,
-    options: &'a DrawingOptions,
+    options: &'a GenerationOptions,
 }
 
-/// A run with all it went through.
+/// A run with its steps.
 struct Run {
-    drawn: Generated,
+    generated: Generated,
     steps: Vec<Taken>,
 }
 
@@ -168,8 +169,13 @@ struct Taken {
 }
 
 impl Pair<'_> {
-    /// Draws with both models and the controls, each step told to `stepped`.
-    fn draw(&self, candidate: &Lance, prompts: usize, stepped: &mut dyn FnMut()) -> Result<Drawing> {
+    /// Generates with both models and the controls, each step told to `stepped`.
+    fn compare_all(
+        &self,
+        candidate: &Lance,
+        prompts: usize,
+        stepped: &mut dyn FnMut(),
+    ) -> Result<PromptReport> {
         let n = self.request().grid()?.count();
         let start = noise(self.seed, n)?;
         // Beyond the seeds of all prompts, so that no other begins from the same noise.
@@ -179,10 +185,10 @@ impl Pair<'_> {
         let local = self.local(candidate, &truth, stepped)?;
         let mut control =
             |start: &Tensor| self.compare(&truth, &self.run(self.reference, start, stepped)?, None);
-        Ok(Drawing {
+        Ok(PromptReport {
             prompt: self.prompt.to_owned(),
             seed: self.seed,
-            reference: Frequency::of(&truth.drawn.frames[0]),
+            reference: Frequency::of(&truth.generated.frames[0]),
             candidate: self.compare(&truth, &run, Some(local))?,
             cast_noise: control(&as_unsigned(&start)?)?,
             other_seed: control(&other)?,
@@ -195,13 +201,13 @@ impl Pair<'_> {
 
     fn settings(&self, start: &Tensor) -> GenerateOptions {
         let noise = Some(start.clone());
-        GenerateOptions { noise, allow_quantized: true, ..self.options.generation.clone() }
+        GenerateOptions { noise, allow_quantized: true, ..self.options.generate.clone() }
     }
 
     fn run(&self, model: &Lance, start: &Tensor, stepped: &mut dyn FnMut()) -> Result<Run> {
         let mut steps = Vec::new();
         let mut fault = None;
-        let drawn = model.generate(self.prompt, &self.request(), &self.settings(start), |event| {
+        let generated = model.generate(self.prompt, &self.request(), &self.settings(start), |event| {
             let Event::Step(step) = event else { return };
             stepped();
             match step.estimate() {
@@ -215,13 +221,13 @@ impl Pair<'_> {
                 Err(error) => fault = Some(error),
             }
         })?;
-        fault.map_or(Ok(Run { drawn, steps }), |error| Err(error.into()))
+        fault.map_or(Ok(Run { generated, steps }), |error| Err(error.into()))
     }
 
     /// The candidate's velocities at the reference's latents.
     fn local(&self, candidate: &Lance, truth: &Run, stepped: &mut dyn FnMut()) -> Result<Vec<Tensor>> {
         let settings = self.settings(&truth.steps[0].x);
-        let (encoded, grid) = (Encoded::default(), truth.drawn.grid);
+        let (encoded, grid) = (Encoded::default(), truth.generated.grid);
         let plan = candidate.plan(self.prompt, Task::TextToImage, &encoded, grid, &settings)?;
         let mut velocity = candidate.velocity(&plan, &encoded, &settings)?;
         let at = |taken: &Taken| {
@@ -235,32 +241,31 @@ impl Pair<'_> {
     fn compare(&self, truth: &Run, run: &Run, local: Option<Vec<Tensor>>) -> Result<Compared> {
         let mut steps = Vec::with_capacity(truth.steps.len());
         for (i, (t, r)) in truth.steps.iter().zip(&run.steps).enumerate() {
-            let picture = match self.options.each_step {
-                true => {
-                    Some(picture_error(&self.picture(truth, &t.estimate)?, &self.picture(run, &r.estimate)?))
-                }
-                false => None,
+            let image = if self.options.each_step {
+                Some(compare_images(&self.image(truth, &t.estimate)?, &self.image(run, &r.estimate)?))
+            } else {
+                None
             };
             steps.push(StepError {
                 t: t.step.t,
                 local: local.as_ref().map(|local| relative(&t.v, &local[i])).transpose()?,
                 accumulated: relative(&t.v, &r.v)?,
                 latents: relative(&t.next, &r.next)?,
-                picture,
+                image,
             });
         }
         Ok(Compared {
-            // What the loop had in hand, whatever it was given.
+            // From the first step: the noise that the loop used, not the noise it was given.
             start: Start::of(&run.steps[0].x)?,
             steps,
-            latents: relative(&truth.drawn.latents, &run.drawn.latents)?,
-            picture: picture_error(&truth.drawn.frames[0], &run.drawn.frames[0]),
+            latents: relative(&truth.generated.latents, &run.generated.latents)?,
+            image: compare_images(&truth.generated.frames[0], &run.generated.frames[0]),
         })
     }
 
     /// Both models' estimates go through the reference's VAE: quantizing leaves it as it is.
-    fn picture(&self, run: &Run, latents: &Tensor) -> Result<RgbImage> {
-        let pixels = self.reference.decode_latents(latents, run.drawn.grid, &self.options.generation)?;
+    fn image(&self, run: &Run, latents: &Tensor) -> Result<RgbImage> {
+        let pixels = self.reference.decode_latents(latents, run.generated.grid, &self.options.generate)?;
         let mut frames = lance_mm_pipelines::tensor_to_frames(&pixels)?;
         Ok(frames.swap_remove(0))
     }
@@ -276,7 +281,7 @@ impl Start {
     }
 }
 
-/// Values as unsigned integers and back, what lance-mlx makes of noise for a quantized checkpoint on a GPU that
+/// Values as unsigned integers and back: lance-mlx does this to noise for a quantized checkpoint on a GPU that
 /// holds negatives at 0 (`pipeline/t2i.py`, the cast to `embed_tokens.weight.dtype`). For comparison only:
 /// nothing here ever takes a type from a weight.
 ///
@@ -294,13 +299,13 @@ fn relative(reference: &Tensor, found: &Tensor) -> Result<Relative> {
     Ok(relative)
 }
 
-fn picture_error(reference: &RgbImage, picture: &RgbImage) -> PictureError {
-    let (before, frequency) = (Frequency::of(reference), Frequency::of(picture));
+fn compare_images(reference: &RgbImage, image: &RgbImage) -> ImageComparison {
+    let (before, frequency) = (Frequency::of(reference), Frequency::of(image));
     let change = |of: fn(&Frequency) -> f64| of(&frequency) / of(&before) - 1.0;
-    PictureError {
-        similarity: Similarity::of(reference, picture),
+    ImageComparison {
+        similarity: Similarity::of(reference, image),
         hf_ratio_change: change(|f| f.hf_ratio),
-        hf_seed_change: change(|f| f.hf_seed),
+        hf_lance_mlx_change: change(|f| f.hf_lance_mlx),
         frequency,
     }
 }

@@ -1,8 +1,8 @@
-//! Which layer and which linear layer loses how much.
+//! Quantization error of each layer and linear layer.
 
 mod linear;
-mod rows;
 mod scale;
+mod tokens;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,51 +12,51 @@ use serde::Serialize;
 
 use super::dataset::{Dataset, Sample};
 use super::parity::{given_ids, require_same_tokens};
-use super::{Progress, Relative, SMALL_SAMPLE};
+use super::{Relative, SMALL_SAMPLE, SampleProgress};
 use crate::error::{Error, Result};
 use lance_mm_pipelines::prompt::{self, Turn, TurnContent};
 use lance_mm_pipelines::{AskOptions, ImageFeatures, Lance};
 pub use linear::LinearReport;
 use linear::{Comparison, SITES};
-pub use rows::Class;
-use rows::{Cosines, by_class, flat, spread};
+pub use tokens::TokenClass;
+use tokens::{Cosines, by_class, flat, spread};
 
-/// How layers are compared.
+/// Options of [`layers()`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerOptions {
-    /// How questions are put.
+    /// Prompt and decoding of the questions.
     pub asking: AskOptions,
-    /// Rows of each sample that linear layers are compared on, evenly spaced; everything else is compared on
-    /// all rows.
-    pub rows: usize,
+    /// Tokens of each sample that linear layers are compared on, evenly spaced; everything else is compared on
+    /// all tokens.
+    pub linear_tokens: usize,
 }
 
 impl Default for LayerOptions {
     fn default() -> Self {
-        Self { asking: AskOptions::default(), rows: 64 }
+        Self { asking: AskOptions::default(), linear_tokens: 64 }
     }
 }
 
-/// Layers of a candidate's UND expert against its reference's, over samples that no calibration should have
-/// seen: rows of one that was are flattered.
+/// Layers of a candidate's UND expert against its reference's. Take samples that no calibration used: the
+/// errors of calibrated samples are too small.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LayerReport {
     /// Samples.
     pub samples: usize,
     /// `small sample` below [`SMALL_SAMPLE`].
     pub note: Option<&'static str>,
-    /// Rows of all sequences, prompt and answer.
-    pub rows: usize,
-    /// Rows that the linear layers within layers were compared on.
-    pub linear_rows: usize,
-    /// Input rows: pictures as the vision transformers see them, embeddings of text.
-    pub inputs: BTreeMap<Class, Relative>,
+    /// Tokens of all sequences, prompt and answer.
+    pub tokens: usize,
+    /// Tokens that the linear layers within layers were compared on.
+    pub linear_tokens: usize,
+    /// Input tokens: image features of the vision encoders, embeddings of text.
+    pub inputs: BTreeMap<TokenClass, Relative>,
     /// First to last.
     pub layers: Vec<OneLayer>,
-    /// The output head, on the rows that predict the answer.
+    /// The output head, on the tokens that predict the answer.
     pub lm_head: LinearReport,
-    /// Mean cosine of the residual stream after the last layer, before the final norm, by what a row is.
-    pub final_cosine: BTreeMap<Class, f64>,
+    /// Mean cosine of the residual stream after the last layer, before the final norm, by class of token.
+    pub final_cosine: BTreeMap<TokenClass, f64>,
 }
 
 /// One layer.
@@ -64,7 +64,7 @@ pub struct LayerReport {
 pub struct OneLayer {
     /// Its number.
     pub layer: usize,
-    /// Queries after their norm: what attention sees.
+    /// Queries after their norm, the input of attention.
     pub q_norm: Compounding,
     /// Keys after their norm.
     pub k_norm: Compounding,
@@ -74,7 +74,7 @@ pub struct OneLayer {
     pub mlp: Compounding,
     /// Output of the layer, the residual stream.
     pub output: Compounding,
-    /// Its linear layers, each alone, on the reference's rows.
+    /// Its linear layers, each alone, on the reference's input activations.
     pub linears: Vec<LinearReport>,
 }
 
@@ -97,24 +97,24 @@ pub struct Compounding {
 /// is the same in both spaces.
 ///
 /// # Errors
-/// Models of different shape or with different tokenizers, pictures that cannot be read or used.
+/// Models of different shape or with different tokenizers, images that cannot be read or used.
 pub fn layers(
     reference: &Lance,
     candidate: &Lance,
     data: &Dataset,
     options: &LayerOptions,
-    progress: &mut Progress<'_>,
+    progress: &mut SampleProgress<'_>,
 ) -> Result<LayerReport> {
     require_same_tokens(reference.tokenizer(), candidate.tokenizer())?;
     require_same_shape(reference.config(), candidate.config())?;
-    if options.rows == 0 {
-        return Err(Error::option("rows", "at least 1", 0));
+    if options.linear_tokens == 0 {
+        return Err(Error::option("linear_tokens", "at least 1", 0));
     }
     let mut sums = Sums::new(reference.llm(), candidate.llm())?;
     progress(0, data.samples.len());
     for (i, sample) in data.samples.iter().enumerate() {
         let run = Run::new(reference, candidate, sample, &options.asking)?;
-        sums.add(&run, reference.llm(), candidate.llm(), options.rows)?;
+        sums.add(&run, reference.llm(), candidate.llm(), options.linear_tokens)?;
         progress(i + 1, data.samples.len());
     }
     Ok(sums.report(data.samples.len()))
@@ -135,10 +135,10 @@ fn require_same_shape(a: &Config, b: &Config) -> Result<()> {
     Err(Error::data("candidate", format!("expected {}, found {}", text(a), text(b))))
 }
 
-/// The rows of one sample in both models.
+/// The tokens of one sample in both models.
 struct Run {
     sequence: Sequence,
-    /// Rows of the prompt; those after it are the answer's.
+    /// Tokens of the prompt; those after it are the answer's.
     prompt: usize,
     x: Tensor,
     x_candidate: Tensor,
@@ -146,8 +146,8 @@ struct Run {
 
 impl Run {
     fn new(reference: &Lance, candidate: &Lance, sample: &Sample, options: &AskOptions) -> Result<Self> {
-        let visuals = sample.shown.encode(reference, options)?;
-        let other = sample.shown.encode(candidate, options)?;
+        let visuals = sample.media.encode(reference, options)?;
+        let other = sample.media.encode(candidate, options)?;
         let contents = visuals.iter().map(|visual| TurnContent::Visual(visual.grid()));
         let contents = contents.chain([TurnContent::Text(&sample.question)]).collect();
         let medium = visuals.iter().map(ImageFeatures::medium).next_back().unwrap_or(prompt::Medium::Text);
@@ -192,9 +192,9 @@ fn greedy_ids(
 
 /// Sums over the samples so far.
 struct Sums {
-    rows: usize,
-    linear_rows: usize,
-    inputs: BTreeMap<Class, Relative>,
+    tokens: usize,
+    linear_tokens: usize,
+    inputs: BTreeMap<TokenClass, Relative>,
     layers: Vec<LayerSums>,
     lm_head: Comparison,
     cosines: Cosines,
@@ -202,13 +202,13 @@ struct Sums {
 
 #[derive(Default)]
 struct LayerSums {
-    /// Local and accumulated errors of the names in [`SHOWN`].
-    errors: [[Relative; 2]; SHOWN.len()],
+    /// Local and accumulated errors of the names in [`COMPARED`].
+    errors: [[Relative; 2]; COMPARED.len()],
     linears: Vec<Comparison>,
 }
 
-/// What is compared of a layer; "" is its output.
-const SHOWN: [&str; 5] = ["self_attn.q_norm", "self_attn.k_norm", "self_attn", "mlp", ""];
+/// Probes of a layer that are compared; "" is its output.
+const COMPARED: [&str; 5] = ["self_attn.q_norm", "self_attn.k_norm", "self_attn", "mlp", ""];
 
 impl Sums {
     fn new(reference: &Llm, candidate: &Llm) -> Result<Self> {
@@ -217,8 +217,8 @@ impl Sums {
             Ok(LayerSums { linears, ..LayerSums::default() })
         };
         Ok(Self {
-            rows: 0,
-            linear_rows: 0,
+            tokens: 0,
+            linear_tokens: 0,
             inputs: BTreeMap::new(),
             layers: (0..reference.config().num_hidden_layers).map(layer).collect::<Result<_>>()?,
             lm_head: linear::lm_head(reference, candidate)?,
@@ -226,18 +226,18 @@ impl Sums {
         })
     }
 
-    fn add(&mut self, run: &Run, reference: &Llm, candidate: &Llm, max_rows: usize) -> Result<()> {
-        let classes = rows::classes(&run.sequence, run.prompt);
-        let kept = spread(run.sequence.len(), max_rows);
-        self.rows += run.sequence.len();
-        self.linear_rows += kept.len();
+    fn add(&mut self, run: &Run, reference: &Llm, candidate: &Llm, max_tokens: usize) -> Result<()> {
+        let classes = tokens::classes(&run.sequence, run.prompt);
+        let kept = spread(run.sequence.len(), max_tokens);
+        self.tokens += run.sequence.len();
+        self.linear_tokens += kept.len();
         by_class(&classes, &run.x, &run.x_candidate, &mut self.inputs)?;
         let (mut x, mut own) = (run.x.clone(), run.x_candidate.clone());
         for (i, sums) in self.layers.iter_mut().enumerate() {
-            let show = |llm: &Llm, x: &Tensor| Shown::new(llm, i, x, &run.sequence);
+            let probe = |llm: &Llm, x: &Tensor| LayerProbe::new(llm, i, x, &run.sequence);
             let (expected, local, accumulated) =
-                (show(reference, &x)?, show(candidate, &x)?, show(candidate, &own)?);
-            for (name, [here, so_far]) in SHOWN.iter().zip(&mut sums.errors) {
+                (probe(reference, &x)?, probe(candidate, &x)?, probe(candidate, &own)?);
+            for (name, [here, so_far]) in COMPARED.iter().zip(&mut sums.errors) {
                 let expected = flat(expected.get(name)?)?;
                 here.push(&expected, &flat(local.get(name)?)?);
                 so_far.push(&expected, &flat(accumulated.get(name)?)?);
@@ -263,8 +263,8 @@ impl Sums {
         LayerReport {
             samples,
             note: (samples < SMALL_SAMPLE).then_some("small sample"),
-            rows: self.rows,
-            linear_rows: self.linear_rows,
+            tokens: self.tokens,
+            linear_tokens: self.linear_tokens,
             inputs: self.inputs,
             layers: self.layers.into_iter().enumerate().map(layer).collect(),
             lm_head: self.lm_head.report(),
@@ -280,20 +280,20 @@ impl Compounding {
     }
 }
 
-/// What a layer's probe showed, by the name within the layer.
-struct Shown {
+/// Probed tensors of a layer, by their name within it.
+struct LayerProbe {
     layer: usize,
     tensors: HashMap<String, Tensor>,
 }
 
-impl Shown {
+impl LayerProbe {
     fn new(llm: &Llm, layer: usize, x: &Tensor, sequence: &Sequence) -> Result<Self> {
         let prefix = format!("layers.{layer}");
         let mut tensors = HashMap::new();
         llm.run_layer(layer, x, sequence, &mut |name, tensor| {
             let name = name.to_string();
             let name = name.strip_prefix(&prefix).unwrap_or(&name).trim_start_matches('.');
-            if SHOWN.contains(&name) || SITES.iter().any(|site| site.input == name) {
+            if COMPARED.contains(&name) || SITES.iter().any(|site| site.input == name) {
                 tensors.insert(name.to_owned(), tensor.clone());
             }
             Ok(())
@@ -303,10 +303,7 @@ impl Shown {
 
     fn get(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| {
-            Error::data(
-                format!("layer {}", self.layer),
-                format!("expected {name:?} to be shown, found it missing"),
-            )
+            Error::data(format!("layer {}", self.layer), format!("expected a probe of {name:?}, found none"))
         })
     }
 }

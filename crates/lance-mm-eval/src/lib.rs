@@ -1,10 +1,10 @@
-//! What quantization costs: a candidate checkpoint against its reference, in answers, logits and layers.
+//! Cost of quantization: a candidate checkpoint against its reference, in answers, logits and layers.
 //!
 //! [`parity()`] is the first thing to run: both models go through the same answers and their logits are
 //! compared at every token ([`logits`]), then each answers on its own ([`text`]). [`layers()`] says which
 //! linear layer loses how much, [`oracle`] puts answers of several models side by side, [`perplexity()`]
-//! reads a text. Questions come from a [`Dataset`]. [`drawing()`] compares what two models draw from the same
-//! noise; [`frequency`] and [`similarity`] measure pictures. All numbers are f64
+//! reads a text. Questions come from a [`Dataset`]. [`generation()`] compares images that two models generate from the same
+//! noise; [`frequency`] and [`similarity`] measure images. All numbers are f64
 //! over f32 logits, all answers greedy; nothing here says whether a number is good.
 //!
 //! ```no_run
@@ -40,10 +40,10 @@ pub mod similarity;
 mod testing;
 pub mod text;
 
-pub use dataset::{Dataset, Picture, Sample, Shown};
+pub use dataset::{Dataset, ImageSource, Media, Sample};
 pub use distribution::Distribution;
 pub use error::{Error, Result};
-pub use generation::{DrawingOptions, DrawingReport, drawing};
+pub use generation::{GenerationOptions, GenerationReport, generation};
 pub use layers::{LayerOptions, LayerReport, layers};
 pub use logits::{LogitReport, Position};
 pub use model::ModelInfo;
@@ -53,7 +53,7 @@ pub use perplexity::{PerplexityReport, perplexity};
 pub use relative::{Decibels, Relative};
 
 /// Told before the first sample and after each: samples done, samples in all.
-pub type Progress<'a> = dyn FnMut(usize, usize) + 'a;
+pub type SampleProgress<'a> = dyn FnMut(usize, usize) + 'a;
 
 /// Fewer samples than this are called a small sample.
 pub const SMALL_SAMPLE: usize = 32;

@@ -69,7 +69,7 @@ impl Position {
     }
 }
 
-/// What the positions of one or more answers come to.
+/// Sums over the positions of one or more answers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LogitReport {
     /// Answer tokens compared, the one that ends each answer included.

@@ -1,4 +1,4 @@
-//! How much memory this process takes, as Linux counts it in `/proc/self/status`.
+//! Resident memory of this process, as Linux counts it in `/proc/self/status`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// Resident memory in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
+pub struct ResidentMemory {
     /// Pages of the process's own: activations, caches, tables.
     pub anonymous: u64,
     /// Pages of mapped files: weights, and the program itself. Processes that map the same files share them.
@@ -17,31 +17,31 @@ pub struct Memory {
 }
 
 /// Memory now; `None` where the system does not say.
-pub fn now() -> Option<Memory> {
+pub fn now() -> Option<ResidentMemory> {
     parse(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
 
-fn parse(status: &str) -> Option<Memory> {
+fn parse(status: &str) -> Option<ResidentMemory> {
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
     };
-    Some(Memory { anonymous: field("RssAnon")?, file: field("RssFile")?, peak: field("VmHWM")? })
+    Some(ResidentMemory { anonymous: field("RssAnon")?, file: field("RssFile")?, peak: field("VmHWM")? })
 }
 
-/// Lets [`Memory::peak`] begin anew; `false` where the system does not let it.
+/// Resets [`ResidentMemory::peak`] to the present; `false` where the system cannot.
 pub fn reset_peak() -> bool {
     std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
-/// Looks at the memory every few milliseconds, for the peak of each kind.
+/// Samples the memory every few milliseconds, for the peak of each kind.
 pub struct Watch {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Option<Memory>>>,
+    thread: Option<JoinHandle<Option<ResidentMemory>>>,
 }
 
 impl Watch {
-    /// Begins to look, and begins the peak anew.
+    /// Starts sampling, and resets the peak.
     pub fn start() -> Self {
         reset_peak();
         let stop = Arc::new(AtomicBool::new(false));
@@ -59,7 +59,7 @@ impl Watch {
 
     /// The most of each kind since [`start`](Self::start); `None` where the system does not say. Anonymous and
     /// mapped pages may have had their peaks at different times.
-    pub fn finish(mut self) -> Option<Memory> {
+    pub fn finish(mut self) -> Option<ResidentMemory> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take()?.join().ok().flatten()
     }
@@ -71,7 +71,7 @@ impl Drop for Watch {
     }
 }
 
-impl Memory {
+impl ResidentMemory {
     fn most(self, other: Self) -> Self {
         Self {
             anonymous: self.anonymous.max(other.anonymous),
@@ -89,7 +89,7 @@ mod tests {
     fn fields_are_read_in_bytes() {
         let status =
             "Name:\tx\nVmHWM:\t    3000 kB\nVmRSS:\t 2900 kB\nRssAnon:\t  1000 kB\nRssFile:\t 1900 kB\n";
-        let expected = Memory { anonymous: 1_024_000, file: 1_945_600, peak: 3_072_000 };
+        let expected = ResidentMemory { anonymous: 1_024_000, file: 1_945_600, peak: 3_072_000 };
         assert_eq!(parse(status), Some(expected));
         for broken in ["", "VmHWM: 1 kB\n", "VmHWM: x kB\nRssAnon: 1 kB\nRssFile: 1 kB\n"] {
             assert_eq!(parse(broken), None, "{broken}");

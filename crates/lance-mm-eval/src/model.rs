@@ -1,4 +1,4 @@
-//! Which model a report is about.
+//! The model that a report is about.
 
 use lance_mm_tensor::device_name;
 use serde::Serialize;
@@ -9,15 +9,15 @@ use lance_mm_pipelines::inspect::{ComponentSummary, Count, components_of};
 /// A model as it was measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelInfo {
-    /// What it was called.
+    /// Name in reports.
     pub name: String,
     /// Its parts, with a fingerprint each.
     pub components: Vec<ComponentSummary>,
     /// Tensors, weights, bytes and bits per weight of all parts.
     pub total: Count,
-    /// What inputs of products with bf16 matrices counted as: `f32`, `split` (two bf16 terms) or `bf16`.
+    /// Precision of activations in bf16 matmuls: `f32`, `split` (two bf16 terms) or `bf16`.
     pub compute_dtype: &'static str,
-    /// Where.
+    /// Where it ran: `cpu` or `metal`.
     pub device: &'static str,
 }
 

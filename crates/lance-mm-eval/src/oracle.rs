@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::dataset::{Dataset, Sample};
 use super::text::says;
-use super::{ModelInfo, Progress};
+use super::{ModelInfo, SampleProgress};
 use crate::error::Result;
 use lance_mm_pipelines::{AskOptions, Content, Lance};
 
@@ -21,7 +21,7 @@ pub struct CaseAnswer {
     pub prompt_tokens: usize,
     /// Generated tokens, the one that ends the answer included.
     pub tokens: usize,
-    /// Seconds for the vision transformer.
+    /// Seconds for the vision encoder.
     pub encode_seconds: f64,
     /// Seconds for the prompt.
     pub prefill_seconds: f64,
@@ -32,12 +32,12 @@ pub struct CaseAnswer {
 /// Asks one model all questions of a data set.
 ///
 /// # Errors
-/// Pictures that cannot be read or used; what the model refuses.
+/// Images that cannot be read or used; what the model refuses.
 pub fn answers(
     lance: &Lance,
     data: &Dataset,
     options: &AskOptions,
-    progress: &mut Progress<'_>,
+    progress: &mut SampleProgress<'_>,
 ) -> Result<Vec<CaseAnswer>> {
     let mut answers = Vec::with_capacity(data.samples.len());
     progress(0, data.samples.len());
@@ -49,7 +49,7 @@ pub fn answers(
 }
 
 fn answer(lance: &Lance, sample: &Sample, options: &AskOptions) -> Result<CaseAnswer> {
-    let visuals = sample.shown.encode(lance, options)?;
+    let visuals = sample.media.encode(lance, options)?;
     let mut message: Vec<Content<'_>> = visuals.iter().map(Content::Features).collect();
     message.push(Content::Text(&sample.question));
     let answer = lance.answer(&message, options)?;
@@ -70,7 +70,7 @@ fn answer(lance: &Lance, sample: &Sample, options: &AskOptions) -> Result<CaseAn
 pub struct OracleReport {
     /// The models.
     pub models: Vec<ModelInfo>,
-    /// What each model's answers come to.
+    /// Sums over each model's answers.
     pub totals: Vec<Total>,
     /// The cases.
     pub cases: Vec<Case>,
@@ -79,9 +79,9 @@ pub struct OracleReport {
 /// One question.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Case {
-    /// Names of what is shown.
-    pub shown: Vec<String>,
-    /// Digits that tell pictures and question from others.
+    /// File names of its images or video.
+    pub media: Vec<String>,
+    /// Digits that tell images and question from others.
     pub hash: String,
     /// The question.
     pub question: String,
@@ -91,7 +91,7 @@ pub struct Case {
     pub results: Vec<CaseResult>,
 }
 
-/// One answer and what it matches; `None` where no rule can tell, or there is nothing to match
+/// One answer and whether it matches; `None` where no rule can tell, or there is nothing to match
 /// ([`says`]).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CaseResult {
@@ -126,7 +126,7 @@ impl OracleReport {
     /// Puts the answers of models to the samples of `data` side by side.
     ///
     /// # Errors
-    /// Pictures that cannot be read.
+    /// Images that cannot be read.
     ///
     /// # Panics
     /// When a model has another number of answers than there are samples.
@@ -142,8 +142,8 @@ impl OracleReport {
                 answer: answer.clone(),
             };
             Ok(Case {
-                shown: sample.shown.names(),
-                hash: sample.shown.hash(&sample.question)?,
+                media: sample.media.names(),
+                hash: sample.media.hash(&sample.question)?,
                 question: sample.question.clone(),
                 upstream: sample.answer.clone(),
                 results: models.iter().map(|(_, answers)| result(&answers[i])).collect(),

@@ -2,7 +2,7 @@
 
 mod report;
 
-use super::Progress;
+use super::SampleProgress;
 use super::dataset::{Dataset, Sample};
 use super::logits::{Position, each_row};
 use super::text::Agreement;
@@ -11,10 +11,10 @@ use lance_mm_pipelines::Tokenizer;
 use lance_mm_pipelines::{AskOptions, ImageContext, Lance};
 pub use report::{MeanAgreement, ParityReport, SampleReport, Score, Stratum};
 
-/// How two models are compared.
+/// Options of [`parity()`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParityOptions {
-    /// How questions are put. Answers are greedy whatever the sampling says.
+    /// Prompt and decoding of the questions. Answers are greedy whatever the sampling says.
     pub asking: AskOptions,
     /// The answer both models go through.
     pub continuation: Continuation,
@@ -46,27 +46,27 @@ pub enum Continuation {
     Given,
 }
 
-/// Puts the questions of a data set to both models, each with its own vision transformer. Pictures are
+/// Puts the questions of a data set to both models, each with its own vision encoder. Images are
 /// encoded once, whatever number of questions follows.
 ///
 /// # Errors
-/// Models with different tokenizers, pictures that cannot be read or used, logits that are not finite, a
+/// Models with different tokenizers, images that cannot be read or used, logits that are not finite, a
 /// sample without an answer where the given ones are asked for.
 pub fn parity(
     reference: &Lance,
     candidate: &Lance,
     data: &Dataset,
     options: &ParityOptions,
-    progress: &mut Progress<'_>,
+    progress: &mut SampleProgress<'_>,
 ) -> Result<ParityReport> {
     require_same_tokens(reference.tokenizer(), candidate.tokenizer())?;
     let models = [reference, candidate];
     let mut measured: Vec<Option<Measured>> = data.samples.iter().map(|_| None).collect();
     let mut done = 0;
     progress(done, data.samples.len());
-    for group in data.by_shown() {
+    for group in data.by_media() {
         let sample = &data.samples[group[0]];
-        let open = |lance: &Lance| sample.shown.encode(lance, &options.asking);
+        let open = |lance: &Lance| sample.media.encode(lance, &options.asking);
         let visuals = [open(reference)?, open(candidate)?];
         let mut first = sample.context(reference, &visuals[0], &options.asking)?;
         let mut second = sample.context(candidate, &visuals[1], &options.asking)?;
@@ -80,7 +80,7 @@ pub fn parity(
     Ok(ParityReport::new(data, measured.into_iter().flatten().collect(), options))
 }
 
-/// What was found of one sample.
+/// Measurements of one sample.
 pub(super) struct Measured {
     hash: String,
     positions: Vec<Position>,
@@ -116,7 +116,7 @@ impl Pair<'_> {
             None => None,
         };
         Ok(Measured {
-            hash: sample.shown.hash(&sample.question)?,
+            hash: sample.media.hash(&sample.question)?,
             positions: positions(models, [&p, &q], &ids).map_err(|error| sample.error(error))?,
             answers,
         })

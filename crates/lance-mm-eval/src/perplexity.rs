@@ -3,7 +3,7 @@
 use lance_mm_models::{Cursor, Segment, Sequence};
 use serde::Serialize;
 
-use super::Progress;
+use super::SampleProgress;
 use super::logits::{each_row, nll};
 use crate::error::{Error, Result};
 use lance_mm_pipelines::Lance;
@@ -33,7 +33,7 @@ pub fn perplexity(
     lance: &Lance,
     text: &str,
     window: usize,
-    progress: &mut Progress<'_>,
+    progress: &mut SampleProgress<'_>,
 ) -> Result<PerplexityReport> {
     let max = lance.config().max_position_embeddings;
     if !(2..=max).contains(&window) {

@@ -20,6 +20,6 @@ pub(crate) fn checkpoint() -> Checkpoint {
 /// The demo images with their questions.
 pub(crate) fn demos() -> Dataset {
     let sample =
-        |demo: &lance_mm_nano::Demo| Sample::of_picture(demo.file, demo.png, demo.question, demo.answer);
+        |demo: &lance_mm_nano::Demo| Sample::of_image(demo.file, demo.png, demo.question, demo.answer);
     Dataset { name: "demos".into(), samples: lance_mm_nano::DEMOS.iter().map(sample).collect() }
 }

@@ -1,4 +1,4 @@
-//! How much alike two answers are.
+//! Similarity of two answers.
 
 mod facts;
 
@@ -102,10 +102,10 @@ pub fn says(answer: &str, expected: &str) -> Option<bool> {
     if !facts_expected.is_empty() {
         return Some(facts(answer) == facts_expected);
     }
-    match contains_expected(answer, expected) && !normalised(expected).is_empty() {
-        true => Some(true),
-        false => (expected.split_whitespace().count() <= SHORT).then_some(false),
+    if contains_expected(answer, expected) && !normalised(expected).is_empty() {
+        return Some(true);
     }
+    (expected.split_whitespace().count() <= SHORT).then_some(false)
 }
 
 #[cfg(test)]

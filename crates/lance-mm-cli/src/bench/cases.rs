@@ -17,9 +17,9 @@ use crate::output::Hints;
 #[derive(Serialize)]
 pub(super) struct CaseTime {
     question: String,
-    /// From the picture to the last token.
+    /// From the image to the last token.
     seconds: f64,
-    /// Of these, until the prompt with its picture is read.
+    /// Of these, until the prompt with its image is read.
     prompt_seconds: f64,
     seconds_per_token: f64,
     tokens: usize,

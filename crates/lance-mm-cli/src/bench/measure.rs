@@ -7,7 +7,7 @@ use candle_core::Device;
 use lance_mm::tensor::{ActivationPrecision, device_name};
 use lance_mm::{Checkpoint, Lance};
 use lance_mm_eval::Dataset;
-use lance_mm_eval::bench::{self, Step, TwoQuestions};
+use lance_mm_eval::bench::{self, StepTiming, TwoQuestions};
 use lance_mm_eval::memory;
 use serde::Serialize;
 
@@ -22,10 +22,10 @@ const CONTEXTS: [usize; 2] = [64, 4096];
 /// Sequences that are decoded together.
 const SEQUENCES: usize = 8;
 const PROMPTS: [usize; 2] = [512, 1024];
-/// Sides of square pictures in pixels: a quarter of a megapixel, and one.
-const PICTURES: [usize; 2] = [504, 1008];
-/// Side of the picture of questions, as large as the published models take it.
-const PICTURE: u32 = 672;
+/// Sides of square images in pixels: a quarter of a megapixel, and one.
+const IMAGE_SIDES: [usize; 2] = [504, 1008];
+/// Side of the image of questions, as large as the published models take it.
+const QUESTION_IMAGE_SIDE: u32 = 672;
 /// Two questions of a usual length.
 const QUESTIONS: [&str; 2] =
     ["What is the license plate number of the car?", "What colour is the car in front?"];
@@ -41,7 +41,7 @@ pub(super) struct Plan {
     /// Where networks run and what inputs of bf16 products count as.
     device: Device,
     activations: ActivationPrecision,
-    /// Gives the memory of the vision transformer back after every picture.
+    /// Gives the memory of the vision encoder back after every image.
     low_memory: bool,
 }
 
@@ -129,8 +129,8 @@ impl Run<'_> {
     /// The first question after loading, watched since before that.
     fn memory(&mut self, watch: memory::Watch) -> Result<()> {
         let _busy = self.hints.busy("measuring memory");
-        let picture = bench::picture(PICTURE)?;
-        let time = bench::question(self.lance, &picture, QUESTIONS[0], 8)?;
+        let image = bench::test_image(QUESTION_IMAGE_SIDE)?;
+        let time = bench::question(self.lance, &image, QUESTIONS[0], 8)?;
         self.push(Row::new("first question, 8 tokens", "s", vec![time.as_secs_f64()]));
         let Some(most) = watch.finish() else {
             self.hints.note("note: the system does not say how much memory is in use");
@@ -158,8 +158,8 @@ impl Run<'_> {
 
     fn questions(&mut self) -> Result<()> {
         let _busy = self.hints.busy("measuring questions");
-        let picture = bench::picture(PICTURE)?;
-        let found = self.repeat(|run| Ok(bench::two_questions(run.lance, &picture, QUESTIONS)?))?;
+        let image = bench::test_image(QUESTION_IMAGE_SIDE)?;
+        let found = self.repeat(|run| Ok(bench::two_questions(run.lance, &image, QUESTIONS)?))?;
         let seconds = |of: fn(&TwoQuestions) -> f64| found.iter().map(of).collect::<Vec<f64>>();
         self.push(Row::new("time to first token", "s", seconds(|f| f.first.as_secs_f64())));
         self.push(Row::new("time to first token, second question", "s", seconds(|f| f.second.as_secs_f64())));
@@ -216,7 +216,7 @@ impl Run<'_> {
         many.run(1)?;
         let steps = self.plan.steps;
         let found = self.repeat(|_| Ok((one.run(steps)?, many.run(steps)?)))?;
-        let rate = |step: &Step| step.rows as f64 / step.time.as_secs_f64();
+        let rate = |step: &StepTiming| step.rows as f64 / step.time.as_secs_f64();
         let rates = found.iter().map(|(_, many)| rate(many)).collect();
         self.push(Row::new(format!("decode of {SEQUENCES} sequences"), "tokens/s", rates));
         let ratios = found.iter().map(|(one, many)| rate(many) / rate(one)).collect();
@@ -245,15 +245,15 @@ impl Run<'_> {
 
     fn vit(&mut self) -> Result<()> {
         let patch = self.lance.vit()?.config().patch_size;
-        for side in PICTURES {
-            let _busy = self.hints.busy(&format!("measuring the vision transformer at {side} x {side}"));
+        for side in IMAGE_SIDES {
+            let _busy = self.hints.busy(&format!("measuring the vision encoder at {side} x {side}"));
             let found = self.repeat(|run| {
                 let lance = run.lance;
                 let (step, limit) = run.beside(Limits::bf16, || bench::vit(lance, side / patch))?;
                 Ok((step, step.flops / step.time.as_secs_f64() / limit))
             })?;
             let times = found.iter().map(|(step, _)| step.time.as_secs_f64()).collect();
-            let row = Row::new(format!("vision transformer, {side} x {side} pixels"), "s", times);
+            let row = Row::new(format!("vision encoder, {side} x {side} pixels"), "s", times);
             self.push_share(row, "bf16 peak", found.iter().map(|(_, share)| *share));
         }
         Ok(())
@@ -288,7 +288,7 @@ impl Run<'_> {
 }
 
 /// Rows of a step a second.
-fn rates(what: String, unit: &'static str, found: &[(Step, f64)]) -> Row {
-    let rate = |(step, _): &(Step, f64)| step.rows as f64 / step.time.as_secs_f64();
+fn rates(what: String, unit: &'static str, found: &[(StepTiming, f64)]) -> Row {
+    let rate = |(step, _): &(StepTiming, f64)| step.rows as f64 / step.time.as_secs_f64();
     Row::new(what, unit, found.iter().map(rate).collect())
 }

@@ -1,4 +1,4 @@
-//! AskOptions on questions, and the questions.
+//! Arguments about questions, and the questions.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use lance_mm_eval::dataset::Sample;
 use crate::model::Model;
 use crate::output::Hints;
 
-/// How questions are put.
+/// Prompt and length of answers.
 #[derive(clap::Args)]
 pub(crate) struct AskArgs {
     /// Take the first N questions only.
@@ -21,13 +21,13 @@ pub(crate) struct AskArgs {
     /// Tokens of an answer at most.
     #[arg(short = 'n', long, value_name = "N", default_value_t = DecodeOptions::default().max_new_tokens)]
     max_new_tokens: usize,
-    /// The system message, instead of the one for what is shown.
+    /// The system message, instead of the one for images or videos.
     #[arg(long, value_name = "TEXT")]
     instruction: Option<String>,
 }
 
 impl AskArgs {
-    /// Greedy answers, put as the arguments say.
+    /// Greedy decoding with these arguments.
     pub(crate) fn options(&self) -> AskOptions {
         let decode = DecodeOptions { max_new_tokens: self.max_new_tokens, ..DecodeOptions::default() };
         AskOptions { system_message: self.instruction.clone(), decode, ..AskOptions::default() }
@@ -47,10 +47,10 @@ impl AskArgs {
     }
 }
 
-/// Where models are measured.
+/// Where networks run.
 #[derive(clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// Where networks run; what is measured is theirs there. `metal` is the GPU of a Mac, in a build with the feature
+    /// Where networks run. `metal` is the GPU of a Mac, in a build with the feature
     /// `metal`.
     #[arg(long, value_name = "auto|cpu|metal", default_value_t = DeviceChoice::Cpu)]
     device: DeviceChoice,
@@ -130,9 +130,9 @@ impl OutputArgs {
     }
 }
 
-/// Bundled pictures with their questions.
+/// Bundled images with their questions.
 pub(crate) fn bundled(name: &str, demos: &[lance_mm_nano::Demo]) -> Dataset {
     let sample =
-        |demo: &lance_mm_nano::Demo| Sample::of_picture(demo.file, demo.png, demo.question, demo.answer);
+        |demo: &lance_mm_nano::Demo| Sample::of_image(demo.file, demo.png, demo.question, demo.answer);
     Dataset { name: name.to_owned(), samples: demos.iter().map(sample).collect() }
 }

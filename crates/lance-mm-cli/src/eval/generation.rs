@@ -1,4 +1,4 @@
-//! `lance-mm eval generation`: what two checkpoints draw from the same noise.
+//! `lance-mm eval generation`: images of two checkpoints from the same noise.
 
 mod tables;
 
@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use anyhow::{Result, anyhow, bail};
 use lance_mm::tensor::ActivationPrecision;
 use lance_mm::{Checkpoint, GenerateOptions, Guidance, Lance};
-use lance_mm_eval::{DrawingOptions, ModelInfo, drawing};
+use lance_mm_eval::{GenerationOptions, ModelInfo, generation};
 
 use super::data::{DeviceArgs, OutputArgs};
 use super::result::{self, Data};
 use crate::eval::progress::Progress;
-use crate::generation;
+use crate::generation::size;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,7 +23,7 @@ Both models begin from the same noise, in f32. Two controls stand beside the can
 that noise cast to unsigned integers, which is how the published measurements of quantized Lance began, and the
 reference begun from another seed: a change of detail inside the latter is no loss.";
 
-/// Compare what two checkpoints draw from the same noise: velocities, latents, fine detail, PSNR and SSIM.
+/// Compare images of two checkpoints from the same noise: velocities, latents, fine detail, PSNR and SSIM.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -39,19 +39,19 @@ pub(crate) struct Args {
     /// A UTF-8 file with one caption a line.
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     prompts: Option<PathBuf>,
-    /// WIDTHxHEIGHT of the pictures, multiples of 16.
+    /// WIDTHxHEIGHT of the images, multiples of 16.
     #[arg(long, value_name = "SIZE", default_value = "512x512")]
     size: String,
-    /// Steps from noise to picture.
+    /// Inference steps.
     #[arg(long, value_name = "N", default_value_t = 30)]
     steps: usize,
-    /// How far prompts are followed; 1 is without guidance.
+    /// Guidance scale (CFG); 1 is without.
     #[arg(short, long, value_name = "G", default_value_t = 4.0, allow_negative_numbers = true)]
     guidance: f64,
     /// Seed of the first prompt; each further one has the next.
     #[arg(short, long, value_name = "N", default_value_t = 42)]
     seed: u64,
-    /// Compare the pictures that each step would lead to as well: one run of the VAE more a step and model.
+    /// Compare the image of each step too: one VAE pass more a step and model.
     #[arg(long)]
     each_step: bool,
     #[command(flatten)]
@@ -70,9 +70,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if prompts.is_empty() {
         bail!("--prompt: expected at least one caption (or --prompts FILE), found none");
     }
-    let options = DrawingOptions {
-        size: generation::size(&args.size, &[])?,
-        generation: GenerateOptions {
+    let options = GenerationOptions {
+        size: size(&args.size, &[])?,
+        generate: GenerateOptions {
             steps: args.steps,
             seed: args.seed,
             guidance: Guidance { scale: args.guidance, ..Guidance::default() },
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         },
         each_step: args.each_step,
     };
-    options.generation.validate()?;
+    options.generate.validate()?;
     let device = args.device.open()?;
     let load = |name: &str| -> Result<Lance> {
         let _busy = hints.busy("loading the model");
@@ -90,7 +90,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (reference, candidate) = (load(&args.reference)?, load(&args.candidate)?);
     let mut progress = Progress::new("steps", hints);
     let report =
-        drawing(&reference, &candidate, &prompts, &options, &mut |done, all| progress.show(done, all))?;
+        generation(&reference, &candidate, &prompts, &options, &mut |done, all| progress.show(done, all))?;
     drop(progress);
     let models = [ModelInfo::of(&reference, &args.reference), ModelInfo::of(&candidate, &args.candidate)];
     let document = tables::document(&models, &report);

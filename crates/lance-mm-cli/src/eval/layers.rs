@@ -1,4 +1,4 @@
-//! `lance-mm eval layers`: which layer loses how much.
+//! `lance-mm eval layers`: quantization error by layer.
 
 mod tables;
 
@@ -15,7 +15,7 @@ Examples:
   lance-mm eval layers ./Lance-3B-bf16 ./Lance-3B-AWQ-INT4 --data held-out.jsonl
   lance-mm eval layers tests/fixtures/nano-bf16 nano --data held-out.jsonl --max 32 --html layers.html
 
-Give questions that no calibration has seen: rows of one that was are flattered.";
+Give questions that no calibration used: errors of calibrated questions are too small.";
 
 /// Compare a checkpoint with its reference layer by layer.
 ///
@@ -26,16 +26,16 @@ Give questions that no calibration has seen: rows of one that was are flattered.
 pub(crate) struct Args {
     #[command(flatten)]
     compare: CompareArgs,
-    /// Rows of each sample that linear layers are compared on.
-    #[arg(long, value_name = "N", default_value_t = LayerOptions::default().rows)]
-    rows: usize,
+    /// Tokens of each sample that linear layers are compared on.
+    #[arg(long, value_name = "N", default_value_t = LayerOptions::default().linear_tokens)]
+    linear_tokens: usize,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = args.compare.output.check()?;
     let device = args.compare.device.open()?;
     let data = args.compare.questions()?;
-    let options = LayerOptions { asking: args.compare.ask.options(), rows: args.rows };
+    let options = LayerOptions { asking: args.compare.ask.options(), linear_tokens: args.linear_tokens };
     let load = |name: &str| model::load_on(&device, name, hints);
     let [reference, candidate] = args.compare.models(load, load)?;
     let mut progress = Progress::new("questions", hints);
@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     result::show(
         "eval layers",
         &models,
-        Data::of(&data, report.rows)?,
+        Data::of(&data, report.tokens)?,
         &report,
         &document,
         &args.compare.output,

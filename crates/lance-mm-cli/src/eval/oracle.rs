@@ -82,10 +82,10 @@ fn document(report: &OracleReport) -> Document {
     document.heading("Answers");
     let head = ["case", "question", "answered by", "as REF", "as upstream", "answer"];
     let mut answers = Table::new(head, 6);
-    let mut times = Table::new(["case", "model", "picture", "prefill", "tokens", "a token"], 2);
+    let mut times = Table::new(["case", "model", "image", "prefill", "tokens", "a token"], 2);
     for (i, case) in report.cases.iter().enumerate() {
         let number = (i + 1).to_string();
-        let question = format!("{} ({})", case.question, case.shown.join(", "));
+        let question = format!("{} ({})", case.question, case.media.join(", "));
         let upstream = or_dash(case.upstream.clone(), |answer| answer);
         let dash = || yes_no(None);
         answers.row([number.clone(), question, "upstream".to_owned(), dash(), dash(), upstream]);
@@ -112,7 +112,7 @@ fn document(report: &OracleReport) -> Document {
     document.table(answers);
     document.heading("Time");
     document.text(
-        "Picture: through the vision transformer. Prefill: the prompt through the language model. A token: \
+        "Image: through the vision encoder. Prefill: the prompt through the language model. A token: \
          decode, divided by the tokens of the answer.",
     );
     document.table(times);

@@ -34,16 +34,16 @@ pub(crate) struct Args {
     /// Compare logits only; the models do not answer on their own.
     #[arg(long)]
     no_answers: bool,
-    /// Read quantized matrices as `mx.dequantize` does, rounded to their type, to compare with numbers that were
-    /// measured on dequantized weights. Answers are given in f32 otherwise.
+    /// Round dequantized weights to bf16 as `mx.dequantize` does, to compare with numbers measured on dequantized
+    /// weights.
     #[arg(long)]
     mlx_rounding: bool,
-    /// Multiply the reference's matrices with activations in f32, slow and exact. With the same checkpoint as
-    /// reference and candidate: what rounding activations costs.
+    /// Activations of the reference in f32, slow and exact. With one checkpoint as reference and candidate: the
+    /// cost of rounding activations.
     #[arg(long, conflicts_with = "mlx_rounding")]
     f32_reference: bool,
-    /// What inputs of products with bf16 matrices and of attention count as: `bf16`, as when answering, `split` or
-    /// `f32`. A reference in f32 stays in f32.
+    /// Precision of activations in bf16 matmuls and attention: bf16 (fast), split (two bf16 terms, near exact) or
+    /// f32. A reference in f32 stays in f32.
     #[arg(long, value_name = "bf16|split|f32", default_value_t = ActivationPrecision::Split)]
     activations: ActivationPrecision,
     /// Kinds that a second sum leaves out.
@@ -61,25 +61,27 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         answers: !args.no_answers,
         leave_out: args.leave_out.clone(),
     };
-    let onto = |checkpoint: Checkpoint| checkpoint.with_device(&device);
-    let rounded = |checkpoint: Checkpoint| onto(checkpoint.with_activations(args.activations));
-    let load = |name: &str| match args.mlx_rounding {
-        false => model::load_as(Some(name), hints, rounded),
-        true => {
-            let model =
-                model::load_as(Some(name), hints, |checkpoint| rounded(checkpoint.with_mlx_rounding()))?;
-            Ok(Model { name: format!("{} (MLX rounding)", model.name), ..model })
+    let on_device = |checkpoint: Checkpoint| checkpoint.with_device(&device);
+    let load = |name: &str, how: &dyn Fn(Checkpoint) -> Checkpoint, note: &str| -> Result<Model> {
+        let model = model::load_as(Some(name), hints, |checkpoint| on_device(how(checkpoint)))?;
+        Ok(Model { name: model.name + note, ..model })
+    };
+    let rounded = |checkpoint: Checkpoint| checkpoint.with_activations(args.activations);
+    let candidate = |name: &str| {
+        if args.mlx_rounding {
+            load(name, &|checkpoint| rounded(checkpoint.with_mlx_rounding()), " (MLX rounding)")
+        } else {
+            load(name, &rounded, "")
         }
     };
-    let exact = |name: &str| match args.f32_reference {
-        false => load(name),
-        true => {
-            let model =
-                model::load_as(Some(name), hints, |checkpoint| onto(checkpoint.with_f32_activations()))?;
-            Ok(Model { name: format!("{} (activations in f32)", model.name), ..model })
+    let reference = |name: &str| {
+        if args.f32_reference {
+            load(name, &Checkpoint::with_f32_activations, " (activations in f32)")
+        } else {
+            candidate(name)
         }
     };
-    let [reference, candidate] = args.compare.models(exact, load)?;
+    let [reference, candidate] = args.compare.models(reference, candidate)?;
     let mut progress = Progress::new("questions", hints);
     let report = parity(&reference.lance, &candidate.lance, &data, &options, &mut |done, all| {
         progress.show(done, all)

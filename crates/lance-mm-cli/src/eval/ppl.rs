@@ -20,7 +20,7 @@ Examples:
 
 Lance was trained to answer: perplexity of plain text is large, and tells less than eval parity does.";
 
-/// Perplexity of a text under a checkpoint, without a prompt or a picture.
+/// Perplexity of a text under a checkpoint, without a prompt or an image.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {

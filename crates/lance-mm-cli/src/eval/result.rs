@@ -1,4 +1,4 @@
-//! Everything a measurement gives, printed and written.
+//! A report printed and written.
 
 use std::path::Path;
 
@@ -21,21 +21,21 @@ struct Record<'a, T> {
     report: &'a T,
 }
 
-/// What was measured on.
+/// The data that a report is about.
 #[derive(Serialize)]
 pub(crate) struct Data<'a> {
     name: &'a str,
     samples: usize,
     /// Tokens that were counted.
     tokens: usize,
-    /// Digits that tell pictures and questions from others.
+    /// Digits that tell images and questions from others.
     hashes: Vec<String>,
 }
 
 impl<'a> Data<'a> {
     /// Questions, of which `tokens` tokens were counted.
     pub(crate) fn of(data: &'a Dataset, tokens: usize) -> Result<Self> {
-        let hash = |sample: &lance_mm_eval::dataset::Sample| sample.shown.hash(&sample.question);
+        let hash = |sample: &lance_mm_eval::dataset::Sample| sample.media.hash(&sample.question);
         Ok(Self {
             name: file_name(&data.name),
             samples: data.samples.len(),

@@ -25,21 +25,21 @@ struct Model {
 
 #[derive(Deserialize)]
 struct Report {
-    drawings: Vec<Drawing>,
+    prompts: Vec<Prompt>,
 }
 
 #[derive(Deserialize)]
-struct Drawing {
+struct Prompt {
     candidate: Compared,
 }
 
 #[derive(Deserialize)]
 struct Compared {
-    picture: Picture,
+    image: Image,
 }
 
 #[derive(Deserialize)]
-struct Picture {
+struct Image {
     psnr: Psnr,
     ssim: f64,
     hf_ratio_change: f64,
@@ -49,7 +49,7 @@ struct Picture {
 #[serde(untagged)]
 enum Psnr {
     Finite(f64),
-    /// `inf`, of equal pictures.
+    /// `inf`, of equal images.
     Word(String),
 }
 
@@ -71,21 +71,21 @@ pub(super) fn note(name: &str, folder: &Path) -> Result<String> {
     };
     let expected = || format!("{}: expected a report of eval generation", path.display());
     let record: Record = serde_json::from_str(&text).with_context(expected)?;
-    let pictures: Vec<_> = record.report.drawings.iter().map(|drawing| &drawing.candidate.picture).collect();
-    if pictures.is_empty() {
+    let images: Vec<_> = record.report.prompts.iter().map(|prompt| &prompt.candidate.image).collect();
+    if images.is_empty() {
         bail!("{}, found none of an image", expected());
     }
-    let mean = |of: fn(&Picture) -> f64| pictures.iter().map(|p| of(p)).sum::<f64>() / pictures.len() as f64;
-    let psnr = mean(|picture| match &picture.psnr {
+    let mean = |of: fn(&Image) -> f64| images.iter().map(|p| of(p)).sum::<f64>() / images.len() as f64;
+    let psnr = mean(|image| match &image.psnr {
         Psnr::Finite(psnr) => *psnr,
         Psnr::Word(word) => word.parse().unwrap_or(f64::NAN),
     });
     Ok(format!(
         "note: {name} is quantized; {} of its images beside those of {}, on average: \
          PSNR {psnr:.1} dB, SSIM {:.3}, fine detail {:+.1} %",
-        pictures.len(),
+        images.len(),
         record.models[0].name,
-        mean(|picture| picture.ssim),
-        100.0 * mean(|picture| picture.hf_ratio_change),
+        mean(|image| image.ssim),
+        100.0 * mean(|image| image.hf_ratio_change),
     ))
 }

@@ -29,8 +29,8 @@ fn every_part_is_measured_against_a_limit() {
         "8 sequences to one",
         "prompt of 512 tokens",
         "prompt of 1024 tokens",
-        "vision transformer, 504 x 504 pixels",
-        "vision transformer, 1008 x 1008 pixels",
+        "vision encoder, 504 x 504 pixels",
+        "vision encoder, 1008 x 1008 pixels",
     ] {
         assert!(found.contains(&what), "{what}: {found:?}");
     }

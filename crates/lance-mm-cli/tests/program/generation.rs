@@ -365,7 +365,7 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
     assert_eq!(report.stderr.lines().collect::<Vec<_>>(), steps);
     let json: serde_json::Value =
         serde_json::from_slice(&fs::read(files.path("report.json")).unwrap()).unwrap();
-    let drawing = &json["report"]["drawings"][0];
+    let drawing = &json["report"]["prompts"][0];
     let number = |pointer: &str| drawing.pointer(pointer).unwrap().as_f64().unwrap();
     assert!(number("/candidate/start/zeros") < 0.001 && number("/cast_noise/start/zeros") > 0.8);
     let error = |run: &str| number(&format!("/{run}/latents/relative_error")).sqrt();
@@ -376,7 +376,7 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
         error("cast_noise")
     );
     assert_eq!(drawing["candidate"]["steps"].as_array().unwrap().len(), 8);
-    assert!(number("/candidate/steps/0/picture/ssim") > number("/cast_noise/steps/0/picture/ssim"));
+    assert!(number("/candidate/steps/0/image/ssim") > number("/cast_noise/steps/0/image/ssim"));
 
     // Who allows quantized weights is told what was measured of them.
     let kept = files.path("packed").join("eval-generation.json");
@@ -384,9 +384,9 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
     let told = generate(&["--allow-quantized"]);
     let expected = format!(
         "1 of its images beside those of {model}, on average: PSNR {:.1} dB, SSIM {:.3}, fine detail {:+.1} %",
-        number("/candidate/picture/psnr"),
-        number("/candidate/picture/ssim"),
-        100.0 * number("/candidate/picture/hf_ratio_change"),
+        number("/candidate/image/psnr"),
+        number("/candidate/image/ssim"),
+        100.0 * number("/candidate/image/hf_ratio_change"),
     );
     assert!(told.stderr.contains(&expected), "no {expected} in {}", told.stderr);
     fs::write(&kept, "{}").unwrap();

@@ -250,7 +250,7 @@ fn the_generating_expert_is_fitted_to_what_it_reads_while_drawing() {
         let run = lance_mm(eval.into_iter().chain(["--steps", "4", "--json", &json]));
         assert_eq!(run.code, 0, "{}", run.stderr);
         let json: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
-        json["report"]["drawings"][0]["candidate"]["latents"]["relative_error"].as_f64().unwrap()
+        json["report"]["prompts"][0]["candidate"]["latents"]["relative_error"].as_f64().unwrap()
     };
     let (fitted, blind) = (error("fitted"), error("blind"));
     assert!(fitted < 0.9 * blind, "{fitted} {blind}");

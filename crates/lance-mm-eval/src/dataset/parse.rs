@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Dataset, Picture, Sample, Shown, bad};
+use super::{Dataset, ImageSource, Media, Sample, bad};
 use crate::error::Result;
 
 /// Reads the text of a file called `name` whose paths are relative to `dir`.
@@ -54,16 +54,16 @@ fn sample(value: &Value, place: String, dir: &Path) -> Result<Sample> {
         return Err(bad(&place, format!("expected a JSON object, found {}", kind(value))));
     };
     let fields = Fields { object, place: &place };
-    let shown = fields.shown(dir)?;
+    let media = fields.media(dir)?;
     let Some(question) = fields.text(&["question"])? else {
         return Err(bad(&place, "question: expected a text, found no such field"));
     };
     Ok(Sample {
-        shown,
+        media,
         question,
         answer: fields.text(&["answer"])?,
         expected: fields.text(&["expected"])?,
-        // In the cases of the nano model `kind` is that of the picture and `task` that of the question.
+        // In the cases of the nano model `kind` is that of the image and `task` that of the question.
         kind: fields.text(if object.contains_key("file") { &["task", "kind"] } else { &["kind", "task"] })?,
         place,
     })
@@ -90,7 +90,7 @@ impl Fields<'_> {
         }
     }
 
-    fn shown(&self, dir: &Path) -> Result<Shown> {
+    fn media(&self, dir: &Path) -> Result<Media> {
         let given: Vec<&str> = ["image", "file", "images", "video"]
             .into_iter()
             .filter(|name| self.get(&[*name]).is_some())
@@ -100,21 +100,21 @@ impl Fields<'_> {
             return Err(bad(self.place, format!("expected one of image, images and video, found {found}")));
         }
         if let Some(path) = self.text(&["image", "file"])? {
-            return Ok(Shown::Images(vec![Picture::File(dir.join(path))]));
+            return Ok(Media::Images(vec![ImageSource::File(dir.join(path))]));
         }
         if let Some((name, value)) = self.get(&["images"]) {
             let paths = value.as_array().filter(|list| !list.is_empty()).map(|list| {
                 list.iter()
-                    .map(|path| path.as_str().map(|path| Picture::File(dir.join(path))))
+                    .map(|path| path.as_str().map(|path| ImageSource::File(dir.join(path))))
                     .collect::<Option<Vec<_>>>()
             });
             return match paths.flatten() {
-                Some(pictures) => Ok(Shown::Images(pictures)),
+                Some(images) => Ok(Media::Images(images)),
                 None => Err(bad(self.place, format!("{name}: expected a list of paths, found {value}"))),
             };
         }
         let path = self.text(&["video"])?;
-        Ok(Shown::Video(dir.join(path.unwrap_or_default())))
+        Ok(Media::Video(dir.join(path.unwrap_or_default())))
     }
 }
 
@@ -144,13 +144,13 @@ mod tests {
             {"images": ["a.png", "/b.png"], "question": ""}
             {"video": "clip", "question": "What?", "answer": null}"#;
         let samples = read(text).unwrap().samples;
-        assert_eq!(samples[0].shown, Shown::Images(vec![Picture::File("/data/a.png".into())]));
+        assert_eq!(samples[0].media, Media::Images(vec![ImageSource::File("/data/a.png".into())]));
         assert_eq!(
             (samples[0].wanted(), samples[0].kind.as_deref(), samples[0].answer.as_deref()),
             (Some("e"), Some("k"), Some("A"))
         );
-        assert_eq!(samples[1].shown.names(), ["a.png", "b.png"]);
-        assert_eq!(samples[2].shown, Shown::Video("/data/clip".into()));
+        assert_eq!(samples[1].media.names(), ["a.png", "b.png"]);
+        assert_eq!(samples[2].media, Media::Video("/data/clip".into()));
         assert_eq!((samples[2].place.as_str(), samples[2].wanted()), ("d.jsonl: line 4", None));
         let told = samples.iter().map(|sample| sample.is_answered_by("The 2 houses")).collect::<Vec<_>>();
         assert_eq!(told, [Some(true), None, None], "`expected` is e, whatever the answer counts");
@@ -204,10 +204,10 @@ mod tests {
     }
 
     #[test]
-    fn samples_of_one_picture_come_together() {
+    fn samples_of_one_image_come_together() {
         let line = |image: &str| format!("{{\"image\": \"{image}\", \"question\": \"q\"}}\n");
         let data = read(&["a", "b", "a", "c", "b"].map(line).concat()).unwrap();
-        assert_eq!(data.by_shown(), [vec![0, 2], vec![1, 4], vec![3]]);
+        assert_eq!(data.by_media(), [vec![0, 2], vec![1, 4], vec![3]]);
         assert_eq!(data.limited(2).samples.len(), 2);
     }
 }

@@ -5,12 +5,12 @@ use lance_mm_models::Llm;
 use lance_mm_tensor::{Linear, Weight};
 use serde::Serialize;
 
-use super::rows::flat;
 use super::scale;
+use super::tokens::flat;
 use crate::error::{Error, Result};
 use crate::{Decibels, Relative};
 
-/// A linear layer alone, in the reference's space: `y = X Wᵀ` without bias on the reference's rows X, and
+/// A linear layer alone, in the reference's space: `y = X Wᵀ` without bias on the reference's activations X, and
 /// `ŷ = (X / s) Ŵᵀ · r`, with s the scale of its input columns and r that of its output rows, as far as the
 /// checkpoint holds its weights scaled. s of q, k, v, gate, up and the head is the ratio of the norms before
 /// them; r of v and up, which is s of o and down, is fitted to the rows of their weights.
@@ -132,7 +132,7 @@ impl Comparison {
         Ok(Self { path, input_scale, output_scale, weight, output: Relative::default(), inputs })
     }
 
-    /// Adds input rows of the reference, f32 `(n, K)`.
+    /// Adds input activations of the reference, f32 `(n, K)`.
     pub(super) fn add(&mut self, reference: &Llm, candidate: &Llm, x: &Tensor) -> Result<()> {
         let (r, c) = weights(reference, candidate, &self.path)?;
         let y = r.matmul(x)?;
@@ -159,7 +159,7 @@ impl Comparison {
     }
 }
 
-/// Sums over input rows.
+/// Sums over input activations.
 struct Inputs {
     /// Sum of squares of each channel.
     squares: Vec<f64>,
@@ -172,8 +172,8 @@ impl Inputs {
         Self { squares: vec![0.0; channels], n: 0.0, powers: [0.0; 4] }
     }
 
-    fn add(&mut self, rows: &[f32]) {
-        for row in rows.chunks_exact(self.squares.len()) {
+    fn add(&mut self, activations: &[f32]) {
+        for row in activations.chunks_exact(self.squares.len()) {
             for (sum, x) in self.squares.iter_mut().zip(row) {
                 let x = f64::from(*x);
                 *sum += x * x;

@@ -5,15 +5,15 @@ use lance_mm_tensor::{RmsNorm, Weight};
 
 use crate::error::Result;
 
-/// What a candidate's columns are multiplied by when the norm before them was divided by it: the
-/// reference's norm weight over the candidate's.
+/// Scale of a candidate's input columns whose inverse is in the norm before them: the reference's norm weight
+/// over the candidate's.
 pub(super) fn of_norms(reference: &RmsNorm, candidate: &RmsNorm) -> Result<Vec<f32>> {
     let weight = |norm: &RmsNorm| -> Result<Vec<f32>> { Ok(norm.weight().to_vec1()?) };
     Ok(weight(reference)?.iter().zip(weight(candidate)?).map(|(r, c)| legal(r / c)).collect())
 }
 
-/// What a candidate's output rows have to be multiplied by to be the reference's, its columns divided by
-/// `input_scale` before: the scale between two linear layers is stored nowhere. By least squares of each row
+/// Factors of a candidate's output rows that give the reference's, its columns divided by `input_scale`
+/// before: the scale between two linear layers is stored nowhere. By least squares of each row
 /// on the reference's, in which rounding errors of many columns cancel; one in `K` of the error's energy is
 /// lost to the fit. Equal weights give exactly 1. (Columns of the consumer tell less: one of small weights
 /// may be rounded away as a whole.)

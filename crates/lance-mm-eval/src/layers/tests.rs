@@ -35,7 +35,7 @@ fn identical_weights_are_infinitely_good() {
     }
     assert!(report.inputs.values().all(|relative| relative.error() == 0.0));
     assert_eq!(report.final_cosine.values().copied().collect::<Vec<_>>(), [1.0, 1.0, 1.0]);
-    assert!(report.linear_rows <= report.rows && report.linear_rows > 0);
+    assert!(report.linear_tokens <= report.tokens && report.linear_tokens > 0);
     let json = serde_json::to_string(&report).unwrap();
     assert!(json.contains("\"snr_db\":\"inf\"") && !json.contains("NaN") && json.contains("\"vit\":"));
 }
@@ -102,8 +102,8 @@ fn weights_in_a_scaled_space_are_no_error() {
             }
         }
     });
-    let report = run(&scaled, &demos(), &LayerOptions { rows: 9, ..Default::default() }).unwrap();
-    assert!(report.linear_rows == 6 * 9 && report.rows > report.linear_rows);
+    let report = run(&scaled, &demos(), &LayerOptions { linear_tokens: 9, ..Default::default() }).unwrap();
+    assert!(report.linear_tokens == 6 * 9 && report.tokens > report.linear_tokens);
     for layer in &report.layers {
         assert!(layer.output.accumulated.error() < ROUNDING, "layer {}", layer.layer);
         for linear in &layer.linears {
@@ -124,9 +124,10 @@ fn an_error_stays_where_it_was_made() {
     });
     let report = run(&rounded, &demos(), &LayerOptions::default()).unwrap();
     for linear in report.layers.iter().flat_map(|layer| &layer.linears) {
-        match linear.path == path {
-            true => assert!((linear.weight_snr_db.0 - 20.0).abs() < 0.01, "{linear:?}"),
-            false => assert!(linear.output.error() < ROUNDING, "{}", linear.path),
+        if linear.path == path {
+            assert!((linear.weight_snr_db.0 - 20.0).abs() < 0.01, "{linear:?}");
+        } else {
+            assert!(linear.output.error() < ROUNDING, "{}", linear.path);
         }
     }
     let errors =
@@ -140,9 +141,9 @@ fn an_error_stays_where_it_was_made() {
 
 #[test]
 fn what_cannot_be_compared_is_told() {
-    let none = LayerOptions { rows: 0, ..Default::default() };
+    let none = LayerOptions { linear_tokens: 0, ..Default::default() };
     let error = run(&lance(), &demos(), &none).unwrap_err().to_string();
-    assert_eq!(error, "option rows: expected at least 1, found 0");
+    assert_eq!(error, "option linear_tokens: expected at least 1, found 0");
     let mut other = lance().config().clone();
     other.intermediate_size += 1;
     let error = require_same_shape(lance().config(), &other).unwrap_err().to_string();

@@ -77,7 +77,7 @@ pub struct Score {
 /// One sample.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SampleReport {
-    /// Digits that tell picture and question from others.
+    /// Digits that tell image and question from others.
     pub hash: String,
     /// Its kind.
     pub kind: Option<String>,

@@ -45,7 +45,7 @@ fn a_description_is_asked_for_as_elsewhere() {
     let mut description = data.samples[0].clone();
     description.question.clear();
     data.samples.push(description);
-    assert_eq!(data.by_shown(), [[0], [1]]);
+    assert_eq!(data.by_media(), [[0], [1]]);
     let lance = lance();
     let report = parity(&lance, &lance, &data, &ParityOptions::default(), &mut |_, _| {}).unwrap();
     let alone = answers(&lance, &data, &AskOptions::default(), &mut |_, _| {}).unwrap();
@@ -55,7 +55,7 @@ fn a_description_is_asked_for_as_elsewhere() {
 }
 
 #[test]
-fn strata_by_kind_and_questions_about_one_picture() {
+fn strata_by_kind_and_questions_about_one_image() {
     let mut data = demos();
     for (i, sample) in data.samples.iter_mut().enumerate() {
         sample.kind = (i > 0).then(|| ["a", "b"][i % 2].to_owned());
@@ -88,8 +88,8 @@ fn bad_data_is_named() {
     );
     data.samples[1].answer = Some("a<|im_start|>".into());
     assert!(run(&data, &given).unwrap_err().to_string().contains("found the special token <|im_start|>"));
-    data.samples[1].shown =
-        crate::dataset::Shown::Images(vec![crate::dataset::Picture::File("/nonexistent/a.png".into())]);
+    data.samples[1].media =
+        crate::dataset::Media::Images(vec![crate::dataset::ImageSource::File("/nonexistent/a.png".into())]);
     assert!(run(&data, &given).unwrap_err().to_string().starts_with("/nonexistent/a.png: "));
 }
 

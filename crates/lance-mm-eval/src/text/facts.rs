@@ -3,7 +3,7 @@
 /// Words that make a number larger.
 const FACTORS: [&str; 4] = ["thousand", "million", "billion", "trillion"];
 
-/// What an answer states that may not differ, sorted, each as often as it occurs: lower case, without spaces,
+/// Numbers, plates and words with digits of an answer, sorted, each as often as it occurs: lower case, without spaces,
 /// commas and `$`. In order, each taking its text away from the next:
 ///
 /// 1. runs of two or more words of capitals and digits, each at least two long, one space between them, the

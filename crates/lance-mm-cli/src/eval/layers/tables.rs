@@ -1,6 +1,6 @@
 //! A layer report for a person.
 
-use lance_mm_eval::layers::{Class, Compounding, LinearReport, OneLayer};
+use lance_mm_eval::layers::{Compounding, LinearReport, OneLayer, TokenClass};
 use lance_mm_eval::{LayerReport, ModelInfo};
 
 use crate::document::number::{decibels, or_dash, short};
@@ -11,8 +11,8 @@ pub(super) fn document([reference, candidate]: &[ModelInfo; 2], report: &LayerRe
     let mut document = Document::new(format!("Layers of {} against {}", candidate.name, reference.name));
     let note = report.note.map_or(String::new(), |note| format!(" ({note})"));
     document.text(format!(
-        "{} questions{note}, {} rows, {} of them for linear layers. Errors are squared and relative.",
-        report.samples, report.rows, report.linear_rows
+        "{} questions{note}, {} tokens, {} of them for linear layers. Errors are squared and relative.",
+        report.samples, report.tokens, report.linear_tokens
     ));
     document.heading("Layers");
     document.text(
@@ -21,8 +21,8 @@ pub(super) fn document([reference, candidate]: &[ModelInfo; 2], report: &LayerRe
     );
     document.table(layers(report));
     document.plot(errors(report));
-    document.heading("Rows");
-    document.table(rows(report));
+    document.heading("Tokens");
+    document.table(tokens(report));
     document.heading("Linear layers");
     document.text("Each alone, on the reference's inputs, in the reference's space.");
     document.table(linears(report));
@@ -59,9 +59,11 @@ fn parts(layer: &OneLayer) -> [(&'static str, Compounding); 5] {
     ]
 }
 
-fn rows(report: &LayerReport) -> Table {
-    let mut table = Table::new(["rows", "error of the input", "cosine after the last layer"], 1);
-    for (name, class) in [("picture", Class::Vit), ("text", Class::Text), ("answer", Class::Answer)] {
+fn tokens(report: &LayerReport) -> Table {
+    let mut table = Table::new(["tokens", "error of the input", "cosine after the last layer"], 1);
+    for (name, class) in
+        [("image", TokenClass::Vit), ("text", TokenClass::Text), ("answer", TokenClass::Answer)]
+    {
         if let Some(input) = report.inputs.get(&class) {
             let cosine = report.final_cosine.get(&class);
             table.row([
