@@ -14,6 +14,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use lance_mm_pipelines::staged::StagedFolder;
 
 use findings::{Findings, Function};
 use source::{Crate, Lines, Workspace};
@@ -41,12 +42,11 @@ impl Measure {
             self.print(&root)?;
             return Ok(ExitCode::SUCCESS);
         };
-        let name = std::env::temp_dir().join(format!("lance-mm-measure-{}", std::process::id()));
-        lance_mm_convert::folder::temporary(&name, "tree", |folder| {
-            extract(&root, revision, folder)?;
-            println!("revision {revision}\n");
-            self.print(folder)
-        })?;
+        // Removed at the end, never committed.
+        let folder = StagedFolder::create(&std::env::temp_dir().join("lance-mm-measure"))?;
+        extract(&root, revision, folder.path())?;
+        println!("revision {revision}\n");
+        self.print(folder.path())?;
         Ok(ExitCode::SUCCESS)
     }
 

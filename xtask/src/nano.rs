@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use lance_mm_pipelines::staged::{self, StagedFolder};
 
 /// Quantize tests/fixtures/nano-bf16 into the model that lance-mm-nano bundles.
 ///
@@ -28,25 +29,27 @@ impl Nano {
     pub(crate) fn run(&self) -> Result<ExitCode> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let assets = root.join("crates/lance-mm-nano/assets");
-        lance_mm_convert::folder::temporary(&root.join("target/nano"), "made", |folder| {
-            let out = folder.join("nano");
-            quantize(&root, &out)?;
-            let mut changed = Vec::new();
-            for name in MADE {
-                let (made, bundled) = (out.join(name), assets.join(name));
-                let bytes = fs::read(&made).with_context(|| made.display().to_string())?;
-                let equal = fs::read(&bundled).is_ok_and(|old| old == bytes);
-                println!("{name}: {}", if equal { "the bundled bytes" } else { "other bytes" });
-                if !equal {
-                    changed.push((name, bytes));
-                }
+        // Removed at the end, never committed.
+        let folder = StagedFolder::create(&root.join("target/nano/made"))?;
+        let out = folder.path().join("nano");
+        quantize(&root, &out)?;
+        let mut changed = Vec::new();
+        for name in MADE {
+            let (made, bundled) = (out.join(name), assets.join(name));
+            let bytes = fs::read(&made).with_context(|| made.display().to_string())?;
+            let equal = fs::read(&bundled).is_ok_and(|old| old == bytes);
+            println!("{name}: {}", if equal { "the bundled bytes" } else { "other bytes" });
+            if !equal {
+                changed.push((bundled, bytes));
             }
-            if self.verify {
-                return Ok(if changed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-            }
-            lance_mm_convert::folder::replace(&assets, &changed)?;
-            Ok(ExitCode::SUCCESS)
-        })
+        }
+        if self.verify {
+            return Ok(if changed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        for (path, bytes) in changed {
+            staged::write(&path, &bytes).with_context(|| path.display().to_string())?;
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 

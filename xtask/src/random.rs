@@ -13,6 +13,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use lance_mm_convert::safetensors_file::{self, TensorEntry};
+use lance_mm_pipelines::staged::StagedFolder;
 
 /// Write a checkpoint with random weights in the MLX layout.
 #[derive(Args)]
@@ -57,41 +58,43 @@ impl Random {
         let config = Config::from_json(json.to_string().as_bytes())?;
         let experts = if self.und_only { Experts::Und } else { Experts::Both };
         let llm = required(|weights| Llm::load(&config, weights, experts).map(drop))?;
-        let llm: Vec<_> = match self.und_only {
-            true => llm,
-            false => {
-                let latents = required(|weights| LatentLayers::load(&config, weights).map(drop))?;
-                llm.into_iter().chain(latents).collect()
-            }
+        let latents = if self.und_only {
+            Vec::new()
+        } else {
+            required(|weights| LatentLayers::load(&config, weights).map(drop))?
         };
+        let llm: Vec<_> = llm.into_iter().chain(latents).collect();
         let vit = required(|weights| Vit::load(&config.vision, weights).map(drop))?;
-        let vae = match self.und_only {
-            true => Vec::new(),
-            false => required(|weights| Vae::load(&self.vae(), weights).map(drop))?,
+        let vae = if self.und_only {
+            Vec::new()
+        } else {
+            required(|weights| Vae::load(&self.vae(), weights).map(drop))?
         };
-        lance_mm_convert::folder::write(&self.dst, |dir| {
-            if self.format == Format::Int4 {
-                let quantization = json!({"group_size": 128, "bits": 4, "mode": "affine"});
-                json["quantization"] = quantization.clone();
-                json["quantization_config"] = quantization;
+        let name = || self.dst.display().to_string();
+        let folder = StagedFolder::create(&self.dst).with_context(name)?;
+        let dir = folder.path();
+        if self.format == Format::Int4 {
+            let quantization = json!({"group_size": 128, "bits": 4, "mode": "affine"});
+            json["quantization"] = quantization.clone();
+            json["quantization_config"] = quantization;
+        }
+        fs::write(dir.join("config.json"), serde_json::to_string_pretty(&json)? + "\n")?;
+        let side = config.max_latent_size;
+        let stored: Vec<Stored> =
+            llm.iter().flat_map(|(name, shape)| self.stored(name, shape, side)).collect();
+        write_file(&dir.join("model.safetensors"), &stored, self.seed)?;
+        for (file, part, seed) in [("vit", &vit, 1), ("vae", &vae, 2)] {
+            if part.is_empty() {
+                continue;
             }
-            fs::write(dir.join("config.json"), serde_json::to_string_pretty(&json)? + "\n")?;
-            let side = config.max_latent_size;
-            let stored: Vec<Stored> =
-                llm.iter().flat_map(|(name, shape)| self.stored(name, shape, side)).collect();
-            write_file(&dir.join("model.safetensors"), &stored, self.seed)?;
-            for (file, part, seed) in [("vit", &vit, 1), ("vae", &vae, 2)] {
-                if part.is_empty() {
-                    continue;
-                }
-                let stored: Vec<Stored> = part
-                    .iter()
-                    .map(|(name, shape)| Stored::new(name.clone(), Kind::Bf16, shape.clone()))
-                    .collect();
-                write_file(&dir.join(format!("{file}.safetensors")), &stored, self.seed ^ seed)?;
-            }
-            self.copy_tokenizer(dir)
-        })?;
+            let stored: Vec<Stored> = part
+                .iter()
+                .map(|(name, shape)| Stored::new(name.clone(), Kind::Bf16, shape.clone()))
+                .collect();
+            write_file(&dir.join(format!("{file}.safetensors")), &stored, self.seed ^ seed)?;
+        }
+        self.copy_tokenizer(dir)?;
+        folder.commit().with_context(name)?;
         println!("{}: {} tensors", self.dst.display(), llm.len() + vit.len() + vae.len());
         Ok(ExitCode::SUCCESS)
     }
@@ -254,7 +257,7 @@ fn write_file(path: &Path, stored: &[Stored], seed: u64) -> Result<()> {
     let entry = |t: &Stored| TensorEntry { name: t.name.clone(), dtype: t.dtype(), shape: t.shape.clone() };
     let entries: Vec<TensorEntry> = stored.iter().map(entry).collect();
     let mut bytes = Vec::new();
-    safetensors_file::write(path, None, &entries, |i, out| {
+    safetensors_file::write(path, "mlx", &entries, |i, out| {
         stored[i].fill(seed.wrapping_mul(1_000_003).wrapping_add(i as u64), &mut bytes);
         Ok(out.write_all(&bytes)?)
     })

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use lance_mm_pipelines::checkpoint::CheckpointLayout;
+use lance_mm_pipelines::staged::StagedFolder;
 use lance_mm_tensor::StopFlag;
 
 use crate::error::{Error, Result};
-use crate::file_tensor::FileTensor;
-use crate::folder;
 use crate::parts::Parts;
+use crate::progress::{Progress, Written};
 use crate::report::ConvertReport;
 use crate::verify::{self, RoundTrip};
 use crate::write::TargetLayout;
@@ -26,18 +26,6 @@ pub struct ConvertOptions {
     pub stop: StopFlag,
 }
 
-/// A tensor that was written.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct Written<'a> {
-    /// Its name in the file.
-    pub tensor: &'a str,
-    /// Bytes of the source that are done.
-    pub done: u64,
-    /// Bytes of the source in all.
-    pub total: u64,
-}
-
 /// Converts the checkpoint `source` into the new folder `out`.
 ///
 /// `source` is a folder of the original release (`Lance_3B`, `Lance_3B_Video`), of a third party's F32 export, or in
@@ -46,12 +34,13 @@ pub struct Written<'a> {
 /// copy.
 ///
 /// Every tensor is checked against the configuration before anything is written. Everything is written into a hidden
-/// sibling of `out`, which is renamed when all of it is on the disk. `observer` is called after each tensor, with
-/// [`ConvertOptions::verify`] also for those on the way back.
+/// sibling of `out`, which is renamed when all of it is on the disk and the files of the source are still those that
+/// were opened. `observer` is called after each tensor, with [`ConvertOptions::verify`] also for those on the way back.
 ///
 /// # Errors
-/// A source that cannot be read, is of another layout, or whose tensors do not fit its configuration; `out` exists; a
-/// full disk; the stop flag. A round trip that differs is no error: see [`ConvertReport::passed`].
+/// A source that cannot be read, is of another layout, changes meanwhile, or whose tensors do not fit its configuration;
+/// a finite value that the written type does not hold; `out` is anything but an empty folder; a full disk; the stop
+/// flag. A round trip that differs is no error: see [`ConvertReport::passed`].
 pub fn convert(
     source: impl AsRef<Path>,
     out: impl AsRef<Path>,
@@ -60,9 +49,12 @@ pub fn convert(
 ) -> Result<ConvertReport> {
     let out = out.as_ref();
     let parts = Parts::open(source.as_ref(), options.und_only)?;
+    let folder = StagedFolder::create(out).map_err(Error::io(out))?;
     let mut progress = Progress::new(&parts, &options.stop, observer);
-    folder::write(out, |dir| options.to.write(&parts, dir, &mut progress))?;
-    let mut report = ConvertReport::new(&parts);
+    options.to.write(&parts, folder.path(), &mut progress)?;
+    let mut report = ConvertReport::new(&parts, progress.not_finite);
+    parts.check_unchanged()?;
+    folder.commit().map_err(Error::io(out))?;
     if options.verify {
         report.round_trip = round_trip(&parts, out, options, observer)?;
     }
@@ -83,30 +75,10 @@ fn round_trip(
         | (None, TargetLayout::Upstream) => TargetLayout::MlxBf16,
         _ => TargetLayout::Upstream,
     };
-    folder::temporary(out, "back", |dir| {
-        to.write(&there, dir, &mut Progress::new(&there, &options.stop, observer))?;
-        let back = Parts::open(&to.written(&there, dir), quantized)?;
-        verify::compare(first, &back, &options.stop)
-    })
-}
-
-/// Bytes that are done, the flag that stops and whom to tell.
-pub(crate) struct Progress<'a> {
-    stop: &'a StopFlag,
-    observer: &'a mut dyn FnMut(Written<'_>),
-    done: u64,
-    total: u64,
-}
-
-impl<'a> Progress<'a> {
-    pub(crate) fn new(parts: &Parts, stop: &'a StopFlag, observer: &'a mut dyn FnMut(Written<'_>)) -> Self {
-        Self { stop, observer, done: 0, total: parts.tensors().map(FileTensor::bytes).sum() }
-    }
-
-    /// To be called after a tensor was written.
-    pub(crate) fn wrote(&mut self, tensor: &FileTensor) -> Result<()> {
-        self.done += tensor.bytes();
-        (self.observer)(Written { tensor: &tensor.name, done: self.done, total: self.total });
-        self.stop.check().map_err(Error::from)
-    }
+    // Beside `out`, which has no such entry, and never committed.
+    let beside = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = StagedFolder::create_in(beside, &out.join("back")).map_err(Error::io(out))?;
+    to.write(&there, folder.path(), &mut Progress::new(&there, &options.stop, observer))?;
+    let back = Parts::open(&to.written(&there, folder.path()), quantized)?;
+    verify::compare(first, &back, &options.stop)
 }

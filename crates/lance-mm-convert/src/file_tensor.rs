@@ -3,10 +3,11 @@
 //! Files are read, not mapped: a mapped page counts as memory of the process for as long as the system
 //! leaves it there, and a converter that has touched 12 GB should not look as if it needed them.
 
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -20,12 +21,46 @@ const CHUNK: usize = 1 << 20;
 pub(crate) struct Source {
     path: PathBuf,
     file: File,
+    opened: FileState,
+}
+
+/// Length and time of a file, which another program that writes to it changes.
+#[derive(PartialEq, Eq)]
+struct FileState {
+    length: u64,
+    modified: Option<SystemTime>,
+}
+
+impl FileState {
+    fn of(metadata: &Metadata) -> Self {
+        // Without a time on this file system, the length alone.
+        Self { length: metadata.len(), modified: metadata.modified().ok() }
+    }
 }
 
 impl Source {
     pub(crate) fn open(path: &Path) -> Result<Arc<Self>> {
         let file = File::open(path).map_err(Error::io(path))?;
-        Ok(Arc::new(Self { path: path.to_owned(), file }))
+        let opened = FileState::of(&file.metadata().map_err(Error::io(path))?);
+        Ok(Arc::new(Self { path: path.to_owned(), file, opened }))
+    }
+
+    /// Bytes of the file when it was opened.
+    pub(crate) fn length(&self) -> u64 {
+        self.opened.length
+    }
+
+    /// Checks that the path still names a file of the length and time that were found when it was opened.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        let now = FileState::of(&fs::metadata(&self.path).map_err(Error::io(&self.path))?);
+        if now == self.opened {
+            return Ok(());
+        }
+        let (expected, found) = (self.opened.length, now.length);
+        let message = format!(
+            "changed while it was read: expected {expected} bytes of the time when it was opened, found {found}"
+        );
+        Err(Error::file(&self.path, message))
     }
 
     /// Fills `bytes` from `offset` on.
@@ -118,16 +153,19 @@ impl FileTensor {
         }))
     }
 
-    /// Writes the elements as `dtype` into the file `path`.
-    pub(crate) fn write_as(&self, dtype: Dtype, path: &Path, out: &mut dyn Write) -> Result<()> {
+    /// Writes the elements as `dtype` into the file `path`; returns whether all of them are finite.
+    pub(crate) fn write_as(&self, dtype: Dtype, path: &Path, out: &mut dyn Write) -> Result<bool> {
+        let mut finite = true;
         for chunk in self.chunks() {
-            let bytes = self.cast(chunk?, dtype)?;
+            let chunk = chunk?;
+            finite &= all_finite(&chunk, self.dtype);
+            let bytes = self.cast(chunk, dtype)?;
             out.write_all(&bytes).map_err(Error::io(path))?;
         }
-        Ok(())
+        Ok(finite)
     }
 
-    /// Values of this tensor in another type.
+    /// Values of this tensor in another type, which must hold those that are finite.
     pub(crate) fn cast(&self, bytes: Vec<u8>, to: Dtype) -> Result<Vec<u8>> {
         cast(bytes, self.dtype, to)
             .map_err(|message| Error::file(self.path(), format!("{}: {message}", self.name)))
@@ -141,6 +179,10 @@ impl FileTensor {
     /// The file it is in.
     pub(crate) fn path(&self) -> &Path {
         &self.source.path
+    }
+
+    pub(crate) fn source(&self) -> &Arc<Source> {
+        &self.source
     }
 
     fn is_contiguous(&self) -> bool {
@@ -195,7 +237,21 @@ pub(crate) fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
-/// The same values in another type, rounded to nearest, ties to even.
+/// Whether no value is an infinity or no number. Values of types that are not cast are none of either.
+fn all_finite(bytes: &[u8], dtype: Dtype) -> bool {
+    // An exponent of ones.
+    let pairs = |mask: u16| bytes.as_chunks::<2>().0.iter().all(|b| u16::from_le_bytes(*b) & mask != mask);
+    match dtype {
+        Dtype::F16 => pairs(0x7c00),
+        Dtype::BF16 => pairs(0x7f80),
+        Dtype::F32 => {
+            bytes.as_chunks::<4>().0.iter().all(|b| u32::from_le_bytes(*b) & 0x7f80_0000 != 0x7f80_0000)
+        }
+        _ => true,
+    }
+}
+
+/// The same values in another type, rounded to nearest, ties to even. A finite value stays finite.
 fn cast(bytes: Vec<u8>, from: Dtype, to: Dtype) -> std::result::Result<Vec<u8>, String> {
     if from == to {
         return Ok(bytes);
@@ -212,7 +268,13 @@ fn cast(bytes: Vec<u8>, from: Dtype, to: Dtype) -> std::result::Result<Vec<u8>, 
     };
     Ok(match to {
         Dtype::F32 => widened.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Dtype::BF16 => rounded(&widened),
+        Dtype::BF16 => {
+            let beyond = |v: &&f32| v.is_finite() && !bf16::from_f32(**v).is_finite();
+            if let Some(value) = widened.iter().find(beyond) {
+                return Err(format!("{value:e} is beyond the largest number of BF16"));
+            }
+            rounded(&widened)
+        }
         other => return Err(format!("no file is written in {other:?}")),
     })
 }
@@ -267,13 +329,13 @@ mod tests {
 
     #[test]
     fn rounding_goes_to_the_nearest_and_ties_to_even() {
-        // (f32 bits, bf16 bits): below, at and above the tie; odd tie; overflow; the smallest subnormal; signs.
+        // (f32 bits, bf16 bits): below, at and above the tie; odd tie; the largest; the smallest subnormal; signs.
         let cases = [
             (0x3f80_7fff, 0x3f80),
             (0x3f80_8000, 0x3f80),
             (0x3f80_8001, 0x3f81),
             (0x3f81_8000, 0x3f82),
-            (0x7f7f_ffff, 0x7f80),
+            (0x7f7f_7fff, 0x7f7f),
             (0x0000_0001, 0x0000),
             (0x8000_0000, 0x8000),
             (0xff80_0000u32, 0xff80u16),
@@ -285,6 +347,22 @@ mod tests {
         let one = cast(f16::from_f32(1.0).to_le_bytes().to_vec(), Dtype::F16, Dtype::F32).unwrap();
         assert_eq!(one, 1f32.to_le_bytes());
         assert!(cast(vec![0; 8], Dtype::I64, Dtype::F32).unwrap_err().contains("found I64"));
+        let beyond = cast(f32::MAX.to_le_bytes().to_vec(), Dtype::F32, Dtype::BF16).unwrap_err();
+        assert_eq!(beyond, "3.4028235e38 is beyond the largest number of BF16");
+    }
+
+    #[test]
+    fn values_that_are_not_finite_are_noticed_in_every_type() {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, 0.0, -1e-40] {
+            let half = f16::from_f32(if value == f32::MAX { 65504.0 } else { value });
+            let bytes = [value.to_le_bytes().to_vec(), half.to_le_bytes().to_vec()];
+            let finite = value.is_finite();
+            assert_eq!(all_finite(&bytes[0], Dtype::F32), finite, "{value}");
+            assert_eq!(all_finite(&bytes[1], Dtype::F16), finite, "{value}");
+            // The upper half of an F32 number is the BF16 one below it.
+            assert_eq!(all_finite(&bytes[0][2..], Dtype::BF16), finite, "{value}");
+        }
+        assert!(all_finite(&[0xff; 8], Dtype::U32));
     }
 
     #[test]

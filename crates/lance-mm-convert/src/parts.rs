@@ -1,6 +1,8 @@
 //! The parts of a checkpoint in any layout that is converted.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use lance_mm_models::{Config, is_generation};
 use lance_mm_pipelines::checkpoint::{CheckpointFiles, CheckpointLayout, WeightsFile};
@@ -65,6 +67,14 @@ impl Parts {
     /// The tensors of all parts.
     pub(crate) fn tensors(&self) -> impl Iterator<Item = &FileTensor> {
         self.llm.iter().chain(&self.vit).chain(&self.vae)
+    }
+
+    /// Checks that no file of the tensors changed since it was opened.
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        let mut seen = HashSet::new();
+        let mut sources =
+            self.tensors().map(FileTensor::source).filter(|file| seen.insert(Arc::as_ptr(file)));
+        sources.try_for_each(|file| file.check_unchanged())
     }
 
     fn vae_alone(path: &Path, tensors: &[FileTensor]) -> Result<Self> {

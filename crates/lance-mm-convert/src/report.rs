@@ -24,6 +24,8 @@ pub struct ConvertReport {
     pub computed: Vec<String>,
     /// Tensors of nothing known, left out.
     pub unmapped: Vec<String>,
+    /// Tensors with an infinity or a value that is no number, written as they are.
+    pub not_finite: Vec<String>,
     /// The source has a language model without the `tokenizer.json` that loading needs.
     pub lacks_tokenizer: bool,
     /// Comparison by part, if it was asked for.
@@ -43,7 +45,7 @@ pub struct ConvertedPart {
 }
 
 impl ConvertReport {
-    pub(crate) fn new(parts: &Parts) -> Self {
+    pub(crate) fn new(parts: &Parts, not_finite: Vec<String>) -> Self {
         let tokenizer = parts.copied.iter().any(|path| path.ends_with("tokenizer.json"));
         let part = |(name, tensors): (&'static str, &Vec<FileTensor>)| {
             let source = tensors.first()?.path().to_owned();
@@ -55,6 +57,7 @@ impl ConvertReport {
             parts: all.into_iter().filter_map(part).collect(),
             computed: parts.computed.clone(),
             unmapped: parts.unmapped.clone(),
+            not_finite,
             lacks_tokenizer: parts.has_model() && !tokenizer,
             round_trip: Vec::new(),
         }
@@ -76,9 +79,11 @@ impl fmt::Display for ConvertReport {
                 None => write!(f, "\n  {name}: none")?,
             }
         }
-        for (what, names) in
-            [("computed anyway, left out", &self.computed), ("not of this model, left out", &self.unmapped)]
-        {
+        for (what, names) in [
+            ("computed anyway, left out", &self.computed),
+            ("not of this model, left out", &self.unmapped),
+            ("with values that are not finite, as in the source", &self.not_finite),
+        ] {
             if !names.is_empty() {
                 write!(f, "\n  {what}: {}", names[..names.len().min(SHOWN)].join(", "))?;
             }

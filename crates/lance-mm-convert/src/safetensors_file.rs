@@ -9,9 +9,9 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::{Map, Value, json};
 
-use crate::convert::Progress;
 use crate::error::{Error, Result};
 use crate::file_tensor::{FileTensor, Source, width};
+use crate::progress::Progress;
 
 /// Every tensor of a file or of its shards.
 pub(crate) fn open(part: &WeightsFile) -> Result<Vec<FileTensor>> {
@@ -30,7 +30,11 @@ fn open_file(path: &Path) -> Result<Vec<FileTensor>> {
     source.read(0, &mut length)?;
     let length = u64::from_le_bytes(length);
     let wrong = |message: String| Error::file(path, format!("header: {message}"));
-    let mut header = vec![0; usize::try_from(length).map_err(|error| wrong(error.to_string()))?];
+    let rest = source.length().saturating_sub(8);
+    if length > rest {
+        return Err(wrong(format!("expected at most the {rest} bytes that follow, found {length}")));
+    }
+    let mut header = vec![0; length as usize];
     source.read(8, &mut header)?;
     let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| wrong(error.to_string()))?;
     let tensor = |name: String| {
@@ -63,7 +67,7 @@ impl TensorEntry {
 /// A file that cannot be written; tensors with other sizes than their entries; an error of `fill`.
 pub fn write<E: From<Error>>(
     path: &Path,
-    format: Option<&str>,
+    format: &str,
     entries: &[TensorEntry],
     mut fill: impl FnMut(usize, &mut dyn Write) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
@@ -87,11 +91,9 @@ pub fn write<E: From<Error>>(
 }
 
 /// The header, padded to a multiple of eight bytes.
-fn header(format: Option<&str>, entries: &[TensorEntry]) -> Vec<u8> {
+fn header(format: &str, entries: &[TensorEntry]) -> Vec<u8> {
     let mut header = Map::new();
-    if let Some(format) = format {
-        header.insert("__metadata__".into(), json!({"format": format}));
-    }
+    header.insert("__metadata__".into(), json!({"format": format}));
     let mut at = 0;
     for entry in entries {
         let end = at + entry.bytes();
@@ -116,9 +118,9 @@ pub(crate) fn write_tensors(
     let entry =
         |t: &FileTensor| TensorEntry { name: t.name.clone(), dtype: dtype(t), shape: t.shape.clone() };
     let entries: Vec<TensorEntry> = tensors.iter().map(entry).collect();
-    write(path, Some(format), &entries, |i, out| {
-        tensors[i].write_as(entries[i].dtype, path, out)?;
-        progress.wrote(&tensors[i])
+    write(path, format, &entries, |i, out| {
+        let finite = tensors[i].write_as(entries[i].dtype, path, out)?;
+        progress.wrote(&tensors[i], finite)
     })
 }
 
@@ -152,7 +154,7 @@ mod tests {
         let fill = |i: usize, out: &mut dyn Write| -> Result<()> {
             out.write_all([b"xy".as_slice(), b"123"][i]).map_err(Error::io(&path))
         };
-        write(&path, Some("mlx"), &entries, fill).unwrap();
+        write(&path, "mlx", &entries, fill).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(file.tensor("a").unwrap().data(), b"123");
@@ -161,7 +163,7 @@ mod tests {
         let found: Vec<_> =
             read.iter().map(|t| (t.name.as_str(), t.chunks().next().unwrap().unwrap())).collect();
         assert_eq!(found, [("b", b"xy".to_vec()), ("a", b"123".to_vec())]);
-        let wrong = write(&path, None, &entries, |_, out| fill(0, out)).unwrap_err();
+        let wrong = write(&path, "mlx", &entries, |_, out| fill(0, out)).unwrap_err();
         assert!(wrong.to_string().ends_with("a: expected 5 bytes in all so far, found 4"), "{wrong}");
     }
 }

@@ -24,13 +24,16 @@ fn convert(src: &Path, dst: &Path, to: TargetLayout) -> Result<ConvertReport> {
 fn write_as_is(path: &Path, tensors: &[FileTensor]) {
     let entry = |t: &FileTensor| TensorEntry { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() };
     let entries: Vec<TensorEntry> = tensors.iter().map(entry).collect();
-    write(path, Some("pt"), &entries, |i, out| tensors[i].write_as(tensors[i].dtype, path, out)).unwrap();
+    write(path, "pt", &entries, |i, out| tensors[i].write_as(tensors[i].dtype, path, out).map(drop)).unwrap();
 }
 
 fn error(src: &Path) -> String {
     let dst = src.with_file_name("refused");
     let error = convert(src, &dst, TargetLayout::MlxBf16).unwrap_err();
-    assert!(!dst.exists() && !dst.with_file_name(".refused.partial").exists(), "{error}");
+    let left = fs::read_dir(dst.parent().unwrap())
+        .unwrap()
+        .any(|entry| entry.unwrap().file_name().to_string_lossy().contains("refused"));
+    assert!(!left, "{error}");
     format!("{error}")
 }
 
@@ -109,7 +112,6 @@ fn verify_says_what_differs() {
     let report = verify("a");
     assert!(report.passed(), "{report}");
     assert!(report.to_string().ends_with("\nverify vit: 54 of 54 tensors byte-equal"), "{report}");
-    assert!(!dir.path().join(".a.back").exists());
     // One third is not a number that BF16 holds.
     let path = lance.join("model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
@@ -117,7 +119,11 @@ fn verify_says_what_differs() {
     bytes[at..].copy_from_slice(&(1f32 / 3.0).to_le_bytes());
     fs::write(&path, bytes).unwrap();
     assert!(!verify("b").passed());
-    assert!(dir.path().join("b/model.safetensors").exists() && !dir.path().join(".b.back").exists());
+    let mut names: Vec<_> =
+        fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["a", "b", "root"]);
+    assert!(dir.path().join("b/model.safetensors").exists());
 }
 
 #[test]
@@ -295,8 +301,9 @@ fn what_cannot_be_converted_is_named_and_nothing_is_left() {
 
     let taken = dir.path().join("taken");
     fs::create_dir(&taken).unwrap();
+    fs::write(taken.join("theirs"), "").unwrap();
     let text = convert(&fixture(), &taken, TargetLayout::Upstream).unwrap_err().to_string();
-    assert!(text.ends_with("taken: expected a folder that does not exist yet"), "{text}");
+    assert!(text.ends_with("taken: expected an empty folder or nothing"), "{text}");
     let quantized = fixture().join("../../../quant/ckpt/mlx-mixed");
     let text = convert(&quantized, &dir.path().join("x"), TargetLayout::Upstream).unwrap_err().to_string();
     assert!(text.contains("quantized weights are not turned back"), "{text}");
@@ -316,20 +323,61 @@ fn integers_are_no_weights() {
     };
     let entries: Vec<TensorEntry> = all.iter().map(entry).collect();
     let copy = dir.path().join("copy");
-    write(&copy, None, &entries, |i, out| all[i].write_as(all[i].dtype, &copy, out)).unwrap();
+    write(&copy, "mlx", &entries, |i, out| all[i].write_as(all[i].dtype, &copy, out).map(drop)).unwrap();
     fs::rename(copy, path).unwrap();
     let text = convert(dir.path(), &dir.path().join("x"), TargetLayout::MlxBf16).unwrap_err().to_string();
     assert!(text.contains("norm.weight: expected F32, F16 or BF16, found I32"), "{text}");
 }
 
 #[test]
-fn a_conversion_that_fails_half_way_leaves_nothing() {
+fn a_source_that_changes_meanwhile_is_an_error() {
+    let dir = upstream();
+    let (lance, dst) = (dir.path().join("root/Lance_3B"), dir.path().join("dst"));
+    let path = lance.join("model.safetensors");
+    let mut touched = false;
+    let changed = crate::convert(&lance, &dst, &ConvertOptions::default(), &mut |_| {
+        if !std::mem::replace(&mut touched, true) {
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        }
+    });
+    let text = changed.unwrap_err().to_string();
+    assert!(text.contains("Lance_3B/model.safetensors: changed while it was read"), "{text}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+/// Sets the last value of the F32 file `path`; the name of its tensor is returned.
+fn set_last(path: &Path, value: f32) -> String {
+    let mut bytes = fs::read(path).unwrap();
+    let at = bytes.len() - 4;
+    bytes[at..].copy_from_slice(&value.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+    tensors(path).pop().unwrap().name
+}
+
+#[test]
+fn a_value_that_the_type_does_not_hold_is_refused_and_one_that_is_not_finite_is_told() {
+    let dir = upstream();
+    let lance = dir.path().join("root/Lance_3B");
+    // The vision encoder is written in BF16 throughout.
+    let path = dir.path().join("root/Qwen2.5-VL-ViT/vit.safetensors");
+    let name = set_last(&path, f32::MAX);
+    let text = error(&lance);
+    assert!(text.ends_with(&format!("{name}: 3.4028235e38 is beyond the largest number of BF16")), "{text}");
+    set_last(&path, f32::NAN);
+    let report = convert(&lance, &dir.path().join("dst"), TargetLayout::MlxBf16).unwrap();
+    assert_eq!(report.not_finite, [name]);
+    assert!(report.to_string().contains("with values that are not finite, as in the source: "), "{report}");
+}
+
+#[test]
+fn published_files_say_that_they_are_in_the_mlx_format() {
     let dir = tempfile::tempdir().unwrap();
     let dst = dir.path().join("dst");
-    let failed = crate::folder::write(&dst, |folder| -> Result<()> {
-        fs::write(folder.join("model.safetensors"), "half").unwrap();
-        Err(Error::Stopped)
-    });
-    assert!(matches!(failed, Err(Error::Stopped)));
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    convert(&fixture(), &dst, TargetLayout::MlxBf16).unwrap();
+    for file in ["model.safetensors", "vit.safetensors"] {
+        let bytes = fs::read(dst.join(file)).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(header.metadata().as_ref().unwrap()["format"], "mlx", "{file}");
+    }
 }

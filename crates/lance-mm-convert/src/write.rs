@@ -1,15 +1,16 @@
 //! Writes a checkpoint in one of two layouts.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use crate::convert::Progress;
 use crate::error::{Error, Result};
 use crate::file_tensor::FileTensor;
 use crate::parts::{Parts, VAE_PTH};
+use crate::progress::Progress;
 use crate::safetensors_file::write_tensors;
 use crate::{names, pth, vae};
 
@@ -126,7 +127,9 @@ fn new_dir(root: &Path, name: &str) -> Result<PathBuf> {
 fn copy(parts: &Parts, dir: &Path) -> Result<()> {
     for path in &parts.copied {
         let name = path.file_name().expect("copied files are found by name");
-        fs::copy(path, dir.join(name)).map_err(Error::io(path))?;
+        // Not `fs::copy`: a file that may only be read would be one that cannot be flushed.
+        let copy = |mut file| io::copy(&mut File::open(path)?, &mut file);
+        File::create_new(dir.join(name)).and_then(copy).map_err(Error::io(path))?;
     }
     Ok(())
 }

@@ -7,8 +7,8 @@ use zip::write::SimpleFileOptions;
 use lance_mm_tensor::StopFlag;
 
 use super::*;
-use crate::convert::{Progress, Written};
 use crate::parts::Parts;
+use crate::progress::{Progress, Written};
 
 /// `{"w": storage 0, 6 floats, from `offset` on, shape and strides as given}`.
 fn pickle(offset: u8, shape: [u8; 2], strides: [u8; 2]) -> Vec<u8> {

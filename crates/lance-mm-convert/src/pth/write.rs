@@ -8,9 +8,9 @@ use safetensors::Dtype;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use crate::convert::Progress;
 use crate::error::{Error, Result};
 use crate::file_tensor::FileTensor;
+use crate::progress::Progress;
 
 /// Writes tensors as F32, each in a storage of its own, in the order of their names. `root` is the folder
 /// inside the archive.
@@ -34,8 +34,12 @@ pub(crate) fn write(
     file("data.pkl", &mut |out| plain(&pickle(&tensors), out))?;
     file("byteorder", &mut |out| plain(b"little", out))?;
     for (i, tensor) in tensors.iter().enumerate() {
-        file(&format!("data/{i}"), &mut |out| tensor.write_as(Dtype::F32, path, out))?;
-        progress.wrote(tensor)?;
+        let mut finite = true;
+        file(&format!("data/{i}"), &mut |out| {
+            finite = tensor.write_as(Dtype::F32, path, out)?;
+            Ok(())
+        })?;
+        progress.wrote(tensor, finite)?;
     }
     file("version", &mut |out| plain(b"3\n", out))?;
     let mut file = zip.finish().map_err(|error| Error::io(path)(error.into()))?;
