@@ -195,7 +195,7 @@ impl Drop for StagedFolder {
     }
 }
 
-/// An exclusive lock of a folder among processes, by its file `lock`. The system releases it when the process ends,
+/// An exclusive lock of a folder among processes, by its file `lock` or by another. The system releases it when the process ends,
 /// however it ends.
 #[derive(Debug)]
 pub struct FolderLock {
@@ -208,16 +208,21 @@ impl FolderLock {
     /// # Errors
     /// A lock file that cannot be opened, is a link, or a file system without locks.
     pub fn acquire(folder: &Path) -> io::Result<Option<Self>> {
-        let path = folder.join("lock");
-        let file = match File::options().read(true).write(true).create_new(true).open(&path) {
+        Self::at(&folder.join("lock"))
+    }
+
+    /// Locks by the file `path`, which is created and stays.
+    ///
+    /// # Errors
+    /// As [`FolderLock::acquire`].
+    pub fn at(path: &Path) -> io::Result<Option<Self>> {
+        let file = match File::options().read(true).write(true).create_new(true).open(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                if !fs::symlink_metadata(&path)?.is_file() {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidInput,
-                        "the file `lock` is no regular file",
-                    ));
+                if !fs::symlink_metadata(path)?.is_file() {
+                    let found = "expected a regular file as lock, found something else";
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, found));
                 }
-                File::options().read(true).write(true).open(&path)?
+                File::options().read(true).write(true).open(path)?
             }
             opened => opened?,
         };
