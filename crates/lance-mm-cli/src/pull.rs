@@ -1,7 +1,5 @@
 //! `lance-mm pull`: a model from the Hugging Face hub into its local cache.
 
-use std::path::PathBuf;
-
 use anyhow::{Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use lance_mm::checkpoint::WeightsFile;
@@ -16,13 +14,14 @@ Examples:
   lance-mm pull --all mlx-community/Lance-3B-bf16
   lance-mm inspect \"$(lance-mm pull --offline mlx-community/Lance-3B-AWQ-INT4)\"
 
-Environment: HF_HOME places the cache, HF_TOKEN opens private and gated repositories, HF_ENDPOINT
-names a mirror.";
+Environment, as for Hugging Face's own programs: HF_HUB_CACHE or HF_HOME place the cache,
+HF_HUB_OFFLINE=1 is --offline, HF_TOKEN opens private and gated repositories, HF_ENDPOINT names a
+mirror. The token is sent to no other host than the endpoint's.";
 
 /// Download a model from the Hugging Face hub, into the cache that other programs use too.
 ///
-/// Downloads what questions about images need; generation needs --all. Rerun to resume an interrupted download. The
-/// folder is printed at the end.
+/// Downloads what questions about images need; generation needs --all. Rerun to resume an interrupted download. All
+/// files are compared with the hub's hashes, and damaged ones fetched again. The folder is printed at the end.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -45,17 +44,18 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = Hints::new(args.quiet);
-    let Some(mut name) = RepoName::parse(&args.repo) else {
-        bail!("{:?}: expected org/name of a repository, for example {RECOMMENDED}", args.repo);
-    };
-    if let Some(revision) = &args.revision {
-        let Some(at) = name.at(revision) else {
-            bail!("--revision: expected a branch, tag or commit, found {revision:?}")
-        };
-        name = at;
+    let name = name_of(args)?;
+    let mut display = Display { hints, name: &name, bar: ProgressBar::hidden(), busy: None };
+    let options = PullOptions { all: args.all, offline: args.offline, ..PullOptions::default() };
+    let pulled = hub::pull(&name, &options, &mut |event| display.show(event));
+    drop(display);
+    let folder = pulled.map_err(|error| match (&error, name.require_cached()) {
+        (Error::Hub { .. }, Ok(_)) if !args.offline => anyhow!("{error} (it is in the cache: --offline)"),
+        _ => error.into(),
+    })?;
+    if args.all && WeightsFile::in_dir(&folder, "vae").is_none() {
+        hints.note(&format!("note: no VAE of {name} is in the cache: images cannot be generated"));
     }
-    let folder =
-        if args.offline { offline(&name, args.all, hints)? } else { online(&name, args.all, hints)? };
     output::print_path(&folder)?;
     match Checkpoint::open(&folder) {
         Ok(_) => hints.note(&format!("next: lance-mm ask --model {name} IMAGE \"QUESTION\"")),
@@ -64,22 +64,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The folder in the cache, if it is complete.
-fn offline(name: &RepoName, all: bool, hints: Hints) -> Result<PathBuf> {
-    let folder = name.require_cached()?;
-    if all && WeightsFile::in_dir(&folder, "vae").is_none() {
-        hints.note(&format!("note: no VAE of {name} is in the cache: images cannot be generated"));
+/// The repository and revision that the arguments name.
+fn name_of(args: &Args) -> Result<RepoName> {
+    let Some(name) = RepoName::parse(&args.repo) else {
+        match RepoName::suggest(&args.repo) {
+            Some(name) => bail!("{:?}: expected org/name of a repository: write {name}", args.repo),
+            None => bail!("{:?}: expected org/name of a repository, for example {RECOMMENDED}", args.repo),
+        }
+    };
+    match &args.revision {
+        None => Ok(name),
+        Some(revision) => match name.at(revision) {
+            Some(name) => Ok(name),
+            None => bail!("--revision: expected a branch, tag or commit, found {revision:?}"),
+        },
     }
-    Ok(folder)
-}
-
-fn online(name: &RepoName, all: bool, hints: Hints) -> Result<PathBuf> {
-    let mut display = Display { hints, name, bar: ProgressBar::hidden(), busy: None };
-    let pulled = hub::pull(name, &PullOptions { all }, &mut |event| display.show(event));
-    pulled.map_err(|error| match (&error, name.require_cached()) {
-        (Error::Hub { .. }, Ok(_)) => anyhow!("{error} (it is in the cache: --offline)"),
-        _ => error.into(),
-    })
 }
 
 /// The progress of a download on standard error: bars only where that is a terminal.
@@ -93,7 +92,17 @@ struct Display<'a> {
 impl Display<'_> {
     fn show(&mut self, event: PullEvent<'_>) {
         let name = self.name;
+        self.busy = None;
         match event {
+            PullEvent::Offline => {
+                self.hints.note("note: HF_HUB_OFFLINE is set: taking the cache, asking nothing of the hub");
+            }
+            PullEvent::Damaged { file } => {
+                self.hints.note(&format!("note: {file} in the cache is damaged: fetching it again"));
+            }
+            PullEvent::Waiting { file } => {
+                self.hints.note(&format!("note: waiting for another process that is downloading {file}"));
+            }
             PullEvent::NoVisionEncoder => self.hints.note(&format!(
                 "note: {name} has no vit.safetensors: questions about images will not be possible"
             )),
@@ -114,7 +123,6 @@ impl Display<'_> {
                 self.busy = Some(self.hints.busy(&format!("verifying {file}")));
             }
             PullEvent::Done { file, size } => {
-                self.busy = None;
                 self.bar.finish_and_clear();
                 self.hints.note(&format!("{file}  {}", bytes(size)));
             }

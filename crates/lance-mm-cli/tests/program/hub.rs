@@ -96,9 +96,7 @@ fn an_interrupted_download_goes_on_with_the_next_command() {
     hub.refuse_after_cut();
     let first = pull(&files, &hub, &["-q", "tiny/nano"]);
     assert!(
-        first
-            .error()
-            .ends_with("http status: 503; 600000 of 1629464 bytes are in the cache: rerun to resume"),
+        first.error().ends_with("HTTP status 503; 600000 of 1629464 bytes are in the cache: rerun to resume"),
         "{}",
         first.stderr
     );

@@ -45,9 +45,10 @@ impl Run {
 /// The program in an environment of its own, without a hub.
 pub(crate) fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lance-mm"));
-    for name in
-        ["LANCE_MM_MODEL", "HF_TOKEN", "HF_ENDPOINT", "http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"]
-    {
+    let names = "LANCE_MM_MODEL HF_TOKEN HF_ENDPOINT HF_HUB_CACHE HUGGINGFACE_HUB_CACHE HF_HUB_OFFLINE \
+                 TRANSFORMERS_OFFLINE HF_TOKEN_PATH HUGGING_FACE_HUB_TOKEN HF_HUB_DISABLE_IMPLICIT_TOKEN http_proxy \
+                 HTTP_PROXY ALL_PROXY all_proxy";
+    for name in names.split(' ') {
         command.env_remove(name);
     }
     command.env("HF_HOME", "/nonexistent/huggingface").stdin(Stdio::null());

@@ -73,7 +73,10 @@ impl Place {
             return Ok(Self { folder: name.to_owned(), repo: None });
         }
         let Some(repo) = name.to_str().and_then(RepoName::parse) else {
-            return Err(unknown(name, "found nothing at this path"));
+            return Err(match name.to_str().and_then(RepoName::suggest) {
+                Some(repo) => unknown(name, &format!("found nothing at this path: write {repo}")),
+                None => unknown(name, "found nothing at this path"),
+            });
         };
         Ok(Self { folder: repo.require_cached()?, repo: Some(repo) })
     }
@@ -102,5 +105,7 @@ mod tests {
             );
             assert_eq!(error, expected);
         }
+        let error = folder_of("https://huggingface.co/a/b/tree/v1").unwrap_err().to_string();
+        assert!(error.ends_with("found nothing at this path: write a/b@v1"), "{error}");
     }
 }

@@ -1,9 +1,16 @@
 //! Files of a repository that are downloaded.
 
+use super::RECOMMENDED;
+use super::cache::is_file_name;
+use super::client::quoted;
+
 /// The tokenizer in one file.
 pub(super) const TOKENIZER_JSON: &str = "tokenizer.json";
 /// The tokenizer in three.
 const TOKENIZER_PARTS: [&str; 3] = ["vocab.json", "merges.txt", "tokenizer_config.json"];
+
+/// Files of one repository. Lance has at most 30.
+const MAX_FILES: usize = 1000;
 
 /// Files to fetch, in order.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,7 +25,7 @@ impl Selection {
     /// everything is.
     ///
     /// # Errors
-    /// No configuration or no model: the files found instead.
+    /// No configuration or no model; too many files; a name that cannot be a file's.
     pub(super) fn new(names: &[String], all: bool) -> Result<Self, String> {
         let has = |name: &str| names.iter().any(|found| found == name);
         let mut files: Vec<String> = Vec::new();
@@ -37,7 +44,11 @@ impl Selection {
         }
         let (vit, model) = (weights(names, "vit"), weights(names, "model"));
         if !config || model.is_empty() {
-            return Err(listed(names));
+            let expected = "expected config.json and model.safetensors";
+            return Err(format!(
+                "{expected}, found {}; a model that can be read is {RECOMMENDED}",
+                listed(names)
+            ));
         }
         let has_vit = !vit.is_empty();
         files.extend(vit);
@@ -52,6 +63,12 @@ impl Selection {
             files.extend(others);
         }
         files.extend(model);
+        if files.len() > MAX_FILES {
+            return Err(format!("expected at most {MAX_FILES} files to download, found {}", files.len()));
+        }
+        if let Some(name) = files.iter().find(|name| !is_file_name(name)) {
+            return Err(format!("expected names of files, found \"{}\"", quoted(name)));
+        }
         Ok(Self { files, has_tokenizer, has_vit })
     }
 }
@@ -73,10 +90,11 @@ fn weights(names: &[String], stem: &str) -> Vec<String> {
 }
 
 fn listed(names: &[String]) -> String {
+    let shown = |names: &[String]| names.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
     match names {
         [] => "no files".to_owned(),
-        _ if names.len() <= 4 => names.join(", "),
-        _ => format!("{} and {} more files", names[..4].join(", "), names.len() - 4),
+        _ if names.len() <= 4 => shown(names),
+        _ => format!("{} and {} more files", shown(&names[..4]), names.len() - 4),
     }
 }
 
@@ -125,10 +143,44 @@ mod tests {
 
     #[test]
     fn other_repositories_are_told() {
-        assert_eq!(select(&[], false).unwrap_err(), "no files");
-        let names = ["a", "b", "Lance_3B/model.safetensors", "Lance_3B/llm_config.json", "e"];
+        let found = select(&[], false).unwrap_err();
+        assert!(found.starts_with("expected config.json and model.safetensors, found no files; "), "{found}");
+        let names = ["a", "b\x1b[2J", "Lance_3B/model.safetensors", "Lance_3B/llm_config.json", "e"];
         let found = select(&names, false).unwrap_err();
-        assert_eq!(found, "a, b, Lance_3B/model.safetensors, Lance_3B/llm_config.json and 1 more files");
+        let listed =
+            "found a, b\\u{1b}[2J, Lance_3B/model.safetensors, Lance_3B/llm_config.json and 1 more files; ";
+        assert!(found.contains(listed), "{found}");
         assert!(select(&["config.json"], true).is_err() && select(&["model.safetensors"], true).is_err());
+    }
+
+    #[test]
+    fn names_that_leave_the_folder_are_refused_or_ignored() {
+        let good = ["config.json", "model.safetensors", "tokenizer.json"];
+        let with = |name: &str, all| select(&[&good[..], &[name]].concat(), all);
+        for name in
+            ["../x.safetensors", "/etc/x.safetensors", "a/../x.safetensors", "..", "\0", "", "config.json\n"]
+        {
+            assert_eq!(with(name, true).unwrap().files.len(), 3, "{name:?}");
+        }
+        for name in [
+            "..\\x.safetensors",
+            "C:x.safetensors",
+            "\x1b]0;x\x07.safetensors",
+            "a\0.safetensors",
+            ".safetensors",
+        ] {
+            let error = with(name, true).unwrap_err();
+            assert!(
+                error.starts_with("expected names of files, found ") && !error.contains('\x1b'),
+                "{error:?}"
+            );
+            assert!(with(name, false).is_ok());
+        }
+        let shards = ["config.json", "model.safetensors.index.json", "model-\\..\\..\\x.safetensors"];
+        assert!(select(&shards, false).is_err());
+        let many: Vec<String> = (0..2000).map(|i| format!("{i}.safetensors")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).chain(good).collect();
+        assert_eq!(select(&many, true).unwrap_err(), "expected at most 1000 files to download, found 2003");
+        assert!(select(&many, false).is_ok());
     }
 }
