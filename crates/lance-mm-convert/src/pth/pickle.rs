@@ -15,6 +15,9 @@ use super::Result;
 use cursor::Cursor;
 use value::{Global, Value, opcode_name};
 
+/// Opcodes that are executed at most. Each makes one value at most, so that this bounds the stack, the memo and every
+/// table of the machine, however deep values hold each other. The real VAE's pickle has 9 thousand.
+const MAX_OPCODES: usize = 1 << 18;
 /// Dimensions of a tensor that are accepted at most.
 const MAX_RANK: usize = 8;
 /// Bytes of a storage's key that are accepted at most.
@@ -42,14 +45,14 @@ pub(super) struct Storage {
 /// The tensors of the dict that the pickle describes, in the order of their names.
 pub(super) fn read(bytes: &[u8]) -> Result<Vec<Rebuilt>> {
     let mut machine = Machine::new(bytes);
-    loop {
+    for _ in 0..MAX_OPCODES {
         let (at, opcode) = (machine.pickle.at(), machine.pickle.byte()?);
         if opcode == b'.' {
-            break;
+            return machine.finish();
         }
         machine.step(opcode).map_err(|error| format!("byte {at}: {error}"))?;
     }
-    machine.finish()
+    bail!("expected at most {MAX_OPCODES} opcodes, found more");
 }
 
 struct Machine<'a> {
@@ -86,37 +89,15 @@ impl<'a> Machine<'a> {
             b'(' => self.stack.push(Value::Mark),
             b'N' => self.stack.push(Value::None),
             0x88 | 0x89 => self.stack.push(Value::Bool),
-            b'J' => {
-                let int = i32::from_le_bytes(self.pickle.array()?);
-                self.stack.push(Value::Int(int.into()));
-            }
-            b'K' => {
-                let int = self.pickle.byte()?;
-                self.stack.push(Value::Int(int.into()));
-            }
-            b'M' => {
-                let int = u16::from_le_bytes(self.pickle.array()?);
-                self.stack.push(Value::Int(int.into()));
-            }
-            0x8a => self.long()?,
+            b'J' | b'K' | b'M' | 0x8a => self.integer(opcode)?,
             b'X' => {
                 let length = u32::from_le_bytes(self.pickle.array()?);
                 let text = self.pickle.text(length as usize)?.to_owned();
                 self.texts.push(text);
                 self.stack.push(Value::Text(self.texts.len() - 1));
             }
-            b')' => self.push_tuple(Vec::new()),
+            b')' | 0x85..=0x87 | b't' => self.tuple(opcode)?,
             b'}' => self.push_dict(),
-            0x85..=0x87 => {
-                let n = usize::from(opcode - 0x84);
-                let mut items = (0..n).map(|_| self.pop()).collect::<Result<Vec<_>>>()?;
-                items.reverse();
-                self.push_tuple(items);
-            }
-            b't' => {
-                let items = self.pop_to_mark()?;
-                self.push_tuple(items);
-            }
             b's' => {
                 let (value, key) = (self.pop()?, self.pop()?);
                 self.set_items(&[key, value])?;
@@ -125,22 +106,7 @@ impl<'a> Machine<'a> {
                 let items = self.pop_to_mark()?;
                 self.set_items(&items)?;
             }
-            b'q' => {
-                let slot = self.pickle.byte()?.into();
-                self.remember(slot)?;
-            }
-            b'r' => {
-                let slot = u32::from_le_bytes(self.pickle.array()?);
-                self.remember(slot)?;
-            }
-            b'h' => {
-                let slot = self.pickle.byte()?.into();
-                self.recall(slot)?;
-            }
-            b'j' => {
-                let slot = u32::from_le_bytes(self.pickle.array()?);
-                self.recall(slot)?;
-            }
+            b'q' | b'r' | b'h' | b'j' => self.memo(opcode)?,
             b'c' => {
                 let (module, name) = (self.pickle.line()?, self.pickle.line()?);
                 let global = Global::named(module, name)?;
@@ -152,6 +118,44 @@ impl<'a> Machine<'a> {
             other => bail!("opcode {} is not one that tensors need: refused", opcode_name(other)),
         }
         Ok(())
+    }
+
+    /// BININT, BININT1, BININT2 and LONG1.
+    fn integer(&mut self, opcode: u8) -> Result<()> {
+        let int = match opcode {
+            b'J' => i32::from_le_bytes(self.pickle.array()?).into(),
+            b'K' => self.pickle.byte()?.into(),
+            b'M' => u16::from_le_bytes(self.pickle.array()?).into(),
+            _ => self.long()?,
+        };
+        self.stack.push(Value::Int(int));
+        Ok(())
+    }
+
+    /// EMPTY_TUPLE, TUPLE1 to TUPLE3 and TUPLE.
+    fn tuple(&mut self, opcode: u8) -> Result<()> {
+        let items = match opcode {
+            b')' => Vec::new(),
+            b't' => self.pop_to_mark()?,
+            _ => {
+                let n = usize::from(opcode - 0x84);
+                let mut items = (0..n).map(|_| self.pop()).collect::<Result<Vec<_>>>()?;
+                items.reverse();
+                items
+            }
+        };
+        self.tuples.push(items);
+        self.stack.push(Value::Tuple(self.tuples.len() - 1));
+        Ok(())
+    }
+
+    /// BINPUT, LONG_BINPUT, BINGET and LONG_BINGET.
+    fn memo(&mut self, opcode: u8) -> Result<()> {
+        let slot = match opcode {
+            b'q' | b'h' => self.pickle.byte()?.into(),
+            _ => u32::from_le_bytes(self.pickle.array()?),
+        };
+        if matches!(opcode, b'q' | b'r') { self.remember(slot) } else { self.recall(slot) }
     }
 
     /// The dict on top of the stack, as tensors.
@@ -176,15 +180,14 @@ impl<'a> Machine<'a> {
         Ok(named.into_iter().map(rebuilt).collect())
     }
 
-    fn long(&mut self) -> Result<()> {
+    fn long(&mut self) -> Result<i64> {
         let length = self.pickle.byte()?;
         ensure!(length <= 8, "expected integers of 8 bytes at most, found {length}");
         let bytes = self.pickle.take(length.into())?;
         let sign = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
         let mut int = [sign; 8];
         int[..bytes.len()].copy_from_slice(bytes);
-        self.stack.push(Value::Int(i64::from_le_bytes(int)));
-        Ok(())
+        Ok(i64::from_le_bytes(int))
     }
 
     /// `("storage", type, key, device, elements)`.
@@ -278,11 +281,6 @@ impl<'a> Machine<'a> {
 
     fn sizes(&self, tuple: usize) -> Result<Vec<usize>> {
         self.tuples[tuple].iter().map(|value| size(*value)).collect()
-    }
-
-    fn push_tuple(&mut self, items: Vec<Value>) {
-        self.tuples.push(items);
-        self.stack.push(Value::Tuple(self.tuples.len() - 1));
     }
 
     fn push_dict(&mut self) {

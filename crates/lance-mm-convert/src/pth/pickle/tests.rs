@@ -97,15 +97,17 @@ fn damage_is_an_error() {
 
 #[test]
 fn nesting_without_end_is_no_trouble() {
-    let bytes = [b"\x80\x02)".as_slice(), &[0x85; 1 << 20], b"."].concat();
-    assert!(error(&bytes).contains("expected a dict"));
+    let nested = |depth| [b"\x80\x02)".as_slice(), &vec![0x85; depth], b"."].concat();
+    assert!(error(&nested(1 << 17)).contains("expected a dict"));
+    // Tuples in tuples, marks, dicts, numbers: none of them without end.
+    for opcode in [0x85, b'(', b'}', b')', b'N'] {
+        let bytes = [b"\x80\x02)".as_slice(), &vec![opcode; MAX_OPCODES]].concat();
+        assert_eq!(error(&bytes), "expected at most 262144 opcodes, found more");
+    }
 }
 
 #[test]
 fn integers_of_any_length() {
     let mut machine = Machine::new(b"\x02\xff\x7f\x01\xff\x00");
-    for _ in 0..3 {
-        machine.long().unwrap();
-    }
-    let [Value::Int(32767), Value::Int(-1), Value::Int(0)] = machine.stack[..] else { panic!() };
+    assert_eq!([(); 3].map(|()| machine.long().unwrap()), [32767, -1, 0]);
 }
