@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashSet};
 
 use lance_mm_models::{Config, Experts, Llm, Vit, VitConfig, required};
 use lance_mm_tensor::Problem;
-use serde_json::Value;
 
 use crate::error::Result;
 use crate::file_tensor::{FileTensor, is_float};
@@ -13,16 +12,14 @@ use crate::file_tensor::{FileTensor, is_float};
 const FREQUENCIES: usize = 256;
 /// Channels of a latent.
 const CHANNELS: usize = 48;
-/// Rows and columns of the position table where the configuration does not say.
-const MAX_LATENT_SIZE: usize = 64;
 
 /// Tensors of the language model that are missing, misshapen or unknown.
-pub(crate) fn llm(config: &Config, json: &Value, tensors: &[FileTensor]) -> Result<Vec<Problem>> {
+pub(crate) fn llm(config: &Config, tensors: &[FileTensor]) -> Result<Vec<Problem>> {
     let experts = if config.und_only { Experts::Und } else { Experts::Both };
     let mut expected: BTreeMap<_, _> =
         required(|weights| Llm::load(config, weights, experts).map(drop))?.into_iter().collect();
     if !config.und_only {
-        expected.extend(latent(config.hidden_size, json, tensors));
+        expected.extend(latent(config, tensors));
     }
     Ok(compare(&expected, tensors))
 }
@@ -52,21 +49,15 @@ pub(crate) fn channels_first(tensor: FileTensor, channels: usize) -> FileTensor 
 }
 
 /// Slots in time of the position table: one in the model for images. `None` without such a table.
-pub(crate) fn time_slots(json: &Value, tensors: &[FileTensor]) -> Option<usize> {
+pub(crate) fn time_slots(config: &Config, tensors: &[FileTensor]) -> Option<usize> {
     let rows = *tensors.iter().find(|t| t.name == "latent_pos_embed.pos_embed")?.shape.first()?;
-    Some(rows / slot(json))
-}
-
-fn slot(json: &Value) -> usize {
-    let size = json["max_latent_size"].as_u64().and_then(|n| usize::try_from(n).ok());
-    let size = size.filter(|n| (1..=1 << 16).contains(n)).unwrap_or(MAX_LATENT_SIZE);
-    size * size
+    Some(rows / config.max_latent_size.pow(2))
 }
 
 /// Tensors that only generation reads, layers aside.
-fn latent(hidden: usize, json: &Value, tensors: &[FileTensor]) -> [(String, Vec<usize>); 9] {
-    let slot = slot(json);
-    let slots = time_slots(json, tensors).unwrap_or(1).max(1);
+fn latent(config: &Config, tensors: &[FileTensor]) -> [(String, Vec<usize>); 9] {
+    let (hidden, slot) = (config.hidden_size, config.max_latent_size.pow(2));
+    let slots = time_slots(config, tensors).unwrap_or(1).max(1);
     [
         ("latent_pos_embed.pos_embed", vec![slot * slots, hidden]),
         ("vae_in_proj.vae2llm.weight", vec![hidden, CHANNELS]),

@@ -93,14 +93,14 @@ impl Parts {
         let mut this = Self { layout: Some(layout), ..Self::default() };
         this.sort(model)?;
         let (config, json) = this.config(json, und_only, &name)?;
-        this.video = check::time_slots(&json, &this.llm).is_some_and(|slots| slots > 1);
+        this.video = check::time_slots(&config, &this.llm).is_some_and(|slots| slots > 1);
         if und_only {
             this.llm.retain(|tensor| !is_generation(&tensor.name));
         }
         let vit = this.find_vit(files, model)?;
         if layout != CheckpointLayout::MlxQuantized {
             let mut problems = FileProblems::default();
-            problems.add(&model.path, check::llm(&config, &json, &this.llm)?, &this.llm);
+            problems.add(&model.path, check::llm(&config, &this.llm)?, &this.llm);
             let channels = config.vision.in_channels;
             this.vit = this.vit.drain(..).map(|t| check::channels_first(t, channels)).collect();
             problems.add(vit, check::vit(&config.vision, &this.vit)?, &this.vit);
@@ -138,7 +138,10 @@ impl Parts {
             Config::from_json(json.to_string().as_bytes())
                 .map_err(|error| Error::file(name, error.to_string()))
         };
-        // A value that is no object is refused before anything is put into it.
+        // Values are put into it below, and a list would be read as a configuration too.
+        if !json.is_object() {
+            return Err(Error::file(name, "expected an object"));
+        }
         parsed(&json)?;
         if self.llm.iter().any(|tensor| tensor.name == "lm_head.weight") {
             // The original release says true, and stores a head that differs from the embedding.

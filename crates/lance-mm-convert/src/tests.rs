@@ -381,3 +381,29 @@ fn published_files_say_that_they_are_in_the_mlx_format() {
         assert_eq!(header.metadata().as_ref().unwrap()["format"], "mlx", "{file}");
     }
 }
+
+#[test]
+fn a_configuration_with_values_of_other_types_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let src = dir.path().join("src");
+    fs::create_dir(&src).unwrap();
+    for file in ["model.safetensors", "vit.safetensors"] {
+        fs::copy(fixture().join(file), src.join(file)).unwrap();
+    }
+    let config = read(&fixture().join("config.json"));
+    let refused = |config: Value| {
+        fs::write(src.join("config.json"), config.to_string()).unwrap();
+        let text = error(&src);
+        assert!(text.contains("config.json: "), "{text}");
+    };
+    for wrong in [json!(["und"]), json!("x"), json!(-1), json!(null)] {
+        for key in ["hidden_size", "vision_config", "lance_mm", "max_latent_size", "tie_word_embeddings"] {
+            let mut config = config.clone();
+            config[key] = wrong.clone();
+            refused(config);
+        }
+        refused(wrong);
+    }
+    // A list of its values in order, as which any structure may be written.
+    refused(Value::Array(config.as_object().unwrap().values().cloned().collect()));
+}
