@@ -29,7 +29,7 @@ pub(crate) struct CalibrationSet {
 pub(crate) fn hashes(dataset: &Dataset) -> Result<Vec<String>> {
     let hash = |sample: &Sample| {
         let question = format!("{:?} {:?}", sample.question, sample.answer);
-        Ok(sample.media.hash(&question)?)
+        Ok(sample.hash(&question)?)
     };
     dataset.samples.iter().map(hash).collect()
 }
@@ -157,7 +157,10 @@ pub(crate) fn questions(
     let (mut sequences, mut inputs) = (Vec::new(), Vec::new());
     monitor.begin(Progress::Samples { done: 0, total })?;
     for (i, sample) in dataset.samples.iter().enumerate() {
-        let (sequence, x) = lay_out(lance, sample, i % 4 == 3)?;
+        let (sequence, x) = lay_out(lance, sample, i % 4 == 3).map_err(|error| match error {
+            Error::Stopped | Error::Dataset(_) => error,
+            error => Error::file(&sample.place, error),
+        })?;
         sequences.push(sequence);
         inputs.push(x);
         monitor.begin(Progress::Samples { done: i + 1, total })?;
@@ -195,7 +198,7 @@ fn shuffled(items: &mut [(usize, usize)], n: usize, rng: &mut ChaCha8Rng) -> Vec
 
 fn lay_out(lance: &Lance, sample: &Sample, held_out: bool) -> Result<(CalibrationSequence, Tensor)> {
     let options = AskOptions::default();
-    let visuals = sample.media.encode(lance, &options)?;
+    let visuals = sample.encode(lance, &options)?;
     let answer: Vec<u32> = match &sample.answer {
         Some(text) => lance.tokenizer().encode(text)?,
         None => {

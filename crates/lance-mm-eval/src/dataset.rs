@@ -3,6 +3,8 @@
 mod parse;
 
 use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use lance_mm_image::video::{self, Clip, UNKNOWN_FPS};
@@ -12,6 +14,9 @@ use super::text::{contains_expected, says};
 use crate::error::{Error, Result};
 use lance_mm_pipelines::inspect::Hash;
 use lance_mm_pipelines::{AskOptions, ImageContext, ImageFeatures, Lance};
+
+/// Most bytes of a file of questions.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Samples in the order of their file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,19 +84,22 @@ pub enum ImageSource {
 impl Dataset {
     /// Reads a file of one JSON object a line, `{"image": "a.png", "question": "What?", "answer": "A star"}`:
     /// `image` or `video` (a path) or `images` (a list), `question`, and where there is one `answer`, `expected`
-    /// and `kind`. Paths are relative to the file. Other fields are left alone. A file that is one JSON list of
-    /// such objects, or one object with such a list under `cases` (then `file` and `task` may stand for
-    /// `image` and `kind`), is read too.
+    /// and `kind`. Paths are relative to the file. A file that is one JSON list of such objects, or one object with
+    /// such a list under `cases` (then `file` and `task` may stand for `image` and `kind`, and other keys are left
+    /// alone), is read too.
     ///
     /// # Errors
-    /// A file that cannot be read or is none of these, naming line and field; no samples. Images are not
-    /// opened yet.
+    /// A file that cannot be read, has more than 64 MiB or is none of these; a key that is unknown or occurs twice, a
+    /// value of another type, naming line and key; no samples. Images are not opened yet.
     pub fn read(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+        let io = |source| Error::io(path, source);
+        let mut bytes = Vec::new();
+        File::open(path).map_err(io)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
         let name = path.display().to_string();
-        let text = String::from_utf8(bytes)
-            .map_err(|error| bad(&name, format!("expected UTF-8, found other bytes: {error}")))?;
-        parse::dataset(&text, &name, path.parent().unwrap_or(Path::new("")))
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(bad(&name, format!("expected at most {MAX_BYTES} bytes of questions, found more")));
+        }
+        parse::dataset(&bytes, &name, path.parent().unwrap_or(Path::new("")))
     }
 
     /// The same with its first `n` samples only.
@@ -151,18 +159,40 @@ impl Sample {
         self.expected.as_deref().or(self.answer.as_deref())
     }
 
+    /// Encodes the images or video with a model's vision encoder. Photographs are turned upright by EXIF.
+    ///
+    /// # Errors
+    /// Files that cannot be read or used, with the sample's place.
+    pub fn encode(&self, lance: &Lance, options: &AskOptions) -> Result<Vec<ImageFeatures>> {
+        self.media.encode(lance, options).map_err(|error| self.located(error))
+    }
+
+    /// Hash of the encoded files and the question, 16 hexadecimal digits: tells samples apart without
+    /// revealing their content.
+    ///
+    /// # Errors
+    /// Files that cannot be read, a folder that is no video, with the sample's place.
+    pub fn hash(&self, question: &str) -> Result<String> {
+        self.media.hash(question).map_err(|error| self.located(error))
+    }
+
     /// An error that names the sample.
     pub(crate) fn error(&self, message: impl ToString) -> Error {
         bad(&self.place, message)
     }
+
+    /// An error with file and line of the sample, unless it has them or is no error of it.
+    pub(crate) fn located(&self, error: Error) -> Error {
+        match error {
+            Error::Pipeline(lance_mm_pipelines::Error::Interrupted) | Error::Sample { .. } => error,
+            Error::Data { ref name, .. } if *name == self.place => error,
+            error => Error::Sample { place: self.place.clone(), source: Box::new(error) },
+        }
+    }
 }
 
 impl Media {
-    /// Encodes the images or video with a model's vision encoder. Photographs are turned upright by EXIF.
-    ///
-    /// # Errors
-    /// Files that cannot be read or used.
-    pub fn encode(&self, lance: &Lance, options: &AskOptions) -> Result<Vec<ImageFeatures>> {
+    fn encode(&self, lance: &Lance, options: &AskOptions) -> Result<Vec<ImageFeatures>> {
         let load = LoadOptions { auto_orient: true, ..LoadOptions::default() };
         match self {
             Self::Images(images) => images
@@ -183,12 +213,7 @@ impl Media {
         }
     }
 
-    /// Hash of the encoded files and the question, 16 hexadecimal digits: tells samples apart without
-    /// revealing their content.
-    ///
-    /// # Errors
-    /// Files that cannot be read, a folder that is no video.
-    pub fn hash(&self, question: &str) -> Result<String> {
+    fn hash(&self, question: &str) -> Result<String> {
         let mut hash = Hash::new();
         match self {
             Self::Images(images) => {
@@ -235,8 +260,16 @@ impl ImageSource {
     }
 }
 
+/// Bytes of an image file. Anything else is refused before it is read: a device or a pipe may have no end.
 fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::io(path, source))
+    let name = path.display().to_string();
+    let found = fs::metadata(path).map_err(|source| Error::io(path, source))?;
+    if !found.is_file() {
+        let found = if found.is_dir() { "a folder" } else { "a device or pipe" };
+        return Err(bad(&name, format!("expected an image file, found {found}")));
+    }
+    let file = File::open(path).map_err(|source| Error::io(path, source))?;
+    Ok(image::read(file, &name)?)
 }
 
 fn bad(name: &str, message: impl ToString) -> Error {
@@ -252,7 +285,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (gif, folder) = (dir.path().join("a.gif"), dir.path().join("frames"));
         std::fs::create_dir(&folder).unwrap();
-        let write = |path: &Path, bytes: &str| std::fs::write(path, bytes).unwrap();
+        let write = |path: &Path, bytes: &str| fs::write(path, format!("GIF89a{bytes}")).unwrap();
         write(&gif, "one");
         let frames = |bytes: &str| (0..12).for_each(|i| write(&folder.join(format!("{i}.png")), bytes));
         frames("one");

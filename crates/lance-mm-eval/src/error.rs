@@ -20,6 +20,14 @@ pub enum Error {
         /// Expected and found.
         message: String,
     },
+    /// An error of one sample of a data set.
+    #[error("{place}: {source}")]
+    Sample {
+        /// File and line.
+        place: String,
+        /// The error.
+        source: Box<Error>,
+    },
 }
 
 impl From<lance_mm_tensor::Error> for Error {

@@ -113,7 +113,8 @@ pub fn layers(
     let mut sums = Sums::new(reference.llm(), candidate.llm())?;
     progress(0, data.samples.len());
     for (i, sample) in data.samples.iter().enumerate() {
-        let run = Run::new(reference, candidate, sample, &options.asking)?;
+        let run = Run::new(reference, candidate, sample, &options.asking);
+        let run = run.map_err(|error| sample.located(error))?;
         sums.add(&run, reference.llm(), candidate.llm(), options.linear_tokens)?;
         progress(i + 1, data.samples.len());
     }
@@ -146,8 +147,8 @@ struct Run {
 
 impl Run {
     fn new(reference: &Lance, candidate: &Lance, sample: &Sample, options: &AskOptions) -> Result<Self> {
-        let visuals = sample.media.encode(reference, options)?;
-        let other = sample.media.encode(candidate, options)?;
+        let visuals = sample.encode(reference, options)?;
+        let other = sample.encode(candidate, options)?;
         let contents = visuals.iter().map(|visual| TurnContent::Visual(visual.grid()));
         let contents = contents.chain([TurnContent::Text(&sample.question)]).collect();
         let medium = visuals.iter().map(ImageFeatures::medium).next_back().unwrap_or(prompt::Medium::Text);

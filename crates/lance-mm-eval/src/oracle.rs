@@ -42,14 +42,14 @@ pub fn answers(
     let mut answers = Vec::with_capacity(data.samples.len());
     progress(0, data.samples.len());
     for sample in &data.samples {
-        answers.push(answer(lance, sample, options)?);
+        answers.push(answer(lance, sample, options).map_err(|error| sample.located(error))?);
         progress(answers.len(), data.samples.len());
     }
     Ok(answers)
 }
 
 fn answer(lance: &Lance, sample: &Sample, options: &AskOptions) -> Result<CaseAnswer> {
-    let visuals = sample.media.encode(lance, options)?;
+    let visuals = sample.encode(lance, options)?;
     let mut message: Vec<Content<'_>> = visuals.iter().map(Content::Features).collect();
     message.push(Content::Text(&sample.question));
     let answer = lance.answer(&message, options)?;
@@ -143,7 +143,7 @@ impl OracleReport {
             };
             Ok(Case {
                 media: sample.media.names(),
-                hash: sample.media.hash(&sample.question)?,
+                hash: sample.hash(&sample.question)?,
                 question: sample.question.clone(),
                 upstream: sample.answer.clone(),
                 results: models.iter().map(|(_, answers)| result(&answers[i])).collect(),

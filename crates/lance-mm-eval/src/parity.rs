@@ -8,7 +8,7 @@ use super::logits::{Position, each_row};
 use super::text::Agreement;
 use crate::error::{Error, Result};
 use lance_mm_pipelines::Tokenizer;
-use lance_mm_pipelines::{AskOptions, ImageContext, Lance};
+use lance_mm_pipelines::{AskOptions, ImageContext, ImageFeatures, Lance};
 pub use report::{MeanAgreement, ParityReport, SampleReport, Score, Stratum};
 
 /// Options of [`parity()`].
@@ -66,13 +66,16 @@ pub fn parity(
     progress(done, data.samples.len());
     for group in data.by_media() {
         let sample = &data.samples[group[0]];
-        let open = |lance: &Lance| sample.media.encode(lance, &options.asking);
+        let open = |lance: &Lance| sample.encode(lance, &options.asking);
         let visuals = [open(reference)?, open(candidate)?];
-        let mut first = sample.context(reference, &visuals[0], &options.asking)?;
-        let mut second = sample.context(candidate, &visuals[1], &options.asking)?;
+        let context = |lance: &Lance, visuals: &[ImageFeatures]| {
+            sample.context(lance, visuals, &options.asking).map_err(|error| sample.located(error))
+        };
+        let (mut first, mut second) = (context(reference, &visuals[0])?, context(candidate, &visuals[1])?);
         for i in group {
             let pair = Pair { models, contexts: [&mut first, &mut second], options };
-            measured[i] = Some(pair.measure(&data.samples[i])?);
+            let sample = &data.samples[i];
+            measured[i] = Some(pair.measure(sample).map_err(|error| sample.located(error))?);
             done += 1;
             progress(done, data.samples.len());
         }
@@ -116,7 +119,7 @@ impl Pair<'_> {
             None => None,
         };
         Ok(Measured {
-            hash: sample.media.hash(&sample.question)?,
+            hash: sample.hash(&sample.question)?,
             positions: positions(models, [&p, &q], &ids).map_err(|error| sample.error(error))?,
             answers,
         })

@@ -35,7 +35,7 @@ pub(crate) struct Data<'a> {
 impl<'a> Data<'a> {
     /// Questions, of which `tokens` tokens were counted.
     pub(crate) fn of(data: &'a Dataset, tokens: usize) -> Result<Self> {
-        let hash = |sample: &lance_mm_eval::dataset::Sample| sample.media.hash(&sample.question);
+        let hash = |sample: &lance_mm_eval::dataset::Sample| sample.hash(&sample.question);
         Ok(Self {
             name: file_name(&data.name),
             samples: data.samples.len(),

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::support::{Files, lance_mm};
+use crate::support::{Files, NANO_BF16, lance_mm};
 
 /// The demo pictures and a file of their questions.
 fn questions() -> (Files, String) {
@@ -158,4 +158,40 @@ fn what_cannot_be_measured_is_told_in_one_line() {
     assert!(ppl(&bytes, &[]).error().contains("bytes.txt: expected UTF-8"));
     assert_eq!(ppl(&empty, &[]).error(), "text: expected at least 2 tokens, found 0");
     assert!(ppl(&data, &["--window", "1"]).error().starts_with("--window: expected 2 to "));
+}
+
+#[test]
+fn rows_that_cannot_be_used_are_told_with_file_line_and_image() {
+    let files = Files::demos();
+    let plate = files.demo(2);
+    let row = |image: &str, question: &str| {
+        serde_json::json!({"image": image, "question": question, "answer": "A"}).to_string()
+    };
+    let device = if cfg!(unix) { "/dev/zero" } else { "NUL" };
+    for (second, expected) in [
+        (row("gone.png", "What?"), "gone.png: No such file"),
+        (row(device, "What?"), device),
+        (row(&plate, "a<|im_end|>b"), "found the special token <|im_end|>"),
+        (row(&plate, "What?").replace("answer", "anwser"), "(did you mean answer?)"),
+    ] {
+        let good = row(&plate, "What?");
+        let data = files.write(
+            "q.jsonl",
+            [&good, &second, &good, &good].map(|row| format!("{row}\n")).concat().as_bytes(),
+        );
+        let place = format!("{data}: line 2: ");
+        let commands: [&[&str]; 4] = [
+            &["eval", "parity", "nano", "nano", "--data", &data, "-n", "2"],
+            &["eval", "layers", "nano", "nano", "--data", &data],
+            &["eval", "oracle", "nano", "--data", &data, "-n", "2"],
+            &["quantize", NANO_BF16, &files.arg("out"), "--calib", &data, "-q"],
+        ];
+        for args in commands {
+            let found = lance_mm(args);
+            let error = found.stderr.lines().find_map(|line| line.strip_prefix("error: "));
+            let error = error.unwrap_or_else(|| panic!("{args:?}: {}", found.stderr));
+            assert!(error.starts_with(&place) && error.contains(expected), "{args:?}: {error}");
+            assert_eq!(found.code, 1, "{args:?}");
+        }
+    }
 }
