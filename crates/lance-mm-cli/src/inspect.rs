@@ -45,6 +45,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             args.path
         );
     }
+    if let Some(repo) = RepoName::suggest(&args.path).filter(|_| !path.exists()) {
+        bail!("{}: no such path: write {repo}", args.path);
+    }
     let cached = match RepoName::parse(&args.path).filter(|_| !path.exists()) {
         Some(repo) => match repo.cached()? {
             Some(folder) => Some(folder),
