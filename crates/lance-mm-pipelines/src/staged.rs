@@ -288,7 +288,7 @@ fn flush(file: &Path) -> io::Result<()> {
     File::options().read(true).write(true).open(file)?.sync_all()
 }
 
-fn flush_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn flush_folder(folder: &Path) -> io::Result<()> {
     // Windows cannot open a folder as a file; its file systems keep a journal of renames.
     if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
 }

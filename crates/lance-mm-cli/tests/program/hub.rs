@@ -69,7 +69,16 @@ fn pulled_once_it_answers_without_the_hub() {
         run(command().args(args).env("HF_HOME", files.path("cache")).env("HF_ENDPOINT", &url))
     };
     let offline = alone(&["pull", "--offline", "tiny/nano"]);
-    assert_eq!((offline.code, offline.stdout), (0, first.stdout));
+    assert_eq!(
+        (offline.code, &offline.stdout, offline.stderr.contains("HF_HUB_OFFLINE")),
+        (0, &first.stdout, false)
+    );
+    let cache = files.path("cache/hub");
+    let env =
+        |args: &[&str]| run(command().args(args).env("HF_HUB_CACHE", &cache).env("HF_HUB_OFFLINE", "on"));
+    let pulled = env(&["pull", "tiny/nano"]);
+    assert_eq!((pulled.code, &pulled.stdout), (0, &first.stdout), "{}", pulled.stderr);
+    assert!(pulled.stderr.starts_with("note: HF_HUB_OFFLINE is set"), "{}", pulled.stderr);
     let answer = alone(&["ask", "--model", "tiny/nano", &files.demo(2), PLATE]);
     assert_eq!((answer.stdout.as_str(), answer.stderr.as_str()), ("BX62 BFY\n", ""));
     let online = alone(&["pull", "tiny/nano"]);
@@ -155,6 +164,12 @@ fn what_the_hub_does_not_have() {
             .contains("found Lance_3B/model.safetensors, README.md; a model that can be read is")
     );
     assert!(error(&["nano"]).starts_with("\"nano\": expected org/name of a repository"));
+    let demo = files.demo(2);
+    let address = "https://huggingface.co/tiny/nano/tree/main";
+    assert!(error(&[address]).ends_with("expected org/name of a repository: write tiny/nano"));
+    for command in [&["inspect", address][..], &["ask", "-m", address, &demo, "What?"]] {
+        assert!(lance_mm(command).error().ends_with(": write tiny/nano"));
+    }
     assert!(error(&["tiny/nano", "--revision", "../x"]).starts_with("--revision: expected a branch"));
     assert!(lance_mm(["pull", "--offline", "a/b"]).error().contains("not in the hub's cache"));
 }

@@ -49,6 +49,11 @@ impl RepoCache {
         fs::create_dir_all(&path).map_err(|source| Error::Io { path, source })
     }
 
+    /// Flushes the folder of contents to the disk.
+    pub(super) fn flush_blobs(&self) -> io::Result<()> {
+        staged::flush_folder(&self.folder.join("blobs"))
+    }
+
     /// Lets the file of a commit be the content: by a link, else by a second name, else by a copy.
     pub(super) fn link(&self, commit: &str, file: &str, etag: &str) -> Result<()> {
         let folder = self.snapshot(commit);
@@ -60,13 +65,14 @@ impl RepoCache {
                 linked.or_else(|_| fs::hard_link(&blob, hidden))
             };
             match tempfile::Builder::new().prefix(".link.").rand_bytes(12).make_in(&folder, link) {
-                Ok(hidden) => hidden.into_temp_path().persist(&path).map_err(|error| error.error),
+                Ok(hidden) => hidden.into_temp_path().persist(&path).map_err(|error| error.error)?,
                 Err(_) => {
                     let mut copy = staged::StagedFile::create(&path)?;
                     io::copy(&mut File::open(&blob)?, &mut copy)?;
-                    copy.commit()
+                    copy.commit()?;
                 }
             }
+            staged::flush_folder(&folder)
         };
         make().map_err(|source| Error::Io { path: path.clone(), source })
     }

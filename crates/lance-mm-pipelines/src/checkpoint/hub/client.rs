@@ -1,9 +1,12 @@
 //! Requests to the hub. The token is sent to the configured origin alone; every wait and every size has a limit.
 
+use std::fs;
 use std::io::{self, ErrorKind, Read};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, HeaderValue, Response, header};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::url::{Origin, Url};
@@ -18,7 +21,7 @@ const MIN_RATE: f64 = 1000.0;
 /// Tries of a request whose failure may pass.
 const ATTEMPTS: u32 = 3;
 
-/// Reason why a request gave nothing.
+/// Reason of a failed request.
 #[derive(Debug)]
 pub(super) enum Failure {
     /// An HTTP status other than success.
@@ -105,9 +108,14 @@ pub(super) struct Answer {
 }
 
 impl Client {
-    /// A client of the hub at `endpoint`. `timeout` limits the connection, the wait for an answer, and the time without
-    /// a byte.
-    pub(super) fn new(endpoint: String, token: Option<&str>, timeout: Duration) -> Result<Self, Error> {
+    /// A client of the hub at `endpoint`. `certificates` is a PEM file of those that are trusted in place of Mozilla's;
+    /// `timeout` limits the connection, the wait for an answer, and the time without a byte.
+    pub(super) fn new(
+        endpoint: String,
+        token: Option<&str>,
+        certificates: Option<&Path>,
+        timeout: Duration,
+    ) -> Result<Self, Error> {
         let origin =
             Url::parse(&endpoint).and_then(|url| url.origin()).filter(|_| !endpoint.contains(['?', '#']));
         let Some(origin) = origin else {
@@ -118,10 +126,12 @@ impl Client {
         if let Some(token) = &mut token {
             token.set_sensitive(true);
         }
+        let roots = certificates.map_or(Ok(RootCerts::WebPki), trusted)?;
         // Redirects are followed here, where it is known who may see the token. Nothing is decompressed.
         let config = Agent::config_builder()
             .user_agent(concat!("lance-mm/", env!("CARGO_PKG_VERSION")))
             .accept_encoding("identity")
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
@@ -185,10 +195,12 @@ impl Client {
             if answer.length().is_some_and(|length| length > MAX_ANSWER) {
                 return Err(too_large());
             }
-            let mut bytes = Vec::new();
+            let (mut bytes, start) = (Vec::new(), Instant::now());
             answer.copy(MAX_ANSWER + 1, |part| {
                 bytes.extend_from_slice(part);
-                Ok(())
+                // Each read is in time, and a list that comes in drops takes hours all the same.
+                let late = start.elapsed() > self.timeout * 10;
+                if late { Err(Failure::Stalled(self.timeout)) } else { Ok(()) }
             })?;
             if bytes.len() as u64 > MAX_ANSWER { Err(too_large()) } else { Ok(bytes) }
         })
@@ -276,6 +288,20 @@ impl Answer {
         }
         Ok(copied)
     }
+}
+
+/// Certificates of a PEM file.
+fn trusted(path: &Path) -> Result<RootCerts, Error> {
+    let pem = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    let found = parse_pem(&pem).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    });
+    let certificates: Vec<_> = found.collect();
+    if certificates.is_empty() {
+        return Err(hub(path.display(), "expected certificates in PEM format, found none"));
+    }
+    Ok(RootCerts::new_with_certs(&certificates))
 }
 
 /// The address that a redirect names.

@@ -95,6 +95,12 @@ impl Environment<'_> {
         Ok(value.trim().trim_end_matches('/').to_owned())
     }
 
+    /// File of certificates that are trusted in place of the usual ones, where a company's proxy opens connections.
+    pub(super) fn certificates(&self) -> Option<PathBuf> {
+        let names = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"];
+        names.iter().find_map(|name| self.path(name)).filter(|path| path.is_file())
+    }
+
     /// The token, from a variable or from the file that Hugging Face's programs write; `None` without one.
     pub(super) fn token(&self) -> Result<Option<String>> {
         if self.var("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(is_true) {

@@ -136,17 +136,24 @@ impl<'a> Fetch<'a> {
         if found != Found::Snapshot {
             self.cache.link(self.commit, self.file, &self.etag)?;
         }
-        observer(PullEvent::Done { file: self.file, size: self.size });
+        if found == Found::Nowhere {
+            observer(PullEvent::Done { file: self.file, size: self.size });
+        }
         Ok(())
     }
 
-    /// Locks the content, and says whether another process had it.
-    fn lock(&self, observer: &mut Observer<'_>) -> Result<(FolderLock, bool), Error> {
+    /// Locks the content, and says whether another process had it. A file system without locks goes without.
+    fn lock(&self, observer: &mut Observer<'_>) -> Result<(Option<FolderLock>, bool), Error> {
         let partial = self.cache.partial(&self.etag);
         let (mut since, mut before, mut waited) = (Instant::now(), size(&partial), false);
         loop {
-            if let Some(lock) = self.cache.lock(&self.etag)? {
-                return Ok((lock, waited));
+            match self.cache.lock(&self.etag) {
+                Ok(None) => {}
+                Ok(lock) => return Ok((lock, waited)),
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::Unsupported => {
+                    return Ok((None, waited));
+                }
+                Err(error) => return Err(error),
             }
             if !waited {
                 observer(PullEvent::Waiting { file: self.file });
@@ -173,8 +180,8 @@ impl<'a> Fetch<'a> {
             let Err(found) = self.compare(&partial, observer)? else {
                 file.sync_all().map_err(io)?;
                 drop(file);
-                return fs::rename(&partial, &blob)
-                    .map_err(|source| Error::Io { path: blob.clone(), source });
+                let renamed = fs::rename(&partial, &blob).and_then(|()| self.cache.flush_blobs());
+                return renamed.map_err(|source| Error::Io { path: blob.clone(), source });
             };
             fs::remove_file(&partial).map_err(io)?;
             // A power cut may have spoilt what an earlier process brought.

@@ -46,10 +46,10 @@ impl Default for PullOptions {
 /// cache already included: damaged ones are fetched again. This reads the whole model. An interrupted download is
 /// resumed by the next call; two processes at once wait for each other.
 ///
-/// The environment is heard as Hugging Face's own programs hear it: `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`
+/// The environment is read as Hugging Face's own programs read it: `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`
 /// and `XDG_CACHE_HOME` place the cache; `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN` or the file `HF_TOKEN_PATH` open private
 /// and gated repositories; `HF_ENDPOINT` names a mirror; `HF_HUB_OFFLINE` takes what is in the cache. `HTTPS_PROXY` and
-/// the like are heard too. The token is sent to the endpoint's scheme, host and port alone.
+/// the like, and `REQUESTS_CA_BUNDLE`, `CURL_CA_BUNDLE` and `SSL_CERT_FILE` are read too. The token is sent to the endpoint's scheme, host and port alone.
 ///
 /// # Errors
 /// [`Error::Hub`] for a repository that is not found, is refused or holds no Lance in the MLX layout, for a connection
@@ -81,7 +81,12 @@ pub(super) fn pull_in(
         check(&folder)?;
         return Ok(folder);
     }
-    let client = Client::new(environment.endpoint()?, environment.token()?.as_deref(), options.timeout)?;
+    let client = Client::new(
+        environment.endpoint()?,
+        environment.token()?.as_deref(),
+        environment.certificates().as_deref(),
+        options.timeout,
+    )?;
     let listing = Listing::fetch(&client, name)?;
     let selection = Selection::new(&listing.files, options.all).map_err(|found| hub(name, found))?;
     if !selection.has_vit {
@@ -100,7 +105,7 @@ pub(super) fn pull_in(
 /// A repository's files at a revision.
 struct Listing {
     commit: String,
-    /// Without doublets.
+    /// Without duplicates.
     files: Vec<String>,
 }
 

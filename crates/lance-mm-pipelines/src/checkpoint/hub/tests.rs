@@ -677,6 +677,18 @@ fn offline_nothing_is_asked() {
 }
 
 #[test]
+fn certificates_of_a_file() {
+    let hub = Server::hub(|_, _| Ok(false));
+    let mut place = Place::new(&hub);
+    let file = place.dir.path().join("ca.pem");
+    fs::write(&file, "no certificate").unwrap();
+    place.vars.push(("SSL_CERT_FILE", file.clone().into()));
+    assert!(place.error().ends_with("ca.pem: expected certificates in PEM format, found none"));
+    fs::remove_file(&file).unwrap();
+    place.pull_whole();
+}
+
+#[test]
 fn addresses_of_hubs() {
     let hub = Server::hub(|_, _| Ok(false));
     for endpoint in ["huggingface.co", "ftp://host", "https://me:secret@host", "https://host?x", "\u{7}"] {
