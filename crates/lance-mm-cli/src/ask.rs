@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use lance_mm::{Answer, AskOptions, Content, ImageFeatures};
 
 use crate::args::{AnswerArgs, ImageArgs, ModelArgs};
-use crate::inputs::{self, Input};
+use crate::inputs::{self, Input, Source};
 use crate::model::{self, Model};
 use crate::output::{self, Hints};
 use crate::stream::Stream;
@@ -95,7 +95,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.caption && args.model.is_bundled() {
         hints.note("note: nano was trained on questions only: ask it to \"Describe this picture.\"");
     }
-    let names: Vec<String> = inputs.iter().map(|input| input.name.clone()).collect();
+    let sources: Vec<Source> = inputs.iter().map(|input| input.source.clone()).collect();
     let features = encode(&model, inputs, &options, hints)?;
 
     let answer = if args.json {
@@ -110,7 +110,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         stream.finish()?;
         answer
     };
-    let shown = names.iter().zip(&features).map(|(name, features)| Shown::new(name, features)).collect();
+    let shown =
+        sources.iter().zip(&features).map(|(source, features)| Shown::new(source, features)).collect();
     let report = Report::new(&model, &question, shown, &answer, start.elapsed());
     if args.json {
         output::print_json(&report, false)?;
@@ -162,8 +163,8 @@ fn encode(
     let count = inputs.len();
     let encode = |(i, input): (usize, Input)| {
         let _busy = hints.busy(&match count {
-            1 => format!("encoding {}", input.name),
-            n => format!("encoding {} ({} of {n})", input.name, i + 1),
+            1 => format!("encoding {}", input.source.name),
+            n => format!("encoding {} ({} of {n})", input.source.name, i + 1),
         });
         input.encode(&model.lance, options)
     };

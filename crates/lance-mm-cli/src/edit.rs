@@ -38,7 +38,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let options = args.generation.options()?;
+    let options = args.generation.options(&args.instruction)?;
     let resolution = generation::resolution(&args.resolution)?;
     let image = args.source.image(&args.image, args.generation.hints())?;
     let request = Request::EditImage { image: &image, resolution };

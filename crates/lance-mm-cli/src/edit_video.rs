@@ -42,7 +42,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let options = args.generation.options()?;
+    let options = args.generation.options(&args.instruction)?;
     let resolution = generation::resolution(&args.resolution)?;
     let clip = inputs::clip(&args.video, args.fps, &args.source.load_options())?;
     let request = Request::EditVideo { clip: &clip, resolution };

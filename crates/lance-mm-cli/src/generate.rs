@@ -53,7 +53,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let options = args.generation.options()?;
+    let options = args.generation.options(&args.prompt)?;
     let request = Request::TextToImage { size: generation::size(&args.size, &PRESETS)? };
     let mut targets = Vec::new();
     for i in 0..args.count as usize {

@@ -98,8 +98,11 @@ enum MethodArg {
 }
 
 impl GenerationArgs {
-    /// Options of the library, checked as far as that needs no model.
-    pub(crate) fn options(&self) -> Result<GenerateOptions> {
+    /// Options of the library, checked with the prompt as far as that needs no model.
+    pub(crate) fn options(&self, prompt: &str) -> Result<GenerateOptions> {
+        if prompt.trim().is_empty() {
+            bail!("the prompt is empty: expected text");
+        }
         let interval = self.guidance_interval.split_once(',');
         let interval = interval.and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
         let Some(interval) = interval else {

@@ -9,14 +9,43 @@ use anyhow::{Result, anyhow, bail};
 use lance_mm::image::{self, FileKind, LoadOptions, MultiFrame, RgbImage};
 use lance_mm::video::{Clip, Ffmpeg, UNKNOWN_FPS, is_animated_gif};
 use lance_mm::{AskOptions, ImageFeatures, Lance};
+use serde::Serialize;
 
 use crate::args::ImageArgs;
 use crate::output::{self, Hints};
 
 /// An image or video that an argument names.
 pub(crate) struct Input {
-    pub(crate) name: String,
+    pub(crate) source: Source,
     pixels: Pixels,
+}
+
+/// Name of an image or video, as JSON has it.
+#[derive(Clone, Serialize)]
+pub(crate) struct Source {
+    /// The path, with bytes that are no UTF-8 as `\xFF`; `-` is standard input.
+    #[serde(rename = "source")]
+    pub(crate) name: String,
+    /// Of a path that is not UTF-8: its bytes, all but letters, digits and `/._-` as `%FF`.
+    #[serde(rename = "source_bytes", skip_serializing_if = "Option::is_none")]
+    bytes: Option<String>,
+}
+
+impl Source {
+    pub(crate) fn new(path: &Path) -> Self {
+        if is_stdin(path) {
+            return Self { name: "standard input".to_owned(), bytes: None };
+        }
+        let (mut name, bytes) = (String::new(), path.as_os_str().as_encoded_bytes());
+        for chunk in bytes.utf8_chunks() {
+            name += chunk.valid();
+            name.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02X}")));
+        }
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+        let encode =
+            |byte: &u8| if is_plain(*byte) { char::from(*byte).into() } else { format!("%{byte:02X}") };
+        Self { name, bytes: path.to_str().is_none().then(|| bytes.iter().map(encode).collect()) }
+    }
 }
 
 enum Pixels {
@@ -64,7 +93,8 @@ pub(crate) fn read_all(
 /// Reads one argument.
 pub(crate) fn read(path: &OsStr, args: &ImageArgs, hints: Hints) -> Result<Input> {
     let path = Path::new(path);
-    let name = name_of(path);
+    let source = Source::new(path);
+    let name = &source.name;
     let options = args.load_options();
     if !is_stdin(path) && path.is_dir() && !args.video {
         bail!("{name}: expected an image file, found a folder (--video reads its images as frames)");
@@ -73,11 +103,11 @@ pub(crate) fn read(path: &OsStr, args: &ImageArgs, hints: Hints) -> Result<Input
         Pixels::Video(clip(path, args.fps, &options)?)
     } else if args.video {
         let bytes = bytes(path).map_err(|error| hinted(error, VIDEO_ON_STDIN))?;
-        Pixels::Video(animation(&bytes, &name, args.fps, &options)?)
+        Pixels::Video(animation(&bytes, name, args.fps, &options)?)
     } else {
         Pixels::Image(still(path, &options, hints, "--video shows all of it")?)
     };
-    Ok(Input { name, pixels })
+    Ok(Input { source, pixels })
 }
 
 /// Advice for a video on standard input.
@@ -85,7 +115,7 @@ const VIDEO_ON_STDIN: &str = "a video must be a file";
 
 /// Reads an image; `-` is standard input. `of_video` is the advice for a video or an animated GIF.
 pub(crate) fn still(path: &Path, options: &LoadOptions, hints: Hints, of_video: &str) -> Result<RgbImage> {
-    let name = name_of(path);
+    let name = Source::new(path).name;
     let of_file = if is_stdin(path) { VIDEO_ON_STDIN } else { of_video };
     let bytes = bytes(path).map_err(|error| hinted(error, of_file))?;
     let image = image::decode(&bytes, &name, options)?;
@@ -106,19 +136,49 @@ fn is_stdin(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// Name of a file; `-` is standard input.
-fn name_of(path: &Path) -> String {
-    if is_stdin(path) { "standard input".to_owned() } else { path.display().to_string() }
-}
-
 /// Bytes of an image file; `-` is standard input.
 fn bytes(path: &Path) -> image::Result<Vec<u8>> {
-    let name = name_of(path);
+    let name = Source::new(path).name;
     if is_stdin(path) {
         return image::read(io::stdin().lock(), &name);
     }
     let file = File::open(path).map_err(|source| image::Error::Io { path: path.to_owned(), source })?;
     image::read(file, &name)
+}
+
+/// The error of a file that cannot be opened, with advice if it does not exist.
+fn unopened(path: &Path, error: &io::Error) -> anyhow::Error {
+    let name = Source::new(path).name;
+    if error.kind() != io::ErrorKind::NotFound {
+        return anyhow!("{name}: {error}");
+    }
+    match name.split_once(":/") {
+        Some(("file", rest)) => {
+            anyhow!("{name}: expected a path, found an address: write /{}", rest.trim_start_matches('/'))
+        }
+        // One letter is a drive of Windows.
+        Some((scheme, _)) if scheme.len() > 1 && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
+            anyhow!(
+                "{name}: expected a file, found an address: download it first (curl -sL ADDRESS | lance-mm ask - ..)"
+            )
+        }
+        _ => match similar(path) {
+            Some(other) => anyhow!("{name}: {error} (did you mean {other}?)"),
+            None => anyhow!("{name}: {error}"),
+        },
+    }
+}
+
+/// Name in the folder of a path that differs from it by a slip of the keyboard.
+fn similar(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Large folders would take long.
+    let entries = std::fs::read_dir(folder).ok()?.take(10_000);
+    let others = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let distances = others.map(|other| (strsim::damerau_levenshtein(name, &other), other));
+    let (distance, other) = distances.min()?;
+    (distance <= 2 && 3 * distance <= name.len()).then_some(other)
 }
 
 /// An error of a file that is no image, with advice; `of_video` is that for a video.
@@ -131,6 +191,7 @@ fn hinted(error: image::Error, of_video: &str) -> anyhow::Error {
             anyhow!("{error} (on a Mac: sips -s format jpeg in.avif --out out.jpg)")
         }
         image::Error::UnsupportedFormat { kind: FileKind::Video(_), .. } => anyhow!("{error} ({of_video})"),
+        image::Error::Io { path, source } => unopened(&path, &source),
         error => error.into(),
     }
 }
@@ -143,13 +204,13 @@ fn is_video_name(path: &Path) -> bool {
 
 /// Reads a video: a folder of frames, an animated GIF, or a file through ffmpeg.
 pub(crate) fn clip(path: &Path, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
-    let name = path.display().to_string();
+    let name = Source::new(path).name;
     if path.is_dir() {
         return Ok(Clip::from_dir(path, fps.unwrap_or(UNKNOWN_FPS), options)?);
     }
     let mut start = Vec::new();
     let file = File::open(path).and_then(|file| file.take(256).read_to_end(&mut start));
-    file.map_err(|error| anyhow!("{name}: {error}"))?;
+    file.map_err(|error| unopened(path, &error))?;
     match FileKind::of(&start) {
         FileKind::Image("GIF") => return animation(&bytes(path)?, &name, fps, options),
         FileKind::Image(format) => match image::multi_frame(&bytes(path)?) {

@@ -60,7 +60,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let options = args.generation.options()?;
+    let options = args.generation.options(&args.prompt)?;
     let hints = args.generation.hints();
     let image = args.image.as_ref().map(|path| args.source.image(path, hints)).transpose()?;
     let request = match &image {

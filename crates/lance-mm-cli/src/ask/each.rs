@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::report::{Report, Shown};
 use super::{Args, ask};
-use crate::inputs;
+use crate::inputs::{self, Source};
 use crate::model::{self, Model};
 use crate::output::{self, Hints, StdoutError, plural};
 
@@ -30,8 +30,8 @@ pub(super) fn run(
             Err(error) if error.is::<StdoutError>() => return Err(error),
             Err(error) => {
                 failed += 1;
-                let source = path.to_string_lossy();
-                let line = json!({ "error": output::message(&error), "images": [{ "source": source }] });
+                let source = Source::new(path.as_ref());
+                let line = json!({ "error": output::message(&error), "images": [source] });
                 output::print_json(&line, false)?;
                 output::complain(&error);
             }
@@ -54,15 +54,15 @@ fn answer(
 ) -> Result<()> {
     let start = Instant::now();
     let input = inputs::read(path, &args.images, hints)?;
-    let name = input.name.clone();
+    let source = input.source.clone();
     inputs::warn(std::slice::from_ref(&input), &model.lance, hints);
     let features = {
-        let _busy = hints.busy(&format!("encoding {name} ({place})"));
+        let _busy = hints.busy(&format!("encoding {} ({place})", source.name));
         [input.encode(&model.lance, options)?]
     };
     let answer = ask(model, &features, question, options, hints, &mut |_| {})?;
     let report =
-        Report::new(model, question, vec![Shown::new(&name, &features[0])], &answer, start.elapsed());
+        Report::new(model, question, vec![Shown::new(&source, &features[0])], &answer, start.elapsed());
     if args.stats {
         output::say_dim(&report.stats());
     }

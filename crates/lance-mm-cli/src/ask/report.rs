@@ -7,6 +7,7 @@ use lance_mm::{Answer, ImageFeatures};
 use lance_mm_eval::memory;
 use serde::Serialize;
 
+use crate::inputs::Source;
 use crate::model::Model;
 use crate::output::{bytes, plural};
 
@@ -58,7 +59,8 @@ struct Times {
 /// An image or video of the question.
 #[derive(Serialize)]
 pub(crate) struct Shown<'a> {
-    source: &'a str,
+    #[serde(flatten)]
+    source: &'a Source,
     kind: String,
     /// Tokens in time, rows and columns.
     grid: [usize; 3],
@@ -68,7 +70,7 @@ pub(crate) struct Shown<'a> {
 }
 
 impl<'a> Shown<'a> {
-    pub(crate) fn new(source: &'a str, features: &ImageFeatures) -> Self {
+    pub(crate) fn new(source: &'a Source, features: &ImageFeatures) -> Self {
         let grid = features.grid();
         let kind = features.medium().to_string();
         Self { source, kind, grid: [grid.t, grid.h, grid.w], tokens: grid.count(), time: features.time() }

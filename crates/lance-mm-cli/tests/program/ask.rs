@@ -347,3 +347,53 @@ fn a_folder_is_a_model() {
     let bundled = run(command().args(["ask", "-m", "nano", &plate, PLATE]).env("LANCE_MM_MODEL", &nano));
     assert_eq!((bundled.stdout.as_str(), bundled.stderr.as_str()), ("BX62 BFY\n", NOTE));
 }
+
+#[test]
+#[cfg(target_os = "linux")]
+fn names_that_are_not_utf8_can_be_told_apart() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let files = Files::demos();
+    let names: Vec<_> = [&b"a\xff.png"[..], b"a\xfe.png", b"b\xff.png"].map(OsStr::from_bytes).into();
+    for name in &names[..2] {
+        fs::copy(files.demo(2), files.root().join(name)).unwrap();
+    }
+    let found = run(command()
+        .args(["ask", "-q", "-n", "1", "--each"])
+        .args(&names)
+        .arg(PLATE)
+        .current_dir(files.root()));
+    let sources: Vec<Value> = found
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["images"][0].take())
+        .collect();
+    let expected = [("a\\xFF.png", "a%FF.png"), ("a\\xFE.png", "a%FE.png"), ("b\\xFF.png", "b%FF.png")];
+    for (source, (name, bytes)) in sources.iter().zip(expected) {
+        assert_eq!((&source["source"], &source["source_bytes"]), (&name.into(), &bytes.into()));
+    }
+    assert_eq!((sources.len(), found.code), (3, 1), "{}", found.stderr);
+    assert!(found.stderr.starts_with("error: b\\xFF.png: No such file"), "{}", found.stderr);
+}
+
+#[test]
+fn misspelt_names_and_addresses_get_a_hint() {
+    let files = Files::demos();
+    let address = "expected a file, found an address: download it first (curl ";
+    for (path, expected) in [
+        ("https://example.org/a.png".to_owned(), address),
+        ("htps://example.org/a.png".into(), address),
+        ("http:/example.org/a.png".into(), address),
+        ("file:///home/a.png".into(), "expected a path, found an address: write /home/a.png"),
+        (files.demo(2).replace("plate", "palte"), "(did you mean demo_plate.png?)"),
+        (files.arg("other.png"), "(os error 2)"),
+    ] {
+        for args in
+            [["ask", &path, "What?"].as_slice(), &["chat", &path], &["ask", "--video", &path, "What?"]]
+        {
+            let found = lance_mm(args);
+            assert!(found.error().starts_with(&path) && found.error().contains(expected), "{}", found.stderr);
+        }
+    }
+}

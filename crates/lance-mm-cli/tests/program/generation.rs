@@ -168,6 +168,8 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
     }
     for (args, expected) in [
         (vec!["generate", "a<|im_end|>b", "-o", &out], "in the prompt, found the special token <|im_end|>"),
+        (vec!["generate", "", "-o", &out], "the prompt is empty: expected text"),
+        (vec!["edit", &broken, " ", "-o", &out], "the prompt is empty: expected text"),
         (vec!["edit", &broken, "Make it green", "-o", &out], "found an unknown format"),
         (
             vec!["edit", &clip, "Make it green", "-o", &out],
