@@ -1,23 +1,21 @@
-//! `lance-mm bench`: how fast models answer here, and how far that is from what the machine can do.
+//! `lance-mm bench`: speed of models here, and their share of the limits of the machine.
 
-mod cases;
-mod machine;
-mod measure;
-mod row;
+mod tables;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::ValueEnum;
+use lance_mm::Lance;
+use lance_mm::checkpoint::Checkpoint;
 use lance_mm_eval::Dataset;
+use lance_mm_eval::bench::{self, BenchEvent, BenchModel, BenchOptions, BenchPart, BenchReport};
 use serde::Serialize;
 
 use crate::args::ComputeArgs;
-use crate::document::Document;
 use crate::eval::data::bundled;
+use crate::model::display_name;
 use crate::output::{self, Hints};
-use machine::{Limits, Machine};
-use measure::{Measured, Plan};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,10 +25,10 @@ Examples:
   lance-mm bench ./Lance-3B-AWQ-INT4 --only decode --only prefill --quick
 
 Every number is the median of repeats, with the least and the greatest. Limits of the machine (bytes read,
-products of int8 and bf16 values a second) are measured before and after each repeat, and a share is of their
+int8 and bf16 operations a second) are measured before and after each repeat, and a share is of their
 mean; they are the CPU's, so that a device has no shares. Let nothing else run meanwhile.";
 
-/// Measure how fast models answer, and how far that is from this machine's limits.
+/// Measure the speed of models, and its share of this machine's limits.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -52,7 +50,7 @@ pub(crate) struct Args {
         value_hint = clap::ValueHint::FilePath
     )]
     cases: Option<Option<PathBuf>>,
-    /// Give the memory of the vision encoder back after every image.
+    /// Unload the vision encoder after every image.
     #[arg(long)]
     low_memory: bool,
     #[command(flatten)]
@@ -80,44 +78,69 @@ enum Part {
     Vit,
 }
 
+impl Part {
+    fn of_library(self) -> BenchPart {
+        match self {
+            Self::Ask => BenchPart::Ask,
+            Self::Decode => BenchPart::Decode,
+            Self::Batch => BenchPart::Batch,
+            Self::Prefill => BenchPart::Prefill,
+            Self::Vit => BenchPart::Vit,
+        }
+    }
+}
+
 /// The object that `--json` prints.
 #[derive(Serialize)]
-struct Record {
+struct Record<'a> {
     tool: &'static str,
     command: &'static str,
-    machine: Machine,
-    models: Vec<Measured>,
+    #[serde(flatten)]
+    report: &'a BenchReport,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = Hints::new(args.quiet || args.json);
-    let data: Option<Dataset> = match &args.cases {
-        None => None,
-        Some(None) => Some(bundled("bundled demo cases", &lance_mm_nano::DEMOS)),
-        Some(Some(path)) => Some(Dataset::read(path)?),
+    let options = args.options()?;
+    let device = args.compute.open_device()?;
+    let load = |name: &str| -> lance_mm_eval::Result<Lance> {
+        let checkpoint = Checkpoint::named(name)?.with_activations(args.compute.activations());
+        Ok(Lance::new(checkpoint.with_device(&device))?.with_low_memory(args.low_memory))
     };
-    if data.as_ref().is_some_and(|data| data.samples.is_empty()) {
-        bail!("--cases: expected questions, found none");
+    let load = &load;
+    let models = args
+        .models
+        .iter()
+        .map(|name| BenchModel { name: display_name(name).to_owned(), load: Box::new(move || load(name)) });
+    let models: Vec<BenchModel<'_>> = models.collect();
+    let mut busy = None;
+    let report = bench::bench(&models, &options, &mut |event| match event {
+        BenchEvent::Begin(what) => busy = Some(hints.busy(&format!("measuring {what}"))),
+        BenchEvent::MemoryUnknown => hints.note("note: the system does not report memory in use"),
+        _ => {}
+    })?;
+    drop(busy);
+    let record =
+        Record { tool: concat!("lance-mm ", env!("CARGO_PKG_VERSION")), command: "bench", report: &report };
+    if args.json {
+        output::print_json(&record, true)
+    } else {
+        output::print(&tables::document(&report).markdown())
     }
-    let plan = Plan::new(args)?;
-    let mut limits = Limits::default();
-    let mut models = Vec::new();
-    for name in &args.models {
-        models.push(measure::model(name, &plan, data.as_ref(), &mut limits, hints)?);
-    }
-    let record = Record {
-        tool: concat!("lance-mm ", env!("CARGO_PKG_VERSION")),
-        command: "bench",
-        machine: Machine::new(&limits),
-        models,
-    };
-    if args.json { output::print_json(&record, true) } else { output::print(&document(&record).markdown()) }
 }
 
-fn document(record: &Record) -> Document {
-    let mut document = Document::new("Speed".to_owned());
-    record.machine.show(&mut document);
-    row::show(&record.models, &mut document);
-    cases::show(&record.models, &mut document);
-    document
+impl Args {
+    fn options(&self) -> Result<BenchOptions> {
+        let cases = match &self.cases {
+            None => None,
+            Some(None) => Some(bundled("bundled demo cases", &lance_mm_nano::DEMOS)),
+            Some(Some(path)) => Some(Dataset::read(path)?),
+        };
+        let mut options = if self.quick { BenchOptions::quick() } else { BenchOptions::default() };
+        if !self.only.is_empty() {
+            let wanted = |part: &BenchPart| self.only.iter().any(|only| only.of_library() == *part);
+            options.parts.retain(wanted);
+        }
+        Ok(BenchOptions { cases, ..options })
+    }
 }

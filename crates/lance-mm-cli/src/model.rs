@@ -23,6 +23,11 @@ pub(crate) struct Model {
     pub(crate) time: Duration,
 }
 
+/// Name of a model in reports.
+pub(crate) fn display_name(model: &str) -> &str {
+    if is_bundled(model) { "bundled nano" } else { model }
+}
+
 /// Loads what the arguments name, as they say.
 pub(crate) fn load_with(args: &ModelArgs, hints: Hints) -> Result<Model> {
     let (device, activations) = (args.compute.open_device()?, args.compute.activations());
@@ -53,7 +58,7 @@ pub(crate) fn load_as(
     let _busy = hints.busy("loading the model");
     let start = Instant::now();
     let lance = Lance::new(change(Checkpoint::named(model)?))?;
-    let name = if bundled { "bundled nano" } else { model }.to_owned();
+    let name = display_name(model).to_owned();
     let unknown = lance.unknown_tensors();
     if let Some(first) = unknown.first() {
         let others =

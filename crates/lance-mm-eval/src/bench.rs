@@ -1,313 +1,195 @@
-//! The steps of an answer one at a time: how long each takes, and what it has to read and compute at least.
+//! Speed of models beside the limits of the machine, and the steps of an answer one at a time.
 //!
-//! Each function measures once. Repeating, and [roofline] to set the numbers against,
-//! are the caller's: times of one run can be compared, those of different runs often not.
+//! [`bench()`] repeats each step, measures the machine's [roofline](lance_mm_tensor::roofline) around every repeat, and
+//! reports medians with their share of the limit. The functions of [`steps`] measure once.
 
-use std::time::{Duration, Instant};
+mod answers;
+mod machine;
+mod measurement;
+mod run;
+pub mod steps;
 
-use candle_core::{Device, Tensor};
-use lance_mm_image::{RgbImage, Size};
-use lance_mm_models::{Cache, Cursor, Grid, NextToken, Segment, Sequence};
-use lance_mm_tensor::{in_thread_pool, read_values, roofline};
+use lance_mm_pipelines::Lance;
+use serde::Serialize;
 
+use crate::Dataset;
 use crate::error::{Error, Result};
-use lance_mm_pipelines::DecodeOptions;
-use lance_mm_pipelines::{AskOptions, Content, Lance};
-use lance_mm_pipelines::{Sampler, Sampling};
+pub use answers::AnswerTime;
+use machine::Limits;
+pub use machine::Machine;
+pub use measurement::{LimitShare, Measurement};
 
-/// A step that was measured.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepTiming {
-    /// How long it took.
-    pub time: Duration,
-    /// Tokens or patches that were worked through.
-    pub rows: usize,
-    /// Bytes of weights and cache that it cannot but read.
-    pub bytes: f64,
-    /// Operations of matrices and attention; a product and its sum are two.
-    pub flops: f64,
+/// Options of [`bench()`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct BenchOptions {
+    /// Parts to measure.
+    pub parts: Vec<BenchPart>,
+    /// Repeats of each measurement.
+    pub repeats: usize,
+    /// Tokens generated in a repeat.
+    pub steps: usize,
+    /// Questions whose answers are timed one by one.
+    pub cases: Option<Dataset>,
+    /// Most tokens of such an answer.
+    pub case_tokens: usize,
 }
 
-/// Works through a prompt of `rows` tokens of text and picks the token after it.
-///
-/// # Errors
-/// More rows than the model can see, or none.
-pub fn prefill(lance: &Lance, rows: usize) -> Result<StepTiming> {
-    let mut run = Run::new(lance, rows)?;
-    let start = Instant::now();
-    run.prefill(rows)?;
-    let time = start.elapsed();
-    Ok(StepTiming { time, rows, bytes: lance.llm().step_bytes() as f64, flops: lance.llm().flops(rows, 0) })
-}
-
-/// Tokens generated one by one after a context.
-pub struct Decode<'a> {
-    run: Run<'a>,
-    id: u32,
-}
-
-impl<'a> Decode<'a> {
-    /// Begins after `context` tokens. Only the first few are worked through, the rest repeats them: what is in
-    /// the cache does not matter for the time.
-    ///
-    /// # Errors
-    /// A context longer than the model can see, or none.
-    pub fn new(lance: &'a Lance, context: usize) -> Result<Self> {
-        const COMPUTED: usize = 64;
-        let mut run = Run::new(lance, context)?;
-        let id = run.prefill(context.min(COMPUTED))?;
-        run.cache.repeat_to(context)?;
-        run.at = Cursor { rows: context, position: context as u32 };
-        Ok(Self { run, id })
-    }
-
-    /// Generates `steps` tokens, then forgets them.
-    ///
-    /// # Errors
-    /// More than the model can see together with the context.
-    pub fn run(&mut self, steps: usize) -> Result<StepTiming> {
-        let (lance, begin) = (self.run.lance, self.run.at);
-        fits(lance, begin.rows + steps)?;
-        let start = Instant::now();
-        let mut id = self.id;
-        for _ in 0..steps {
-            id = self.run.step(id)?;
-        }
-        let time = start.elapsed();
-        self.run.cache.truncate(begin.rows)?;
-        self.run.at = begin;
-        let per_step = lance.llm().step_bytes() + self.run.cache.row_bytes()?;
-        let flops = (0..steps).map(|step| lance.llm().flops(1, begin.rows + step)).sum();
-        Ok(StepTiming { time, rows: steps, bytes: (steps * per_step) as f64, flops })
+impl Default for BenchOptions {
+    fn default() -> Self {
+        Self { parts: BenchPart::ALL.to_vec(), repeats: 3, steps: 32, cases: None, case_tokens: 256 }
     }
 }
 
-/// Reads the weights of a step and does nothing else with them: bytes a second. They lie in pages of the system's file
-/// cache, which may be read faster or slower than other memory.
-pub fn read_weights(lance: &Lance) -> f64 {
-    roofline::read(&lance.llm().step_weights())
-}
-
-/// Tokens of several sequences of one length, a token of each in every step.
-pub struct Batch<'a> {
-    lance: &'a Lance,
-    caches: Vec<Cache>,
-    at: Cursor,
-    id: u32,
-    sampler: Sampler,
-}
-
-impl<'a> Batch<'a> {
-    /// Begins with `sequences` sequences after `context` tokens each, as [`Decode::new`] does.
-    ///
-    /// # Errors
-    /// As [`Decode::new`]; no sequences.
-    pub fn new(lance: &'a Lance, context: usize, sequences: usize) -> Result<Self> {
-        if sequences == 0 {
-            return Err(Error::option("sequences", "at least 1", 0));
-        }
-        let Decode { run: Run { cache, at, sampler, .. }, id } = Decode::new(lance, context)?;
-        let mut caches = Vec::with_capacity(sequences);
-        for _ in 1..sequences {
-            caches.push(cache.fork()?);
-        }
-        caches.push(cache);
-        Ok(Self { lance, caches, at, id, sampler })
+impl BenchOptions {
+    /// One repeat of each measurement, and short answers.
+    pub fn quick() -> Self {
+        Self { repeats: 1, steps: 16, case_tokens: 32, ..Self::default() }
     }
 
-    /// Generates `steps` tokens of each sequence, then forgets them.
-    ///
-    /// # Errors
-    /// More than the model can see together with the context.
-    pub fn run(&mut self, steps: usize) -> Result<StepTiming> {
-        let (lance, n) = (self.lance, self.caches.len());
-        fits(lance, self.at.rows + steps)?;
-        let start = Instant::now();
-        let mut ids = vec![self.id; n];
-        for step in 0..steps {
-            let at = Cursor { rows: self.at.rows + step, position: self.at.position + step as u32 };
-            let next = |(cache, id): (_, &u32)| NextToken { id: *id, start: at, cache };
-            let steps = self.caches.iter_mut().zip(&ids).map(next).collect();
-            let logits = in_thread_pool(|| lance.llm().logits(&lance.llm().step_all(steps)?))?;
-            let width = lance.config().vocab_size;
-            read_values(&logits, |logits| -> Result<()> {
-                for (id, logits) in ids.iter_mut().zip(logits.chunks(width)) {
-                    *id = self.sampler.pick(logits, &[])?;
-                }
-                Ok(())
-            })??;
+    fn validate(&self) -> Result<()> {
+        for (name, value) in [("repeats", self.repeats), ("steps", self.steps)] {
+            if value == 0 {
+                return Err(Error::option(name, "at least 1", 0));
+            }
         }
-        let time = start.elapsed();
-        self.caches.iter_mut().try_for_each(|cache| cache.truncate(self.at.rows))?;
-        let cached = self.caches[0].row_bytes()? * n;
-        let flops: f64 = (0..steps).map(|step| lance.llm().flops(1, self.at.rows + step)).sum();
-        let bytes = (steps * (lance.llm().step_bytes() + cached)) as f64;
-        Ok(StepTiming { time, rows: steps * n, bytes, flops: flops * n as f64 })
+        match &self.cases {
+            Some(data) if data.samples.is_empty() => Err(Error::option("cases", "questions", "none")),
+            _ => Ok(()),
+        }
     }
 }
 
-/// Runs the vision encoder over a square image of `side` by `side` patches.
-///
-/// # Errors
-/// No vision encoder; a side that is no multiple of its merge size.
-pub fn vit(lance: &Lance, side: usize) -> Result<StepTiming> {
-    let vit = lance.vit()?;
-    let grid = Grid { t: 1, h: side, w: side };
-    let n = grid.count() * vit.config().patch_width();
-    let values: Vec<f32> = (0..n).map(|i| (i as f32 * 0.37).sin()).collect();
-    let patches = Tensor::from_vec(values, (grid.count(), vit.config().patch_width()), &Device::Cpu)
-        .map_err(lance_mm_tensor::Error::from)?;
-    let start = Instant::now();
-    vit.forward(&patches, &[grid])?.device().synchronize().map_err(lance_mm_tensor::Error::from)?;
-    let (time, flops) = (start.elapsed(), vit.flops(grid));
-    Ok(StepTiming { time, rows: grid.count(), bytes: 0.0, flops })
-}
-
-/// Times to the first token of two questions about one image.
+/// A part of the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TwoQuestions {
-    /// From the decoded image to the first token of an answer.
-    pub first: Duration,
-    /// Of that, the vision encoder.
-    pub encode: Duration,
-    /// From the second question, the image kept, to the first token of its answer.
-    pub second: Duration,
-    /// Tokens of the first prompt.
-    pub prompt_tokens: usize,
+pub enum BenchPart {
+    /// Time to load, time to the first token of a question and of a second one, memory.
+    Ask,
+    /// Tokens a second after a short and a long context.
+    Decode,
+    /// Tokens a second of one sequence and of eight together.
+    Batch,
+    /// Prompts of 512 and 1024 tokens.
+    Prefill,
+    /// The vision encoder at a quarter of a megapixel and at one.
+    Vit,
 }
 
-/// Asks two questions about an image.
+impl BenchPart {
+    /// All parts.
+    pub const ALL: [Self; 5] = [Self::Ask, Self::Decode, Self::Batch, Self::Prefill, Self::Vit];
+}
+
+/// A model to measure.
+pub struct BenchModel<'a> {
+    /// Name in the report.
+    pub name: String,
+    /// Loads it; called once for each repeat of the load time.
+    pub load: Box<dyn Fn() -> Result<Lance> + 'a>,
+}
+
+/// Progress of [`bench()`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BenchEvent<'a> {
+    /// A measurement begins.
+    Begin(&'a str),
+    /// The system reports no memory in use: the report has no such rows.
+    MemoryUnknown,
+}
+
+/// Observer of [`bench()`].
+pub type BenchObserver<'a> = dyn FnMut(BenchEvent<'_>) + 'a;
+
+/// Speed of models on this machine.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BenchReport {
+    /// The machine and the limits met.
+    pub machine: Machine,
+    /// The models, in the order given.
+    pub models: Vec<ModelSpeed>,
+}
+
+/// Speed of one model.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ModelSpeed {
+    /// Its name.
+    pub name: String,
+    /// Where it ran: `cpu` or `metal`.
+    pub device: &'static str,
+    /// Whether its weights are quantized.
+    pub quantized: bool,
+    /// The measurements, in their order.
+    pub rows: Vec<Measurement>,
+    /// Times of the answers to [`BenchOptions::cases`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cases: Vec<AnswerTime>,
+}
+
+/// Measures models one after the other. Nothing else should run meanwhile.
 ///
 /// # Errors
-/// As [`Lance::image_context`].
-pub fn two_questions(lance: &Lance, image: &RgbImage, questions: [&str; 2]) -> Result<TwoQuestions> {
-    let decode = DecodeOptions { max_new_tokens: 1, ..DecodeOptions::default() };
-    let options = AskOptions { decode, ..AskOptions::default() };
-    let start = Instant::now();
-    let visual = lance.encode_image(image, &options)?;
-    let encode = visual.time();
-    let mut context = lance.image_context(&[visual], &options)?;
-    let mut ask = |question| context.ask(question, &options);
-    let prompt_tokens = ask(questions[0])?.prompt_tokens;
-    let first = start.elapsed();
-    let start = Instant::now();
-    ask(questions[1])?;
-    Ok(TwoQuestions { first, encode, second: start.elapsed(), prompt_tokens })
-}
-
-/// Asks one question about an image and generates up to `tokens` tokens of the answer: what `ask` does.
-///
-/// # Errors
-/// As [`Lance::answer`].
-pub fn question(lance: &Lance, image: &RgbImage, question: &str, tokens: usize) -> Result<Duration> {
-    let decode = DecodeOptions { max_new_tokens: tokens, ..DecodeOptions::default() };
-    let options = AskOptions { decode, ..AskOptions::default() };
-    let start = Instant::now();
-    let visual = lance.encode_image(image, &options)?;
-    let message = [Content::Features(&visual), Content::Text(question)];
-    lance.answer(&message, &options)?;
-    Ok(start.elapsed())
-}
-
-/// An image to measure with: soft colours, `side` pixels high and wide.
-///
-/// # Errors
-/// A side of 0.
-pub fn test_image(side: u32) -> Result<RgbImage> {
-    let value = |i: u32| (128.0 + 100.0 * (f64::from(i) * 0.01).sin()) as u8;
-    let pixels =
-        (0..side * side).flat_map(|i| [value(i % side), value(i / side), value(i % side + i / side)]);
-    Ok(lance_mm_image::from_raw(Size { width: side, height: side }, pixels.collect())?)
-}
-
-/// A cache that is filled with text.
-struct Run<'a> {
-    lance: &'a Lance,
-    cache: Cache,
-    at: Cursor,
-    sampler: Sampler,
-}
-
-impl<'a> Run<'a> {
-    fn new(lance: &'a Lance, rows: usize) -> Result<Self> {
-        if rows == 0 {
-            return Err(Error::option("rows", "at least 1", 0));
-        }
-        fits(lance, rows)?;
-        let sampler = Sampler::new(&Sampling::default(), lance.tokenizer().vocab_limit())?;
-        Ok(Self { lance, cache: lance.llm().cache(), at: Cursor::default(), sampler })
-    }
-
-    fn prefill(&mut self, rows: usize) -> Result<u32> {
-        let vocab = self.lance.tokenizer().vocab_limit();
-        let ids = (0..rows as u32).map(|i| i.wrapping_mul(7919) % vocab).collect();
-        let llm = self.lance.llm();
-        let sequence = Sequence::new(&[Segment::Text(ids)], &llm.config().layout(), self.at);
-        let prompt = || llm.logits(&llm.prefill(&llm.embed(&sequence, &[])?, &sequence, &mut self.cache)?);
-        let logits = in_thread_pool(prompt)?;
-        self.at = sequence.end();
-        self.pick(&logits)
-    }
-
-    fn step(&mut self, id: u32) -> Result<u32> {
-        let llm = self.lance.llm();
-        let logits = in_thread_pool(|| llm.logits(&llm.step(id, self.at, &mut self.cache)?))?;
-        self.at = Cursor { rows: self.at.rows + 1, position: self.at.position + 1 };
-        self.pick(&logits)
-    }
-
-    fn pick(&mut self, logits: &Tensor) -> Result<u32> {
-        Ok(read_values(logits, |logits| self.sampler.pick(logits, &[]))??)
-    }
-}
-
-fn fits(lance: &Lance, rows: usize) -> Result<()> {
-    match lance.config().max_position_embeddings {
-        max if rows <= max => Ok(()),
-        max => Err(Error::option("rows", format!("at most {max} tokens in all"), rows)),
-    }
+/// Options out of range, and every error of loading or running a model.
+pub fn bench(
+    models: &[BenchModel<'_>],
+    options: &BenchOptions,
+    observer: &mut BenchObserver<'_>,
+) -> Result<BenchReport> {
+    options.validate()?;
+    let mut limits = Limits::default();
+    let models = models.iter().map(|model| run::measure(model, options, &mut limits, observer));
+    let models = models.collect::<Result<_>>()?;
+    Ok(BenchReport { machine: Machine::new(&limits), models })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::checkpoint;
+    use crate::testing::{checkpoint, demos};
 
-    #[test]
-    fn every_step_is_measured() {
-        let lance = Lance::new(checkpoint()).unwrap();
-        let step = prefill(&lance, 20).unwrap();
-        assert_eq!((step.rows, step.bytes), (20, lance.llm().step_bytes() as f64));
-        assert!(step.time > Duration::ZERO && step.flops > 1e6);
-
-        let mut decode = Decode::new(&lance, 200).unwrap();
-        let (one, three) = (decode.run(1).unwrap(), decode.run(3).unwrap());
-        assert_eq!((one.bytes * 3.0, three.rows), (three.bytes, 3));
-        assert!(one.bytes > step.bytes && three.flops > 2.9 * one.flops);
-
-        let four = Batch::new(&lance, 200, 4).unwrap().run(2).unwrap();
-        assert_eq!((four.rows, four.flops), (8, 4.0 * decode.run(2).unwrap().flops));
-        assert!(four.bytes < 4.0 * decode.run(2).unwrap().bytes);
-
-        let seen = vit(&lance, 12).unwrap();
-        assert_eq!(seen.rows, 144);
-
-        let image = test_image(100).unwrap();
-        let two = two_questions(&lance, &image, ["What is it?", "What colour?"]).unwrap();
-        assert!(two.first > two.encode && two.second > Duration::ZERO, "{two:?}");
-        assert!(question(&lance, &image, "What is it?", 2).unwrap() > Duration::ZERO);
+    fn run(options: &BenchOptions) -> Result<(BenchReport, Vec<String>)> {
+        let load = || Ok(Lance::new(checkpoint())?);
+        let models = [BenchModel { name: "a".into(), load: Box::new(load) }];
+        let mut begun = Vec::new();
+        let report = bench(&models, options, &mut |event| {
+            if let BenchEvent::Begin(what) = event {
+                begun.push(what.to_owned());
+            }
+        })?;
+        Ok((report, begun))
     }
 
     #[test]
-    fn what_does_not_fit_is_refused() {
-        let lance = Lance::new(checkpoint()).unwrap();
-        let max = lance.config().max_position_embeddings;
-        for error in [prefill(&lance, 0).err(), prefill(&lance, max + 1).err(), Decode::new(&lance, 0).err()]
-        {
-            assert!(error.unwrap().to_string().starts_with("option rows: expected at "));
-        }
-        assert!(Decode::new(&lance, 8).unwrap().run(max).is_err());
-        assert!(Batch::new(&lance, 8, 2).unwrap().run(max).is_err() && Batch::new(&lance, 8, 0).is_err());
-        assert!(vit(&lance, 13).is_err());
+    fn parts_and_cases_are_measured_beside_limits() {
+        let options = BenchOptions {
+            parts: vec![BenchPart::Prefill],
+            cases: Some(demos().limited(1)),
+            case_tokens: 2,
+            ..BenchOptions::quick()
+        };
+        let (report, begun) = run(&BenchOptions { repeats: 2, ..options }).unwrap();
+        assert_eq!(begun, ["prompts of 512 tokens", "prompts of 1024 tokens", "answers"]);
+        let [model] = report.models.as_slice() else { panic!("one model") };
+        assert_eq!((model.rows.len(), model.cases.len(), model.quantized), (2, 1, false));
+        let row = &model.rows[0];
+        assert!(row.min > 0.0 && row.min <= row.median && row.median <= row.max, "{row:?}");
+        assert!(row.share.is_some_and(|share| share.of == "bf16 peak" && share.median > 0.0));
+        assert!(report.machine.threads > 0 && report.machine.limits.len() == 1, "{:?}", report.machine);
+        assert!(model.cases[0].tokens <= 2 && model.cases[0].seconds > model.cases[0].prompt_seconds);
+    }
+
+    #[test]
+    fn options_out_of_range_are_refused() {
+        let none = |options: BenchOptions| run(&options).unwrap_err().to_string();
+        let quick = BenchOptions::quick;
+        assert_eq!(
+            none(BenchOptions { repeats: 0, ..quick() }),
+            "option repeats: expected at least 1, found 0"
+        );
+        assert_eq!(none(BenchOptions { steps: 0, ..quick() }), "option steps: expected at least 1, found 0");
+        let empty = Some(Dataset::default());
+        assert_eq!(
+            none(BenchOptions { cases: empty, ..quick() }),
+            "option cases: expected questions, found none"
+        );
     }
 }

@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use lance_mm::tensor::roofline::{self, Peak, ReadBuffer};
+use lance_mm_tensor::roofline::{self, Peak, ReadBuffer};
 use serde::Serialize;
 
-use super::row::{self, Row};
-use crate::document::Document;
+use super::measurement::Measurement;
 
 /// Bytes read through for the bandwidth.
 const BUFFER: usize = 512 << 20;
-/// How long products are computed for a peak.
+/// Time to compute for a peak.
 const PEAK_TIME: Duration = Duration::from_millis(60);
 
 pub(super) const BANDWIDTH: &str = "read bandwidth";
@@ -47,34 +46,41 @@ impl Limits {
         found.per_second
     }
 
-    /// Gives the memory that is read through back, to measure that of others.
+    /// Releases the memory that is read through, to measure that of models.
     pub(super) fn release(&mut self) {
         self.buffer = None;
     }
 }
 
-/// What was measured on.
-#[derive(Serialize)]
-pub(super) struct Machine {
-    /// The processor's name; null where the system does not say.
-    cpu: Option<String>,
-    arch: &'static str,
-    os: &'static str,
-    /// Threads that share the work.
-    threads: usize,
-    limits: Vec<Row>,
+/// The machine that models were measured on.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Machine {
+    /// Name of the processor, where the system tells it.
+    pub cpu: Option<String>,
+    /// Its architecture.
+    pub arch: &'static str,
+    /// The operating system.
+    pub os: &'static str,
+    /// Threads of the pool.
+    pub threads: usize,
+    /// Limits met beside the measurements.
+    pub limits: Vec<Measurement>,
 }
 
 impl Machine {
     pub(super) fn new(met: &Limits) -> Self {
         let mut rows = Vec::new();
         if !met.bandwidth.is_empty() {
-            rows.push(Row::new(BANDWIDTH, "GB/s", met.bandwidth.iter().map(|v| v / 1e9).collect()));
+            rows.push(Measurement::new(BANDWIDTH, "GB/s", met.bandwidth.iter().map(|v| v / 1e9).collect()));
         }
         for (what, peaks) in [("int8", &met.int8), ("bf16", &met.bf16)] {
             if let Some(first) = peaks.first() {
                 let what = format!("{what} peak, {}", first.with);
-                rows.push(Row::new(what, "Gop/s", peaks.iter().map(|p| p.per_second / 1e9).collect()));
+                rows.push(Measurement::new(
+                    what,
+                    "Gop/s",
+                    peaks.iter().map(|p| p.per_second / 1e9).collect(),
+                ));
             }
         }
         Self {
@@ -83,16 +89,6 @@ impl Machine {
             os: std::env::consts::OS,
             threads: roofline::threads(),
             limits: rows,
-        }
-    }
-
-    pub(super) fn show(&self, document: &mut Document) {
-        let cpu = self.cpu.as_deref().unwrap_or("processor unknown");
-        let threads = crate::output::plural(self.threads, "thread");
-        document.text(format!("{cpu} ({}, {}), {threads}.", self.arch, self.os));
-        if !self.limits.is_empty() {
-            document.heading("Limits");
-            document.table(row::table(&self.limits));
         }
     }
 }
