@@ -6,7 +6,6 @@ mod layers;
 mod oracle;
 mod parity;
 mod ppl;
-pub(crate) mod progress;
 mod result;
 
 use anyhow::Result;

@@ -25,6 +25,7 @@ mod interrupt;
 mod log;
 mod model;
 mod output;
+mod progress;
 mod pull;
 mod quantize;
 mod save;

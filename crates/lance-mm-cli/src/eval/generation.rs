@@ -11,8 +11,8 @@ use lance_mm_eval::{GenerationOptions, ModelInfo, generation};
 
 use super::data::{DeviceArgs, OutputArgs};
 use super::result::{self, Data};
-use crate::eval::progress::Progress;
 use crate::generation::size;
+use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -6,9 +6,9 @@ use anyhow::Result;
 use lance_mm_eval::{LayerOptions, ModelInfo, layers};
 
 use super::data::CompareArgs;
-use super::progress::Progress;
 use super::result::{self, Data};
 use crate::model;
+use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -7,11 +7,11 @@ use lance_mm_eval::oracle::{OracleReport, answers};
 use lance_mm_eval::{Dataset, ModelInfo};
 
 use super::data::{AskArgs, DeviceArgs, OutputArgs, bundled};
-use super::progress::Progress;
 use super::result::{self, Data};
 use crate::document::number::{millis, or_dash, yes_no};
 use crate::document::{Document, Table};
 use crate::model;
+use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -8,9 +8,9 @@ use lance_mm::tensor::ActivationPrecision;
 use lance_mm_eval::{Continuation, ModelInfo, ParityOptions, parity};
 
 use super::data::CompareArgs;
-use super::progress::Progress;
 use super::result::{self, Data};
 use crate::model::{self, Model};
+use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
 Examples:

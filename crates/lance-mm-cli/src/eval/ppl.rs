@@ -7,11 +7,11 @@ use lance_mm_eval::{ModelInfo, PerplexityReport, perplexity};
 use sha2::{Digest, Sha256};
 
 use super::data::{DeviceArgs, OutputArgs};
-use super::progress::Progress;
 use super::result::{self, Data};
 use crate::document::number::short;
 use crate::document::{Document, Table};
 use crate::model;
+use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
 Examples:

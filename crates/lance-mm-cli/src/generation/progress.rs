@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use lance_mm::generate::{Event, Stage};
 use lance_mm_eval::memory;
 
-use crate::eval::progress::Progress;
 use crate::output::{self, Busy, Hints};
+use crate::progress::Progress;
 
 /// Shows the stages of a generation and times them.
 pub(super) struct StageTimer {

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use lance_mm_calibrate::Progress;
 
-use crate::eval::progress::Progress as Bar;
 use crate::output::{Busy, Hints};
+use crate::progress::Progress as Bar;
 
 /// Shows the stage that runs: a bar over samples, else a moving sign with a text.
 pub(super) struct Display {

@@ -1,4 +1,4 @@
-//! How far a long measurement is, on standard error.
+//! Progress of a long run, on standard error.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -46,7 +46,7 @@ impl Progress {
 /// The time left, once the first step tells how long one takes.
 fn left(state: &ProgressState, out: &mut dyn Write) {
     if state.pos() > 0 {
-        // A line that cannot be formatted is drawn without.
+        // A line that cannot be formatted is shown without.
         let _ = write!(out, ", {:#} left", HumanDuration(state.eta()));
     }
 }
