@@ -1,4 +1,4 @@
-//! What a checkpoint folder that is not right says: one line that names the thing.
+//! Errors of a checkpoint folder that is not right: one line that names the thing.
 
 use std::fs;
 use std::path::Path;

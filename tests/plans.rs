@@ -25,7 +25,7 @@ use crate::support::fixtures;
 /// How often each kernel ran.
 type Counts = BTreeMap<String, usize>;
 
-/// What `work` gives on a device, whose place the simulator takes, with the kernels that ran.
+/// Result of `work` on a device, whose place the simulator takes, with the kernels that ran.
 #[cfg(target_os = "linux")]
 fn on_device<T>(work: impl FnOnce(&Device) -> lance_mm::Result<T>) -> Option<(T, Counts)> {
     let runs = Runs::default();
@@ -33,14 +33,14 @@ fn on_device<T>(work: impl FnOnce(&Device) -> lance_mm::Result<T>) -> Option<(T,
     Some((found, runs.take()))
 }
 
-/// What `work` gives on this machine's device; nothing in a build without Metal.
+/// Result of `work` on this machine's device; nothing in a build without Metal.
 #[cfg(target_os = "macos")]
 fn on_device<T>(work: impl FnOnce(&Device) -> lance_mm::Result<T>) -> Option<(T, Counts)> {
     let device = lance_mm::tensor::DeviceChoice::Metal.open().ok()?;
     Some((work(&device).unwrap(), Counts::new()))
 }
 
-/// What `work` gives on a device and on the CPU.
+/// Results of `work` on a device and on the CPU.
 fn on_both<T>(work: impl Fn(&Device) -> lance_mm::Result<T>) -> Option<(T, T, Counts)> {
     let (found, runs) = on_device(&work)?;
     Some((found, work(&Device::Cpu).unwrap(), runs))
@@ -125,7 +125,7 @@ fn the_quantized_model_answers_the_same_in_bf16() {
     assert!(in_f32.is_empty() || in_f32 == ["affine_matvec_f32_bf16", "dense_matmul_f32_bf16"], "{in_f32:?}");
 }
 
-/// What docs/metal.md says of the model's 36 layers.
+/// Kernels of the model's 36 layers, as docs/metal.md counts them.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_token_takes_13_dispatches_a_layer_and_3() {
@@ -201,14 +201,14 @@ fn rows_in_bf16_stay_close_in_a_model_of_random_weights() {
     all_ran(&["dense_matmul_bf16_bf16", "dense_matvec_bf16_bf16", "dense_rows_bf16_bf16"], &runs);
 }
 
-/// What draws, rows on a device as `activations` say. Products on the CPU are in f32.
+/// Layers that generate, hidden states on a device as `activations` say. Matmuls on the CPU are in f32.
 fn generation(device: &Device, activations: ActivationPrecision) -> lance_mm::Result<Lance> {
     let vae = Weights::open_in(&fixtures("vae/ckpt/mlx"), "vae")?;
     let checkpoint = Checkpoint::open(fixtures("generation/ckpt/mlx"))?.with_vae(vae).with_f32_activations();
     Lance::new(checkpoint.with_activations(activations).with_device(device))
 }
 
-/// What docs/metal.md says of a step over one block of latents.
+/// Kernels of a step over one block of latents, as docs/metal.md counts them.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_step_of_drawing_takes_23_dispatches_a_layer_and_8() {

@@ -79,7 +79,7 @@ impl Command {
     }
 }
 
-/// What the kinds share besides their case.
+/// Context of every kind besides its case.
 pub(crate) struct Context {
     tokenizer_dir: Option<PathBuf>,
     tokenizer: OnceCell<Tokenizer>,

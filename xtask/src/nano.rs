@@ -20,7 +20,7 @@ pub(crate) struct Nano {
     verify: bool,
 }
 
-/// What `lance-mm quantize` is given between the two folders.
+/// Options of `lance-mm quantize` after the two folders.
 const OPTIONS: [&str; 5] = ["--calib", "bundled", "--calib-tokens", "12000", "--uniform-bits"];
 /// The files of the bundled model that quantizing makes; the others are those of the original.
 const MADE: [&str; 2] = ["config.json", "model.safetensors"];

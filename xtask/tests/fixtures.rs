@@ -31,9 +31,10 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let path = entry.unwrap().path();
         let target = to.join(path.file_name().unwrap());
-        match path.is_dir() {
-            true => copy(&path, &target),
-            false => assert!(fs::copy(&path, &target).unwrap() > 0),
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            assert!(fs::copy(&path, &target).unwrap() > 0);
         }
     }
 }

@@ -50,7 +50,7 @@ pub fn convert(
     let out = out.as_ref();
     let parts = Parts::open(source.as_ref(), options.und_only)?;
     let folder = StagedFolder::create(out).map_err(Error::io(out))?;
-    let mut progress = Progress::new(&parts, &options.stop, observer);
+    let mut progress = Progress::new(parts.bytes(), &options.stop, observer);
     options.to.write(&parts, folder.path(), &mut progress)?;
     let mut report = ConvertReport::new(&parts, progress.not_finite);
     parts.check_unchanged()?;
@@ -78,7 +78,7 @@ fn round_trip(
     // Beside `out`, which has no such entry, and never committed.
     let beside = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = StagedFolder::create_in(beside, &out.join("back")).map_err(Error::io(out))?;
-    to.write(&there, folder.path(), &mut Progress::new(&there, &options.stop, observer))?;
+    to.write(&there, folder.path(), &mut Progress::new(there.bytes(), &options.stop, observer))?;
     let back = Parts::open(&to.written(&there, folder.path()), quantized)?;
     verify::compare(first, &back, &options.stop)
 }

@@ -8,7 +8,7 @@ use lance_mm_tensor::Problems;
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong with a conversion.
+/// Failure of a conversion.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -65,8 +65,13 @@ impl Parts {
     }
 
     /// The tensors of all parts.
-    pub(crate) fn tensors(&self) -> impl Iterator<Item = &FileTensor> {
+    fn tensors(&self) -> impl Iterator<Item = &FileTensor> {
         self.llm.iter().chain(&self.vit).chain(&self.vae)
+    }
+
+    /// Bytes of all tensors.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.tensors().map(FileTensor::bytes).sum()
     }
 
     /// Checks that no file of the tensors changed since it was opened.

@@ -4,7 +4,6 @@ use lance_mm_tensor::StopFlag;
 
 use crate::error::{Error, Result};
 use crate::file_tensor::FileTensor;
-use crate::parts::Parts;
 
 /// A tensor that was written.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +17,7 @@ pub struct Written<'a> {
     pub total: u64,
 }
 
-/// Bytes that are done, the flag that stops and whom to tell.
+/// Bytes that are done of a total, the flag that stops, and the observer.
 pub(crate) struct Progress<'a> {
     stop: &'a StopFlag,
     observer: &'a mut dyn FnMut(Written<'_>),
@@ -29,8 +28,7 @@ pub(crate) struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    pub(crate) fn new(parts: &Parts, stop: &'a StopFlag, observer: &'a mut dyn FnMut(Written<'_>)) -> Self {
-        let total = parts.tensors().map(FileTensor::bytes).sum();
+    pub(crate) fn new(total: u64, stop: &'a StopFlag, observer: &'a mut dyn FnMut(Written<'_>)) -> Self {
         Self { stop, observer, done: 0, total, not_finite: Vec::new() }
     }
 

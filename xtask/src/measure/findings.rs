@@ -7,7 +7,7 @@ use syn::{Attribute, Block, ExprMatch, ImplItemFn, Item, ItemFn, Lit, Pat, Signa
 use super::place;
 use super::source::{Crate, File, Line, attributes, is_test};
 
-/// What a crate holds that is counted or listed.
+/// Counts and lists of a crate.
 #[derive(Default)]
 pub(super) struct Findings {
     pub(super) functions: Vec<Function>,
