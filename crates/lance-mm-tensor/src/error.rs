@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::metadata::shortened;
+
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -94,6 +96,10 @@ pub struct Problems {
 }
 
 const MAX_GROUPS: usize = 20;
+/// Characters of a tensor's name that a message repeats.
+pub(crate) const MAX_NAME: usize = 100;
+/// Characters of the numbers of a group, and of what is wrong with it: 20 groups stay below 4,000.
+const MAX_PART: usize = 80;
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -113,10 +119,15 @@ impl fmt::Display for Problems {
         }
         for (i, (pattern, what, numbers)) in groups.iter().take(MAX_GROUPS).enumerate() {
             f.write_str(if i == 0 { ": " } else { "; " })?;
+            let (pattern, what) = (shortened(pattern, MAX_NAME), shortened(what, MAX_PART));
             match numbers.len() {
                 0 => write!(f, "{pattern}: {what}")?,
                 1 => write!(f, "{}: {what}", pattern.replacen("{}", &numbers[0].to_string(), 1))?,
-                n => write!(f, "{}: {what} ({n})", pattern.replacen("{}", &ranges(numbers), 1))?,
+                n => {
+                    let ranges = ranges(numbers);
+                    let ranges = shortened(&ranges, MAX_PART);
+                    write!(f, "{}: {what} ({n})", pattern.replacen("{}", &ranges, 1))?;
+                }
             }
         }
         match groups.len().saturating_sub(MAX_GROUPS) {

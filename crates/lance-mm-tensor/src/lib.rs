@@ -41,6 +41,7 @@ mod embedding;
 mod error;
 mod kernels;
 mod linear;
+pub mod metadata;
 mod mx_formats;
 mod norm;
 mod pixel_norm;

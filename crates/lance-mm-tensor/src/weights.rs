@@ -1,5 +1,6 @@
 //! Weights of a checkpoint: mapped safetensors files and a prefix of tensor names.
 
+mod header;
 mod store;
 
 use std::collections::HashSet;

@@ -1,13 +1,16 @@
 //! Mapped files: header checks, and the place of each tensor's bytes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
 
+use super::header;
 use crate::bytes::Bytes;
-use crate::error::{Error, Result};
+use crate::error::{Error, MAX_NAME, Result};
+use crate::metadata::{MAX_HEADER_BYTES, parse_json, read_file, shortened};
 
 /// Name, dtype and shape of a tensor in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +38,12 @@ struct MappedFile {
     name: String,
     path: Option<PathBuf>,
     bytes: Bytes,
+}
+
+/// `x.safetensors.index.json`: the shard of each tensor.
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
 }
 
 #[derive(Clone)]
@@ -73,23 +82,22 @@ impl Store {
 
     fn open_index(dir: &Path, index: &Path) -> Result<Self> {
         let bad = |message: String| Error::File { file: index.display().to_string(), message };
-        let text = std::fs::read(index).map_err(|source| Error::Io { path: index.to_owned(), source })?;
-        let json: serde_json::Value =
-            serde_json::from_slice(&text).map_err(|e| bad(format!("not JSON: {e}")))?;
-        let map = json["weight_map"].as_object().ok_or_else(|| bad("no object `weight_map`".into()))?;
-        let mut shards: Vec<&str> = map.values().filter_map(|v| v.as_str()).collect();
+        let text = read_file(index, MAX_HEADER_BYTES)?;
+        let ShardIndex { weight_map } = parse_json(&index.display().to_string(), &text)?;
+        let mut shards: Vec<&str> = weight_map.values().map(String::as_str).collect();
         shards.sort_unstable();
         shards.dedup();
-        if let Some(shard) =
-            shards.iter().find(|s| Path::new(s).components().count() != 1 || s.contains(".."))
-        {
-            return Err(bad(format!("expected shard names beside the index, found {shard:?}")));
+        let beside = |shard: &str| Path::new(shard).file_name() == Some(shard.as_ref());
+        if let Some(shard) = shards.iter().find(|shard| !beside(shard)) {
+            let found = shortened(shard, MAX_NAME);
+            return Err(bad(format!("expected shard names beside the index, found {found:?}")));
         }
         let paths: Vec<PathBuf> = shards.iter().map(|shard| dir.join(shard)).collect();
         let store = Self::open(&paths)?;
-        for (name, shard) in map {
-            let found = store.entries.get(name).map(|e| &paths[e.file]);
-            if found.and_then(|p| p.file_name()).and_then(|f| f.to_str()) != shard.as_str() {
+        for (name, shard) in &weight_map {
+            let found = store.entries.get(name).map(|entry| &paths[entry.file]);
+            if found.and_then(|path| path.file_name()) != Some(shard.as_ref()) {
+                let name = shortened(name, MAX_NAME);
                 return Err(bad(format!("promises {name} in {shard}, which does not hold it")));
             }
         }
@@ -104,8 +112,9 @@ impl Store {
 
     fn add(&mut self, name: String, path: Option<PathBuf>, bytes: Bytes) -> Result<()> {
         let bad = |message: String| Error::File { file: name.clone(), message };
-        check_length(&bytes).map_err(bad)?;
-        let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
+        header::check(&name, &bytes)?;
+        let (header, metadata) = SafeTensors::read_metadata(&bytes)
+            .map_err(|error| bad(shortened(&error.to_string(), 2 * MAX_NAME).into_owned()))?;
         let data = header + 8;
         let file = self.files.len();
         for tensor in metadata.offset_keys() {
@@ -113,10 +122,8 @@ impl Store {
             let range = data + info.data_offsets.0..data + info.data_offsets.1;
             let entry = Entry { dtype: info.dtype, shape: info.shape.clone(), file, range };
             if let Some(first) = self.entries.insert(tensor.clone(), entry) {
-                return Err(bad(format!(
-                    "repeats {tensor}, which is in {} too",
-                    self.files[first.file].name
-                )));
+                let (tensor, other) = (shortened(&tensor, MAX_NAME), &self.files[first.file].name);
+                return Err(bad(format!("repeats {tensor}, which is in {other} too")));
             }
             self.names.push(tensor);
         }
@@ -179,31 +186,4 @@ impl Store {
             [first, rest @ ..] => format!("{} and {} more", first.name, rest.len()),
         }
     }
-}
-
-/// Compares the length of a file with the one its header implies, for a message with both numbers.
-fn check_length(bytes: &[u8]) -> std::result::Result<(), String> {
-    let len = bytes.len();
-    if len < 1024 && bytes.starts_with(b"version https://git-lfs") {
-        return Err("expected weights, found a Git LFS pointer: run `git lfs pull`".into());
-    }
-    let Some(header) = bytes.first_chunk::<8>().map(|n| u64::from_le_bytes(*n)) else {
-        return Err(format!("expected a safetensors header, found {len} bytes"));
-    };
-    let Some(json) =
-        usize::try_from(header).ok().and_then(|n| n.checked_add(8)).and_then(|end| bytes.get(8..end))
-    else {
-        return Err(format!(
-            "truncated or not safetensors: expected a header of {header} bytes, found {len} bytes"
-        ));
-    };
-    let Ok(serde_json::Value::Object(tensors)) = serde_json::from_slice(json) else {
-        return Err("not safetensors: the header is not a JSON object".into());
-    };
-    let end = tensors.values().filter_map(|t| t["data_offsets"][1].as_u64()).max().unwrap_or(0);
-    let expected = end.saturating_add(header).saturating_add(8);
-    if expected > len as u64 {
-        return Err(format!("truncated: expected {expected} bytes, found {len}"));
-    }
-    Ok(())
 }

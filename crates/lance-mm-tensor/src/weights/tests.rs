@@ -143,6 +143,73 @@ fn damaged_files_are_named_with_numbers() {
     assert!(message(Weights::open(&[dir.path()])).contains("found a folder"));
 }
 
+/// A file of this header and so many bytes of data.
+fn raw(header: &str, data: usize) -> Result<Weights> {
+    let length = (header.len() as u64).to_le_bytes();
+    Weights::from_vec("raw", [&length[..], header.as_bytes(), &vec![0; data]].concat())
+}
+
+#[test]
+fn damaged_headers_are_refused_in_few_words() {
+    let tensor = |name: &str, shape: &str, offsets: &str| {
+        format!(r#"{{"{name}":{{"dtype":"F32","shape":{shape},"data_offsets":{offsets}}}}}"#)
+    };
+    let dimensions = format!("[{}1]", "1,".repeat(100_000));
+    let name = "x".repeat(100_000);
+    let huge = format!("[{0},{0},{0}]", 1u64 << 62);
+    let two = |a: &str, b: &str| {
+        format!(
+            r#"{{"a":{{"dtype":"F32","shape":[1],"data_offsets":{a}}},"b":{{"dtype":"F32","shape":[1],"data_offsets":{b}}}}}"#
+        )
+    };
+    let cases = [
+        (
+            format!("{{\"a\":[{}0]}}", "0,".repeat(1 << 20)),
+            0,
+            "raw: a: invalid type: sequence, expected an object",
+        ),
+        (" ".repeat((16 << 20) + 1), 0, "raw: expected a header of at most 16777216 bytes, found 16777217"),
+        (
+            tensor("a", &dimensions, "[0,4]"),
+            4,
+            "raw: a.shape: invalid length 9, expected a list of at most 8",
+        ),
+        (tensor(&name, "[1]", "[4,8]"), 8, "raw: invalid offset for tensor `xxx"),
+        (tensor("a", "[2]", "[0,4]"), 4, "raw: invalid shape"),
+        (tensor("a", &huge, "[0,4]"), 4, "raw: overflow"),
+        (tensor("a", "[-1]", "[0,4]"), 4, "raw: invalid JSON in header: invalid value: integer `-1`"),
+        (tensor("a", "[1]", "[0,-4]"), 4, "raw: a.data_offsets[1]: invalid value: integer `-4`"),
+        (
+            tensor("a", "[1]", "[0,18446744073709551615]"),
+            4,
+            "raw: truncated: expected 18446744073709551615 bytes",
+        ),
+        (tensor("a", "[1]", "[4,0]"), 4, "raw: invalid offset for tensor `a`"),
+        (two("[0,4]", "[2,6]"), 6, "raw: invalid offset for tensor `b`"),
+        (two("[0,4]", "[8,12]"), 12, "raw: invalid offset for tensor `b`"),
+        (tensor("a", "[1]", "[0,4]"), 9, "raw: incomplete metadata"),
+        ("[]".into(), 0, "raw: invalid type: sequence, expected an object"),
+        (format!("{}1{}", r#"{"a":"#.repeat(100_000), "}".repeat(100_000)), 0, "raw: "),
+    ];
+    for (header, data, expected) in cases {
+        let text = message(raw(&header, data));
+        assert!(text.starts_with(expected) && text.len() < 600, "{text}, expected {expected}");
+    }
+    // A name that is merely long is a tensor that no model has.
+    let weights = raw(&tensor(&name, "[1]", "[0,4]"), 4).unwrap();
+    assert!(weights.load_all(&[""], |_| Ok(())).unwrap_err().to_string().len() < 600);
+}
+
+#[test]
+fn problems_of_many_layers_stay_short() {
+    let list = (0..20_000).map(|i| Problem {
+        tensor: format!("{}.{}.{}", i % 40, i * 2, "y".repeat(1000)),
+        what: "z".repeat(1000),
+        missing: None,
+    });
+    assert!(Problems { files: "f".into(), list: list.collect() }.to_string().len() < 4000);
+}
+
 #[test]
 fn shards_are_read_through_their_index() {
     let dir = tempfile::tempdir().unwrap();
@@ -157,8 +224,21 @@ fn shards_are_read_through_their_index() {
 
     write(r#"{"weight_map": {"a": "m-2.safetensors", "b": "m-2.safetensors"}}"#);
     assert!(message(Weights::open_in(dir.path(), "m")).contains("promises a in"));
-    write(r#"{"weight_map": {"a": "../m-1.safetensors"}}"#);
-    assert!(message(Weights::open_in(dir.path(), "m")).contains("beside the index"));
+    for shard in ["../m-1.safetensors", "/etc/passwd", "/", "..", ".", "", "sub/m-1.safetensors"] {
+        write(&format!(r#"{{"weight_map": {{"a": "{shard}"}}}}"#));
+        let text = message(Weights::open_in(dir.path(), "m"));
+        assert!(text.contains("beside the index"), "{shard}: {text}");
+    }
+    for (json, expected) in [
+        (r#"{"weight_map": {"a": 5}}"#, "weight_map.a: invalid type: integer `5`, expected a string"),
+        (r#"{"weight_map": []}"#, "weight_map: invalid type: sequence, expected a map"),
+        ("{}", "missing field `weight_map`"),
+        ("[{}]", "invalid type: sequence, expected an object"),
+    ] {
+        write(json);
+        let text = message(Weights::open_in(dir.path(), "m"));
+        assert!(text.contains(expected), "{text}");
+    }
     assert!(message(Weights::open_in(dir.path(), "other")).contains("found neither"));
 }
 
