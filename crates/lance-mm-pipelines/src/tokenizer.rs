@@ -8,11 +8,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use lance_mm_tensor::metadata::read_file;
 use tokenizers::models::bpe::BPE;
+use tokenizers::normalizers::NFC;
 
 use crate::error::{Error, Result};
 
 mod bytes;
+mod components;
 mod parts;
 mod stop;
 mod stream;
@@ -29,6 +32,8 @@ const TOKENIZER_JSON: &str = "tokenizer.json";
 const VOCAB_JSON: &str = "vocab.json";
 const MERGES_TXT: &str = "merges.txt";
 const CONFIG_JSON: &str = "tokenizer_config.json";
+/// Most bytes of a file. Qwen2.5's `tokenizer.json` has 11.4 MB.
+const MAX_BYTES: u64 = 32 << 20;
 
 /// A byte-level BPE tokenizer: ids from text, bytes from ids, and which ids are special.
 ///
@@ -70,14 +75,14 @@ impl Tokenizer {
     /// Builds a tokenizer from the content of a `tokenizer.json`; `name` says in errors where
     /// it came from.
     ///
-    /// The file's normalizer, pre-tokenizer, model and added tokens are used. Its
-    /// post-processor, truncation and padding are not: nothing is ever added to the ids of a
-    /// text or taken from them.
+    /// The file's model, added tokens and normalizer are used. Its other components must be Qwen2.5's, which are those
+    /// of every Lance checkpoint; truncation and padding are ignored: nothing is ever added to the ids of a text or
+    /// taken from them.
     ///
     /// # Errors
     ///
-    /// [`Error::Tokenizer`] if the content is not a byte-level BPE tokenizer or contradicts
-    /// itself.
+    /// [`Error::Tokenizer`] if the content is not a byte-level BPE tokenizer, names a component that Lance does not
+    /// use, or contradicts itself.
     pub fn from_json(bytes: &[u8], name: &str) -> Result<Self> {
         Self::build(Parts::from_json(bytes), name)
     }
@@ -223,14 +228,16 @@ fn assemble(mut parts: Parts) -> tokenizers::Result<tokenizers::Tokenizer> {
         .ignore_merges(parts.ignore_merges)
         .build()?;
     let mut inner = tokenizers::Tokenizer::new(model);
-    inner.with_normalizer(parts.normalizer)?;
-    inner.with_pre_tokenizer(parts.pre_tokenizer);
+    if parts.nfc {
+        inner.with_normalizer(Some(NFC))?;
+    }
+    inner.with_pre_tokenizer(Some(parts::pre_tokenizer()?));
     inner.add_tokens(parts.added.into_iter().map(|added| added.token))?;
     Ok(inner)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).map_err(|source| Error::Io { path: path.into(), source })
+    Ok(read_file(path, MAX_BYTES)?)
 }
 
 /// The folder with the files of which [`Tokenizer::from_dir`] makes the tokenizer of `dir`.

@@ -1,11 +1,13 @@
 //! Bytes of every token id.
 
+use lance_mm_tensor::metadata::shortened;
 use tokenizers::models::bpe::Vocab;
 
-use super::parts::Added;
+use super::parts::{Added, MAX_SHOWN};
 
-/// Ids from here on are taken for damage: a table has one entry for every id below the largest.
-const MAX_LIMIT: u32 = 1 << 22;
+/// Ids from here on are taken for damage: a table has one entry for every id below the largest. No configuration has a
+/// larger `vocab_size`.
+pub(super) const MAX_IDS: u32 = 1 << 20;
 
 /// The bytes of every token in one buffer, cut by offsets.
 #[derive(Debug)]
@@ -56,18 +58,20 @@ impl ByteTable {
 
     /// One more than the largest id.
     pub(super) fn limit(&self) -> u32 {
-        u32::try_from(self.offsets.len() - 1).expect("ids are below MAX_LIMIT")
+        u32::try_from(self.offsets.len() - 1).expect("ids are below MAX_IDS")
     }
 }
 
 /// Refuses an id that is too large or given twice; `tokens` is sorted.
 fn check_ids(tokens: &[(u32, &str, bool)]) -> Result<(), String> {
-    if let Some((id, token, _)) = tokens.last().filter(|(id, ..)| *id >= MAX_LIMIT) {
-        return Err(format!("token {token:?}: expected an id below {MAX_LIMIT}, found {id}"));
+    if let Some((id, token, _)) = tokens.last().filter(|(id, ..)| *id >= MAX_IDS) {
+        let token = shortened(token, MAX_SHOWN);
+        return Err(format!("token {token:?}: expected an id below {MAX_IDS}, found {id}"));
     }
     match tokens.windows(2).find(|pair| pair[0].0 == pair[1].0 && pair[0].1 != pair[1].1) {
         Some(pair) => {
-            Err(format!("id {}: expected one token, found {:?} and {:?}", pair[0].0, pair[0].1, pair[1].1))
+            let [first, second] = [0, 1].map(|i| shortened(pair[i].1, MAX_SHOWN));
+            Err(format!("id {}: expected one token, found {first:?} and {second:?}", pair[0].0))
         }
         None => Ok(()),
     }
@@ -143,7 +147,7 @@ mod tests {
     fn refuses_ids_given_twice_or_absurdly_large() {
         for (other, id, message) in [
             ("b", 3, "id 3: expected one token, found \"a\" and \"b\""),
-            ("b", u32::MAX, "token \"b\": expected an id below 4194304, found 4294967295"),
+            ("b", u32::MAX, "token \"b\": expected an id below 1048576, found 4294967295"),
         ] {
             let vocab: Vocab = [("a".into(), 3), (other.into(), id)].into_iter().collect();
             assert_eq!(ByteTable::new(&vocab, &[]).unwrap_err(), message);

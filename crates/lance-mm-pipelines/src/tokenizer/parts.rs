@@ -3,20 +3,21 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
+use lance_mm_tensor::metadata::{Bounded, Object, parse_json, shortened};
 use serde::Deserialize;
-use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
 use tokenizers::models::bpe::Vocab;
-use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
+use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior};
 
-use super::bytes::{alphabet, byte_of};
+use super::bytes::{MAX_IDS, alphabet, byte_of};
+use super::components::{self, Component, Kinds};
 use super::{CONFIG_JSON, MERGES_TXT, VOCAB_JSON};
 
-/// How Qwen2.5 cuts text before BPE.
-const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Qwen2.5's pattern, by which text is cut before BPE.
+pub(super) const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Qwen2.5's added tokens, numbered from the end of its vocabulary.
 const ADDED: [&str; 22] = [
@@ -48,6 +49,16 @@ const N_SPECIAL: usize = 14;
 /// How many tokens Qwen2.5 has before the added ones.
 const N_VOCAB: u32 = 151_643;
 
+/// Most tokens, and most merges. Qwen2.5 has 151,643 and 151,387.
+const MAX_TOKENS: usize = 1 << 19;
+/// Most bytes of a token; an answer is at most so much longer than its number of tokens. Qwen2.5's longest has 256.
+const MAX_TOKEN: usize = 1 << 12;
+/// Most added tokens, and most bytes of one: all are looked for at once in every text, by a table of each prefix.
+const MAX_ADDED: usize = 1 << 12;
+const MAX_ADDED_TOKEN: usize = 1 << 8;
+/// Characters of a token that a message repeats.
+pub(super) const MAX_SHOWN: usize = 60;
+
 /// An added token and its id.
 #[derive(Deserialize)]
 pub(super) struct Added {
@@ -62,53 +73,54 @@ pub(super) struct Parts {
     /// Pairs of tokens to join, in rising rank.
     pub(super) merges: Vec<(String, String)>,
     pub(super) ignore_merges: bool,
-    pub(super) normalizer: Option<NormalizerWrapper>,
-    pub(super) pre_tokenizer: Option<PreTokenizerWrapper>,
+    /// Whether text is normalized to NFC.
+    pub(super) nfc: bool,
     pub(super) added: Vec<Added>,
 }
 
 impl Parts {
     /// From `tokenizer.json`.
     pub(super) fn from_json(bytes: &[u8]) -> Result<Self, String> {
-        let file: TokenizerFile = serde_json::from_slice(bytes).map_err(|error| {
-            // A foreign model fails on whatever field differs first: name the model instead.
-            let model = serde_json::from_slice::<Probe>(bytes).map(|probe| probe.model);
-            model.map_or(Ok(()), |model| model.expect("model", "BPE")).err().unwrap_or(error.to_string())
-        })?;
-        match &file.decoder {
-            Some(decoder) => decoder.expect("decoder", "ByteLevel")?,
-            None => return Err("decoder: expected ByteLevel, found none".into()),
-        }
-        file.model.check()?;
+        let file: Object<TokenizerFile> = match serde_json::from_slice(bytes) {
+            Ok(file) => file,
+            // A foreign component fails on whatever field differs first: name the component instead. Otherwise parse
+            // again for the name of the field, which is not tracked above because it costs time.
+            Err(_) => {
+                if let Ok(Object(kinds)) = serde_json::from_slice::<Object<Kinds>>(bytes) {
+                    kinds.check()?;
+                }
+                Object(parse("", bytes)?)
+            }
+        };
+        let TokenizerFile { added_tokens, normalizer, pre_tokenizer, post_processor, decoder, model } =
+            file.0;
+        let nfc = components::normalizer(normalizer)?;
+        components::pre_tokenizer(pre_tokenizer)?;
+        components::post_processor(post_processor)?;
+        components::decoder(decoder)?;
+        let Object(model) = model;
+        model.check()?;
         Ok(Self {
-            vocab: file.model.vocab,
-            merges: file.model.merges.into_iter().map(|merge| merge.0).collect(),
-            ignore_merges: file.model.ignore_merges,
-            normalizer: file.normalizer,
-            pre_tokenizer: file.pre_tokenizer,
-            added: file.added_tokens,
+            vocab: model.vocab.0,
+            merges: model.merges.0.into_iter().map(|merge| merge.0).collect(),
+            ignore_merges: model.ignore_merges,
+            nfc,
+            added: added_tokens.0.into_iter().map(|added| added.0).collect(),
         })
     }
 
     /// From `vocab.json`, `merges.txt` and `tokenizer_config.json`.
     pub(super) fn from_vocab(vocab: &[u8], merges: &[u8], config: Option<&[u8]>) -> Result<Self, String> {
-        let vocab: Vocab = parse_json(vocab, VOCAB_JSON)?;
+        let TokenIds(vocab) = parse(VOCAB_JSON, vocab)?;
         let config: ConfigFile = match config {
-            Some(bytes) => parse_json(bytes, CONFIG_JSON)?,
+            Some(bytes) => parse(CONFIG_JSON, bytes)?,
             None => ConfigFile::default(),
         };
         let added = match config.added_tokens_decoder {
             Some(tokens) => tokens.into_iter().map(|(id, token)| Added { id, token }).collect(),
             None => qwen_added(vocab.len())?,
         };
-        Ok(Self {
-            vocab,
-            merges: parse_merges(merges)?,
-            ignore_merges: false,
-            normalizer: Some(NFC.into()),
-            pre_tokenizer: Some(qwen_pre_tokenizer()?),
-            added,
-        })
+        Ok(Self { vocab, merges: parse_merges(merges)?, ignore_merges: false, nfc: true, added })
     }
 
     /// Refuses what would make the `tokenizers` crate drop text, renumber tokens or panic.
@@ -117,11 +129,16 @@ impl Parts {
         if let Some(byte) = missing.and_then(byte_of) {
             return Err(format!("vocabulary: expected a token for every byte, found none for 0x{byte:02x}"));
         }
+        if let Some(token) = self.vocab.keys().find(|token| token.len() > MAX_TOKEN) {
+            let (token, len) = (shortened(token, MAX_SHOWN), token.len());
+            return Err(format!("token {token:?}: expected at most {MAX_TOKEN} bytes, found {len}"));
+        }
         let mut joined = String::new();
         for (rank, (left, right)) in self.merges.iter().enumerate() {
             joined.clear();
             joined.extend([left.as_str(), right.as_str()]);
             if let Some(token) = [left, right, &joined].into_iter().find(|t| !self.vocab.contains_key(*t)) {
+                let token = shortened(token, MAX_SHOWN);
                 return Err(format!("merge {rank}: expected a token of the vocabulary, found {token:?}"));
             }
         }
@@ -129,20 +146,38 @@ impl Parts {
     }
 
     fn check_added(&self) -> Result<(), String> {
+        if self.added.len() > MAX_ADDED {
+            return Err(format!("expected at most {MAX_ADDED} added tokens, found {}", self.added.len()));
+        }
         let mut seen = HashSet::new();
         for Added { id, token } in &self.added {
             let content = &token.content;
+            let shown = shortened(content, MAX_SHOWN);
             if content.is_empty() || !seen.insert(content) {
-                return Err(format!("added token {id}: expected a text of its own, found {content:?}"));
+                return Err(format!("added token {id}: expected a text of its own, found {shown:?}"));
+            }
+            if content.len() > MAX_ADDED_TOKEN {
+                let len = content.len();
+                return Err(format!(
+                    "added token {id}: expected at most {MAX_ADDED_TOKEN} bytes, found {len}"
+                ));
             }
             if let Some(other) = self.vocab.get(content).filter(|other| *other != id) {
                 return Err(format!(
-                    "added token {content}: expected id {other} of the vocabulary, found {id}"
+                    "added token {shown}: expected id {other} of the vocabulary, found {id}"
                 ));
             }
             // A normalized token would also be found in text that does not contain it literally.
-            if token.special && token.normalized {
-                return Err(format!("special token {content}: expected normalized false, found true"));
+            let normalized = token.special && token.normalized;
+            let flags = [
+                ("normalized", normalized),
+                ("single_word", token.single_word),
+                ("lstrip", token.lstrip),
+                ("rstrip", token.rstrip),
+            ];
+            if let Some((flag, _)) = flags.into_iter().find(|(_, is_set)| *is_set) {
+                let kind = if token.special { "special" } else { "added" };
+                return Err(format!("{kind} token {shown}: expected {flag} false, found true"));
             }
         }
         Ok(())
@@ -160,37 +195,19 @@ impl Parts {
 /// `tokenizer.json`, as far as it decides about ids.
 #[derive(Deserialize)]
 struct TokenizerFile {
-    added_tokens: Vec<Added>,
-    normalizer: Option<NormalizerWrapper>,
-    pre_tokenizer: Option<PreTokenizerWrapper>,
-    decoder: Option<Typed>,
-    model: BpeModel,
-}
-
-#[derive(Deserialize)]
-struct Typed {
-    r#type: String,
-}
-
-impl Typed {
-    fn expect(&self, part: &str, expected: &str) -> Result<(), String> {
-        if self.r#type == expected {
-            return Ok(());
-        }
-        Err(format!("{part}: expected {expected}, found {}", self.r#type))
-    }
-}
-
-#[derive(Deserialize)]
-struct Probe {
-    model: Typed,
+    added_tokens: Bounded<Object<Added>, MAX_ADDED>,
+    normalizer: Option<Object<Component>>,
+    pre_tokenizer: Option<Object<Component>>,
+    post_processor: Option<Object<Component>>,
+    decoder: Option<Object<Component>>,
+    model: Object<BpeModel>,
 }
 
 #[derive(Deserialize)]
 struct BpeModel {
     r#type: Option<String>,
-    vocab: Vocab,
-    merges: Vec<Merge>,
+    vocab: TokenIds,
+    merges: Bounded<Merge, MAX_TOKENS>,
     #[serde(default)]
     ignore_merges: bool,
     dropout: Option<f32>,
@@ -201,14 +218,17 @@ struct BpeModel {
 impl BpeModel {
     fn check(&self) -> Result<(), String> {
         if let Some(found) = self.r#type.as_ref().filter(|found| *found != "BPE") {
-            return Err(format!("model: expected BPE, found {found}"));
+            return Err(format!("model: expected BPE, found {}", shortened(found, MAX_SHOWN)));
         }
         if let Some(dropout) = self.dropout.filter(|dropout| *dropout != 0.0) {
             return Err(format!("model: expected no dropout, found {dropout}"));
         }
         let affixes = [&self.continuing_subword_prefix, &self.end_of_word_suffix];
         match affixes.into_iter().flatten().find(|affix| !affix.is_empty()) {
-            Some(affix) => Err(format!("model: expected no subword prefix or suffix, found {affix:?}")),
+            Some(affix) => {
+                let affix = shortened(affix, MAX_SHOWN);
+                Err(format!("model: expected no subword prefix or suffix, found {affix:?}"))
+            }
             None => Ok(()),
         }
     }
@@ -218,6 +238,40 @@ impl BpeModel {
 #[derive(Default, Deserialize)]
 struct ConfigFile {
     added_tokens_decoder: Option<BTreeMap<u32, AddedToken>>,
+}
+
+/// Ids of at most [`MAX_TOKENS`] tokens, none of them given twice.
+struct TokenIds(Vocab);
+
+impl<'de> Deserialize<'de> for TokenIds {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Tokens;
+        impl<'de> Visitor<'de> for Tokens {
+            type Value = TokenIds;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "at most {MAX_TOKENS} tokens and their ids, below {MAX_IDS}")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TokenIds, A::Error> {
+                let mut ids = Vocab::default();
+                while let Some((token, id)) = map.next_entry::<String, u32>()? {
+                    if ids.len() == MAX_TOKENS {
+                        return Err(A::Error::invalid_length(MAX_TOKENS + 1, &self));
+                    }
+                    if ids.contains_key(&token) {
+                        let token = shortened(&token, MAX_SHOWN);
+                        return Err(A::Error::custom(format!(
+                            "expected one id of token {token:?}, found two"
+                        )));
+                    }
+                    ids.insert(token, id);
+                }
+                Ok(TokenIds(ids))
+            }
+        }
+        deserializer.deserialize_map(Tokens)
+    }
 }
 
 /// Two tokens to join, written `"a b"` or `["a", "b"]`.
@@ -253,17 +307,24 @@ fn split_merge(text: &str) -> Result<(String, String), String> {
         Some((left, right)) if !left.is_empty() && !right.is_empty() && !right.contains(' ') => {
             Ok((left.into(), right.into()))
         }
-        _ => Err(format!("expected two tokens and a space, found {text:?}")),
+        _ => Err(format!("expected two tokens and a space, found {:?}", shortened(text, MAX_SHOWN))),
     }
 }
 
-fn parse_json<'a, T: Deserialize<'a>>(bytes: &'a [u8], file: &str) -> Result<T, String> {
-    serde_json::from_slice(bytes).map_err(|error| format!("{file}: {error}"))
+/// Parses a JSON object; an error begins with the file's name, if that is not empty.
+fn parse<T: DeserializeOwned>(file: &str, bytes: &[u8]) -> Result<T, String> {
+    parse_json(file, bytes).map_err(|error| match error {
+        lance_mm_tensor::Error::File { message, .. } if file.is_empty() => message,
+        error => error.to_string(),
+    })
 }
 
 /// One merge a line in rising rank; a first line `#version` and empty lines do not count.
 fn parse_merges(bytes: &[u8]) -> Result<Vec<(String, String)>, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| format!("{MERGES_TXT}: {error}"))?;
+    if text.lines().nth(MAX_TOKENS + 1).is_some() {
+        return Err(format!("{MERGES_TXT}: expected at most {MAX_TOKENS} merges"));
+    }
     let lines = text.lines().enumerate();
     lines
         .filter(|(i, line)| !(line.is_empty() || (*i == 0 && line.starts_with("#version"))))
@@ -271,10 +332,10 @@ fn parse_merges(bytes: &[u8]) -> Result<Vec<(String, String)>, String> {
         .collect()
 }
 
-fn qwen_pre_tokenizer() -> Result<PreTokenizerWrapper, String> {
+/// Qwen2.5's split, and bytes written as letters.
+pub(super) fn pre_tokenizer() -> tokenizers::Result<PreTokenizerWrapper> {
     let pattern = SplitPattern::Regex(SPLIT.into());
-    let split =
-        Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(|error| error.to_string())?;
+    let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
     let bytes = ByteLevel::new(false, true, false);
     Ok(Sequence::new(vec![split.into(), bytes.into()]).into())
 }

@@ -45,7 +45,7 @@ fn tokenizer_json() -> Value {
         "added_tokens": tokens,
         "normalizer": { "type": "NFC" },
         "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
-            { "type": "Split", "pattern": { "Regex": r" ?\p{L}+|\p{N}|\s+|[^\s\p{L}\p{N}]+" },
+            { "type": "Split", "pattern": { "Regex": parts::SPLIT },
               "behavior": "Isolated", "invert": false },
             { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false },
         ]},
@@ -178,8 +178,36 @@ fn looks_beside_the_weights_then_one_level_up() {
 #[test]
 fn damaged_tokenizer_json_is_an_error() {
     type Damage = fn(&mut Value);
-    let cases: [(Damage, &str); 17] = [
-        (|t| *t = json!([]), "invalid length 0"),
+    let cases: [(Damage, &str); 33] = [
+        (|t| *t = json!([]), "t.json: invalid type: sequence, expected an object"),
+        (
+            |t| t["added_tokens"][0] = json!([1]),
+            "added_tokens[0]: invalid type: sequence, expected an object",
+        ),
+        (|t| t["added_tokens"][0]["id"] = (-1).into(), "added_tokens[0].id: invalid value: integer `-1`"),
+        (|t| t["added_tokens"][0]["id"] = (1u64 << 40).into(), "added_tokens[0].id: invalid value: integer"),
+        (|t| t["added_tokens"][0]["id"] = (1 << 20).into(), "expected an id below 1048576, found 1048576"),
+        (
+            |t| t["added_tokens"][0]["content"] = "".into(),
+            "added token 300: expected a text of its own, found \"\"",
+        ),
+        (
+            |t| t["added_tokens"][0]["content"] = "x".repeat(300).into(),
+            "added token 300: expected at most 256 bytes, found 300",
+        ),
+        (|t| t["added_tokens"][1]["lstrip"] = true.into(), "added token <tool_call>: expected lstrip false"),
+        (
+            |t| t["added_tokens"] = vec![t["added_tokens"][0].clone(); 5000].into(),
+            "added_tokens: invalid length 4097, expected a list of at most 4096 elements",
+        ),
+        (|t| t["model"]["vocab"]["ab"] = (-1).into(), "model.vocab.ab: invalid value: integer `-1`"),
+        (|t| t["model"]["vocab"]["ab"] = 1.5.into(), "model.vocab.ab: invalid type: floating point"),
+        (|t| t["model"]["vocab"]["ab"] = u32::MAX.into(), "expected an id below 1048576, found 4294967295"),
+        (|t| t["model"]["vocab"] = json!([["a", 1]]), "model.vocab: invalid type: sequence"),
+        (|t| t["model"]["vocab"][&"y".repeat(5000)] = 299.into(), "expected at most 4096 bytes, found 5000"),
+        (|t| t["model"]["merges"][0] = 1.into(), "model.merges[0]: invalid type: integer"),
+        (|t| t["model"]["merges"] = json!({}), "model.merges: invalid type: map"),
+        (|t| t["model"] = Value::Null, "model: invalid type: null"),
         (|t| drop(t.as_object_mut().unwrap().remove("added_tokens")), "missing field `added_tokens`"),
         (|t| drop(t["model"].as_object_mut().unwrap().remove("merges")), "missing field `merges`"),
         (
@@ -233,6 +261,126 @@ fn damaged_tokenizer_json_is_an_error() {
     }
 }
 
+/// The `tokenizers` crate knows more components, and panics or allocates without limit on some.
+#[test]
+fn components_that_lance_does_not_use_are_refused_by_name() {
+    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "use_regex": false });
+    let cases = [
+        ("normalizer", json!({"type": "Prepend", "prepend": ""}), "expected NFC, found Prepend"),
+        ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": ""}), "found Precompiled"),
+        (
+            "normalizer",
+            json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="}),
+            "found Precompiled",
+        ),
+        ("normalizer", json!({"type": "Replace", "pattern": "", "content": ""}), "found Replace"),
+        ("normalizer", json!({"type": "NFKC"}), "found NFKC"),
+        (
+            "normalizer",
+            json!({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Prepend", "prepend": ""}]}),
+            "found Prepend",
+        ),
+        (
+            "normalizer",
+            json!({"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}]}),
+            "found Sequence",
+        ),
+        ("normalizer", json!({"type": "Sequence"}), "found Sequence"),
+        ("normalizer", json!({"type": 5}), "normalizer.type: invalid type: integer"),
+        ("normalizer", json!(["NFC"]), "normalizer: invalid type: sequence"),
+        ("pre_tokenizer", Value::Null, "expected Split and ByteLevel, found none"),
+        ("pre_tokenizer", json!({"type": "Metaspace"}), "found Metaspace"),
+        ("pre_tokenizer", byte_level.clone(), "found ByteLevel"),
+        ("pre_tokenizer", json!({"type": "Sequence", "pretokenizers": []}), "found none"),
+        (
+            "pre_tokenizer",
+            json!({"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": 1}, byte_level]}),
+            "found Digits",
+        ),
+        (
+            "pre_tokenizer",
+            json!({"type": "Sequence", "pretokenizers": vec![byte_level; 17]}),
+            "pretokenizers: invalid length 17",
+        ),
+        (
+            "post_processor",
+            json!({"type": "TemplateProcessing", "single": []}),
+            "expected ByteLevel, found Template",
+        ),
+        (
+            "post_processor",
+            json!({"type": "Sequence", "processors": [{"type": "BertProcessing", "sep": 1}]}),
+            "found BertProcessing",
+        ),
+        ("decoder", json!({"type": "Metaspace"}), "expected ByteLevel, found Metaspace"),
+        ("decoder", json!({"type": "Sequence", "decoders": [{"type": "CTC"}]}), "found CTC"),
+        ("decoder", json!({"type": "Sequence", "decoders": []}), "found none"),
+        ("model", json!({"type": "Unigram", "vocab": [], "unk_id": 5}), "expected BPE, found Unigram"),
+        ("model", json!({"type": "x".repeat(100_000)}), "expected BPE, found xxx"),
+    ];
+    for (part, value, expected) in cases {
+        let mut json = tokenizer_json();
+        json[part] = value;
+        let message = from_json(&json).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("t.json: {part}")) && message.contains(expected), "{message}");
+        assert!(message.len() < 600, "{}", message.len());
+    }
+    let mut nested = json!({"type": "NFC"});
+    for _ in 0..30 {
+        nested = json!({"type": "Sequence", "normalizers": [nested]});
+    }
+    let mut json = tokenizer_json();
+    json["normalizer"] = nested;
+    assert!(from_json(&json).unwrap_err().to_string().contains("found Sequence"));
+    let deep = json.to_string().replace("\"NFC\"", &format!("{}{}", "[".repeat(99_999), "]".repeat(99_999)));
+    assert!(Tokenizer::from_json(deep.as_bytes(), "t.json").is_err());
+}
+
+#[test]
+fn a_split_other_than_qwens_is_refused() {
+    for (field, value, expected) in [
+        ("pattern", json!({"Regex": "(a*)*b"}), "expected the pattern of Qwen2.5, found \"(a*)*b\""),
+        ("pattern", json!({"Regex": "x{1000}".repeat(100_000)}), "expected the pattern of Qwen2.5"),
+        ("pattern", json!({"String": " "}), "expected the pattern of Qwen2.5, found \" \""),
+        ("pattern", json!({"Regex": 1}), "pattern"),
+        ("behavior", json!("Removed"), "expected behavior Isolated, found Removed"),
+        ("invert", json!(true), "expected invert false, found true"),
+        ("invert", Value::Null, "expected invert false, found none"),
+    ] {
+        let mut json = tokenizer_json();
+        json["pre_tokenizer"]["pretokenizers"][0][field] = value;
+        let message = from_json(&json).unwrap_err().to_string();
+        assert!(message.starts_with("t.json: pre_tokenizer") && message.contains(expected), "{message}");
+        assert!(message.len() < 600, "{}", message.len());
+    }
+    let mut json = tokenizer_json();
+    json["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = true.into();
+    let message = from_json(&json).unwrap_err().to_string();
+    assert!(message.ends_with("expected add_prefix_space false, found true"), "{message}");
+}
+
+#[test]
+fn components_of_other_exporters_mean_the_same() {
+    let tokens = |change: fn(&mut Value)| {
+        let mut json = tokenizer_json();
+        change(&mut json);
+        from_json(&json).unwrap().encode("e\u{301}").unwrap()
+    };
+    assert_eq!(tokens(|t| t["normalizer"] = Value::Null), [0x65, 0xcc, 0x81]);
+    assert_eq!(
+        tokens(|t| t["normalizer"] = json!({"type": "Sequence", "normalizers": [{"type": "NFC"}]})),
+        [0xc3, 0xa9]
+    );
+    assert_eq!(tokens(|t| t["post_processor"] = t["decoder"].clone()), [0xc3, 0xa9]);
+}
+
+#[test]
+fn a_token_given_twice_is_an_error() {
+    let json = tokenizer_json().to_string().replacen("\"ab\":258", "\"ab\":258,\"ab\":259", 1);
+    let message = Tokenizer::from_json(json.as_bytes(), "t.json").unwrap_err().to_string();
+    assert!(message.contains("expected one id of token \"ab\", found two"), "{message}");
+}
+
 #[test]
 fn cut_off_tokenizer_json_is_an_error() {
     let json = tokenizer_json().to_string();
@@ -247,7 +395,7 @@ fn damaged_vocabulary_files_are_errors() {
     let empty = json!({});
     let cases: [(&Value, &str, Option<&Value>, &str); 7] = [
         (&json!([1]), MERGES, Some(&config), "folder: vocab.json: invalid type"),
-        (&json!({"a": -1}), MERGES, Some(&config), "folder: vocab.json: invalid value"),
+        (&json!({"a": -1}), MERGES, Some(&config), "folder: vocab.json: a: invalid value"),
         (&empty, MERGES, Some(&config), "folder: vocabulary: expected a token for every byte"),
         (
             &vocab,
