@@ -1,8 +1,8 @@
 //! `config.json`, read strictly: what the networks need, checked once.
 
+use lance_mm_tensor::metadata::{Object, parse_json, shortened};
 use lance_mm_tensor::{Error, Result};
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::sequence::Layout;
 
@@ -92,20 +92,20 @@ struct Raw {
     vocab_size: usize,
     rms_norm_eps: f64,
     rope_theta: Option<f64>,
-    rope_scaling: Option<RawRope>,
+    rope_scaling: Option<Object<RawRope>>,
     /// Newer files' name of `rope_scaling`; a file may have both.
-    rope_parameters: Option<RawRope>,
+    rope_parameters: Option<Object<RawRope>>,
     max_position_embeddings: usize,
     #[serde(default)]
     tie_word_embeddings: bool,
     vision_start_token_id: u32,
     vision_end_token_id: u32,
     video_token_id: u32,
-    vision_config: RawVit,
+    vision_config: Object<RawVit>,
     #[serde(default = "sixty_four")]
     max_latent_size: usize,
     #[serde(default)]
-    lance_mm: RawLanceMm,
+    lance_mm: Object<RawLanceMm>,
 }
 
 #[derive(Deserialize)]
@@ -156,14 +156,13 @@ impl Config {
     /// No JSON, a missing field, a size of zero or beyond all reason, heads that do not divide, sections
     /// that do not fill half a head.
     pub fn from_json(json: &[u8]) -> Result<Self> {
-        let raw: Raw = serde_json::from_slice(json)
-            .map_err(|e| Error::File { file: "config.json".into(), message: e.to_string() })?;
+        let raw: Raw = parse_json("config.json", json)?;
         let rope = match (raw.rope_scaling, raw.rope_parameters) {
-            (Some(older), Some(newer)) => {
+            (Some(Object(older)), Some(Object(newer))) => {
                 older.checked("rope_scaling")?.same(newer.checked("rope_parameters")?)?
             }
-            (Some(older), None) => older.checked("rope_scaling")?,
-            (None, Some(newer)) => newer.checked("rope_parameters")?,
+            (Some(Object(older)), None) => older.checked("rope_scaling")?,
+            (None, Some(Object(newer))) => newer.checked("rope_parameters")?,
             (None, None) => return Err(setting("rope_scaling", "an object with mrope_section", "none")),
         };
         let rope_theta = raw.rope_theta.or(rope.theta);
@@ -184,9 +183,9 @@ impl Config {
                 vision_end: raw.vision_end_token_id,
                 video: raw.video_token_id,
             },
-            vision: raw.vision_config.checked()?,
+            vision: raw.vision_config.0.checked()?,
             max_latent_size: raw.max_latent_size,
-            und_only: raw.lance_mm.experts.is_some_and(|experts| experts == ["und"]),
+            und_only: raw.lance_mm.0.experts.is_some_and(|experts| experts == ["und"]),
         };
         config.check()?;
         Ok(config)
@@ -201,8 +200,8 @@ impl Config {
         size("vocab_size", self.vocab_size, MAX_SIZE)?;
         size("max_position_embeddings", self.max_position_embeddings, 1 << 24)?;
         size("max_latent_size", self.max_latent_size, 1 << 10)?;
-        positive("rms_norm_eps", self.rms_norm_eps)?;
-        positive("rope_theta", self.rope_theta)?;
+        positive("rms_norm_eps", self.rms_norm_eps, 1.0)?;
+        positive("rope_theta", self.rope_theta, 1e12)?;
         divides("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)?;
         divides(
             "num_attention_heads",
@@ -245,19 +244,9 @@ impl Config {
     pub fn layout(&self) -> Layout {
         Layout { special_ids: self.special_ids, t_step: self.vision.tokens_per_second as u32 }
     }
-
-    /// A top-level value of `config.json` that is no part of this struct: `extra(json, "lance_nano")`.
-    ///
-    /// # Errors
-    /// No JSON.
-    pub fn extra(json: &[u8], key: &str) -> Result<Option<Value>> {
-        let mut value: Value = serde_json::from_slice(json)
-            .map_err(|e| Error::File { file: "config.json".into(), message: e.to_string() })?;
-        Ok(value.get_mut(key).map(Value::take))
-    }
 }
 
-/// What is used of [`RawRope`].
+/// A checked [`RawRope`].
 struct Rope {
     mrope_section: [usize; 3],
     theta: Option<f64>,
@@ -305,11 +294,11 @@ impl RawVit {
             ("vision_config.num_heads", self.num_heads),
             ("vision_config.intermediate_size", self.intermediate_size),
             ("vision_config.out_hidden_size", self.out_hidden_size),
-            ("vision_config.window_size", self.window_size),
-            ("vision_config.tokens_per_second", self.tokens_per_second),
         ] {
             size(name, value, MAX_SIZE)?;
         }
+        size("vision_config.window_size", self.window_size, 1 << 12)?;
+        size("vision_config.tokens_per_second", self.tokens_per_second, 1 << 10)?;
         for (name, value, expected) in [
             ("vision_config.patch_size", self.patch_size, 14),
             ("vision_config.temporal_patch_size", self.temporal_patch_size, 2),
@@ -361,34 +350,37 @@ fn setting(name: &str, expected: impl ToString, found: impl ToString) -> Error {
     Error::Setting {
         name: format!("config.json: {name}"),
         expected: expected.to_string(),
-        found: found.to_string(),
+        found: shortened(&found.to_string(), MAX_FOUND).into_owned(),
     }
 }
+
+/// Characters of a value that a message repeats.
+const MAX_FOUND: usize = 100;
 
 fn size(name: &str, value: usize, max: usize) -> Result<()> {
-    match (1..=max).contains(&value) {
-        true => Ok(()),
-        false => Err(setting(name, format!("a number from 1 to {max}"), value)),
+    if (1..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(setting(name, format!("a number from 1 to {max}"), value))
     }
 }
 
-fn positive(name: &str, value: f64) -> Result<()> {
-    match value > 0.0 && value.is_finite() {
-        true => Ok(()),
-        false => Err(setting(name, "a positive number", value)),
-    }
+fn positive(name: &str, value: f64, max: f64) -> Result<()> {
+    let is_legal = value > 0.0 && value <= max;
+    if is_legal { Ok(()) } else { Err(setting(name, format!("a positive number up to {max}"), value)) }
 }
 
 fn divides(name: &str, value: usize, by_name: &str, by: usize) -> Result<()> {
-    match value.is_multiple_of(by) {
-        true => Ok(()),
-        false => Err(setting(name, format!("a multiple of {by_name} {by}"), value)),
+    if value.is_multiple_of(by) {
+        Ok(())
+    } else {
+        Err(setting(name, format!("a multiple of {by_name} {by}"), value))
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -474,18 +466,50 @@ pub(crate) mod tests {
             ("/vision_config/fullatt_block_indexes", json!([2]), "indexes below depth 2, found 2"),
             ("/vision_config/num_heads", json!(3), "a multiple of 4 · num_heads 12"),
             ("/video_token_id", json!(64), "an id below vocab_size 64, found 64"),
-            ("/vocab_size", json!("many"), "invalid type: string"),
+            (
+                "/vocab_size",
+                json!("many"),
+                "config.json: vocab_size: invalid type: string \"many\", expected usize",
+            ),
+            ("/hidden_size", json!(-1), "hidden_size: invalid value: integer `-1`"),
+            ("/hidden_size", json!(1e300), "hidden_size: invalid type: floating point"),
+            ("/num_hidden_layers", json!(1u64 << 63), "num_hidden_layers: expected a number from 1 to 1024"),
+            ("/rms_norm_eps", json!(1e300), "rms_norm_eps: expected a positive number up to 1"),
+            ("/rms_norm_eps", json!(null), "rms_norm_eps: invalid type: null"),
+            ("/rope_theta", json!("1e6"), "rope_theta: invalid type: string"),
+            ("/rope_scaling", json!(["mrope"]), "rope_scaling: invalid type: sequence, expected an object"),
+            ("/rope_scaling/mrope_section", json!([1, 1]), "rope_scaling.mrope_section: invalid length 2"),
+            ("/vision_config", json!([1, 2]), "vision_config: invalid type: sequence, expected an object"),
+            ("/vision_config/depth", json!("2"), "vision_config.depth: invalid type: string"),
+            (
+                "/vision_config/depth",
+                json!(u64::MAX),
+                "vision_config.depth: expected a number from 1 to 1024",
+            ),
+            ("/vision_config/window_size", json!(28 << 12), "window_size: expected a number from 1 to 4096"),
+            ("/vision_config/fullatt_block_indexes", json!({}), "fullatt_block_indexes: invalid type: map"),
+            ("/tie_word_embeddings", json!("no"), "tie_word_embeddings: invalid type: string"),
+            ("/lance_mm", json!([null]), "lance_mm: invalid type: sequence, expected an object"),
+            ("/lance_mm", json!({"experts": "und"}), "lance_mm.experts: invalid type: string"),
             ("/max_latent_size", json!(0), "max_latent_size: expected a number from 1 to 1024, found 0"),
         ];
         for (pointer, value, expected) in cases {
             let mut config = toy();
+            config["tie_word_embeddings"] = false.into();
+            config["lance_mm"] = json!({});
             *config.pointer_mut(pointer).unwrap() = value;
             let text = read(&config).unwrap_err().to_string();
-            assert!(text.contains(expected) && text.contains("config.json"), "{text}");
+            assert!(text.contains(expected) && text.contains("config.json"), "{text}, expected {expected}");
         }
         let mut config = toy();
         config.as_object_mut().unwrap().remove("hidden_size");
         assert!(read(&config).unwrap_err().to_string().contains("missing field `hidden_size`"));
-        assert!(Config::from_json(b"not json").is_err());
+        assert!(Config::from_json(b"not json").is_err() && Config::from_json(b"[]").is_err());
+        let text = toy().to_string();
+        for bad in ["NaN", "1e999", "-"] {
+            assert!(Config::from_json(text.replace("1e-6", bad).as_bytes()).is_err(), "{bad}");
+        }
+        let long = text.replace("\"mrope\"", &format!("\"{}\"", "x".repeat(100_000)));
+        assert!(Config::from_json(long.as_bytes()).unwrap_err().to_string().len() < 600);
     }
 }

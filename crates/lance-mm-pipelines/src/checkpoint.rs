@@ -12,7 +12,9 @@ use std::path::Path;
 use candle_core::Device;
 use lance_mm_image::{Resize, Resolution};
 use lance_mm_models::Config;
+use lance_mm_tensor::metadata::{MAX_CONFIG_BYTES, parse_json, read_file, shortened};
 use lance_mm_tensor::{ActivationPrecision, Quantization, Weights};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -304,26 +306,37 @@ fn check_ids(config: &Config, tokenizer: &Tokenizer) -> Result<()> {
     Ok(())
 }
 
+/// `generation_config.json`, as far as it decides about answers.
+#[derive(Default, Deserialize)]
+struct GenerationConfig {
+    eos_token_id: Option<Value>,
+}
+
+/// Characters of a value that a message repeats.
+const MAX_FOUND: usize = 100;
+
 /// Tokens that end an answer: `eos_token_id` of `generation_config.json` together with `<|im_end|>`, else
 /// that and `<|endoftext|>`.
 pub(crate) fn stop_ids(name: &str, generation: Option<&[u8]>, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let bad = |message: String| Error::Checkpoint {
-        name: name.into(),
-        message: format!("generation_config.json: {message}"),
-    };
     let mut ids = vec![tokenizer.id("<|im_end|>")?];
-    let value: Value = match generation {
-        None => Value::Null,
-        Some(json) => serde_json::from_slice(json).map_err(|e| bad(e.to_string()))?,
+    let config = match generation {
+        None => GenerationConfig::default(),
+        Some(json) => parse_json("generation_config.json", json)
+            .map_err(|error| Error::Checkpoint { name: name.into(), message: error.to_string() })?,
     };
     let id = |v: &Value| {
         let id = v.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|id| *id < tokenizer.vocab_limit());
-        id.ok_or_else(|| {
-            bad(format!("eos_token_id: expected ids below {}, found {v}", tokenizer.vocab_limit()))
+        id.ok_or_else(|| Error::Checkpoint {
+            name: name.into(),
+            message: format!(
+                "generation_config.json: eos_token_id: expected ids below {}, found {}",
+                tokenizer.vocab_limit(),
+                shortened(&v.to_string(), MAX_FOUND)
+            ),
         })
     };
-    match value.get("eos_token_id") {
-        None | Some(Value::Null) => ids.push(tokenizer.id("<|endoftext|>")?),
+    match &config.eos_token_id {
+        None => ids.push(tokenizer.id("<|endoftext|>")?),
         Some(Value::Array(list)) => {
             for v in list {
                 ids.push(id(v)?);
@@ -339,17 +352,19 @@ pub(crate) fn stop_ids(name: &str, generation: Option<&[u8]>, tokenizer: &Tokeni
 /// `lance_nano.vit_resolution`: the base size of checkpoints that were trained at another than the
 /// published ones.
 pub(crate) fn base_size(name: &str, config: &Value) -> Result<Option<u32>> {
-    let Some(value) = config.pointer("/lance_nano/vit_resolution") else { return Ok(None) };
+    let bad = |field: &str, expected: &str, found: &Value| {
+        let found = shortened(&found.to_string(), MAX_FOUND).into_owned();
+        let message = format!("config.json: lance_nano{field}: expected {expected}, found {found}");
+        Error::Checkpoint { name: name.into(), message }
+    };
+    let Some(nano) = config.get("lance_nano").filter(|nano| !nano.is_null()) else { return Ok(None) };
+    let nano = nano.as_object().ok_or_else(|| bad("", "an object", nano))?;
+    let Some(value) = nano.get("vit_resolution") else { return Ok(None) };
     let base = value.as_u64().and_then(|v| u32::try_from(v).ok()).filter(|v| (28..=4096).contains(v));
-    match base {
-        Some(base) => Ok(Some(base)),
-        None => Err(Error::Checkpoint {
-            name: name.into(),
-            message: format!("config.json: lance_nano.vit_resolution: expected 28 to 4096, found {value}"),
-        }),
-    }
+    base.map(Some).ok_or_else(|| bad(".vit_resolution", "28 to 4096", value))
 }
 
+/// Reads a configuration.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+    Ok(read_file(path, MAX_CONFIG_BYTES)?)
 }

@@ -15,8 +15,6 @@ const TOKENIZER: [&str; 4] = ["tokenizer.json", "vocab.json", "merges.txt", "tok
 /// Model files of other authors' layouts, which also say what they are.
 const MARKS: [(&str, CheckpointLayout); 2] =
     [("awq_state_dict", CheckpointLayout::PerChannelInt4), ("nvfp4_state_dict", CheckpointLayout::NvFp4)];
-/// Most bytes of a configuration that is read.
-const MAX_CONFIG: u64 = 16 << 20;
 /// Folders that are looked into to find a checkpoint below the one given.
 const MAX_FOLDERS: usize = 500;
 /// Levels below the folder given; the hub's cache has `snapshots/<revision>`.
@@ -137,12 +135,7 @@ impl CheckpointFiles {
         let Some(path) = &self.config else {
             return Err(bad(&self.dir, "expected config.json or llm_config.json, found neither"));
         };
-        let io = |source| Error::Io { path: path.clone(), source };
-        let len = fs::metadata(path).map_err(io)?.len();
-        if len > MAX_CONFIG {
-            return Err(bad(path, format!("expected at most {MAX_CONFIG} bytes, found {len}")));
-        }
-        fs::read(path).map_err(io)
+        super::read(path)
     }
 
     /// The language model's weights.
@@ -178,11 +171,10 @@ impl WeightsFile {
     pub fn in_dir(dir: &Path, stem: &str) -> Option<Self> {
         let single = dir.join(format!("{stem}.safetensors"));
         let index = dir.join(format!("{stem}.safetensors.index.json"));
-        match (single.is_file(), index.is_file()) {
-            (true, _) => Some(Self { path: single, sharded: false }),
-            (false, true) => Some(Self { path: index, sharded: true }),
-            (false, false) => None,
+        if single.is_file() {
+            return Some(Self { path: single, sharded: false });
         }
+        index.is_file().then_some(Self { path: index, sharded: true })
     }
 
     /// Maps the weights.

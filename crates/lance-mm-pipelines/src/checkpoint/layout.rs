@@ -4,6 +4,7 @@
 //! say what they are and what to do.
 
 use lance_mm_tensor::TensorInfo;
+use lance_mm_tensor::metadata::shortened;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -118,7 +119,7 @@ impl CheckpointLayout {
 
 /// The first five of a list, for a message.
 pub(crate) fn listed(names: &[impl AsRef<str>]) -> String {
-    let first: Vec<&str> = names.iter().take(5).map(AsRef::as_ref).collect();
+    let first: Vec<_> = names.iter().take(5).map(|name| shortened(name.as_ref(), 200)).collect();
     match names.len() {
         0 => "none".to_owned(),
         n if n > first.len() => format!("{} and {} more", first.join(", "), n - first.len()),

@@ -1,10 +1,13 @@
 //! Problems of a checkpoint's parts, found by the code that would load them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use lance_mm_models::{Config, Experts, LatentLayers, Llm, Vae, VaeConfig, Vit};
 use lance_mm_tensor::Weights;
+use lance_mm_tensor::metadata::{MAX_HEADER_BYTES, parse_json, read_file};
+use serde::Deserialize;
 
 use super::report::{FileEntry, SpecialId, TokenizerSummary};
 use crate::checkpoint::{CheckpointFiles, WeightsFile, read, stop_ids, visible};
@@ -60,7 +63,7 @@ pub(super) fn file_entry(dir: &Path, name: String, findings: &mut Findings) -> O
 fn is_lfs_pointer(path: &Path, len: u64) -> bool {
     len < 1024
         && path.is_file()
-        && fs::read(path).is_ok_and(|bytes| bytes.starts_with(b"version https://git-lfs"))
+        && read_file(path, 1024).is_ok_and(|bytes| bytes.starts_with(b"version https://git-lfs"))
 }
 
 /// Maps a part's weights; of shards that do not make a whole, those that can be read.
@@ -87,11 +90,14 @@ pub(super) fn open(part: &WeightsFile, findings: &mut Findings) -> Option<Weight
 
 /// The shards an index lists that are there, by name.
 pub(super) fn shards(part: &WeightsFile) -> Vec<PathBuf> {
-    let json = fs::read(&part.path).ok().and_then(|text| serde_json::from_slice(&text).ok());
-    let json: serde_json::Value = json.unwrap_or_default();
-    let names = json["weight_map"].as_object().into_iter().flat_map(|map| map.values());
-    let mut names: Vec<&str> =
-        names.filter_map(|v| v.as_str()).filter(|name| !name.contains(['/', '\\'])).collect();
+    #[derive(Default, Deserialize)]
+    struct ShardIndex {
+        weight_map: BTreeMap<String, String>,
+    }
+    let index = read_file(&part.path, MAX_HEADER_BYTES).and_then(|json| parse_json("", &json));
+    let index: ShardIndex = index.unwrap_or_default();
+    let beside = |name: &&str| Path::new(name).file_name() == Some(name.as_ref());
+    let mut names: Vec<&str> = index.weight_map.values().map(String::as_str).filter(beside).collect();
     names.sort_unstable();
     names.dedup();
     names.iter().map(|name| part.path.with_file_name(name)).filter(|path| path.is_file()).collect()
