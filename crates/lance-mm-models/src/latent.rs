@@ -6,7 +6,7 @@
 use std::ops::Add as _;
 
 use candle_core::{DType, Device, Tensor};
-use lance_mm_tensor::{Error, Linear, Result, StopFlag, Weight, Weights, download};
+use lance_mm_tensor::{Error, Linear, Result, StopFlag, Weight, Weights, download, require_finite};
 
 use crate::config::Config;
 use crate::llm::{Cache, Llm};
@@ -178,7 +178,9 @@ impl LatentLayers {
         let normed = llm.norm(&hidden?, sequence)?;
         let rows = &sequence.visual()[0];
         let velocity = self.velocity_of(&normed.narrow(0, rows.start, rows.len())?)?;
-        Ok(download(&velocity, latents.device())?)
+        let velocity = download(&velocity, latents.device())?;
+        require_finite("velocity of the latents", &velocity)?;
+        Ok(velocity)
     }
 
     /// Velocities f32 `(N, 48)` of rows of latents `(N, D)` after the final norm.

@@ -14,7 +14,7 @@ use std::ops::Range;
 use candle_core::{DType, Tensor};
 use lance_mm_tensor::{
     Embedding, Error, Linear, Result, RmsNorm, Rotary, StopFlag, Weights, device_name, in_thread_pool,
-    kv_dtype,
+    kv_dtype, require_finite,
 };
 
 use crate::config::Config;
@@ -503,9 +503,11 @@ impl Llm {
     /// tokenizer's vocabulary belong to no token.
     ///
     /// # Errors
-    /// Rows of another width.
+    /// Rows of another width; [`Error::NotFinite`] for damaged weights.
     pub fn logits(&self, normed: &Tensor) -> Result<Tensor> {
-        self.lm_head.forward(&normed.to_dtype(DType::F32)?)
+        let logits = self.lm_head.forward(&normed.to_dtype(DType::F32)?)?;
+        require_finite("logits", &logits)?;
+        Ok(logits)
     }
 }
 

@@ -24,7 +24,9 @@ mod shortcut;
 mod tails;
 
 use candle_core::{DType, Device, Tensor};
-use lance_mm_tensor::{Error, Result, StopFlag, Weights, Window, download, upload, with_autorelease_pool};
+use lance_mm_tensor::{
+    Error, Result, StopFlag, Weights, Window, download, require_finite, upload, with_autorelease_pool,
+};
 
 pub use attention::FrameAttention;
 pub use config::VaeConfig;
@@ -76,9 +78,11 @@ impl Posterior {
     /// `mean + noise · exp(log_var / 2)`, with `noise` standard normal and of the mean's shape.
     ///
     /// # Errors
-    /// Noise of another shape.
+    /// Noise of another shape; [`Error::NotFinite`].
     pub fn sample(&self, noise: &Tensor) -> Result<Tensor> {
-        Ok((&self.mean + (noise * (&self.log_var / 2.0)?.exp()?)?)?)
+        let latents = (&self.mean + (noise * (&self.log_var / 2.0)?.exp()?)?)?;
+        require_finite("VAE: sampled latents", &latents)?;
+        Ok(latents)
     }
 }
 
@@ -118,7 +122,7 @@ impl Vae {
     /// The first frame makes one latent, each four after it another; up to three left over are ignored.
     ///
     /// # Errors
-    /// No frames, sides that are no multiples of 16.
+    /// No frames, sides that are no multiples of 16; [`Error::NotFinite`] for weights or frames with such values.
     pub fn encode(&self, frames: &Tensor) -> Result<Tensor> {
         Ok(self.posterior(frames)?.mean)
     }
@@ -178,6 +182,7 @@ impl Vae {
         }
         // (t, h, w, 96) -> 2 · (48, t, h, w)
         let moments = Tensor::stack(&moments, 0)?;
+        require_finite("VAE: encoded latents", &moments)?;
         let half = |i: usize| moments.narrow(3, i * latent::CHANNELS, latent::CHANNELS);
         let mean = latent::normalise(&half(0)?)?;
         let first = |x: &Tensor| x.permute((3, 0, 1, 2))?.contiguous()?.to_device(frames.device());
@@ -187,7 +192,7 @@ impl Vae {
     /// Frames f32 `(3, 4·(t-1) + 1, 16·h, 16·w)` in `[-1, 1]` of normalised latents f32 `(48, t, h, w)`.
     ///
     /// # Errors
-    /// Latents of another shape or type.
+    /// Latents of another shape or type; [`Error::NotFinite`] for latents or weights with such values.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
         self.run_decoder(latents, &mut Monitor::default())
     }
@@ -220,6 +225,7 @@ impl Vae {
                 return Err(Error::input("latents", expected, found));
             }
         };
+        require_finite("VAE: latents to decode", latents)?;
         let raw = latent::denormalise(&latents.permute((1, 2, 3, 0))?.to_device(&self.device)?)?;
         let (mut memory, slab) = (Memory::default(), self.decoder.slab(latents.dim(3)?, self.budget));
         let mut frames = Vec::with_capacity((n - 1) * FRAMES + 1);
@@ -235,7 +241,10 @@ impl Vae {
                 for x in &patches {
                     let x = unpatchify(x)?;
                     monitor.show(format_args!("pixels"), &x)?;
-                    frames.push(download(&x.clamp(-1f32, 1f32)?, latents.device())?);
+                    // Before they are held to [-1, 1], which makes -1 of NaN: a black image.
+                    let x = download(&x, latents.device())?;
+                    require_finite(format_args!("VAE: pixels of frame {}", frames.len()), &x)?;
+                    frames.push(x.clamp(-1f32, 1f32)?);
                 }
                 Ok(())
             })?;

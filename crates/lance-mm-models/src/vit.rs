@@ -7,7 +7,8 @@ mod window;
 
 use candle_core::{DType, Device, Tensor};
 use lance_mm_tensor::{
-    DenseWeight, Error, Linear, Result, RmsNorm, StopFlag, Weights, hidden_dtype, in_thread_pool, upload,
+    DenseWeight, Error, Linear, Result, RmsNorm, StopFlag, Weights, hidden_dtype, in_thread_pool,
+    require_finite, upload,
 };
 
 use crate::config::VitConfig;
@@ -105,7 +106,9 @@ impl Vit {
             parts.push(in_thread_pool(|| self.run(&patches, &run, &mut Monitor::until(stop)))?);
             row += n;
         }
-        Ok(Tensor::cat(&parts, 0)?)
+        let features = Tensor::cat(&parts, 0)?;
+        require_finite("vision encoder: features", &features)?;
+        Ok(features)
     }
 
     /// As [`forward`](Self::forward), in one run, showing `patch_embed`, `blocks.{i}.norm1`,

@@ -257,7 +257,9 @@ fn emit(piece: &str, text: &mut String, on_text: &mut OnText<'_>) -> ControlFlow
 
 fn at_step(error: Error, step: usize) -> Error {
     match error {
-        Error::Logits(message) => Error::Logits(format!("{message} at step {step}")),
+        Error::NotFinite { place, found } => {
+            Error::NotFinite { place: format!("{place} at step {step}"), found }
+        }
         other => other,
     }
 }

@@ -2,10 +2,10 @@
 
 use candle_core::Tensor;
 use lance_mm_models::{Cache, LatentLayers, Llm, NoiseBlock};
-use lance_mm_tensor::{StopFlag, with_autorelease_pool};
+use lance_mm_tensor::{StopFlag, require_finite, with_autorelease_pool};
 use tracing::debug_span;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::generate::{Plan, Unconditional};
 use crate::guidance::Guidance;
 use crate::schedule::{Schedule, Step};
@@ -89,7 +89,7 @@ impl Denoiser<'_> {
             let _span = debug_span!("step", index = step.index, t = step.t).entered();
             let Velocities { cond, uncond, v } = with_autorelease_pool(|| self.velocities(&x, step))?;
             let next = self.keep_clean(&x, solver.step(&x, &v, step)?)?;
-            finite(&next, step)?;
+            require_finite(format_args!("latents after step {}", step.index), &next)?;
             let (v_cond, v_uncond, times) = (&cond, uncond.as_ref(), &self.times(step)[..]);
             on_step(&Denoised { step, of, times, x: &x, v_cond, v_uncond, v: &v, next: &next });
             x = next;
@@ -143,15 +143,5 @@ impl Denoiser<'_> {
             _ if clean == n => Ok(x.clone()),
             _ => Ok(Tensor::cat(&[x.narrow(0, 0, clean)?, next.narrow(0, clean, n - clean)?], 0)?),
         }
-    }
-}
-
-/// Refuses latents that overflowed: an image of NaN would be black without a word.
-fn finite(x: &Tensor, step: Step) -> Result<()> {
-    let sum = x.abs()?.sum_all()?.to_scalar::<f32>()?;
-    if sum.is_finite() {
-        Ok(())
-    } else {
-        Err(Error::Latents(format!("expected finite numbers after step {}, found {sum}", step.index)))
     }
 }

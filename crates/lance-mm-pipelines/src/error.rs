@@ -96,9 +96,15 @@ pub enum Error {
     /// Logits that no token can be chosen from.
     #[error("logits: {0}")]
     Logits(String),
-    /// Latents that are not finite.
-    #[error("latents: {0}")]
-    Latents(String),
+    /// A value that is NaN or infinite, where an output would be made of it: damaged weights, or numbers that
+    /// overflowed.
+    #[error("{place}: expected finite numbers, found {found}")]
+    NotFinite {
+        /// Network or stage, and the place in it.
+        place: String,
+        /// The value.
+        found: f32,
+    },
     /// The stop flag was set, or a callback asked to stop.
     #[error("interrupted")]
     Interrupted,
@@ -108,6 +114,7 @@ impl From<lance_mm_tensor::Error> for Error {
     fn from(error: lance_mm_tensor::Error) -> Self {
         match error {
             lance_mm_tensor::Error::Stopped => Self::Interrupted,
+            lance_mm_tensor::Error::NotFinite { place, found } => Self::NotFinite { place, found },
             error => Self::Tensor(error),
         }
     }

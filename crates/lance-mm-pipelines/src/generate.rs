@@ -12,7 +12,7 @@ use lance_mm_image::video::Clip;
 use lance_mm_image::{self as image, Resize, RgbImage};
 use lance_mm_models::latent::CHANNELS;
 use lance_mm_models::{Cache, Grid, Sequence};
-use lance_mm_tensor::with_autorelease_pool;
+use lance_mm_tensor::{require_finite, with_autorelease_pool};
 use tracing::debug_span;
 
 use crate::checkpoint::Checkpoint;
@@ -186,6 +186,9 @@ impl Lance {
             let found = format!("{:?} {:?}", noise.dtype(), noise.dims());
             return Err(Error::option("noise", expected, found));
         }
+        for (place, noise) in [("noise", &options.noise), ("source noise", &options.source_noise)] {
+            noise.as_ref().map_or(Ok(()), |noise| require_finite(place, noise))?;
+        }
         let prompt = GenerationPrompt::new(self.tokenizer(), task, prompt, options.special_tokens)?;
         // The source of an edit takes at most as many tokens again for the VAE, and fewer for the ViT.
         let blocks = if matches!(task, Task::EditImage | Task::EditVideo) { 3 } else { 1 };
@@ -201,8 +204,8 @@ impl Lance {
     /// Generates what a request asks for, reporting its progress to `observer`.
     ///
     /// # Errors
-    /// As [`check_request`](Self::check_request); [`Error::Interrupted`] when the stop flag is set; weights that
-    /// overflow.
+    /// As [`check_request`](Self::check_request); [`Error::Interrupted`] when the stop flag is set;
+    /// [`Error::NotFinite`] for damaged weights, or numbers that overflow.
     pub fn generate(
         &self,
         prompt: &str,

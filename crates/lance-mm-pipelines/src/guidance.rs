@@ -1,6 +1,7 @@
 //! Classifier-free guidance: away from the velocity without the caption.
 
 use candle_core::Tensor;
+use lance_mm_tensor::require_finite;
 
 use crate::error::{Error, Result};
 
@@ -77,7 +78,7 @@ impl Guidance {
     /// `clamp(|v_cond| / (|guided| + 1e-8), renorm_min, 1)`, f32 `(1, 1)`, for every row `(N, 1)`.
     ///
     /// # Errors
-    /// Velocities that are not `(N, C)`.
+    /// Velocities that are not `(N, C)`; [`Error::NotFinite`] for lengths that overflow.
     pub fn factor(&self, v_cond: &Tensor, guided: &Tensor) -> Result<Tensor> {
         let (n, channels) = v_cond.dims2()?;
         let width = match self.renorm {
@@ -87,6 +88,8 @@ impl Guidance {
         };
         let length = |v: &Tensor| v.reshape(((), width))?.sqr()?.sum_keepdim(1)?.sqrt();
         let ratio = (length(v_cond)? / (length(guided)? + EPS)?)?;
+        // Lengths that overflow: the clamp would make a legal factor of NaN.
+        require_finite("guidance: ratio of velocities", &ratio)?;
         Ok(ratio.clamp(self.renorm_min, 1.0)?)
     }
 }
@@ -123,6 +126,19 @@ mod tests {
         assert_eq!(combine(Renorm::Channel, 2.0, 0.5)[1], [0.0, -1.0]);
         // Never longer: at scale 0 the guided velocity is the shorter one.
         assert_eq!(combine(Renorm::Channel, 0.0, 0.0)[0], [1.0, 0.0]);
+    }
+
+    /// The clamp of the factor would make 0 of NaN, and velocities of no length.
+    #[test]
+    fn velocities_whose_length_overflows_are_errors() {
+        for renorm in [Renorm::Global, Renorm::Channel] {
+            let guidance = Guidance { renorm, ..Guidance::default() };
+            for bad in [f32::NAN, f32::INFINITY, 1e30] {
+                let (cond, uncond) = (rows([[bad, 0.0], [0.0, 1.0]]), rows([[0.0; 2]; 2]));
+                let result = guidance.combine(&cond, &uncond);
+                assert!(matches!(result, Err(Error::NotFinite { .. })), "{renorm:?} {bad}: {result:?}");
+            }
+        }
     }
 
     #[test]

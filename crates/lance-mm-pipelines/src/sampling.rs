@@ -6,6 +6,8 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
+use lance_mm_tensor::first_not_finite;
+
 use crate::error::{Error, Result};
 
 /// Sampling of tokens. The default is greedy.
@@ -108,7 +110,7 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// [`Error::Logits`] if there are fewer logits than the vocabulary limit, or if one is not
+    /// [`Error::Logits`] if there are fewer logits than the vocabulary limit, [`Error::NotFinite`] if one is not
     /// finite.
     pub fn pick(&mut self, logits: &[f32], generated: &[u32]) -> Result<u32> {
         if self.sampling.temperature == 0.0 {
@@ -172,8 +174,8 @@ impl Sampler {
 
     /// The logits below the limit, with the penalty on every id in `generated`.
     fn penalised<'a>(&self, logits: &'a [f32], generated: &[u32]) -> Result<Cow<'a, [f32]>> {
-        if let Some(i) = first(logits, |logit| !logit.is_finite()) {
-            return Err(Error::Logits(format!("expected finite numbers, found {} for id {i}", logits[i])));
+        if let Some(i) = first_not_finite(logits) {
+            return Err(Error::NotFinite { place: format!("logit of token {i}"), found: logits[i] });
         }
         let Some(logits) = logits.get(..self.limit) else {
             return Err(Error::Logits(format!(
@@ -311,7 +313,7 @@ mod tests {
         for id in [250, 130, 64] {
             logits[id] = f32::NAN;
             let text = greedy.pick(&logits, &[]).unwrap_err().to_string();
-            assert_eq!(text, format!("logits: expected finite numbers, found NaN for id {id}"));
+            assert_eq!(text, format!("logit of token {id}: expected finite numbers, found NaN"));
         }
     }
 
@@ -404,8 +406,11 @@ mod tests {
         for sampling in [Sampling::default(), warm()] {
             let mut sampler = sampler(sampling);
             for (logits, message) in [
-                (&[0.0, 1.0, f32::NAN, 0.0][..], "logits: expected finite numbers, found NaN for id 2"),
-                (&[0.0, 1.0, 2.0, 0.0, f32::INFINITY], "logits: expected finite numbers, found inf for id 4"),
+                (&[0.0, 1.0, f32::NAN, 0.0][..], "logit of token 2: expected finite numbers, found NaN"),
+                (
+                    &[0.0, 1.0, 2.0, 0.0, f32::INFINITY],
+                    "logit of token 4: expected finite numbers, found inf",
+                ),
                 (&[0.0, 1.0, 2.0], "logits: expected at least 4 numbers, found 3"),
             ] {
                 assert_eq!(sampler.pick(logits, &[]).unwrap_err().to_string(), message);

@@ -55,6 +55,14 @@ pub enum Error {
         /// That of the input.
         found: String,
     },
+    /// A value that is NaN or infinite, where an output would be made of it: damaged weights, or numbers that overflowed.
+    #[error("{place}: expected finite numbers, found {found}")]
+    NotFinite {
+        /// Network or stage, and the place in it.
+        place: String,
+        /// The value.
+        found: f32,
+    },
     /// A computation ended because its [`StopFlag`](crate::StopFlag) was set.
     #[error("stopped")]
     Stopped,
@@ -66,7 +74,12 @@ impl Error {
         expected: impl fmt::Display,
         found: impl fmt::Display,
     ) -> Self {
-        Self::Setting { name: name.into(), expected: expected.to_string(), found: found.to_string() }
+        let (name, found) = (name.into(), found.to_string());
+        Self::Setting {
+            name: shortened(&name, 2 * MAX_NAME).into_owned(),
+            expected: expected.to_string(),
+            found: shortened(&found, MAX_NAME).into_owned(),
+        }
     }
 
     /// An input of the wrong shape, dtype or length.

@@ -28,6 +28,37 @@ fn a_clip_has_as_many_frames_as_its_latents_tell() {
     }
 }
 
+/// The clamp to [-1, 1] would make -1 of NaN, which is black.
+#[test]
+fn values_that_are_not_finite_are_errors_wherever_they_come_from() {
+    let poisoned = |name: &str, bad: f32| {
+        let mut tensors = vae_tensors(&CONFIG);
+        let (_, _, values) = tensors.iter_mut().find(|(tensor, ..)| tensor == name).unwrap();
+        // All of it: taps over the border meet no pixel.
+        values.fill(bad);
+        Vae::load(&CONFIG, &weights(&tensors)).unwrap()
+    };
+    let (x, z) = (clip([3, 5, 16, 16], 1), clip([48, 2, 1, 1], 2));
+    let place = |result: Result<Tensor>| match result {
+        Err(Error::NotFinite { place, .. }) => place,
+        other => panic!("{other:?}"),
+    };
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for name in ["decoder.head.layer_2.bias", "decoder.conv1.weight", "conv2.bias"] {
+            assert_eq!(place(poisoned(name, bad).decode(&z)), "VAE: pixels of frame 0", "{name} {bad}");
+        }
+        for name in ["encoder.conv1.weight", "conv1.bias"] {
+            assert_eq!(place(poisoned(name, bad).encode(&x)), "VAE: encoded latents", "{name} {bad}");
+        }
+        let affine = Tensor::new(&[bad], &Device::Cpu).unwrap();
+        assert_eq!(place(vae().decode(&z.broadcast_add(&affine).unwrap())), "VAE: latents to decode");
+        assert_eq!(place(vae().encode(&x.broadcast_add(&affine).unwrap())), "VAE: encoded latents");
+    }
+    let posterior = vae().posterior(&x).unwrap();
+    let loud = Posterior { log_var: (posterior.log_var.ones_like().unwrap() * 1e3).unwrap(), ..posterior };
+    assert_eq!(place(loud.sample(&z.narrow(1, 0, 2).unwrap())), "VAE: sampled latents");
+}
+
 #[test]
 fn nothing_looks_ahead() {
     let vae = vae();
