@@ -1,8 +1,7 @@
 //! Images and videos from files, folders and standard input.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
@@ -103,7 +102,7 @@ pub(crate) fn read(path: &OsStr, args: &ImageArgs, hints: Hints) -> Result<Input
         Pixels::Video(clip(path, args.fps, &options)?)
     } else if args.video {
         let bytes = bytes(path).map_err(|error| hinted(error, VIDEO_ON_STDIN))?;
-        Pixels::Video(animation(&bytes, name, args.fps, &options)?)
+        Pixels::Video(Clip::from_gif(&bytes, name, args.fps, &options)?)
     } else {
         Pixels::Image(still(path, &options, hints, "--video shows all of it")?)
     };
@@ -138,12 +137,10 @@ fn is_stdin(path: &Path) -> bool {
 
 /// Bytes of an image file; `-` is standard input.
 fn bytes(path: &Path) -> image::Result<Vec<u8>> {
-    let name = Source::new(path).name;
     if is_stdin(path) {
-        return image::read(io::stdin().lock(), &name);
+        return image::read(io::stdin().lock(), &Source::new(path).name);
     }
-    let file = File::open(path).map_err(|source| image::Error::Io { path: path.to_owned(), source })?;
-    image::read(file, &name)
+    image::read_file(path)
 }
 
 /// The error of a file that cannot be opened, with advice if it does not exist.
@@ -208,11 +205,12 @@ pub(crate) fn clip(path: &Path, fps: Option<f64>, options: &LoadOptions) -> Resu
     if path.is_dir() {
         return Ok(Clip::from_dir(path, fps.unwrap_or(UNKNOWN_FPS), options)?);
     }
-    let mut start = Vec::new();
-    let file = File::open(path).and_then(|file| file.take(256).read_to_end(&mut start));
-    file.map_err(|error| unopened(path, &error))?;
+    let start = image::read_start(path).map_err(|error| match error {
+        image::Error::Io { source, .. } => unopened(path, &source),
+        error => error.into(),
+    })?;
     match FileKind::of(&start) {
-        FileKind::Image("GIF") => return animation(&bytes(path)?, &name, fps, options),
+        FileKind::Image("GIF") => return Ok(Clip::from_gif(&bytes(path)?, &name, fps, options)?),
         FileKind::Image(format) => match image::multi_frame(&bytes(path)?) {
             // ffmpeg reads its frames.
             Some(MultiFrame::Animation) if format == "PNG" => {}
@@ -222,18 +220,9 @@ pub(crate) fn clip(path: &Path, fps: Option<f64>, options: &LoadOptions) -> Resu
             ),
             _ => bail!("{name}: expected a video, found a {format} image"),
         },
-        _ => {}
+        FileKind::Video(_) => {}
+        // Lists and scripts among them, which ffmpeg would follow to other files.
+        kind => bail!("{name}: expected a video, found {kind}"),
     }
     Ok(Ffmpeg::find().map_err(|error| anyhow!("{name}: {error}"))?.read(path, fps, options)?)
-}
-
-/// Reads an animated GIF that is long enough to be sampled.
-fn animation(bytes: &[u8], name: &str, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
-    let mut clip = Clip::from_gif(bytes, name, options)?;
-    clip.fps = fps.unwrap_or(clip.fps);
-    match clip.sampled() {
-        Err(image::Error::Video { problem, .. }) => bail!("{name}: {problem}"),
-        sampled => sampled.map(drop)?,
-    }
-    Ok(clip)
 }

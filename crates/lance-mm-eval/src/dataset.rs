@@ -207,7 +207,7 @@ impl Media {
                 Ok(vec![lance.encode_video(&clip, options)?])
             }
             Self::Video(path) => {
-                let clip = Clip::from_gif(&read(path)?, &path.display().to_string(), &load)?;
+                let clip = Clip::from_gif(&read(path)?, &path.display().to_string(), None, &load)?;
                 Ok(vec![lance.encode_video(&clip, options)?])
             }
         }

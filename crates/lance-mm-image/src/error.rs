@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::{FileKind, Size};
+use crate::format::FileKind;
+use crate::size::Size;
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -27,12 +28,12 @@ pub enum Error {
         /// Kind of the file.
         kind: FileKind,
     },
-    /// More pixels than [`LoadOptions`](crate::LoadOptions) allow.
+    /// More bytes, pixels or frames than [`LoadOptions`](crate::LoadOptions) allow.
     #[error("{name}: {message}")]
     TooLarge {
         /// The file, stream or folder.
         name: String,
-        /// Most pixels allowed.
+        /// Most bytes, pixels or frames allowed.
         limit: u64,
         /// Expected and found.
         message: String,
@@ -81,6 +82,12 @@ pub enum VideoProblem {
     /// No frames.
     #[error("expected frames, found none")]
     NoFrames,
+    /// A file that is no container of videos.
+    #[error("expected a video, found {kind}")]
+    Container {
+        /// Kind of the file.
+        kind: FileKind,
+    },
     /// A file without a video stream.
     #[error("expected a video stream, found none in the file")]
     NoStream,
@@ -134,6 +141,14 @@ impl Error {
             error => error,
         }
     }
+}
+
+/// The size itself, unless a side is zero; `what` is the thing that has it.
+pub(crate) fn not_empty(size: Size, what: &str) -> Result<Size> {
+    if size.area() == 0 {
+        return Err(Error::of_size(what, size, "expected sides above 0"));
+    }
+    Ok(size)
 }
 
 impl From<VideoProblem> for Error {

@@ -3,12 +3,9 @@
 //! Lance was trained on six aspect ratios. An image goes to the bucket nearest to its own ratio and loses what
 //! does not fit at the sides. [`native_size`] keeps all of it.
 
-use std::fmt;
-
-use ::image::RgbImage;
-
 use crate::FACTOR;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, not_empty};
+use crate::size::Size;
 
 /// Sides of a bucket are multiples of this. (The vision encoder needs 28, so the result is cropped once more.)
 const STRIDE: f64 = 16.0;
@@ -21,54 +18,6 @@ const MAX_RATIO: f64 = 200.0;
 
 /// Most pixels [`native_size`] may be asked for: 16 384 tokens, the limit of the published processor.
 const MAX_NATIVE_PIXELS: u64 = 12_845_056;
-
-/// Width and height in pixels; `1280x720` when printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Size {
-    /// Columns of pixels.
-    pub width: u32,
-    /// Rows of pixels.
-    pub height: u32,
-}
-
-/// 768x768, the default of Lance for generated images.
-impl Default for Size {
-    fn default() -> Self {
-        Size { width: 768, height: 768 }
-    }
-}
-
-impl Size {
-    /// The size of an image.
-    pub fn of(image: &RgbImage) -> Self {
-        let (width, height) = image.dimensions();
-        Size { width, height }
-    }
-
-    /// Number of pixels.
-    pub fn area(self) -> u64 {
-        u64::from(self.width) * u64::from(self.height)
-    }
-
-    /// Width over height.
-    fn ratio(self) -> f64 {
-        f64::from(self.width) / f64::from(self.height)
-    }
-
-    /// The size itself, unless a side is zero; `what` is the thing that has it.
-    pub(crate) fn not_empty(self, what: &str) -> Result<Self> {
-        if self.area() == 0 {
-            return Err(Error::of_size(what, self, "expected sides above 0"));
-        }
-        Ok(self)
-    }
-}
-
-impl fmt::Display for Size {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}x{}", self.width, self.height)
-    }
-}
 
 /// A rectangle of an image, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +73,7 @@ fn bucket_of_ratio(base: f64, ratio: f64) -> Size {
 ///
 /// A side of zero.
 pub fn bucket(source: Size, base: u32) -> Result<Size> {
-    source.not_empty("image")?;
+    not_empty(source, "image")?;
     let distance = |size: Size| (source.ratio() - size.ratio()).abs();
     let [first, others @ ..] = buckets(base);
     Ok(others.into_iter().fold(first, |best, size| if distance(size) < distance(best) { size } else { best }))

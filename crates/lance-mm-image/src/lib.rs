@@ -23,32 +23,44 @@
 //! [`resize_to_bucket`] with [`to_vae_pixels`] for a VAE. [`encode_png`] and [`video::Animation`] write images and
 //! frames.
 
-mod encoded;
+mod bmp;
+mod bytes;
 mod error;
+mod exif;
+mod fault;
 mod format;
 mod geometry;
 mod gif;
+mod guard;
 mod jpeg;
+mod limits;
 mod load;
 mod multi_frame;
 mod patches;
+mod png;
+mod pnm;
 mod resample;
 mod resize;
 mod rgb;
+mod size;
+mod tiff;
 mod vae_pixels;
 pub mod video;
+mod webp;
 mod write_png;
 
 pub use ::image::{Rgb, RgbImage};
 
 pub use error::{Error, Result, VideoProblem};
 pub use format::FileKind;
-pub use geometry::{Crop, Size, bucket, buckets, crop};
-pub use load::{LoadOptions, decode, from_raw, load, read};
+pub use geometry::{Crop, bucket, buckets, crop};
+pub use limits::LoadOptions;
+pub use load::{decode, from_raw, load, read, read_file, read_start};
 pub use multi_frame::{MultiFrame, multi_frame};
 pub use patches::{PATCH_VALUES, Patches, patches, prepare_image, prepare_video};
 pub use resample::resample;
 pub use resize::{Resize, Resolution, resize, resize_frames, resize_to_bucket};
+pub use size::Size;
 pub use vae_pixels::{from_vae_pixels, to_vae_pixels};
 pub use write_png::{encode_png, encode_png_animation};
 

@@ -1,98 +1,177 @@
-//! Decoding of files and bytes to RGB.
+//! Reading of files and decoding to RGB.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
 use std::path::Path;
 
 use ::image::metadata::Orientation;
-use ::image::{DynamicImage, ImageDecoder, RgbImage};
+use ::image::{DynamicImage, RgbImage};
 
-use crate::encoded::Encoded;
-use crate::error::{Error, Result};
-use crate::{Size, format, rgb};
-
-/// Orientation and limits of decoding.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LoadOptions {
-    /// Apply the EXIF orientation. Upstream does not: photos of phones, which are often stored rotated, reach the
-    /// model on their side.
-    pub auto_orient: bool,
-    /// Most pixels of an image, or of a frame. The header is checked before memory is allocated.
-    pub max_pixels: u64,
-    /// Most pixels of all frames of a clip that are held at once, three bytes each.
-    pub max_clip_pixels: u64,
-}
-
-impl Default for LoadOptions {
-    /// EXIF orientation ignored, as upstream; 179 million pixels, the limit of Pillow; 69 frames of 4096 x 2160 pixels
-    /// for a clip, as many as the model sees.
-    fn default() -> Self {
-        LoadOptions { auto_orient: false, max_pixels: 179_000_000, max_clip_pixels: 69 * 4096 * 2160 }
-    }
-}
+use crate::error::{Error, Result, not_empty};
+use crate::fault::Fault;
+use crate::format::{self, FileKind, Format};
+use crate::limits::{self, Budget, LoadOptions};
+use crate::size::Size;
+use crate::{bmp, gif, guard, jpeg, png, pnm, tiff, webp};
 
 /// Reads and decodes a PNG, JPEG, GIF, WebP, BMP, TIFF or PNM file, see [`decode`].
 ///
 /// # Errors
 ///
-/// [`Error::Io`] for a file that cannot be read; else as [`decode`].
+/// As [`read_file`] and [`decode`].
 pub fn load(path: &Path, options: &LoadOptions) -> Result<RgbImage> {
-    let name = path.display().to_string();
-    let file = File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-    decode(&read(file, &name)?, &name, options)
+    decode(&read_file(path)?, &path.display().to_string(), options)
 }
 
-/// Reads the bytes of an image, for [`decode`]; `name` is its name in errors.
-///
-/// The format is checked before the rest is read: a large file of another kind takes no memory.
+/// Reads the bytes of an image file, for [`decode`]: a file of at most 512 MB, or a pipe that ends after at most 128 MB.
 ///
 /// # Errors
 ///
-/// [`Error::Io`] for input that cannot be read, [`Error::UnsupportedFormat`] for another format or no data.
-pub fn read(mut input: impl Read, name: &str) -> Result<Vec<u8>> {
-    let failed = |source| Error::Io { path: name.into(), source };
+/// [`Error::Io`] for a file that cannot be read, or that is a folder, a socket or a device like `/dev/zero`, which
+/// is not opened; [`Error::UnsupportedFormat`] for another format or no data, which is not read to its end;
+/// [`Error::TooLarge`] for more bytes.
+pub fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let (file, limit) = open(path)?;
+    read_image(file, &path.display().to_string(), limit)
+}
+
+/// Reads the bytes of an image from a stream, for [`decode`], at most 128 MB; `name` is its name in errors.
+///
+/// The format is checked before the rest is read: a large stream of another kind takes no memory.
+///
+/// # Errors
+///
+/// [`Error::Io`] for input that cannot be read, [`Error::UnsupportedFormat`] for another format or no data,
+/// [`Error::TooLarge`] for more bytes.
+pub fn read(input: impl Read, name: &str) -> Result<Vec<u8>> {
+    read_image(input, name, limits::MAX_STREAM_BYTES)
+}
+
+/// The first bytes of a file, which suffice for [`FileKind::of`].
+///
+/// # Errors
+///
+/// [`Error::Io`] as [`read_file`].
+pub fn read_start(path: &Path) -> Result<Vec<u8>> {
+    let mut start = Vec::new();
+    let read = open(path)?.0.take(format::START).read_to_end(&mut start);
+    read.map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    Ok(start)
+}
+
+fn read_image(mut input: impl Read, name: &str, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    input.by_ref().take(format::START).read_to_end(&mut bytes).map_err(failed)?;
-    format::check(&bytes, name)?;
-    input.read_to_end(&mut bytes).map_err(failed)?;
+    let start = input.by_ref().take(format::START).read_to_end(&mut bytes);
+    start.map_err(|source| Error::Io { path: name.into(), source })?;
+    check(&bytes, name)?;
+    limits::read_to_limit(input, &mut bytes, limit, name)?;
     Ok(bytes)
+}
+
+/// Opens a file or pipe, with the most bytes that may be read of it. Its kind is looked at before it is opened: a
+/// device may have effects or no end.
+fn open(path: &Path) -> Result<(File, u64)> {
+    let failed = |source| Error::Io { path: path.to_owned(), source };
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if let Some(kind) = endless(&metadata) {
+        return Err(failed(io::Error::other(format!("expected a file, found {kind}"))));
+    }
+    let limit = if metadata.is_file() { limits::MAX_FILE_BYTES } else { limits::MAX_STREAM_BYTES };
+    Ok((File::open(path).map_err(failed)?, limit))
+}
+
+/// What a file is, if it is neither a file nor a pipe.
+#[cfg(unix)]
+fn endless(metadata: &Metadata) -> Option<&'static str> {
+    use std::os::unix::fs::FileTypeExt;
+
+    let kind = metadata.file_type();
+    Some(match kind {
+        kind if kind.is_file() || kind.is_fifo() => return None,
+        kind if kind.is_dir() => "a folder",
+        kind if kind.is_socket() => "a socket",
+        _ => "a device",
+    })
+}
+
+/// What a file is, if it is no file.
+#[cfg(not(unix))]
+fn endless(metadata: &Metadata) -> Option<&'static str> {
+    metadata.is_dir().then_some("a folder")
+}
+
+/// The format of an image that can be decoded; `name` is the file's name in errors.
+fn check(start: &[u8], name: &str) -> Result<Format> {
+    let unsupported = || Error::UnsupportedFormat { name: name.to_owned(), kind: FileKind::of(start) };
+    Format::of(start).ok_or_else(unsupported)
+}
+
+/// What a decoder makes of a file.
+pub(crate) struct Decoded {
+    pub(crate) size: Size,
+    /// RGB, rows from the top.
+    pub(crate) pixels: Vec<u8>,
+    /// EXIF orientation.
+    pub(crate) orientation: Option<u8>,
 }
 
 /// Decodes an image to 8-bit RGB; `name` is its name in errors ("standard input", a path).
 ///
-/// The format is recognised by content. Transparency is blended with white, except that the alpha of gray images
-/// and a PNG colour key are ignored. 16-bit samples keep their high byte. Only the first frame of an animation
+/// The format is recognised by content. Transparency is blended with white, except that the alpha of 8-bit gray
+/// images and a PNG colour key are ignored. 16-bit samples keep their high byte. Only the first frame of an animation
 /// and the first page of a TIFF are decoded, see [`multi_frame`](crate::multi_frame()). Colour profiles are
 /// ignored.
 ///
 /// # Errors
 ///
 /// [`Error::UnsupportedFormat`] for an unknown format or no data, [`Error::TooLarge`] for more than
-/// [`max_pixels`](LoadOptions::max_pixels) pixels, [`Error::Image`] for damaged or truncated data, an image
-/// without pixels, or samples that are neither 8 nor 16 bit integers.
+/// [`max_pixels`](LoadOptions::max_pixels) pixels or more than are plausible in so few bytes, [`Error::Image`] for
+/// damaged or truncated data, an image without pixels, or samples that are not implemented. A decoder that panics is
+/// such an error too, and prints nothing.
 pub fn decode(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<RgbImage> {
-    let file = Encoded::detect(bytes, name, options)?;
-    let mut decoder = file.reader().into_decoder().map_err(|e| file.decoding(&e))?;
-    let (width, height) = decoder.dimensions();
-    let size = Size { width, height };
-    file.check_size(size)?;
-    file.check_end()?;
-
-    let color = decoder.color_type();
-    if !rgb::is_supported(color) {
-        return Err(file.error(format!("unsupported {} colour type {color:?}", file.format_name())));
-    }
-    // Damaged EXIF data is no reason to refuse the image.
-    let orientation = if options.auto_orient {
-        decoder.orientation().unwrap_or(Orientation::NoTransforms)
-    } else {
-        Orientation::NoTransforms
+    let format = check(bytes, name)?;
+    let decoder = match format {
+        Format::Png => png::decode,
+        Format::Jpeg => jpeg::decode,
+        Format::Gif => gif::decode,
+        Format::WebP => webp::decode,
+        Format::Bmp => bmp::decode,
+        Format::Tiff => tiff::decode,
+        Format::Pnm => pnm::decode,
     };
-    let mut samples = vec![0; file.buffer_len(size, color)?];
-    decoder.read_image(&mut samples).map_err(|e| file.decoding(&e))?;
+    let decoded = with_budget(bytes, format, name, options, |budget| decoder(bytes, budget))?;
+    let image = from_raw(decoded.size, decoded.pixels)?;
+    let orientation = decoded.orientation.filter(|_| options.auto_orient).and_then(Orientation::from_exif);
+    Ok(rotated(image, orientation.unwrap_or(Orientation::NoTransforms)))
+}
 
-    let pixels = rgb::from_samples(samples, color, file.alpha());
-    Ok(rotated(from_raw(size, pixels)?, orientation))
+/// Decodes frames of a GIF: those whose numbers `select` makes of their count and rate.
+pub(crate) fn gif_frames(
+    bytes: &[u8],
+    name: &str,
+    options: &LoadOptions,
+    select: impl FnOnce(usize, f64) -> Result<Vec<usize>>,
+) -> Result<Vec<RgbImage>> {
+    let format = check(bytes, name)?;
+    if format != Format::Gif {
+        let message = format!("expected a GIF, found {format}");
+        return Err(Fault::Unusable(message).named(name, format));
+    }
+    let timing = with_budget(bytes, format, name, options, |budget| gif::Timing::read(bytes, budget))?;
+    let wanted = select(timing.frames, timing.fps)?;
+    with_budget(bytes, format, name, options, |budget| timing.frames(bytes, &wanted, budget))
+}
+
+/// Runs a decoder under the limits for one file.
+fn with_budget<T>(
+    bytes: &[u8],
+    format: Format,
+    name: &str,
+    options: &LoadOptions,
+    decode: impl FnOnce(&Budget<'_>) -> std::result::Result<T, Fault>,
+) -> Result<T> {
+    let budget = Budget { options, format, len: bytes.len() };
+    guard::catch(|| decode(&budget)).map_err(|fault| fault.named(name, format))
 }
 
 /// An image from its pixels `(H, W, 3)`: rows from the top, red, green, blue.
@@ -101,7 +180,7 @@ pub fn decode(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<RgbImag
 ///
 /// [`Error::Image`] for sides of zero, or a number of bytes other than `height * width * 3`.
 pub fn from_raw(size: Size, pixels: Vec<u8>) -> Result<RgbImage> {
-    let expected = size.not_empty("raw image")?.area().saturating_mul(3);
+    let expected = not_empty(size, "raw image")?.area().saturating_mul(3);
     let found = pixels.len();
     match RgbImage::from_raw(size.width, size.height, pixels) {
         Some(image) if found as u64 == expected => Ok(image),

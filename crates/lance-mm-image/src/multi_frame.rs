@@ -1,6 +1,6 @@
 //! Detection of animations and TIFF pages. Lengths and offsets are read, no pixels decoded.
 
-use crate::gif;
+use crate::{gif, tiff};
 
 /// Images of a file beyond the first, which is all that [`decode`](crate::decode) returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub fn multi_frame(bytes: &[u8]) -> Option<MultiFrame> {
     if animated {
         return Some(MultiFrame::Animation);
     }
-    next_page(bytes).filter(|offset| *offset != 0).map(|_| MultiFrame::Pages)
+    tiff::has_pages(bytes).then_some(MultiFrame::Pages)
 }
 
 /// The flag for animation of the extended header, which comes first (WebP Container Specification).
@@ -45,22 +45,6 @@ fn is_animated_png(bytes: &[u8]) -> Option<bool> {
             _ => rest = data.get(u32::from_be_bytes(*length) as usize..)?.get(4..)?,
         }
     }
-}
-
-/// Offset of the directory of a TIFF's second page; 0 if there is none.
-fn next_page(bytes: &[u8]) -> Option<u32> {
-    const ENTRY: usize = 12;
-    let little_endian = match bytes.first_chunk()? {
-        b"II*\0" => true,
-        b"MM\0*" => false,
-        _ => return None,
-    };
-    let u16 = |b| if little_endian { u16::from_le_bytes(b) } else { u16::from_be_bytes(b) };
-    let u32 = |b| if little_endian { u32::from_le_bytes(b) } else { u32::from_be_bytes(b) };
-    let first = u32(*bytes.get(4..)?.first_chunk()?) as usize;
-    let (entries, directory) = bytes.get(first..)?.split_first_chunk()?;
-    let next = directory.get(usize::from(u16(*entries)) * ENTRY..)?;
-    Some(u32(*next.first_chunk()?))
 }
 
 #[cfg(test)]

@@ -6,8 +6,9 @@ use ::image::RgbImage;
 
 use crate::FACTOR;
 use crate::error::{Error, Result, VideoProblem};
-use crate::geometry::{Crop, Size, bucket, crop, native_size};
+use crate::geometry::{Crop, bucket, crop, native_size};
 use crate::resample::{resample, resample_part};
+use crate::size::Size;
 
 /// Base sizes of the buckets that an image is resized to, for the VAE and for the vision encoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,11 +10,12 @@ mod ffmpeg;
 mod folder;
 
 use std::path::Path;
-use std::time::Duration;
 
 use crate::error::{Error, Result, VideoProblem};
+use crate::limits::LoadOptions;
+use crate::load::{gif_frames, load};
 use crate::resize::frame_size;
-use crate::{LoadOptions, RgbImage, Size, gif, load};
+use crate::{RgbImage, Size, gif};
 pub use animation::Animation;
 pub use ffmpeg::Ffmpeg;
 pub use folder::sampled_files;
@@ -83,18 +84,21 @@ impl Clip {
         Ok(Clip { frames, fps })
     }
 
-    /// Decodes all frames of a GIF as a viewer shows them, on white; the rate is that of the average delay.
+    /// Decodes the frames of an animated GIF that the model sees, as a viewer shows them, on white. `fps` replaces the
+    /// rate of its average delay. The result holds those frames, at [`SAMPLED_FPS`].
     ///
-    /// Delays of 10 ms and less count as 100 ms, as in browsers. `name` is the file's name in errors.
+    /// Frames are counted before any is decoded, so a long animation needs no more memory than a short one. Delays of
+    /// 10 ms and less count as 100 ms, as in browsers. `name` is the file's name in errors.
     ///
     /// # Errors
     ///
-    /// Anything but a complete GIF, or more than [`LoadOptions::max_clip_pixels`] pixels in all frames together.
-    pub fn from_gif(bytes: &[u8], name: &str, options: &LoadOptions) -> Result<Self> {
-        let frames = gif::frames(bytes, name, options)?;
-        let duration: Duration = frames.iter().map(|frame| frame.delay).sum();
-        let fps = frames.len() as f64 / duration.as_secs_f64();
-        Clip::from_frames(frames.into_iter().map(|frame| frame.image).collect(), fps)
+    /// Anything but a complete GIF; more pixels than [`LoadOptions::max_clip_pixels`] in the sampled frames, or more
+    /// than are plausible in so few bytes; as [`sample_indices`].
+    pub fn from_gif(bytes: &[u8], name: &str, fps: Option<f64>, options: &LoadOptions) -> Result<Self> {
+        let frames = gif_frames(bytes, name, options, |count, rate| {
+            sample_indices(count, fps.unwrap_or(rate)).map_err(|error| error.named(name))
+        })?;
+        Clip::from_frames(frames, SAMPLED_FPS)
     }
 
     /// Reads the images of a folder as frames, in the order of the numbers in their names (`2.png` before `10.png`),

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use super::{Clip, SAMPLED_FPS, sample_indices};
 use crate::error::{Error, Result, VideoProblem};
 use crate::resize::frame_size;
-use crate::{LoadOptions, RgbImage, Size, from_raw};
+use crate::{FileKind, LoadOptions, RgbImage, Size, from_raw, read_start};
 
 /// The programs ffmpeg and ffprobe of `PATH`.
 #[derive(Clone, Debug)]
@@ -39,11 +39,13 @@ impl Ffmpeg {
     /// result holds those alone, at [`SAMPLED_FPS`]. `fps` replaces the file's own average rate.
     ///
     /// # Errors
-    /// A file that ffmpeg cannot read or that has no video stream, more than [`LoadOptions::max_clip_pixels`] pixels in
+    /// A file that is no video by its first bytes: ffmpeg would follow lists and scripts to other files, whatever their
+    /// names. A video that ffmpeg cannot read or that has no video stream, more than [`LoadOptions::max_clip_pixels`] pixels in
     /// all sampled frames; as [`sample_indices`](super::sample_indices).
     pub fn read(&self, path: &Path, fps: Option<f64>, options: &LoadOptions) -> Result<Clip> {
-        File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        read(path, fps, options).map_err(|error| error.named(path.display()))
+        let start = read_start(path)?;
+        let clip = check(&start).and_then(|()| read(path, fps, options));
+        clip.map_err(|error| error.named(path.display()))
     }
 
     /// Reads a video in memory, as [`read`](Self::read) does a file; `name` is its name in errors. A temporary file
@@ -58,8 +60,8 @@ impl Ffmpeg {
         fps: Option<f64>,
         options: &LoadOptions,
     ) -> Result<Clip> {
-        let read = TemporaryFile::new(bytes).and_then(|file| read(&file.0, fps, options));
-        read.map_err(|error| error.named(name))
+        let file = check(bytes).and_then(|()| TemporaryFile::new(bytes));
+        file.and_then(|file| read(&file.0, fps, options)).map_err(|error| error.named(name))
     }
 
     /// Writes frames of one size as the video file `path`, whose name tells ffmpeg the format.
@@ -80,6 +82,14 @@ impl Ffmpeg {
         };
         running.finish()?;
         written.map_err(|error| not_run("ffmpeg", &error))
+    }
+}
+
+/// Refuses what is no container of a video or animation. Errors do not name it.
+fn check(start: &[u8]) -> Result<()> {
+    match FileKind::of(start) {
+        FileKind::Video(_) | FileKind::Image("PNG" | "GIF") => Ok(()),
+        kind => Err(VideoProblem::Container { kind }.into()),
     }
 }
 
@@ -130,6 +140,15 @@ fn ffmpeg<const N: usize>(args: [&str; N]) -> Command {
     command
 }
 
+/// Options that keep ffmpeg from other files and the network: names of its readers of containers, which refer to no
+/// other file, and of the ways to a local file. They stand before the input.
+const ONLY_VIDEOS: [&str; 4] = [
+    "-protocol_whitelist",
+    "file",
+    "-format_whitelist",
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,apng,gif",
+];
+
 /// Argument of a path that cannot be mistaken for an option or a protocol.
 fn file(path: &Path) -> OsString {
     let mut argument = OsString::from("file:");
@@ -140,7 +159,7 @@ fn file(path: &Path) -> OsString {
 /// Frames and average rate of a file.
 fn probe(path: &Path) -> Result<(usize, f64)> {
     let mut command = Command::new("ffprobe");
-    command.args([
+    command.args(ONLY_VIDEOS).args([
         "-v",
         "error",
         "-select_streams",
@@ -178,8 +197,15 @@ fn sampled(path: &Path, wanted: &[usize], options: &LoadOptions) -> Result<Vec<R
     let select: Vec<String> = wanted.iter().map(|i| format!("eq(n\\,{i})")).collect();
     // Consecutive timestamps for the selected frames, or ffmpeg would fill the gaps with copies.
     let filter = format!("select={},setpts=N/(FRAME_RATE*TB)", select.join("+"));
-    let mut command = ffmpeg(["-i"]);
-    command.arg(file(path)).args(["-map", "0:v:0", "-vf", &filter, "-frames:v", &wanted.len().to_string()]);
+    let mut command = ffmpeg(ONLY_VIDEOS);
+    command.arg("-i").arg(file(path)).args([
+        "-map",
+        "0:v:0",
+        "-vf",
+        &filter,
+        "-frames:v",
+        &wanted.len().to_string(),
+    ]);
     command.args(["-f", "image2pipe", "-c:v", "ppm", "-"]);
     let mut running = Running::start(command.stdin(Stdio::null()).stdout(Stdio::piped()))?;
     let mut frames = Vec::with_capacity(wanted.len());
@@ -352,12 +378,65 @@ mod tests {
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(ffmpeg.read_bytes(&bytes, "x", None, &options).unwrap(), clip);
         let error = ffmpeg.read_bytes(b"no video", "x", None, &options).unwrap_err().to_string();
+        assert_eq!(error, "x: expected a video, found an unknown format");
+        let error = ffmpeg.read_bytes(&bytes[..200], "x", None, &options).unwrap_err().to_string();
         assert!(error.starts_with("x: ffprobe: "), "{error}");
         let few = LoadOptions { max_clip_pixels: 600, ..options };
         let error = ffmpeg.read_bytes(&bytes, "x", None, &few).unwrap_err();
         assert!(matches!(error, Error::TooLarge { ref name, limit: 600, .. } if name == "x"), "{error}");
         let error = ffmpeg.read_bytes(&bytes, "x", Some(600.0), &options).unwrap_err();
         assert!(matches!(error, Error::Video { problem: VideoProblem::TooShort { .. }, .. }), "{error}");
+    }
+
+    #[test]
+    #[ignore = "needs ffmpeg"]
+    fn every_container_that_is_recognised_is_read() {
+        let ffmpeg = Ffmpeg::find().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let frames: Vec<_> = (0..24).map(|i| RgbImage::from_pixel(64, 48, [i * 10; 3].into())).collect();
+        for end in ["mp4", "mov", "mkv", "webm", "avi", "ts", "mpg", "flv", "ogv", "wmv", "m4v", "3gp"] {
+            let path = dir.path().join("a").with_extension(end);
+            let (frames, fps) =
+                if end == "3gp" { (vec![RgbImage::new(176, 144); 24], 12) } else { (frames.clone(), 24) };
+            ffmpeg.write(&frames, fps, &path).unwrap();
+            let clip = ffmpeg.read(&path, None, &LoadOptions::default()).unwrap();
+            assert!(clip.frames.len() >= 9, "{end}: {}", clip.frames.len());
+        }
+    }
+
+    #[test]
+    #[ignore = "needs ffmpeg"]
+    fn ffmpeg_follows_no_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let frames: Vec<_> = (0..24).map(|i| RgbImage::from_pixel(64, 48, [i * 10; 3].into())).collect();
+        Ffmpeg::find().unwrap().write(&frames, 24, &path("other.mp4")).unwrap();
+        for (name, text) in [
+            ("list.mp4", "ffconcat version 1.0\nfile other.mp4\n".to_owned()),
+            ("list.mkv", "#EXTM3U\n#EXTINF:1,\nother.mp4\n#EXT-X-ENDLIST\n".to_owned()),
+            ("list.avi", format!("v=0\nc=IN IP4 0.0.0.0\nm=video 0 RTP/AVP 96\n{}", "a=\n".repeat(9))),
+        ] {
+            std::fs::write(path(name), text).unwrap();
+            // Even without the look at the first bytes.
+            let error = read(&path(name), None, &LoadOptions::default()).unwrap_err();
+            assert!(matches!(error, Error::Video { problem: VideoProblem::Program { .. }, .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn lists_and_scripts_are_no_videos() {
+        let options = LoadOptions::default();
+        for text in
+            ["ffconcat version 1.0\nfile /etc/passwd\n", "#EXTM3U\nhttp://x/\n", "v=0\n", "<MPD/>", ""]
+        {
+            let error = Ffmpeg(()).read_bytes(text.as_bytes(), "a.mp4", None, &options).unwrap_err();
+            assert!(error.to_string().starts_with("a.mp4: expected a video, found "), "{error}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("list.mp4");
+        std::fs::write(&path, "ffconcat version 1.0\nfile other.gif\n").unwrap();
+        let error = Ffmpeg(()).read(&path, None, &options).unwrap_err().to_string();
+        assert_eq!(error, format!("{}: expected a video, found an unknown format", path.display()));
     }
 
     #[test]
