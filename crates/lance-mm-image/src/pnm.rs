@@ -92,7 +92,8 @@ fn binary(tokens: &mut Tokens<'_>, n: usize, most: u32, colours: Colours<'_>) ->
 fn scaled(value: u32, most: u32, colours: Colours<'_>) -> u8 {
     let value = value.min(most);
     if most > 255 && matches!(colours, Colours::Gray) {
-        return (u64::from(value) * 65535 / u64::from(most) >> 8) as u8;
+        let wide = (f64::from(value) / f64::from(most) * 65535.0).round_ties_even();
+        return (wide as u16 >> 8) as u8;
     }
     (f64::from(value) / f64::from(most) * 255.0).round_ties_even() as u8
 }

@@ -5,9 +5,9 @@
 pub(crate) struct Palette([[u8; 3]; 256]);
 
 impl Palette {
-    /// A palette of these colours. What a file leaves out is the gray of its index, as in Pillow.
+    /// A palette of these colours. What a file leaves out is black, as in Pillow.
     pub(crate) fn new(colours: impl IntoIterator<Item = [u8; 3]>) -> Self {
-        let mut palette = std::array::from_fn(|i| [i as u8; 3]);
+        let mut palette = [[0; 3]; 256];
         palette.iter_mut().zip(colours).for_each(|(entry, colour)| *entry = colour);
         Palette(palette)
     }
@@ -194,7 +194,7 @@ mod tests {
         let mut palette = Palette::new([[1, 2, 3], [4, 5, 6]]);
         palette.set_alpha(1, 0);
         let layout = Layout::opaque(Colours::Palette(&palette));
-        assert_eq!(rgb(layout, &[0, 1, 2, 255]), [[1, 2, 3], [255; 3], [2; 3], [255; 3]]);
+        assert_eq!(rgb(layout, &[0, 1, 2, 255]), [[1, 2, 3], [255; 3], [0; 3], [0; 3]]);
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl<'a> Page<'a> {
             5 => 4,
             6 if is_jpeg => 3,
             6 => return Err(Fault::unsupported("YCbCr samples that are not JPEG")),
-            8 | 9 | 10 => return Err(Fault::unsupported("Lab colours")),
+            8..=10 => return Err(Fault::unsupported("Lab colours")),
             32803 => return Err(Fault::unsupported("raw samples of a camera")),
             other => return Err(Fault::unsupported(format!("colours of kind {other}"))),
         };
