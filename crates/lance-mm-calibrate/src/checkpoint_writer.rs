@@ -12,11 +12,11 @@ use lance_mm_tensor::{TensorInfo, Weights};
 use safetensors::{Dtype, View};
 
 use crate::error::{Error, Result};
+use crate::input_files::InputFiles;
 use crate::module_schemes::ModuleSchemes;
 use crate::options::GenExpert;
 use crate::quantize::{Context, copy};
 use crate::report::{self, Report};
-use crate::work_folder::file_name;
 use crate::{config, model_parts, vision_encoder};
 
 /// Bytes from which a tensor is read through a map of its own, which is dropped with its pages.
@@ -27,27 +27,19 @@ pub(crate) struct CheckpointWriter<'a> {
     pub(crate) context: Context<'a>,
     /// Files of the source.
     pub(crate) files: &'a CheckpointFiles,
+    pub(crate) inputs: &'a InputFiles,
     pub(crate) schemes: &'a ModuleSchemes,
     pub(crate) gen_expert: &'a GenExpert,
     pub(crate) report: &'a Report,
 }
 
 impl CheckpointWriter<'_> {
-    /// Writes everything into a temporary sibling of `out` and renames it.
+    /// Writes everything into a folder within the work folder and renames it to `out`.
     pub(crate) fn write(&self, out: &Path) -> Result<()> {
-        let name = file_name(out)?;
-        let partial = out.with_file_name(format!(".{}.partial", name.to_string_lossy()));
-        if partial.exists() {
-            fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
-        }
-        fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
-        let result = self.fill(&partial);
-        if result.is_err() {
-            // The first error says more than one of the clean-up.
-            let _ = fs::remove_dir_all(&partial);
-        }
-        result?;
-        fs::rename(&partial, out).map_err(Error::io(out))
+        self.context.work.write_folder(out, |dir| {
+            self.fill(dir)?;
+            self.inputs.check_unchanged()
+        })
     }
 
     fn fill(&self, dir: &Path) -> Result<()> {

@@ -56,6 +56,23 @@ pub(crate) fn quantized(
     Ok(format!("{config:#}\n").into_bytes())
 }
 
+/// Checks that the source's configuration is an object, and so is each part that [`quantized`] writes into.
+pub(crate) fn check(source: &[u8]) -> Result<()> {
+    let config: Value = serde_json::from_slice(source).map_err(|error| Error::file(NAME, error))?;
+    let object = |name: &str, value: &Value| {
+        let found = match value {
+            Value::Object(_) | Value::Null => return Ok(()),
+            Value::Array(_) => "a list",
+            Value::String(_) => "a string",
+            Value::Number(_) => "a number",
+            Value::Bool(_) => "a boolean",
+        };
+        Err(Error::file(NAME, format!("{name}: expected an object, found {found}")))
+    };
+    object("the file", &config)?;
+    ["lance_mm", "vision_config"].into_iter().try_for_each(|key| object(key, &config[key]))
+}
+
 /// The most common scheme; of equally common ones the smallest.
 fn most_common<'a>(schemes: impl Iterator<Item = &'a (usize, usize)>) -> Option<(usize, usize)> {
     let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
@@ -116,6 +133,19 @@ mod tests {
         let config: Value = serde_json::from_slice(&config).unwrap();
         assert_eq!(config["quantization"], config["quantization_config"]);
         config["quantization"].clone()
+    }
+
+    #[test]
+    fn lists_for_objects_are_refused() {
+        check(br#"{"lance_mm": {}, "vision_config": null}"#).unwrap();
+        for (config, expected) in [
+            ("[]", "the file: expected an object, found a list"),
+            (r#"{"lance_mm": [null]}"#, "lance_mm: expected an object, found a list"),
+            (r#"{"vision_config": "a"}"#, "vision_config: expected an object, found a string"),
+        ] {
+            let error = check(config.as_bytes()).unwrap_err().to_string();
+            assert!(error.ends_with(expected), "{error}");
+        }
     }
 
     #[test]

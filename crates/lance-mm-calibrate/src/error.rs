@@ -73,6 +73,12 @@ pub enum Error {
         /// The work folder.
         path: PathBuf,
     },
+    /// Another run that is at work on the same output.
+    #[error("{}: another run is at work on this output; wait for it, or choose another folder", path.display())]
+    Busy {
+        /// The work folder, which the other run has locked.
+        path: PathBuf,
+    },
     /// [`QuantizeOptions::stop`](crate::QuantizeOptions::stop) was set.
     #[error("stopped")]
     Stopped,

@@ -31,6 +31,7 @@ mod config;
 mod error;
 mod expert_weights;
 mod generation_requests;
+mod input_files;
 mod layer_quantizer;
 mod model_parts;
 mod module_schemes;

@@ -16,8 +16,10 @@ use crate::bit_allocation::{self, SensitivityMeasurement};
 use crate::calibration_set::{self, CalibrationSet};
 use crate::capture::Capture;
 use crate::checkpoint_writer::CheckpointWriter;
+use crate::config;
 use crate::error::{Error, Result};
 use crate::generation_requests::GenerationRequests;
+use crate::input_files::InputFiles;
 use crate::model_parts::PartQuantizer;
 use crate::module_schemes::ModuleSchemes;
 use crate::options::{QuantizeOptions, RecipeSteps};
@@ -83,20 +85,22 @@ pub fn quantize(
     let checkpoint = open()?;
     refuse_quantized(&checkpoint, source)?;
     let files = CheckpointFiles::find(source)?;
+    let inputs = InputFiles::new(&files)?;
+    config::check(&files.read_config()?)?;
     let plan = plan(&checkpoint, &files, dataset, options, monitor)?;
-    let Some(work) = WorkFolder::open(out, &plan)? else { return Report::read(out) };
+    let Some(mut work) = WorkFolder::open(out, &plan)? else { return Report::read(out) };
 
     let prepared = match dataset {
         Some(dataset) => Some(calibration_set(dataset, &open, options, &work, monitor)?),
         None => None,
     };
-    let (samples, inputs) = prepared.unzip();
+    let (samples, first_layer) = prepared.unzip();
     let (samples, steps) = (samples.as_ref(), &options.steps());
     let experts = if options.gen_expert.requests().is_some() { Experts::Both } else { Experts::Und };
     let context = Context { open: &open, steps, work: &work, experts, stop: &options.stop };
     let layers = checkpoint.config().num_hidden_layers;
     let mut capture =
-        Capture::new(layers, samples.map(|samples| (samples, inputs.flatten())), &work, &options.stop)?;
+        Capture::new(layers, samples.map(|samples| (samples, first_layer.flatten())), &work, &options.stop)?;
     let schemes = allocated(context, options, samples, &mut capture, layers, monitor)?;
     let has_gen = checkpoint.model().tensors().iter().any(|t| t.name.contains(Expert::Gen.suffix()));
     let quantizes_gen = has_gen && options.gen_expert.is_quantized();
@@ -108,6 +112,7 @@ pub fn quantize(
     CheckpointWriter {
         context,
         files: &files,
+        inputs: &inputs,
         schemes: &schemes,
         gen_expert: &options.gen_expert,
         report: &report,

@@ -206,7 +206,7 @@ impl FolderLock {
     /// Locks `folder`, which exists; `None` while another process, or another value of this one, holds the lock.
     ///
     /// # Errors
-    /// A lock file that cannot be opened, is a link, or a file system without locks.
+    /// A lock file that cannot be opened, is a link, or was removed meanwhile (`NotFound`); a file system without locks.
     pub fn acquire(folder: &Path) -> io::Result<Option<Self>> {
         Self::at(&folder.join("lock"))
     }
@@ -227,11 +227,32 @@ impl FolderLock {
             opened => opened?,
         };
         match file.try_lock() {
-            Ok(()) => Ok(Some(Self { _file: file })),
+            Ok(()) => {
+                require_same(&file, path)?;
+                Ok(Some(Self { _file: file }))
+            }
             Err(fs::TryLockError::WouldBlock) => Ok(None),
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
     }
+}
+
+/// Checks that the file that was locked still has its name: its owner may have removed it in between.
+#[cfg(unix)]
+fn require_same(file: &File, path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+
+    let (locked, named) = (file.metadata()?, fs::symlink_metadata(path)?);
+    if (locked.dev(), locked.ino()) == (named.dev(), named.ino()) {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, "the lock file was removed"))
+}
+
+/// Windows does not remove a file that is open.
+#[cfg(not(unix))]
+fn require_same(_: &File, _: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 /// Checks that a folder can be put at `path`.

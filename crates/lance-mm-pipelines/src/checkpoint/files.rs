@@ -189,6 +189,21 @@ impl WeightsFile {
         })
     }
 
+    /// The files that hold the weights: this one, or the index and the safetensors files beside it.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let mut files = vec![self.path.clone()];
+        if let Some(dir) = self.path.parent().filter(|_| self.sharded) {
+            let names = visible(dir).map_err(|source| Error::Io { path: dir.to_owned(), source })?;
+            files.extend(
+                names.iter().filter(|name| name.ends_with(".safetensors")).map(|name| dir.join(name)),
+            );
+        }
+        Ok(files)
+    }
+
     pub(crate) fn file_name(&self) -> String {
         self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
