@@ -4,7 +4,7 @@ use lance_mm_tensor::metadata::{Object, parse_json, shortened};
 use lance_mm_tensor::{Error, Result};
 use serde::Deserialize;
 
-use crate::sequence::Layout;
+use crate::sequence::{SequenceLayout, SpecialIds};
 
 /// The language model and, inside it, the vision transformer, as `config.json` describes them.
 #[derive(Clone, Debug, PartialEq)]
@@ -40,17 +40,6 @@ pub struct Config {
     pub max_latent_size: usize,
     /// Whether the checkpoint says that it holds the UND expert only (`lance_mm.experts`).
     pub und_only: bool,
-}
-
-/// Token ids that `config.json` states.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SpecialIds {
-    /// `<|vision_start|>`.
-    pub vision_start: u32,
-    /// `<|vision_end|>`.
-    pub vision_end: u32,
-    /// `<|video_pad|>`, the id of every visual token, of images too.
-    pub video: u32,
 }
 
 /// The vision transformer (`vision_config`).
@@ -240,9 +229,9 @@ impl Config {
         self.hidden_size / self.num_attention_heads
     }
 
-    /// What the layout of a sequence needs to know.
-    pub fn layout(&self) -> Layout {
-        Layout { special_ids: self.special_ids, t_step: self.vision.tokens_per_second as u32 }
+    /// Settings by which sequences are laid out.
+    pub fn layout(&self) -> SequenceLayout {
+        SequenceLayout { special_ids: self.special_ids, t_step: self.vision.tokens_per_second as u32 }
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a pass must read and compute at least, to set measured times against a machine's limits.
+//! Least bytes and operations of a pass, to set measured times against a machine's limits.
 //!
 //! Matrices and attention only: norms, biases and tables are a thousandth of either.
 
@@ -36,7 +36,7 @@ impl Cache {
     /// Bytes of the rows in the cache: what decoding a token reads of it.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// An error of candle.
     pub fn row_bytes(&self) -> Result<usize> {
         let mut bytes = 0;
         for layer in 0.. {

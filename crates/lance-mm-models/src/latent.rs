@@ -19,7 +19,7 @@ pub const CHANNELS: usize = 48;
 /// Values of the sinusoid that the time embedder reads.
 const SINUSOID: usize = 256;
 
-/// What leads from latents to rows of the GEN expert and back.
+/// Layers from latents to tokens of the GEN expert and back.
 ///
 /// The row of latent x at time t and place i is `vae2llm(x) + time_embedder(t) + latent_pos_embed[i]`; the
 /// velocity of a row is `llm2vae` of it after the final norm. All of this is f32, whatever type the language model's rows
@@ -106,11 +106,11 @@ impl LatentLayers {
         }
     }
 
-    /// What is added to every latent at time `t`, f32 `(n, D)` for n times in [0, 1]. Clean latents have
+    /// Embedding of time `t` that is added to every latent of it, f32 `(n, D)` for n times in [0, 1]. Clean latents have
     /// time 0.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// An error of candle.
     pub fn time_embedder(&self, times: &[f32]) -> Result<Tensor> {
         let values: Vec<f32> = times.iter().flat_map(|t| time_sinusoid(*t)).collect();
         let x = Tensor::from_vec(values, (times.len(), SINUSOID), &self.device)?;
@@ -192,7 +192,7 @@ impl LatentLayers {
     }
 }
 
-/// What the time embedder reads of a time: cosines, then sines, of t·10000^(−j/128).
+/// Input of the time embedder: cosines, then sines, of t·10000^(−j/128).
 pub fn time_sinusoid(t: f32) -> [f32; SINUSOID] {
     let half = SINUSOID / 2;
     let angle = |j: usize| t * (-(1e4_f64.ln()) * j as f64 / half as f64).exp() as f32;

@@ -38,11 +38,11 @@ mod vit;
 
 use lance_mm_tensor::{Error, Result, Weights};
 
-pub use config::{Config, SpecialIds, VitConfig};
+pub use config::{Config, VitConfig};
 pub use latent::{LatentLayers, NoiseBlock};
 pub use llm::{Cache, Experts, LinearInput, Llm, NextToken, is_generation};
 pub use monitor::Probe;
-pub use sequence::{Cursor, Expert, Grid, Layout, Mode, Segment, Sequence, Span};
+pub use sequence::{Cursor, Expert, Grid, Mode, Segment, Sequence, SequenceLayout, Span, SpecialIds};
 pub use vae::{Posterior, Vae, VaeConfig};
 pub use vit::{Vit, VitLayout};
 
@@ -53,7 +53,7 @@ mod testing;
 /// checkpoints.
 ///
 /// # Errors
-/// What `load` returns but for missing tensors.
+/// An error of `load` other than missing tensors.
 ///
 /// ```
 /// # use lance_mm_models::{Config, Experts, Llm, required};

@@ -19,7 +19,7 @@ use lance_mm_tensor::{
 
 use crate::config::Config;
 use crate::monitor::{Monitor, Probe};
-use crate::sequence::{Cursor, Expert, Layout, Segment, Sequence, Span};
+use crate::sequence::{Cursor, Expert, Segment, Sequence, SequenceLayout, Span};
 pub use cache::Cache;
 use layer::Layer;
 pub use layer::LinearInput;
@@ -134,7 +134,7 @@ pub struct Llm {
     norm: PerExpert<RmsNorm>,
     lm_head: Linear,
     rotary: Rotary,
-    /// What keys and values are kept in.
+    /// Dtype of keys and values in the cache.
     kept: DType,
 }
 
@@ -207,7 +207,7 @@ impl Llm {
         })
     }
 
-    /// What the model was built from.
+    /// Configuration the model was built from.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -339,8 +339,8 @@ impl Llm {
         layer.forward(x, &mut pass, index, &mut Monitor::probed(probe))
     }
 
-    /// What linear layers of layer `index` read of the rows `rows` of one whole sequence, which all run on `expert`,
-    /// without running more than that takes: `(rows, width of the input)`.
+    /// Input of linear layers of layer `index`: of the tokens `rows` of one whole sequence, which all run on `expert`. Runs
+    /// no more than that takes: `(rows, width of the input)`.
     ///
     /// # Errors
     /// As [`run_layer`](Self::run_layer); no such rows.
@@ -464,7 +464,7 @@ impl Llm {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn step(&self, id: u32, start: Cursor, cache: &mut Cache) -> Result<Tensor> {
-        let layout = Layout { special_ids: self.config.special_ids, t_step: 1 };
+        let layout = SequenceLayout { special_ids: self.config.special_ids, t_step: 1 };
         let sequence = Sequence::new(&[Segment::Text(vec![id])], &layout, start);
         self.prefill(&self.embed(&sequence, &[])?, &sequence, cache)
     }

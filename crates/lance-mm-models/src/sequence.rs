@@ -5,8 +5,6 @@ use std::ops::Range;
 
 use lance_mm_tensor::Block;
 
-use crate::config::SpecialIds;
-
 /// A block of tokens or patches in time, rows and columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Grid {
@@ -99,9 +97,20 @@ pub enum Mode {
     Full,
 }
 
-/// What laying out needs of a checkpoint.
+/// Token ids that `config.json` states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct SpecialIds {
+    /// `<|vision_start|>`.
+    pub vision_start: u32,
+    /// `<|vision_end|>`.
+    pub vision_end: u32,
+    /// `<|video_pad|>`, the id of every visual token, of images too.
+    pub video: u32,
+}
+
+/// Settings of a checkpoint by which sequences are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceLayout {
     /// Ids of the markers and of visual tokens.
     pub special_ids: SpecialIds,
     /// Steps of the t axis from one frame pair or latent frame to the next.
@@ -140,7 +149,7 @@ impl Sequence {
     ///
     /// # Panics
     /// When a noise block is not the last segment: rows after it must not see it.
-    pub fn new(segments: &[Segment], layout: &Layout, start: Cursor) -> Self {
+    pub fn new(segments: &[Segment], layout: &SequenceLayout, start: Cursor) -> Self {
         let mut sequence = Self {
             start,
             next_position: start.position,
@@ -173,7 +182,7 @@ impl Sequence {
         }
     }
 
-    fn push_grid(&mut self, grid: Grid, expert: Expert, layout: &Layout) {
+    fn push_grid(&mut self, grid: Grid, expert: Expert, layout: &SequenceLayout) {
         let ids = layout.special_ids;
         self.push(ids.vision_start, [self.next_position; 3], Expert::Und);
         let base = self.next_position + 1;
@@ -319,8 +328,8 @@ impl Sequence {
 mod tests {
     use super::*;
 
-    const LAYOUT: Layout =
-        Layout { special_ids: SpecialIds { vision_start: 7, vision_end: 8, video: 9 }, t_step: 2 };
+    const LAYOUT: SequenceLayout =
+        SequenceLayout { special_ids: SpecialIds { vision_start: 7, vision_end: 8, video: 9 }, t_step: 2 };
 
     fn lay(segments: &[Segment], start: Cursor) -> Sequence {
         Sequence::new(segments, &LAYOUT, start)

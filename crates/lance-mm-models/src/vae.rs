@@ -4,7 +4,7 @@
 //! Reference: bytedance/Lance, `modeling/vae/wan/vae2_2.py`, classes `WanVAE_` and `Wan2_2_VAE`.
 //!
 //! Every convolution in time looks back only, so clips are run frame by frame: layers remember the frames that
-//! they need again in [`Tails`], which gives the numbers of the whole clip at once. A clip's first frame, and
+//! they need again in [`CausalCache`], which gives the numbers of the whole clip at once. A clip's first frame, and
 //! so every picture, has zeros before it; their share of the arithmetic, two thirds, is left out.
 //!
 //! It computes on the device it was loaded onto; what it gives back is where what it was given is.
@@ -12,6 +12,7 @@
 //! Start from [`Vae`]. The parts without state of their own are public to be compared one by one.
 
 mod attention;
+mod causal_cache;
 mod config;
 mod decoder;
 mod encoder;
@@ -21,7 +22,6 @@ mod patch;
 mod resample;
 mod residual;
 mod shortcut;
-mod tails;
 
 use candle_core::{DType, Device, Tensor};
 use lance_mm_tensor::{
@@ -29,14 +29,14 @@ use lance_mm_tensor::{
 };
 
 pub use attention::FrameAttention;
+pub use causal_cache::CausalCache;
 pub use config::VaeConfig;
 pub use patch::{patchify, unpatchify};
 pub use resample::{Downsample, Upsample};
 pub use shortcut::{Average, Repeat};
-pub use tails::Tails;
 
 use crate::monitor::{Monitor, Probe};
-use decoder::{Decoder, Memory};
+use decoder::{Decoder, DecoderCache};
 use encoder::Encoder;
 
 /// Filters over three frames and three by three pixels.
@@ -64,7 +64,7 @@ pub struct Vae {
 /// Bytes that the last stages of [`decode`](Vae::decode) hold at once, unless told otherwise.
 pub const BUDGET: usize = 1 << 30;
 
-/// What a clip's latents may be: normal distributions, f32 `(48, t, h, w)` each.
+/// Distributions of a clip's latents: normal, f32 `(48, t, h, w)` each.
 #[derive(Clone, Debug)]
 pub struct Posterior {
     /// Means, normalised: what the language model works on.
@@ -103,7 +103,7 @@ impl Vae {
         })
     }
 
-    /// What the network was built from.
+    /// Configuration the network was built from.
     pub fn config(&self) -> &VaeConfig {
         &self.config
     }
@@ -172,12 +172,12 @@ impl Vae {
                 return Err(Error::input("frames", expected, found));
             }
         };
-        let mut tails = vec![Tails::default(); Encoder::n_tails()];
+        let mut cache = vec![CausalCache::default(); Encoder::n_causal()];
         let mut moments = Vec::with_capacity(n / FRAMES + 1);
         for i in 0..n {
             moments.extend(with_autorelease_pool(|| {
                 let x = patchify(&upload(&frames.narrow(1, i, 1)?.squeeze(1)?, &self.device)?)?;
-                self.encoder.step(&x, &mut tails, i + 1 == n, monitor)
+                self.encoder.step(&x, &mut cache, i + 1 == n, monitor)
             })?);
         }
         // (t, h, w, 96) -> 2 · (48, t, h, w)
@@ -227,7 +227,7 @@ impl Vae {
         };
         require_finite("VAE: latents to decode", latents)?;
         let raw = latent::denormalise(&latents.permute((1, 2, 3, 0))?.to_device(&self.device)?)?;
-        let (mut memory, slab) = (Memory::default(), self.decoder.slab(latents.dim(3)?, self.budget));
+        let (mut memory, slab) = (DecoderCache::default(), self.decoder.slab(latents.dim(3)?, self.budget));
         let mut frames = Vec::with_capacity((n - 1) * FRAMES + 1);
         for i in 0..n {
             with_autorelease_pool(|| -> Result<()> {

@@ -64,7 +64,7 @@ impl Vit {
         })
     }
 
-    /// What the network was built from.
+    /// Configuration the network was built from.
     pub fn config(&self) -> &VitConfig {
         &self.config
     }

@@ -92,7 +92,7 @@ impl Attention {
         self.parts.get(expert)?.o_proj.forward_residual(x, heads)
     }
 
-    /// What the heads give, side by side: `(T, D)` to `(T, H·D)`; keys and values of the rows go into layer `index` of the
+    /// Outputs of the heads, side by side: `(T, D)` to `(T, H·D)`; keys and values of the rows go into layer `index` of the
     /// pass's caches.
     pub(super) fn heads(
         &self,

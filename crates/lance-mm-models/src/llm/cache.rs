@@ -68,7 +68,7 @@ impl Cache {
     /// Keys of a layer, `(G, rows, D)`; `None` while the layer has none.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// An error of candle.
     pub fn keys(&self, layer: usize) -> Result<Option<Tensor>> {
         self.rows_of(layer, |l| &l.k)
     }
@@ -76,7 +76,7 @@ impl Cache {
     /// Values of a layer, `(G, rows, D)`; `None` while the layer has none.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// An error of candle.
     pub fn values(&self, layer: usize) -> Result<Option<Tensor>> {
         self.rows_of(layer, |l| &l.v)
     }
@@ -92,7 +92,7 @@ impl Cache {
     /// without the time to compute it. Does nothing when there are as many, or none.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// An error of candle.
     pub fn repeat_to(&mut self, len: usize) -> Result<()> {
         while !self.is_empty() && self.len() < len {
             let take = self.len().min(len - self.len());
@@ -109,7 +109,7 @@ impl Cache {
     /// A copy that goes on independently, of the rows in use.
     ///
     /// # Errors
-    /// What candle refuses.
+    /// An error of candle.
     pub fn fork(&self) -> Result<Self> {
         let copy = |(layer, rows): (&Option<LayerCache>, &usize)| -> Result<Option<LayerCache>> {
             let Some(l) = layer.as_ref().filter(|_| *rows > 0) else { return Ok(None) };

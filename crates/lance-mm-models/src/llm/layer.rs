@@ -190,7 +190,7 @@ impl Mlp {
         })
     }
 
-    /// What `down_proj` reads.
+    /// Input of `down_proj`.
     fn gated(&self, x: &Tensor) -> Result<Tensor> {
         Linear::forward_swiglu(&self.gate_proj, &self.up_proj, x)
     }

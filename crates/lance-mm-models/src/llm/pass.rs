@@ -1,4 +1,4 @@
-//! What all layers of a pass share: which rows run on which weights, how they turn and what they see.
+//! Inputs that all layers of a pass share: the expert of each token, the rotary table, keys and values.
 
 use candle_core::Tensor;
 use lance_mm_tensor::{ActivationPrecision, Block, Result, RotaryTable, attention, attention_each};
@@ -13,11 +13,11 @@ pub(super) struct Pass<'a, 'c> {
     pub(super) context: Context<'a, 'c>,
 }
 
-/// What the rows of a pass attend to.
+/// Keys and values that the tokens of a pass attend to.
 pub(super) enum Context<'a, 'c> {
-    /// All rows belong to one sequence.
+    /// All tokens belong to one sequence.
     One { blocks: &'a [Block], cache: &'c mut Cache },
-    /// Each row is the next of a sequence of its own.
+    /// Each token is the next of a sequence of its own.
     Each(Vec<&'c mut Cache>),
 }
 
@@ -49,7 +49,7 @@ impl Pass<'_, '_> {
         }
     }
 
-    /// Rows of each cache before the pass, to go back to after an error.
+    /// Tokens in each cache before the pass, to go back to after an error.
     pub(super) fn lengths(&self) -> Vec<usize> {
         match &self.context {
             Context::One { cache, .. } => vec![cache.len()],
@@ -57,7 +57,7 @@ impl Pass<'_, '_> {
         }
     }
 
-    /// Forgets what the pass has appended.
+    /// Forgets the tokens that the pass has appended.
     pub(super) fn truncate(&mut self, lengths: &[usize]) -> Result<()> {
         match &mut self.context {
             Context::One { cache, .. } => cache.truncate(lengths[0]),

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use lance_mm_tensor::{Conv, PixelNorm, Result, Weights};
 
+use super::causal_cache::{CausalCache, CausalConv};
 use super::config::VaeConfig;
 use super::latent;
 use super::middle::Middle;
@@ -10,7 +11,6 @@ use super::patch::PATCH;
 use super::resample::Upsample;
 use super::residual::Residual;
 use super::shortcut::Repeat;
-use super::tails::{CausalConv, Tails};
 use super::{CAUSAL, POINT, SAME};
 use crate::monitor::Monitor;
 
@@ -39,13 +39,13 @@ pub(super) struct Decoder {
     width: usize,
 }
 
-/// What the decoder remembers between the latents of a clip.
+/// Frames that the decoder keeps between the latents of a clip.
 #[derive(Default)]
-pub(super) struct Memory {
-    start: Tails,
-    stages: [Tails; SLABBED + 1],
+pub(super) struct DecoderCache {
+    start: CausalCache,
+    stages: [CausalCache; SLABBED + 1],
     /// Of the last stage and the head, for each slab.
-    slabs: Vec<[Tails; 2]>,
+    slabs: Vec<[CausalCache; 2]>,
 }
 
 #[derive(Clone)]
@@ -106,7 +106,7 @@ impl Decoder {
     pub(super) fn step(
         &self,
         x: &Tensor,
-        memory: &mut Memory,
+        memory: &mut DecoderCache,
         (slab, last): (usize, bool),
         monitor: &mut Monitor<'_>,
         sink: &mut dyn FnMut(&Tensor) -> Result<()>,
@@ -118,7 +118,7 @@ impl Decoder {
         let x = self.conv1.forward(&x, start)?;
         monitor.show(format_args!("decoder.conv1"), &x)?;
         let x = self.middle.forward(&x, start, "decoder.middle", monitor)?;
-        let Memory { stages, slabs, .. } = memory;
+        let DecoderCache { stages, slabs, .. } = memory;
         self.stage(
             0,
             x,
@@ -139,12 +139,12 @@ impl Decoder {
         &self,
         index: usize,
         x: Tensor,
-        tails: &mut [Tails],
+        cache: &mut [CausalCache],
         finish: &mut Finish<'_>,
         last: bool,
         monitor: &mut Monitor<'_>,
     ) -> Result<()> {
-        let (own, rest) = tails.split_first_mut().expect("one state for each stage");
+        let (own, rest) = cache.split_first_mut().expect("one state for each stage");
         own.begin(last);
         if index == SLABBED {
             return finish(x, own, last, monitor);
@@ -162,8 +162,8 @@ impl Decoder {
     fn slabs(
         &self,
         x: Tensor,
-        own: &mut Tails,
-        memory: &mut Vec<[Tails; 2]>,
+        own: &mut CausalCache,
+        memory: &mut Vec<[CausalCache; 2]>,
         (slab, last): (usize, bool),
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor> {
@@ -172,14 +172,14 @@ impl Decoder {
         let rows = y.dim(0)?;
         memory.resize(rows.div_ceil(slab), Default::default());
         let mut parts = Vec::with_capacity(memory.len());
-        for (i, tails) in memory.iter_mut().enumerate() {
+        for (i, cache) in memory.iter_mut().enumerate() {
             let (start, end) = (i * slab, rows.min((i + 1) * slab));
             let (above, below) = (start.min(HALO), (rows - end).min(HALO));
             let part = |x: &Tensor| x.narrow(0, start - above, above + end - start + below);
             let frames = stage.upsampled(&part(&y)?, &part(&x)?, own)?;
             let [z] = frames.try_into().expect("the stage doubles no frames");
-            tails.iter_mut().for_each(|tails| tails.begin(last));
-            let z = self.rest(z, tails, rows <= slab, monitor)?;
+            cache.iter_mut().for_each(|cache| cache.begin(last));
+            let z = self.rest(z, cache, rows <= slab, monitor)?;
             parts.push(z.narrow(0, 2 * above, 2 * (end - start))?);
         }
         Ok(Tensor::cat(&parts, 0)?)
@@ -189,14 +189,14 @@ impl Decoder {
     fn rest(
         &self,
         x: Tensor,
-        [tails, head]: &mut [Tails; 2],
+        [cache, head]: &mut [CausalCache; 2],
         whole: bool,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor> {
         if whole {
             monitor.show(format_args!("decoder.upsamples.{SLABBED}"), &x)?;
         }
-        let x = self.upsamples[SLABBED + 1].blocks(x, tails, monitor)?;
+        let x = self.upsamples[SLABBED + 1].blocks(x, cache, monitor)?;
         if whole {
             monitor.show(format_args!("decoder.upsamples.{}", SLABBED + 1), &x)?;
         }
@@ -204,27 +204,27 @@ impl Decoder {
     }
 }
 
-/// Takes a frame that comes to the slabbed stage, with the stage's tails, and whether it is the clip's last.
-type Finish<'a> = dyn FnMut(Tensor, &mut Tails, bool, &mut Monitor<'_>) -> Result<()> + 'a;
+/// Takes a frame that comes to the slabbed stage, with the stage's cache, and whether it is the clip's last.
+type Finish<'a> = dyn FnMut(Tensor, &mut CausalCache, bool, &mut Monitor<'_>) -> Result<()> + 'a;
 
 impl Stage {
-    fn forward(&self, x: Tensor, tails: &mut Tails, monitor: &Monitor<'_>) -> Result<Vec<Tensor>> {
-        let y = self.blocks(x.clone(), tails, monitor)?;
-        self.upsampled(&y, &x, tails)
+    fn forward(&self, x: Tensor, cache: &mut CausalCache, monitor: &Monitor<'_>) -> Result<Vec<Tensor>> {
+        let y = self.blocks(x.clone(), cache, monitor)?;
+        self.upsampled(&y, &x, cache)
     }
 
-    fn blocks(&self, mut x: Tensor, tails: &mut Tails, monitor: &Monitor<'_>) -> Result<Tensor> {
+    fn blocks(&self, mut x: Tensor, cache: &mut CausalCache, monitor: &Monitor<'_>) -> Result<Tensor> {
         for block in &self.blocks {
             monitor.check()?;
-            x = block.forward(&x, tails)?;
+            x = block.forward(&x, cache)?;
         }
         Ok(x)
     }
 
     /// The result `y` of the blocks at twice the size, with copies of their input `x`.
-    fn upsampled(&self, y: &Tensor, x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
+    fn upsampled(&self, y: &Tensor, x: &Tensor, cache: &mut CausalCache) -> Result<Vec<Tensor>> {
         let Some((upsample, repeat)) = &self.upsample else { return Ok(vec![y.clone()]) };
-        let copies = repeat.forward(x, tails)?;
-        upsample.forward_residual(&copies, y, tails)
+        let copies = repeat.forward(x, cache)?;
+        upsample.forward_residual(&copies, y, cache)
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use lance_mm_tensor::{Conv, PixelNorm, Result, Weights};
 
+use super::causal_cache::{CausalCache, CausalConv};
 use super::config::VaeConfig;
 use super::latent;
 use super::middle::Middle;
@@ -10,7 +11,6 @@ use super::patch::PATCH;
 use super::resample::Downsample;
 use super::residual::Residual;
 use super::shortcut::Average;
-use super::tails::{CausalConv, Tails};
 use super::{CAUSAL, POINT, SAME};
 use crate::monitor::Monitor;
 
@@ -74,22 +74,22 @@ impl Encoder {
     }
 
     /// The next frame of a clip, f32 `(H/2, W/2, 12)`, to raw moments `(H/16, W/16, 96)`: those of the first
-    /// frame and of every fourth one after it. `tails` has [`n_tails`](Self::n_tails) values.
+    /// frame and of every fourth one after it. `cache` has [`n_causal`](Self::n_causal) values.
     pub(super) fn step(
         &self,
         x: &Tensor,
-        tails: &mut [Tails],
+        cache: &mut [CausalCache],
         last: bool,
         monitor: &mut Monitor<'_>,
     ) -> Result<Option<Tensor>> {
-        let (stages, rest) = tails.split_at_mut(STAGES.len());
+        let (stages, rest) = cache.split_at_mut(STAGES.len());
         let [start, end] = rest else { panic!("one state for each stage, and two more") };
         start.begin(last);
         let mut x = self.conv1.forward(x, start)?;
         monitor.show(format_args!("encoder.conv1"), &x)?;
-        for (i, (stage, tails)) in self.downsamples.iter().zip(stages).enumerate() {
-            tails.begin(last);
-            let Some(y) = stage.forward(&x, tails, monitor)? else { return Ok(None) };
+        for (i, (stage, cache)) in self.downsamples.iter().zip(stages).enumerate() {
+            cache.begin(last);
+            let Some(y) = stage.forward(&x, cache, monitor)? else { return Ok(None) };
             monitor.show(format_args!("encoder.downsamples.{i}"), &y)?;
             x = y;
         }
@@ -103,21 +103,21 @@ impl Encoder {
     }
 
     /// States that [`step`](Self::step) wants.
-    pub(super) fn n_tails() -> usize {
+    pub(super) fn n_causal() -> usize {
         STAGES.len() + 2
     }
 }
 
 impl Stage {
-    fn forward(&self, x: &Tensor, tails: &mut Tails, monitor: &Monitor<'_>) -> Result<Option<Tensor>> {
-        let shortcut = self.shortcut.forward(x, tails)?;
+    fn forward(&self, x: &Tensor, cache: &mut CausalCache, monitor: &Monitor<'_>) -> Result<Option<Tensor>> {
+        let shortcut = self.shortcut.forward(x, cache)?;
         let mut x = x.clone();
         for block in &self.blocks {
             monitor.check()?;
-            x = block.forward(&x, tails)?;
+            x = block.forward(&x, cache)?;
         }
         let y = match &self.downsample {
-            Some(downsample) => downsample.forward(&x, tails)?,
+            Some(downsample) => downsample.forward(&x, cache)?,
             None => Some(x),
         };
         // Both have a result for the same frames.

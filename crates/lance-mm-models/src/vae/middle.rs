@@ -4,8 +4,8 @@ use candle_core::Tensor;
 use lance_mm_tensor::{Result, Weights};
 
 use super::attention::FrameAttention;
+use super::causal_cache::CausalCache;
 use super::residual::Residual;
-use super::tails::Tails;
 use crate::monitor::Monitor;
 
 #[derive(Clone)]
@@ -28,18 +28,18 @@ impl Middle {
     pub(super) fn forward(
         &self,
         x: &Tensor,
-        tails: &mut Tails,
+        cache: &mut CausalCache,
         name: &str,
         monitor: &mut Monitor<'_>,
     ) -> Result<Tensor> {
         monitor.check()?;
-        let x = self.first.forward(x, tails)?;
+        let x = self.first.forward(x, cache)?;
         monitor.show(format_args!("{name}.0"), &x)?;
         monitor.check()?;
         let x = self.attention.forward(&x)?;
         monitor.show(format_args!("{name}.1"), &x)?;
         monitor.check()?;
-        let x = self.second.forward(&x, tails)?;
+        let x = self.second.forward(&x, cache)?;
         monitor.show(format_args!("{name}.2"), &x)?;
         Ok(x)
     }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use lance_mm_tensor::{Conv, Error, Result, Weights, Window};
 
-use super::tails::Tails;
+use super::causal_cache::CausalCache;
 
 /// Filters lie on every other pixel; what reaches past the frame does so to the right and below.
 const HALF: Window = Window { stride: 2, pad_before: 0, pad_after: 1, upsample: 1 };
@@ -37,19 +37,20 @@ impl Downsample {
     ///
     /// # Errors
     /// A frame of another width or size than those before.
-    pub fn forward(&self, x: &Tensor, tails: &mut Tails) -> Result<Option<Tensor>> {
+    pub fn forward(&self, x: &Tensor, cache: &mut CausalCache) -> Result<Option<Tensor>> {
         let x = self.resample.forward(x, &[])?;
         let Some(time_conv) = &self.time_conv else { return Ok(Some(x)) };
-        let tail = tails.claim();
-        if tail.started && tail.frames.len() < 2 {
-            tail.push(&x, 2);
+        let past = cache.claim();
+        if past.started && past.frames.len() < 2 {
+            past.push(&x, 2);
             return Ok(None);
         }
-        let y = match std::mem::replace(&mut tail.started, true) {
-            true => time_conv.forward(&x, &tail.frames)?,
-            false => x.clone(),
+        let y = if std::mem::replace(&mut past.started, true) {
+            time_conv.forward(&x, &past.frames)?
+        } else {
+            x.clone()
         };
-        tail.push(&x, 1);
+        past.push(&x, 1);
         Ok(Some(y))
     }
 }
@@ -82,16 +83,21 @@ impl Upsample {
     ///
     /// # Errors
     /// A frame of another width or size than those before.
-    pub fn forward(&self, x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
-        self.in_time(x, tails)?.iter().map(|x| self.resample.forward(x, &[])).collect()
+    pub fn forward(&self, x: &Tensor, cache: &mut CausalCache) -> Result<Vec<Tensor>> {
+        self.in_time(x, cache)?.iter().map(|x| self.resample.forward(x, &[])).collect()
     }
 
     /// As [`forward`](Self::forward), each frame added to one of `starts`.
     ///
     /// # Errors
     /// As [`forward`](Self::forward); another number of frames to add to.
-    pub fn forward_residual(&self, starts: &[Tensor], x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
-        let frames = self.in_time(x, tails)?;
+    pub fn forward_residual(
+        &self,
+        starts: &[Tensor],
+        x: &Tensor,
+        cache: &mut CausalCache,
+    ) -> Result<Vec<Tensor>> {
+        let frames = self.in_time(x, cache)?;
         if frames.len() != starts.len() {
             return Err(Error::input("frames to add to", frames.len(), starts.len()));
         }
@@ -100,14 +106,14 @@ impl Upsample {
     }
 
     /// The frames that become larger.
-    fn in_time(&self, x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
+    fn in_time(&self, x: &Tensor, cache: &mut CausalCache) -> Result<Vec<Tensor>> {
         let Some(time_conv) = &self.time_conv else { return Ok(vec![x.clone()]) };
-        let tail = tails.claim();
-        if !std::mem::replace(&mut tail.started, true) {
+        let past = cache.claim();
+        if !std::mem::replace(&mut past.started, true) {
             return Ok(vec![x.clone()]);
         }
-        let pair = time_conv.forward(x, &tail.frames)?;
-        tail.push(x, 2);
+        let pair = time_conv.forward(x, &past.frames)?;
+        past.push(x, 2);
         let width = pair.dim(2)? / 2;
         Ok(vec![pair.narrow(2, 0, width)?, pair.narrow(2, width, width)?])
     }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use lance_mm_tensor::{Conv, PixelNorm, Result, Weights};
 
-use super::tails::{CausalConv, Tails};
+use super::causal_cache::{CausalCache, CausalConv};
 use super::{CAUSAL, POINT, SAME};
 
 /// Two convolutions, each after a norm and SiLU, added to the input or, where the width changes, to a
@@ -34,12 +34,12 @@ impl Residual {
     }
 
     /// The frame f32 `(H, W, C)` to f32 `(H, W, C')`.
-    pub(super) fn forward(&self, x: &Tensor, tails: &mut Tails) -> Result<Tensor> {
-        let y = self.convs[0].forward(&self.norms[0].forward_silu(x)?, tails)?;
+    pub(super) fn forward(&self, x: &Tensor, cache: &mut CausalCache) -> Result<Tensor> {
+        let y = self.convs[0].forward(&self.norms[0].forward_silu(x)?, cache)?;
         let y = self.norms[1].forward_silu(&y)?;
         match &self.shortcut {
-            None => self.convs[1].forward_residual(x, &y, tails),
-            Some(shortcut) => self.convs[1].forward_residual(&shortcut.forward(x, &[])?, &y, tails),
+            None => self.convs[1].forward_residual(x, &y, cache),
+            Some(shortcut) => self.convs[1].forward_residual(&shortcut.forward(x, &[])?, &y, cache),
         }
     }
 }

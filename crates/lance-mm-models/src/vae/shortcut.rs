@@ -5,7 +5,7 @@
 use candle_core::Tensor;
 use lance_mm_tensor::{Error, Result, upsample_repeat};
 
-use super::tails::Tails;
+use super::causal_cache::CausalCache;
 
 /// Averages of neighbours: half the sides and, in time, the first frame and every second one after it.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +23,7 @@ impl Average {
     ///
     /// # Errors
     /// Sides that are no multiples, a neighbourhood that does not divide among the channels of the result.
-    pub fn forward(&self, x: &Tensor, tails: &mut Tails) -> Result<Option<Tensor>> {
+    pub fn forward(&self, x: &Tensor, cache: &mut CausalCache) -> Result<Option<Tensor>> {
         let (h, w, c) = x.dims3()?;
         let Self { n_out, frames, side } = *self;
         let values = c * frames * side * side;
@@ -34,12 +34,12 @@ impl Average {
         let group = match frames {
             1 => x.unsqueeze(0)?,
             _ => {
-                let tail = tails.claim();
-                if std::mem::replace(&mut tail.started, true) && tail.frames.is_empty() {
-                    tail.push(x, 1);
+                let past = cache.claim();
+                if std::mem::replace(&mut past.started, true) && past.frames.is_empty() {
+                    past.push(x, 1);
                     return Ok(None);
                 }
-                let before = tail.frames.pop().map_or_else(|| x.zeros_like(), Ok)?;
+                let before = past.frames.pop().map_or_else(|| x.zeros_like(), Ok)?;
                 Tensor::stack(&[before, x.clone()], 0)?
             }
         };
@@ -68,11 +68,11 @@ impl Repeat {
     ///
     /// # Errors
     /// Channels that do not divide the values of the result.
-    pub fn forward(&self, x: &Tensor, tails: &mut Tails) -> Result<Vec<Tensor>> {
+    pub fn forward(&self, x: &Tensor, cache: &mut CausalCache) -> Result<Vec<Tensor>> {
         let Self { n_out, frames, side } = *self;
         let first = match frames {
             1 => 0,
-            _ if std::mem::replace(&mut tails.claim().started, true) => 0,
+            _ if std::mem::replace(&mut cache.claim().started, true) => 0,
             _ => frames - 1,
         };
         (first..frames).map(|frame| upsample_repeat(x, n_out, frames, frame, side)).collect()

@@ -73,7 +73,7 @@ impl VitBlock {
         Ok(x)
     }
 
-    /// What the heads give, side by side.
+    /// Outputs of the heads, side by side.
     fn attention(&self, x: &Tensor, table: &RotaryTable, blocks: &[Block]) -> Result<Tensor> {
         let (n, d) = x.dims2()?;
         let h = self.num_heads;

@@ -1,6 +1,6 @@
 //! Sequences of a generation, with the caption and without it.
 
-use lance_mm_models::{Cursor, Grid, Layout, Segment, Sequence};
+use lance_mm_models::{Cursor, Grid, Segment, Sequence, SequenceLayout};
 
 /// Position in time of the vision encoder's tokens in edits.
 const SEEN: u32 = 1000;
@@ -20,7 +20,7 @@ pub enum Piece {
     Noise(Grid),
 }
 
-/// Layout of guidance's pass without caption: the original has two.
+/// SequenceLayout of guidance's pass without caption: the original has two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unconditional {
     /// The layout of all published results: the text after the caption stays at the positions it has
@@ -58,7 +58,7 @@ impl Plan {
     ///
     /// # Panics
     /// When the last piece is not the only noise block.
-    pub fn new(pieces: &[Piece], layout: &Layout, unconditional: Unconditional) -> Self {
+    pub fn new(pieces: &[Piece], layout: &SequenceLayout, unconditional: Unconditional) -> Self {
         let Some(Piece::Noise(grid)) = pieces.last() else { panic!("a task ends with a noise block") };
         let caption = pieces.iter().position(|piece| matches!(piece, Piece::Caption(_)));
         // Without a caption both passes are one.
@@ -101,7 +101,7 @@ impl Plan {
 }
 
 /// One sequence a piece; without the caption if `without` says how.
-fn walk(pieces: &[Piece], layout: &Layout, without: Option<Unconditional>) -> Vec<Sequence> {
+fn walk(pieces: &[Piece], layout: &SequenceLayout, without: Option<Unconditional>) -> Vec<Sequence> {
     let lay = |segment: Segment, at: Cursor| Sequence::new(&[segment], layout, at);
     let mut at = Cursor::default();
     let (mut gap, mut clean) = (0, None);
@@ -136,8 +136,8 @@ mod tests {
 
     use super::*;
 
-    const LAYOUT: Layout =
-        Layout { special_ids: SpecialIds { vision_start: 7, vision_end: 8, video: 9 }, t_step: 2 };
+    const LAYOUT: SequenceLayout =
+        SequenceLayout { special_ids: SpecialIds { vision_start: 7, vision_end: 8, video: 9 }, t_step: 2 };
     const GRID: Grid = Grid { t: 1, h: 2, w: 2 };
 
     fn text_to_image() -> Vec<Piece> {

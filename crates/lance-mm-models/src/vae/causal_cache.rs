@@ -1,4 +1,4 @@
-//! What convolutions in time remember between the frames of a clip.
+//! Frames that convolutions in time keep between the frames of a clip.
 
 use candle_core::Tensor;
 use lance_mm_tensor::{Conv, Result};
@@ -6,15 +6,15 @@ use lance_mm_tensor::{Conv, Result};
 /// The frames that layers need again later. Layers claim their place in the order in which they run, which is
 /// the same for every frame.
 #[derive(Clone, Default)]
-pub struct Tails {
-    tails: Vec<Tail>,
+pub struct CausalCache {
+    layers: Vec<PastFrames>,
     next: usize,
     last: bool,
 }
 
-/// What one layer remembers.
+/// Frames that one layer keeps.
 #[derive(Clone, Default)]
-pub(super) struct Tail {
+pub(super) struct PastFrames {
     /// Oldest first.
     pub(super) frames: Vec<Tensor>,
     /// Whether the layer has seen the first frame of the clip.
@@ -22,24 +22,24 @@ pub(super) struct Tail {
     last: bool,
 }
 
-impl Tails {
-    /// Begins the next frame of the clip. What layers remember of the `last` one is nothing.
+impl CausalCache {
+    /// Begins the next frame of the clip. Layers keep nothing of the `last` one.
     pub fn begin(&mut self, last: bool) {
         (self.next, self.last) = (0, last);
     }
 
-    /// The tail of the layer that runs now.
-    pub(super) fn claim(&mut self) -> &mut Tail {
-        if self.next == self.tails.len() {
-            self.tails.push(Tail::default());
+    /// Frames of the layer that runs now.
+    pub(super) fn claim(&mut self) -> &mut PastFrames {
+        if self.next == self.layers.len() {
+            self.layers.push(PastFrames::default());
         }
-        let tail = &mut self.tails[self.next];
-        (self.next, tail.last) = (self.next + 1, self.last);
-        tail
+        let past = &mut self.layers[self.next];
+        (self.next, past.last) = (self.next + 1, self.last);
+        past
     }
 }
 
-impl Tail {
+impl PastFrames {
     /// Remembers a frame and forgets all but the `keep` newest; all, if the clip ends.
     pub(super) fn push(&mut self, x: &Tensor, keep: usize) {
         self.frames.push(x.clone());
@@ -54,25 +54,30 @@ pub(super) struct CausalConv(pub(super) Conv);
 
 impl CausalConv {
     /// The frame f32 `(H, W, C)` to the result's frame.
-    pub(super) fn forward(&self, x: &Tensor, tails: &mut Tails) -> Result<Tensor> {
-        self.with_past(x, tails, |past| self.0.forward(x, past))
+    pub(super) fn forward(&self, x: &Tensor, cache: &mut CausalCache) -> Result<Tensor> {
+        self.with_past(x, cache, |past| self.0.forward(x, past))
     }
 
     /// `start` plus the result's frame.
-    pub(super) fn forward_residual(&self, start: &Tensor, x: &Tensor, tails: &mut Tails) -> Result<Tensor> {
-        self.with_past(x, tails, |past| self.0.forward_residual(start, x, past))
+    pub(super) fn forward_residual(
+        &self,
+        start: &Tensor,
+        x: &Tensor,
+        cache: &mut CausalCache,
+    ) -> Result<Tensor> {
+        self.with_past(x, cache, |past| self.0.forward_residual(start, x, past))
     }
 
     /// Runs on the frames before `x`, then remembers it.
     fn with_past(
         &self,
         x: &Tensor,
-        tails: &mut Tails,
+        cache: &mut CausalCache,
         run: impl FnOnce(&[Tensor]) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let tail = tails.claim();
-        let y = run(&tail.frames)?;
-        tail.push(x, self.0.taps() - 1);
+        let past = cache.claim();
+        let y = run(&past.frames)?;
+        past.push(x, self.0.taps() - 1);
         Ok(y)
     }
 }
