@@ -1,6 +1,6 @@
 //! An inspection's report for a person.
 
-use lance_mm::inspect::{Component, Count, ExpertsFound, Memory, QuantizationSummary, Report};
+use lance_mm::inspect::{Component, Count, ExpertsFound, InspectReport, MemoryEstimate, QuantizationSummary};
 
 use crate::output::{Line, bytes, one_line, plural};
 
@@ -8,7 +8,7 @@ use crate::output::{Line, bytes, one_line, plural};
 const MAX_LISTED: usize = 4;
 
 /// The whole report.
-pub(super) fn render(report: &Report) -> Vec<Line> {
+pub(super) fn render(report: &InspectReport) -> Vec<Line> {
     let mut lines = vec![("1", report.path.display().to_string())];
     lines.extend(facts(report).into_iter().map(|(name, value)| ("", format!("  {name:<13} {value}"))));
     let mut section = |title: &str, code: &'static str, texts: &[String]| {
@@ -30,7 +30,7 @@ pub(super) fn render(report: &Report) -> Vec<Line> {
     lines
 }
 
-fn facts(report: &Report) -> Vec<(&'static str, String)> {
+fn facts(report: &InspectReport) -> Vec<(&'static str, String)> {
     let mut facts = Vec::new();
     match report.layout {
         Some(layout) => facts.push(("layout", layout.describe().to_owned())),
@@ -40,7 +40,12 @@ fn facts(report: &Report) -> Vec<(&'static str, String)> {
     match report.experts {
         Some(ExpertsFound::Und) => facts.push(("experts", "UND (questions)".to_owned())),
         Some(ExpertsFound::UndAndGen) => {
-            facts.push(("experts", "UND and GEN (questions and images)".to_owned()))
+            let makes = if report.latent_frames > Some(1) {
+                "questions, images and videos"
+            } else {
+                "questions and images"
+            };
+            facts.push(("experts", format!("UND and GEN ({makes})")))
         }
         None => {}
     }
@@ -104,7 +109,7 @@ fn listed(names: &[String]) -> String {
 }
 
 /// The table of parts and its two sums.
-fn parts(report: &Report) -> Vec<String> {
+fn parts(report: &InspectReport) -> Vec<String> {
     let row = |name: &str, count: &Count, dtypes: String, fingerprint: &str| {
         vec![
             name.to_owned(),
@@ -146,7 +151,7 @@ fn name(component: Component) -> &'static str {
     }
 }
 
-fn memory_rows(memory: &Memory) -> Vec<Vec<String>> {
+fn memory_rows(memory: &MemoryEstimate) -> Vec<Vec<String>> {
     [
         ("UND expert, read for every token", memory.und_bytes),
         ("embedding table, of which a few rows are read", memory.embed_tokens_bytes),

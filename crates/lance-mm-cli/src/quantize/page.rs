@@ -28,7 +28,7 @@ pub(super) struct Page<'a> {
     report: &'a Report,
     /// Bytes of packed matrices with their scales, by module.
     bytes: BTreeMap<String, usize>,
-    inspected: inspect::Report,
+    inspected: inspect::InspectReport,
 }
 
 impl<'a> Page<'a> {

@@ -1,7 +1,7 @@
 //! Contents of a checkpoint: sizes, bits per weight, memory, and everything that is wrong with it.
 //!
 //! [`inspect`] reads headers and the few tensors that loading touches; a checkpoint that cannot be loaded
-//! still gives a [`Report`] with what could be read.
+//! still gives a [`InspectReport`] with what could be read.
 //!
 //! ```no_run
 //! use lance_mm_pipelines::inspect::{InspectOptions, inspect};
@@ -19,6 +19,7 @@
 mod check;
 mod component;
 mod count;
+mod items;
 mod parts;
 mod quantized;
 mod report;
@@ -36,11 +37,12 @@ use check::Findings;
 pub use component::Component;
 use component::{Source, is_gen, is_inv_freq};
 pub use count::Count;
-use count::{Item, items};
+use items::{Item, items};
 use parts::{OpenPart, Parts, Settings};
 pub use quantized::{QuantizationSummary, SchemeCount, SchemeName};
 pub use report::{
-    ComponentSummary, ConfigSummary, ExpertsFound, FileEntry, Memory, Report, SpecialId, TokenizerSummary,
+    ComponentSummary, ConfigSummary, ExpertsFound, FileEntry, InspectReport, MemoryEstimate, SpecialId,
+    TokenizerSummary,
 };
 pub use scan::Hash;
 use scan::scan;
@@ -60,8 +62,8 @@ const MAX_NAMED: usize = 20;
 ///
 /// # Errors
 /// Only a path at which there is nothing to inspect; what is wrong with a checkpoint is in
-/// [`Report::problems`].
-pub fn inspect(path: &Path, options: InspectOptions) -> Result<Report> {
+/// [`InspectReport::problems`].
+pub fn inspect(path: &Path, options: InspectOptions) -> Result<InspectReport> {
     let single = path.is_file() && path.extension().is_some_and(|extension| extension == "safetensors");
     let files = if single { CheckpointFiles::of_file(path) } else { CheckpointFiles::find(path)? };
     let mut findings = Findings::default();
@@ -86,11 +88,12 @@ pub fn inspect(path: &Path, options: InspectOptions) -> Result<Report> {
 
     let hashes = scan_items(&parts, &items, options, &mut findings);
     let of = |source: Source| items.iter().filter(move |item| item.source == source).map(|item| item.count);
-    Ok(Report {
+    Ok(InspectReport {
         path: path.to_owned(),
         layout,
         config: files.config.clone().zip(config).map(|(file, config)| ConfigSummary::new(file, config)),
         experts,
+        latent_frames: config.and_then(|config| latent_frames(config, &items)),
         quantization,
         files: listing,
         components: components(&items, &hashes),
@@ -246,14 +249,13 @@ fn scan_items(
     let mut damaged = 0;
     let mut hashes = Vec::with_capacity(items.len());
     for item in items {
-        let wanted = options.deep || item.component == Component::Vit;
-        let Some(part) = parts.of(item.source).filter(|_| wanted) else {
+        let Some(part) = parts.of(item.source).filter(|_| options.deep) else {
             hashes.push(None);
             continue;
         };
         let dtype = format!("{:?}", item.info.dtype);
         let found = part.weights.with_bytes(&item.info.name, |bytes| scan(bytes, &dtype));
-        if let Some(index) = found.and_then(|found| found.non_finite).filter(|_| options.deep) {
+        if let Some(index) = found.and_then(|found| found.non_finite) {
             damaged += 1;
             if damaged <= MAX_NAMED {
                 findings.problem(not_finite(&part.weights, item.info, index));
@@ -309,8 +311,14 @@ fn add(all: &mut Hash, name: &str, info: &TensorInfo, hash: u64) {
     all.word(hash);
 }
 
-/// Bytes of what answering questions reads.
-fn memory(config: &Config, items: &[Item<'_>]) -> Memory {
+/// Frames in the table of latent positions.
+fn latent_frames(config: &Config, items: &[Item<'_>]) -> Option<usize> {
+    let table = items.iter().find(|item| item.name == "latent_pos_embed.pos_embed")?;
+    Some(table.info.shape.first()? / (config.max_latent_size * config.max_latent_size))
+}
+
+/// Bytes that answering questions reads.
+fn memory(config: &Config, items: &[Item<'_>]) -> MemoryEstimate {
     let bytes = |test: &dyn Fn(&Item<'_>) -> bool| -> u64 {
         items.iter().filter(|item| test(item)).fold(0, |sum, item| sum.saturating_add(item.count.bytes))
     };
@@ -319,7 +327,7 @@ fn memory(config: &Config, items: &[Item<'_>]) -> Memory {
     let tied = head == 0;
     let heads = [config.num_hidden_layers, config.num_key_value_heads, config.head_dim()];
     let value = kv_dtype(ActivationPrecision::Bf16).size_in_bytes();
-    Memory {
+    MemoryEstimate {
         und_bytes: of(Component::UndLinears) + of(Component::Norms) + if tied { table } else { head },
         embed_tokens_bytes: if tied { 0 } else { table },
         vit_bytes: of(Component::Vit),

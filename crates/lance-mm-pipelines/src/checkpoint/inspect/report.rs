@@ -12,7 +12,7 @@ use crate::checkpoint::CheckpointLayout;
 
 /// Contents of a checkpoint, and everything that is wrong with it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Report {
+pub struct InspectReport {
     /// The folder or file inspected.
     pub path: PathBuf,
     /// Form of the model file, if it was recognised; a problem says why not.
@@ -21,6 +21,8 @@ pub struct Report {
     pub config: Option<ConfigSummary>,
     /// Which experts the model file holds, if it could be read.
     pub experts: Option<ExpertsFound>,
+    /// Latent frames that the table of positions has, if there is one: one for images alone, more for videos.
+    pub latent_frames: Option<usize>,
     /// How the model file is quantized, if it is.
     pub quantization: Option<QuantizationSummary>,
     /// Visible files of the folder, and the parts that lie beside it.
@@ -33,7 +35,7 @@ pub struct Report {
     /// The tensors of all files that could be read.
     pub total: Count,
     /// Memory that answering questions needs, if configuration and model could be read.
-    pub memory: Option<Memory>,
+    pub memory: Option<MemoryEstimate>,
     /// The tokenizer, if there is one.
     pub tokenizer: Option<TokenizerSummary>,
     /// Everything that is wrong; empty for a checkpoint that answers questions about images and, with the GEN expert and a
@@ -118,14 +120,13 @@ pub struct ComponentSummary {
     /// Element types present, as the files name them.
     pub dtypes: Vec<String>,
     /// Hash over names, shapes, types and bytes, in sixteen hexadecimal digits: equal for equal tensors,
-    /// however files order or prefix them. Always computed for the vision transformer, for the others on
-    /// request.
+    /// however files order or prefix them. Computed on request: every byte is read.
     pub fingerprint: Option<String>,
 }
 
 /// Memory that answering questions needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Memory {
+pub struct MemoryEstimate {
     /// Weights read for every token: the UND expert, its norms, the output head.
     pub und_bytes: u64,
     /// The embedding table, of which only the rows looked up are read. Zero when it is the output head too

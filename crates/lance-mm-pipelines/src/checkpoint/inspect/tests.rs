@@ -149,17 +149,17 @@ fn folder(config: &Value, model: &[Spec]) -> tempfile::TempDir {
     dir
 }
 
-fn shallow(path: &Path) -> Report {
+fn shallow(path: &Path) -> InspectReport {
     inspect(path, InspectOptions::default()).unwrap()
 }
 
 /// The problems other than the absence of a tokenizer.
-fn problems(report: &Report) -> Vec<&str> {
+fn problems(report: &InspectReport) -> Vec<&str> {
     let problems = report.problems.iter().map(String::as_str);
     problems.filter(|p| !p.contains("expected tokenizer.json")).collect()
 }
 
-fn component(report: &Report, component: Component) -> &ComponentSummary {
+fn component(report: &InspectReport, component: Component) -> &ComponentSummary {
     report.components.iter().find(|c| c.component == component).unwrap()
 }
 
@@ -242,8 +242,8 @@ fn a_dense_folder_is_counted() {
         (2560, 2 * 2 * 2 * 8 * 2 * 1000)
     );
     assert_eq!(memory.vit_bytes, component(&report, Component::Vit).count.bytes);
-    assert!(component(&report, Component::Vit).fingerprint.is_some());
-    assert_eq!(component(&report, Component::LmHead).fingerprint, None);
+    assert!(report.components.iter().all(|part| part.fingerprint.is_none()), "nothing but headers was read");
+    assert_eq!(report.latent_frames, Some(1));
     assert_eq!(
         report.files.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(),
         ["config.json", "model.safetensors", "vit.safetensors"]
@@ -387,6 +387,17 @@ fn overwrite(path: &Path, name: &str, range: Range<usize>, with: &[u8]) {
 }
 
 #[test]
+fn positions_for_several_frames_are_counted() {
+    let videos = Size { positions: 3 * 4, ..TOY };
+    let dir = folder(&config(&TOY), &model(&videos, None));
+    assert_eq!(shallow(dir.path()).latent_frames, Some(3));
+}
+
+fn deep(path: &Path) -> InspectReport {
+    inspect(path, InspectOptions { deep: true }).unwrap()
+}
+
+#[test]
 fn fingerprints_do_not_depend_on_prefixes() {
     let dir = tempfile::tempdir().unwrap();
     let bundled: Vec<Spec> = vit(16, 20, 32)
@@ -395,12 +406,11 @@ fn fingerprints_do_not_depend_on_prefixes() {
         .collect();
     write(&dir.path().join("vit.safetensors"), &vit(16, 20, 32));
     write(&dir.path().join("model.safetensors"), &bundled);
-    let [alone, inside] =
-        ["vit.safetensors", "model.safetensors"].map(|name| shallow(&dir.path().join(name)));
+    let [alone, inside] = ["vit.safetensors", "model.safetensors"].map(|name| deep(&dir.path().join(name)));
     assert_eq!(alone.problems, [""; 0]);
     assert_eq!(component(&alone, Component::Vit), component(&inside, Component::Vit));
     assert!(inside.problems[0].contains("no known layout"), "{:?}", inside.problems);
-    let both = shallow(dir.path());
+    let both = deep(dir.path());
     assert_eq!(component(&both, Component::Vit), component(&alone, Component::Vit));
     assert!(both.notes[0].contains("a ViT of its own"), "{:?}", both.notes);
 }
