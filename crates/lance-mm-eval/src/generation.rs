@@ -13,8 +13,8 @@ use super::frequency::Frequency;
 use super::similarity::Similarity;
 use super::{Relative, SampleProgress};
 use crate::error::{Error, Result};
+use lance_mm_pipelines::InferenceStep;
 use lance_mm_pipelines::Lance;
-use lance_mm_pipelines::Step;
 use lance_mm_pipelines::generate::{Encoded, Event, GenerateOptions, Generated, Request, Size};
 use lance_mm_pipelines::noise;
 use lance_mm_pipelines::prompt::Task;
@@ -161,7 +161,7 @@ struct Run {
 }
 
 struct Taken {
-    step: Step,
+    step: InferenceStep,
     x: Tensor,
     v: Tensor,
     next: Tensor,

@@ -6,9 +6,9 @@ use lance_mm_tensor::{StopFlag, require_finite, with_autorelease_pool};
 use tracing::debug_span;
 
 use crate::error::Result;
-use crate::generate::{Plan, Unconditional};
 use crate::guidance::Guidance;
-use crate::schedule::{Schedule, Step};
+use crate::plan::{Plan, Unconditional};
+use crate::schedule::{InferenceStep, Schedule};
 use crate::solver::{Solver, SolverKind};
 
 /// Keys and values of what comes before the noise block: constant over all steps.
@@ -22,7 +22,7 @@ pub struct Prefix {
 /// A step that was taken: tensors f32 `(N, 48)`, one row a latent of the noise block.
 pub struct Denoised<'a> {
     /// The step.
-    pub step: Step,
+    pub step: InferenceStep,
     /// Steps in all.
     pub of: usize,
     /// The time of every latent frame; frames that are clean have time 0.
@@ -98,7 +98,7 @@ impl Denoiser<'_> {
     }
 
     /// The velocity at `x`, guided where guidance applies.
-    pub(crate) fn velocities(&mut self, x: &Tensor, step: Step) -> Result<Velocities> {
+    pub(crate) fn velocities(&mut self, x: &Tensor, step: InferenceStep) -> Result<Velocities> {
         let (grid, times) = (self.plan.grid, self.times(step));
         let of = |sequence, cache: &mut Cache| {
             let block = NoiseBlock { latents: x, grid, times: &times, sequence };
@@ -117,7 +117,7 @@ impl Denoiser<'_> {
     }
 
     /// The time of every latent frame.
-    fn times(&self, step: Step) -> Vec<f32> {
+    fn times(&self, step: InferenceStep) -> Vec<f32> {
         (0..self.plan.grid.t).map(|f| if f < self.clean_frames { 0.0 } else { step.t }).collect()
     }
 

@@ -3,7 +3,6 @@
 //! [`Lance::generate_image`] and its siblings are the common calls. [`Lance::generate`] takes any [`Request`] and
 //! reports its progress. Each task is a list of [`Piece`]s, laid out by a [`Plan`]; one loop denoises all of them.
 
-mod plan;
 mod request;
 mod trace;
 
@@ -21,10 +20,10 @@ use crate::error::{Error, Result};
 use crate::model::Lance;
 use crate::noise::noise;
 use crate::pixels::{frames_to_tensor, tensor_to_frames};
+pub use crate::plan::{Piece, Plan, Unconditional};
 use crate::prompt::{GenerationPrompt, Task};
-use crate::schedule::Step;
+use crate::schedule::InferenceStep;
 pub use lance_mm_image::{Resolution, Size};
-pub use plan::{Piece, Plan, Unconditional};
 pub use request::{GenerateOptions, LATENT_PIXELS, Request, check_size};
 pub use trace::{Pass, Trace};
 
@@ -66,7 +65,7 @@ pub enum Event<'a> {
 }
 
 /// Receives the progress of a generation.
-pub type Observer<'a> = dyn FnMut(Event<'_>) + 'a;
+pub type GenerationObserver<'a> = dyn FnMut(Event<'_>) + 'a;
 
 /// A source, encoded.
 #[derive(Default)]
@@ -231,7 +230,7 @@ impl Lance {
         &self,
         request: &Request<'_>,
         options: &GenerateOptions,
-        observer: &mut Observer<'_>,
+        observer: &mut GenerationObserver<'_>,
     ) -> Result<Encoded> {
         let (frames, resolution, is_edit): (Vec<&RgbImage>, Resolution, bool) = match *request {
             Request::TextToImage { .. } | Request::TextToVideo { .. } => return Ok(Encoded::default()),
@@ -316,7 +315,7 @@ impl Lance {
         task: Task,
         encoded: &Encoded,
         options: &GenerateOptions,
-        observer: &mut Observer<'_>,
+        observer: &mut GenerationObserver<'_>,
     ) -> Result<Tensor> {
         let grid = plan.grid;
         observer(Event::Begin(Stage::Prompt));
@@ -347,9 +346,9 @@ impl Lance {
         plan: &'a Plan,
         encoded: &Encoded,
         options: &'a GenerateOptions,
-    ) -> Result<impl FnMut(&Tensor, Step) -> Result<Tensor> + 'a> {
+    ) -> Result<impl FnMut(&Tensor, InferenceStep) -> Result<Tensor> + 'a> {
         let mut denoiser = self.denoiser(plan, encoded, options, 0)?;
-        Ok(move |x: &Tensor, step: Step| Ok(denoiser.velocities(x, step)?.v))
+        Ok(move |x: &Tensor, step: InferenceStep| Ok(denoiser.velocities(x, step)?.v))
     }
 
     /// The denoising loop, everything before the noise block prefilled; `clean_frames` latent frames at the beginning

@@ -6,17 +6,16 @@
 //! have the parts.
 
 mod ask;
-
 pub mod checkpoint;
 mod decode;
 mod denoise;
 mod error;
 pub mod generate;
 mod guidance;
-
 mod model;
 mod noise;
 mod pixels;
+mod plan;
 pub mod prompt;
 mod sampling;
 mod schedule;
@@ -38,6 +37,6 @@ pub use model::Lance;
 pub use noise::noise;
 pub use pixels::{frames_to_tensor, tensor_to_frames};
 pub use sampling::{Sampler, Sampling};
-pub use schedule::{Schedule, Step};
+pub use schedule::{InferenceStep, Schedule};
 pub use solver::{Solver, SolverKind};
 pub use tokenizer::{Scan, StopStrings, TextStream, Tokenizer};

@@ -54,8 +54,8 @@ impl Schedule {
     }
 
     /// The steps in order.
-    pub fn steps(&self) -> impl ExactSizeIterator<Item = Step> + '_ {
-        self.times.windows(2).enumerate().map(|(index, pair)| Step {
+    pub fn steps(&self) -> impl ExactSizeIterator<Item = InferenceStep> + '_ {
+        self.times.windows(2).enumerate().map(|(index, pair)| InferenceStep {
             index,
             t: pair[0],
             dt: pair[0] - pair[1],
@@ -65,7 +65,7 @@ impl Schedule {
 
 /// One step of a [`Schedule`].
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Step {
+pub struct InferenceStep {
     /// From 0.
     pub index: usize,
     /// The time at which the network is evaluated, in (0, 1].

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use crate::error::{Error, Result};
-use crate::schedule::Step;
+use crate::schedule::InferenceStep;
 
 /// Solver of the flow's ODE from noise to data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl Solver {
     ///
     /// # Errors
     /// States and velocities of different shapes.
-    pub fn step(&mut self, x: &Tensor, v: &Tensor, step: Step) -> Result<Tensor> {
+    pub fn step(&mut self, x: &Tensor, v: &Tensor, step: InferenceStep) -> Result<Tensor> {
         let before = self.previous.as_ref().map_or(x, |(v, _)| v).dims();
         if x.dims() != v.dims() || before != v.dims() {
             let expected = format!("a velocity of the state's shape {:?}", x.dims());

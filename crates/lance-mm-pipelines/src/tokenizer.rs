@@ -105,7 +105,8 @@ impl Tokenizer {
     fn build(parts: std::result::Result<Parts, String>, name: &str) -> Result<Self> {
         let build = |parts: Parts| {
             parts.check()?;
-            let bytes = ByteTable::new(&parts.vocab, &parts.added)?;
+            let added = parts.added.iter().map(|added| (added.id, added.token.content.as_str()));
+            let bytes = ByteTable::new(&parts.vocab, added)?;
             let specials = parts.specials();
             let inner = assemble(parts).map_err(|error| error.to_string())?;
             Ok(Self { name: name.into(), inner, bytes, specials, plain: OnceLock::new() })
@@ -231,7 +232,7 @@ fn assemble(mut parts: Parts) -> tokenizers::Result<tokenizers::Tokenizer> {
     if parts.nfc {
         inner.with_normalizer(Some(NFC))?;
     }
-    inner.with_pre_tokenizer(Some(parts::pre_tokenizer()?));
+    inner.with_pre_tokenizer(Some(components::qwen_pre_tokenizer()?));
     inner.add_tokens(parts.added.into_iter().map(|added| added.token))?;
     Ok(inner)
 }

@@ -51,10 +51,10 @@ pub use lance_mm_image::video;
 pub use lance_mm_models as models;
 pub use lance_mm_pipelines::{
     Answer, AskOptions, BlockAttention, Chat, Checkpoint, CheckpointBytes, Content, DecodeOptions, Denoised,
-    Error, FinishReason, GenerateOptions, Guidance, ImageContext, ImageFeatures, Lance, Prefix, Renorm,
-    Request, Result, Sampler, Sampling, Scan, Schedule, Size, Solver, SolverKind, Step, StopStrings,
-    TextStream, Tokenizer, checkpoint, frames_to_tensor, generate, hub, inspect, noise, prompt, staged,
-    tensor_to_frames,
+    Error, FinishReason, GenerateOptions, Guidance, ImageContext, ImageFeatures, InferenceStep, Lance,
+    Prefix, Renorm, Request, Result, Sampler, Sampling, Scan, Schedule, Size, Solver, SolverKind,
+    StopStrings, TextStream, Tokenizer, checkpoint, frames_to_tensor, generate, hub, inspect, noise, prompt,
+    staged, tensor_to_frames,
 };
 pub use lance_mm_tensor as tensor;
 pub use lance_mm_tensor::StopFlag;

@@ -3,11 +3,12 @@
 use lance_mm_tensor::metadata::shortened;
 use tokenizers::models::bpe::Vocab;
 
-use super::parts::{Added, MAX_SHOWN};
-
 /// Ids from here on are taken for damage: a table has one entry for every id below the largest. No configuration has a
 /// larger `vocab_size`.
 pub(super) const MAX_IDS: u32 = 1 << 20;
+
+/// Characters of a token that a message repeats.
+pub(super) const MAX_SHOWN: usize = 60;
 
 /// The bytes of every token in one buffer, cut by offsets.
 #[derive(Debug)]
@@ -19,9 +20,12 @@ pub(super) struct ByteTable {
 
 impl ByteTable {
     /// Undoes the byte-level alphabet for the vocabulary; added tokens are their own text.
-    pub(super) fn new(vocab: &Vocab, added: &[Added]) -> Result<Self, String> {
+    pub(super) fn new<'a>(
+        vocab: &'a Vocab,
+        added: impl Iterator<Item = (u32, &'a str)>,
+    ) -> Result<Self, String> {
         let base = vocab.iter().map(|(token, &id)| (id, token.as_str(), true));
-        let added = added.iter().map(|added| (added.id, added.token.content.as_str(), false));
+        let added = added.map(|(id, content)| (id, content, false));
         let mut tokens: Vec<(u32, &str, bool)> = base.chain(added).collect();
         tokens.sort_unstable();
         check_ids(&tokens)?;
@@ -130,7 +134,7 @@ mod tests {
     #[test]
     fn ids_may_have_holes() {
         let vocab: Vocab = [("Ġa".into(), 1), ("中".into(), 4)].into_iter().collect();
-        let table = ByteTable::new(&vocab, &[]).unwrap();
+        let table = ByteTable::new(&vocab, std::iter::empty()).unwrap();
         assert_eq!(table.limit(), 5);
         let tokens: Vec<&[u8]> = (0..7).map(|id| table.get(id)).collect();
         let expected: [&[u8]; 7] = [b"", b" a", b"", b"", "中".as_bytes(), b"", b""];
@@ -139,7 +143,7 @@ mod tests {
 
     #[test]
     fn empty_vocabulary_knows_nothing() {
-        let table = ByteTable::new(&Vocab::default(), &[]).unwrap();
+        let table = ByteTable::new(&Vocab::default(), std::iter::empty()).unwrap();
         assert_eq!((table.limit(), table.get(0), table.get(u32::MAX)), (0, &[][..], &[][..]));
     }
 
@@ -150,7 +154,7 @@ mod tests {
             ("b", u32::MAX, "token \"b\": expected an id below 1048576, found 4294967295"),
         ] {
             let vocab: Vocab = [("a".into(), 3), (other.into(), id)].into_iter().collect();
-            assert_eq!(ByteTable::new(&vocab, &[]).unwrap_err(), message);
+            assert_eq!(ByteTable::new(&vocab, std::iter::empty()).unwrap_err(), message);
         }
     }
 }

@@ -5,9 +5,15 @@
 
 use lance_mm_tensor::metadata::{Bounded, Object, shortened};
 use serde::Deserialize;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
-use super::parts::{MAX_SHOWN, SPLIT};
+use super::bytes::MAX_SHOWN;
 
+/// Qwen2.5's pattern, by which text is cut before BPE.
+pub(super) const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Components in a sequence.
 const MAX_PARTS: usize = 16;
 
@@ -153,4 +159,12 @@ pub(super) fn decoder(component: Option<Object<Component>>) -> Result<(), String
         0 => Err(wrong("decoder", "ByteLevel", "none")),
         _ => Ok(()),
     }
+}
+
+/// Qwen2.5's split, and bytes written as letters.
+pub(super) fn qwen_pre_tokenizer() -> tokenizers::Result<PreTokenizerWrapper> {
+    let pattern = SplitPattern::Regex(SPLIT.into());
+    let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
+    let bytes = ByteLevel::new(false, true, false);
+    Ok(Sequence::new(vec![split.into(), bytes.into()]).into())
 }

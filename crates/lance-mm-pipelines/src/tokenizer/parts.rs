@@ -6,18 +6,12 @@ use std::fmt;
 use lance_mm_tensor::metadata::{Bounded, Object, parse_json, shortened};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor};
+use tokenizers::AddedToken;
 use tokenizers::models::bpe::Vocab;
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior};
 
-use super::bytes::{MAX_IDS, alphabet, byte_of};
+use super::bytes::{MAX_IDS, MAX_SHOWN, alphabet, byte_of};
 use super::components::{self, Component, Kinds};
 use super::{CONFIG_JSON, MERGES_TXT, VOCAB_JSON};
-
-/// Qwen2.5's pattern, by which text is cut before BPE.
-pub(super) const SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Qwen2.5's added tokens, numbered from the end of its vocabulary.
 const ADDED: [&str; 22] = [
@@ -56,8 +50,6 @@ const MAX_TOKEN: usize = 1 << 12;
 /// Most added tokens, and most bytes of one: all are looked for at once in every text, by a table of each prefix.
 const MAX_ADDED: usize = 1 << 12;
 const MAX_ADDED_TOKEN: usize = 1 << 8;
-/// Characters of a token that a message repeats.
-pub(super) const MAX_SHOWN: usize = 60;
 
 /// An added token and its id.
 #[derive(Deserialize)]
@@ -330,14 +322,6 @@ fn parse_merges(bytes: &[u8]) -> Result<Vec<(String, String)>, String> {
         .filter(|(i, line)| !(line.is_empty() || (*i == 0 && line.starts_with("#version"))))
         .map(|(i, line)| split_merge(line).map_err(|error| format!("{MERGES_TXT} line {}: {error}", i + 1)))
         .collect()
-}
-
-/// Qwen2.5's split, and bytes written as letters.
-pub(super) fn pre_tokenizer() -> tokenizers::Result<PreTokenizerWrapper> {
-    let pattern = SplitPattern::Regex(SPLIT.into());
-    let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)?;
-    let bytes = ByteLevel::new(false, true, false);
-    Ok(Sequence::new(vec![split.into(), bytes.into()]).into())
 }
 
 /// Qwen2.5's added tokens, if the vocabulary has the size they follow.

@@ -45,7 +45,7 @@ fn tokenizer_json() -> Value {
         "added_tokens": tokens,
         "normalizer": { "type": "NFC" },
         "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
-            { "type": "Split", "pattern": { "Regex": parts::SPLIT },
+            { "type": "Split", "pattern": { "Regex": components::SPLIT },
               "behavior": "Isolated", "invert": false },
             { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false },
         ]},
