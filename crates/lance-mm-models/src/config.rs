@@ -1,6 +1,6 @@
 //! `config.json`, read strictly: what the networks need, checked once.
 
-use lance_mm_tensor::metadata::{Object, parse_json, shortened};
+use lance_mm_tensor::metadata::{Bounded, Object, parse_json, shortened};
 use lance_mm_tensor::{Error, Result};
 use serde::Deserialize;
 
@@ -122,7 +122,7 @@ struct RawVit {
     temporal_patch_size: usize,
     spatial_merge_size: usize,
     window_size: usize,
-    fullatt_block_indexes: Vec<usize>,
+    fullatt_block_indexes: Bounded<usize, MAX_LAYERS>,
     in_channels: Option<usize>,
     /// Another name of `in_channels`; a file may have both.
     in_chans: Option<usize>,
@@ -302,7 +302,7 @@ impl RawVit {
         }
         divides("vision_config.hidden_size", self.hidden_size, "4 · num_heads", 4 * self.num_heads)?;
         divides("vision_config.window_size", self.window_size, "patch_size · spatial_merge_size", 28)?;
-        if let Some(index) = self.fullatt_block_indexes.iter().find(|i| **i >= self.depth) {
+        if let Some(index) = self.fullatt_block_indexes.0.iter().find(|i| **i >= self.depth) {
             let expected = format!("indexes below depth {}", self.depth);
             return Err(setting("vision_config.fullatt_block_indexes", expected, index));
         }
@@ -316,7 +316,7 @@ impl RawVit {
             temporal_patch_size: self.temporal_patch_size,
             spatial_merge_size: self.spatial_merge_size,
             window_size: self.window_size,
-            fullatt_block_indexes: self.fullatt_block_indexes,
+            fullatt_block_indexes: self.fullatt_block_indexes.0,
             in_channels: IN_CHANNELS,
             tokens_per_second: self.tokens_per_second,
         })
@@ -477,6 +477,11 @@ pub(crate) mod tests {
             ),
             ("/vision_config/window_size", json!(28 << 12), "window_size: expected a number from 1 to 4096"),
             ("/vision_config/fullatt_block_indexes", json!({}), "fullatt_block_indexes: invalid type: map"),
+            (
+                "/vision_config/fullatt_block_indexes",
+                json!(vec![1; 1025]),
+                "fullatt_block_indexes: invalid length 1025, expected a list of at most 1024 elements",
+            ),
             ("/tie_word_embeddings", json!("no"), "tie_word_embeddings: invalid type: string"),
             ("/lance_mm", json!([null]), "lance_mm: invalid type: sequence, expected an object"),
             ("/lance_mm", json!({"experts": "und"}), "lance_mm.experts: invalid type: string"),
