@@ -20,8 +20,8 @@ impl Llm {
         self.step_weights().iter().map(|part| part.len()).sum()
     }
 
-    /// Operations of a causal pass over `rows` rows of the UND expert after `context` others, with the logits
-    /// of one row; a product and its sum are two.
+    /// Operations of a causal pass over `rows` tokens of the UND expert after `context` others, with the logits
+    /// of one token; a product and its sum are two.
     pub fn flops(&self, rows: usize, context: usize) -> f64 {
         let keys = (1..=rows).map(|row| (context + row) as f64).sum::<f64>();
         let config = self.config();
@@ -33,7 +33,7 @@ impl Llm {
 }
 
 impl Cache {
-    /// Bytes of the rows in the cache: what decoding a token reads of it.
+    /// Bytes of the tokens in the cache: what decoding a token reads of it.
     ///
     /// # Errors
     /// An error of candle.
@@ -49,7 +49,7 @@ impl Cache {
 }
 
 impl Vit {
-    /// Operations of a pass over one picture or video of patches; a product and its sum are two.
+    /// Operations of a pass over one image or video of patches; a product and its sum are two.
     pub fn flops(&self, grid: Grid) -> f64 {
         let config = self.config();
         let layout = VitLayout::new(config, &[grid]);
@@ -65,7 +65,7 @@ impl Vit {
     }
 }
 
-/// Operations of a layer's product with one row.
+/// Operations of a layer's product with one token.
 fn per_row(linear: &Linear) -> f64 {
     2.0 * linear.weight().n_rows() as f64 * linear.weight().n_cols() as f64
 }

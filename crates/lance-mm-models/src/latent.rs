@@ -1,4 +1,4 @@
-//! Latents as rows of the language model, and rows back as velocities.
+//! Latents as tokens of the language model, and tokens back as velocities.
 //!
 //! Reference: bytedance/Lance, `vae2llm`, `TimestepEmbedder`, `PositionEmbedding` and `llm2vae` of its
 //! generation path.
@@ -21,8 +21,8 @@ const SINUSOID: usize = 256;
 
 /// Layers from latents to tokens of the GEN expert and back.
 ///
-/// The row of latent x at time t and place i is `vae2llm(x) + time_embedder(t) + latent_pos_embed[i]`; the
-/// velocity of a row is `llm2vae` of it after the final norm. All of this is f32, whatever type the language model's rows
+/// The token of latent x at time t and place i is `vae2llm(x) + time_embedder(t) + latent_pos_embed[i]`; the
+/// velocity of a token is `llm2vae` of it after the final norm. All of this is f32, whatever type the language model's tokens
 /// have: a latent goes through tens of steps.
 #[derive(Clone)]
 pub struct LatentLayers {
@@ -117,7 +117,7 @@ impl LatentLayers {
         self.proj_out.forward(&self.proj_in.forward(&x)?.silu()?)
     }
 
-    /// Input rows f32 `(N, D)` of the latents f32 `(N, 48)` of a block, frame f at time `times[f]`, on the device the
+    /// Input tokens f32 `(N, D)` of the latents f32 `(N, 48)` of a block, frame f at time `times[f]`, on the device the
     /// layers were loaded onto.
     ///
     /// # Errors
@@ -183,10 +183,10 @@ impl LatentLayers {
         Ok(velocity)
     }
 
-    /// Velocities f32 `(N, 48)` of rows of latents `(N, D)` after the final norm.
+    /// Velocities f32 `(N, 48)` of the hidden states `(N, D)` of latents after the final norm.
     ///
     /// # Errors
-    /// Rows of another width.
+    /// Hidden states of another width.
     pub fn velocity_of(&self, normed: &Tensor) -> Result<Tensor> {
         self.llm2vae.forward(&normed.contiguous()?.to_dtype(DType::F32)?)
     }

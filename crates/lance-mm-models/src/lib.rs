@@ -1,10 +1,10 @@
 //! The networks of Lance. No files, pixels, tokens or prompts: weights come from a
 //! [`Weights`], inputs are tensors and lists of numbers.
 //!
-//! [`Vit`] turns patches of pictures into rows for the language model. [`Sequence`] lays segments of text
-//! and pictures out as rows with positions, attention blocks and experts: whole numbers only, no tensors.
-//! [`Llm`] runs such a sequence over a [`Cache`]; [`LatentLayers`] lead from latents to its rows and from rows
-//! to velocities. [`Vae`] turns pictures and videos into latents and back. Architecture: ByteDance's Lance
+//! [`Vit`] turns patches of images into tokens for the language model. [`Sequence`] lays segments of text
+//! and images out as tokens with positions, attention blocks and experts: integers only, no tensors.
+//! [`Llm`] runs such a sequence over a [`Cache`]; [`LatentLayers`] lead from latents to its tokens and from tokens
+//! to velocities. [`Vae`] turns images and videos into latents and back. Architecture: ByteDance's Lance
 //! (arXiv:2605.18678), a mixture of transformers in the shape of Qwen2.5-VL, with the VAE of Wan 2.2.
 //!
 //! ```no_run

@@ -1,5 +1,5 @@
-//! The language model: a decoder in which every layer has two sets of weights, UND and GEN. Each row runs
-//! on one of them; attention mixes all rows.
+//! The language model: a decoder in which every layer has two sets of weights, UND and GEN. Each token runs
+//! on one of them; attention mixes all tokens.
 //!
 //! Reference: bytedance/Lance, `qwen2_navit.py`, inference path.
 
@@ -40,7 +40,7 @@ pub struct NextToken<'a> {
     pub id: u32,
     /// Where it is.
     pub start: Cursor,
-    /// The sequence's rows so far.
+    /// The sequence's tokens so far.
     pub cache: &'a mut Cache,
 }
 
@@ -72,7 +72,7 @@ impl<T: Clone> PerExpert<T> {
         }
     }
 
-    /// Runs rows through the value of their span's expert: `(T, ..)` to `(T, ..)`.
+    /// Runs tokens through the value of their span's expert: `(T, ..)` to `(T, ..)`.
     fn by_span(
         &self,
         x: &Tensor,
@@ -122,7 +122,7 @@ impl<T: Clone> PerExpert<T> {
     }
 }
 
-/// The language model. Rows `(T, D)` are f32, on a device of the type that [`hidden_dtype`](lance_mm_tensor::hidden_dtype())
+/// The language model. Hidden states `(T, D)` are f32, on a device of the type that [`hidden_dtype`](lance_mm_tensor::hidden_dtype())
 /// says of the weights; features and logits are f32 on every one.
 ///
 /// Clones share the weights.
@@ -222,8 +222,8 @@ impl Llm {
         Cache::new(&self.config, self.kept)
     }
 
-    /// Input rows `(T, D)` of a sequence: embeddings of its ids, and `features`, one f32 `(n, D)` for
-    /// each visual block, in order, instead of embeddings at visual rows.
+    /// Input tokens `(T, D)` of a sequence: embeddings of its ids, and `features`, one f32 `(n, D)` for
+    /// each visual block, in order, instead of embeddings at visual tokens.
     ///
     /// # Errors
     /// Features that do not match the blocks, ids past the table.
@@ -251,11 +251,11 @@ impl Llm {
         Ok(Tensor::cat(&parts, 0)?)
     }
 
-    /// Runs rows `x` `(T, D)` of a sequence through all layers, appending to the cache: the residual
+    /// Runs tokens `x` `(T, D)` of a sequence through all layers, appending to the cache: the residual
     /// stream after the last layer, `(T, D)`, before the final norm.
     ///
     /// # Errors
-    /// A sequence that does not begin where the cache ends, no rows, rows of another shape. After an error
+    /// A sequence that does not begin where the cache ends, no tokens, tokens of another shape. After an error
     /// the cache is as it was.
     pub fn forward(&self, x: &Tensor, sequence: &Sequence, cache: &mut Cache) -> Result<Tensor> {
         self.run(x, sequence, cache, &mut Monitor::default())
@@ -320,11 +320,11 @@ impl Llm {
         self.layers(x, Pass { spans: sequence.spans(), table, context }, monitor)
     }
 
-    /// Runs rows of one whole sequence through layer `index` alone: `(T, D)` to `(T, D)`. A pass over many
+    /// Runs tokens of one whole sequence through layer `index` alone: `(T, D)` to `(T, D)`. A pass over many
     /// sequences layer by layer holds one layer's weights in memory at a time.
     ///
     /// # Errors
-    /// As [`forward_probed`](Self::forward_probed); a sequence that does not begin at row 0; no such layer.
+    /// As [`forward_probed`](Self::forward_probed); a sequence that does not begin at token 0; no such layer.
     pub fn run_layer(
         &self,
         index: usize,
@@ -343,7 +343,7 @@ impl Llm {
     /// no more than that takes: `(rows, width of the input)`.
     ///
     /// # Errors
-    /// As [`run_layer`](Self::run_layer); no such rows.
+    /// As [`run_layer`](Self::run_layer); no such tokens.
     pub fn layer_input(
         &self,
         index: usize,
@@ -359,7 +359,7 @@ impl Llm {
         layer.input(x, &mut pass, index, rows, input)
     }
 
-    /// Layer `index`, for the rows `x` of a whole sequence.
+    /// Layer `index`, for the tokens `x` of a whole sequence.
     fn whole(&self, index: usize, x: &Tensor, sequence: &Sequence) -> Result<&Layer> {
         let Some(layer) = self.layers.get(index) else {
             return Err(Error::input("layer", format!("one below {}", self.layers.len()), index));
@@ -372,7 +372,7 @@ impl Llm {
         Ok(layer)
     }
 
-    /// Runs rows through all layers; after an error the caches are as they were.
+    /// Runs tokens through all layers; after an error the caches are as they were.
     fn layers(&self, x: &Tensor, mut pass: Pass<'_, '_>, monitor: &mut Monitor<'_>) -> Result<Tensor> {
         let lengths = pass.lengths();
         let mut result = Ok(x.clone());
@@ -415,15 +415,15 @@ impl Llm {
         }
     }
 
-    /// The final norm of rows of a sequence, each with its expert's weights: `(T, D)`.
+    /// The final norm of the hidden states of a sequence, each with its expert's weights: `(T, D)`.
     ///
     /// # Errors
-    /// Rows of another number than the sequence has.
+    /// Tokens of another number than the sequence has.
     pub fn norm(&self, hidden: &Tensor, sequence: &Sequence) -> Result<Tensor> {
         self.norm.by_span(hidden, sequence.spans(), |norm, x| norm.forward(x))
     }
 
-    /// Runs a sequence whose last row is of the UND expert and returns that row after the final norm,
+    /// Runs a sequence whose last token is of the UND expert and returns its hidden state after the final norm,
     /// `(1, D)`.
     ///
     /// # Errors
@@ -459,7 +459,7 @@ impl Llm {
         })
     }
 
-    /// Runs one token at `start`: its row after the final norm, `(1, D)`.
+    /// Runs one token at `start`: its hidden state after the final norm, `(1, D)`.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -469,8 +469,8 @@ impl Llm {
         self.prefill(&self.embed(&sequence, &[])?, &sequence, cache)
     }
 
-    /// Runs one token of each of several sequences in one pass over the weights: their rows after the final norm,
-    /// `(n, D)`, in order. Row by row the same as [`step`](Self::step) up to rounding; sequences may have any
+    /// Runs one token of each of several sequences in one pass over the weights: their hidden states after the final
+    /// norm, `(n, D)`, in order. Token by token the same as [`step`](Self::step) up to rounding; sequences may have any
     /// lengths.
     ///
     /// # Errors
@@ -499,11 +499,11 @@ impl Llm {
         })
     }
 
-    /// Logits f32 `(n, vocabulary)` of rows `(n, D)` after the final norm. Rows of the table past the
+    /// Logits f32 `(n, vocabulary)` of hidden states `(n, D)` after the final norm. Rows of the table past the
     /// tokenizer's vocabulary belong to no token.
     ///
     /// # Errors
-    /// Rows of another width; [`Error::NotFinite`] for damaged weights.
+    /// Hidden states of another width; [`Error::NotFinite`] for damaged weights.
     pub fn logits(&self, normed: &Tensor) -> Result<Tensor> {
         let logits = self.lm_head.forward(&normed.to_dtype(DType::F32)?)?;
         require_finite("logits", &logits)?;

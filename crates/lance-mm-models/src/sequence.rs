@@ -1,4 +1,4 @@
-//! Segments of a prompt laid out as rows: ids, positions, attention blocks and experts.
+//! Segments of a prompt laid out as tokens: ids, positions, attention blocks and experts.
 
 use std::fmt;
 use std::ops::Range;
@@ -39,11 +39,11 @@ impl fmt::Display for Grid {
 pub enum Segment {
     /// Token ids, each seeing what lies before it.
     Text(Vec<u32>),
-    /// Rows of the vision transformer between vision start and vision end; all of the block sees all of it.
+    /// Tokens of the vision encoder between vision start and vision end; all of the block sees all of it.
     Vit(Grid),
     /// Clean latents between vision start and vision end; the latents run on the GEN expert.
     Clean(Grid),
-    /// Latents being denoised, likewise. Rows after the block do not see it, so it comes last.
+    /// Latents being denoised, likewise. Tokens after the block do not see it, so it comes last.
     Noise(Grid),
 }
 
@@ -57,10 +57,10 @@ impl Segment {
     }
 }
 
-/// Which set of weights a row runs on.
+/// Which set of weights a token runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Expert {
-    /// Understanding: text, markers, vision rows.
+    /// Understanding: text, markers, vision tokens.
     Und,
     /// Generation: latents.
     Gen,
@@ -79,21 +79,21 @@ impl Expert {
     }
 }
 
-/// Neighbouring rows of one expert.
+/// Neighbouring tokens of one expert.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Rows.
+    /// Tokens.
     pub rows: Range<usize>,
     /// Their weights.
     pub expert: Expert,
 }
 
-/// How the rows of a segment see each other.
+/// How the tokens of a segment see each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// Each row sees the rows before it.
+    /// Each token sees the tokens before it.
     Causal,
-    /// Each row sees the whole segment.
+    /// Each token sees the whole segment.
     Full,
 }
 
@@ -117,17 +117,17 @@ pub struct SequenceLayout {
     pub t_step: u32,
 }
 
-/// Where a sequence begins: rows already in the cache and the next free position. The two differ after a
-/// picture, whose rows share positions.
+/// Where a sequence begins: tokens already in the cache and the next free position. The two differ after an
+/// image, whose tokens share positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor {
-    /// Rows before.
+    /// Tokens before.
     pub rows: usize,
     /// Position of the next text token on all three axes.
     pub position: u32,
 }
 
-/// Rows of consecutive segments, ready for [`Llm::prefill`](crate::Llm::prefill): whole numbers only.
+/// Tokens of consecutive segments, ready for [`Llm::prefill`](crate::Llm::prefill): integers only.
 #[derive(Clone, Debug)]
 pub struct Sequence {
     start: Cursor,
@@ -148,7 +148,7 @@ impl Sequence {
     /// largest of them; text goes on from there (bytedance/Lance, `get_rope_index` on its inference path).
     ///
     /// # Panics
-    /// When a noise block is not the last segment: rows after it must not see it.
+    /// When a noise block is not the last segment: tokens after it must not see it.
     pub fn new(segments: &[Segment], layout: &SequenceLayout, start: Cursor) -> Self {
         let mut sequence = Self {
             start,
@@ -227,10 +227,10 @@ impl Sequence {
         self.modes.push(mode);
     }
 
-    /// Consecutive sequences as one: the rows of a prompt that was laid out in parts.
+    /// Consecutive sequences as one: the tokens of a prompt that was laid out in parts.
     ///
     /// # Panics
-    /// When one does not begin at the row where the one before ended, or there is none.
+    /// When one does not begin at the token where the one before ended, or there is none.
     pub fn join(parts: &[Self]) -> Self {
         let (first, rest) = parts.split_first().expect("at least one sequence");
         let mut joined = first.clone();
@@ -253,7 +253,7 @@ impl Sequence {
         joined
     }
 
-    /// The same rows, every row seeing only rows before it. This is what lance-mlx computes for pictures;
+    /// The same tokens, every token seeing only tokens before it. This is what lance-mlx computes for images;
     /// it is here to reproduce its published answers, not because it is right.
     pub fn causal(mut self) -> Self {
         for (block, mode) in self.blocks.iter_mut().zip(&mut self.modes) {
@@ -262,7 +262,7 @@ impl Sequence {
         self
     }
 
-    /// The same rows moved along the t axis alone, so that the first lies at `t`. Edits put what the vision
+    /// The same tokens moved along the t axis alone, so that the first lies at `t`. Edits put what the vision
     /// transformer saw at 1000; what follows is laid out as if nothing had moved.
     pub fn at_time(mut self, t: u32) -> Self {
         let axis = &mut self.positions[0];
@@ -273,12 +273,12 @@ impl Sequence {
         self
     }
 
-    /// Rows.
+    /// Tokens.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether there are no rows.
+    /// Whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
@@ -303,22 +303,22 @@ impl Sequence {
         &self.positions
     }
 
-    /// Attention of the rows: one block a segment, keys counted from the first row of the cache.
+    /// Attention of the tokens: one block a segment, keys counted from the first token of the cache.
     pub fn blocks(&self) -> &[Block] {
         &self.blocks
     }
 
-    /// Rows and attention mode of each segment that has rows.
+    /// Tokens and attention mode of each segment that has tokens.
     pub fn segments(&self) -> impl Iterator<Item = (Range<usize>, Mode)> {
         self.blocks.iter().map(|block| block.queries.clone()).zip(self.modes.iter().copied())
     }
 
-    /// Runs of one expert, covering every row once.
+    /// Runs of one expert, covering every token once.
     pub fn spans(&self) -> &[Span] {
         &self.spans
     }
 
-    /// Rows that take features or latents instead of embeddings, one range a block, without markers.
+    /// Tokens that take features or latents instead of embeddings, one range a block, without markers.
     pub fn visual(&self) -> &[Range<usize>] {
         &self.visual
     }

@@ -1,4 +1,4 @@
-//! Self-attention of a layer: projections and norms by expert, one attention over all rows.
+//! Self-attention of a layer: projections and norms by expert, one attention over all tokens.
 
 use candle_core::Tensor;
 use lance_mm_tensor::{ActivationPrecision, Linear, Result, RmsNorm, Weights};
@@ -82,17 +82,17 @@ impl Attention {
         [q_proj, k_proj, v_proj, o_proj]
     }
 
-    /// The output projection of rows of [`heads`](Self::heads), `(T, H·D)` to `(T, D)`.
+    /// The output projection of tokens of [`heads`](Self::heads), `(T, H·D)` to `(T, D)`.
     pub(super) fn project(&self, heads: &Tensor, spans: &[Span]) -> Result<Tensor> {
         self.parts.by_span(heads, spans, |p, x| p.o_proj.forward(x))
     }
 
-    /// An expert's output projection of rows of [`heads`](Self::heads), added to `x`.
+    /// An expert's output projection of tokens of [`heads`](Self::heads), added to `x`.
     pub(super) fn project_onto(&self, x: &Tensor, heads: &Tensor, expert: Expert) -> Result<Tensor> {
         self.parts.get(expert)?.o_proj.forward_residual(x, heads)
     }
 
-    /// Outputs of the heads, side by side: `(T, D)` to `(T, H·D)`; keys and values of the rows go into layer `index` of the
+    /// Outputs of the heads, side by side: `(T, D)` to `(T, H·D)`; keys and values of the tokens go into layer `index` of the
     /// pass's caches.
     pub(super) fn heads(
         &self,

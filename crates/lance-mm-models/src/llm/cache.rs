@@ -1,11 +1,11 @@
-//! Keys and values of the rows seen so far.
+//! Keys and values of the tokens seen so far.
 
 use candle_core::{DType, Tensor};
 use lance_mm_tensor::{Error, Result};
 
 use crate::config::Config;
 
-/// Rows by which a cache grows.
+/// Tokens by which a cache grows.
 const CHUNK: usize = 256;
 
 /// Keys (after norm and rotation) and values of every layer, `(G, rows, D)` each, in the type that
@@ -35,12 +35,12 @@ impl Cache {
         }
     }
 
-    /// Rows in the cache.
+    /// Tokens in the cache.
     pub fn len(&self) -> usize {
         self.rows.first().copied().unwrap_or(0)
     }
 
-    /// Whether the cache has no rows.
+    /// Whether the cache has no tokens.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -51,10 +51,10 @@ impl Cache {
         values.sum::<usize>() * self.dtype.size_in_bytes()
     }
 
-    /// Forgets rows past `len`; memory is kept for the next ones.
+    /// Forgets tokens past `len`; memory is kept for the next ones.
     ///
     /// # Errors
-    /// More rows than there are.
+    /// More tokens than there are.
     pub fn truncate(&mut self, len: usize) -> Result<()> {
         if len > self.len() {
             return Err(Error::input("rows to keep", format!("at most {}", self.len()), len));
@@ -88,7 +88,7 @@ impl Cache {
         }
     }
 
-    /// Repeats the rows from the first on until there are `len` of them: a long context for measuring times,
+    /// Repeats the tokens from the first on until there are `len` of them: a long context for measuring times,
     /// without the time to compute it. Does nothing when there are as many, or none.
     ///
     /// # Errors
@@ -106,7 +106,7 @@ impl Cache {
         Ok(())
     }
 
-    /// A copy that goes on independently, of the rows in use.
+    /// A copy that goes on independently, of the tokens in use.
     ///
     /// # Errors
     /// An error of candle.
@@ -124,7 +124,7 @@ impl Cache {
         })
     }
 
-    /// Appends rows `(G, T, D)` to a layer and returns all of its keys and values.
+    /// Appends tokens `(G, T, D)` to a layer and returns all of its keys and values.
     pub(super) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let (g, t, d) = k.dims3()?;
         if (g, d) != self.shape || k.dims() != v.dims() {
@@ -156,7 +156,7 @@ impl Cache {
     }
 }
 
-/// The first `rows` of `old` `(G, _, D)` in new memory for `capacity` rows.
+/// The first `rows` of `old` `(G, _, D)` in new memory for `capacity` tokens.
 fn grown(old: &Tensor, rows: usize, capacity: usize) -> Result<Tensor> {
     let (g, _, d) = old.dims3()?;
     let new = Tensor::zeros((g, capacity, d), old.dtype(), old.device())?;

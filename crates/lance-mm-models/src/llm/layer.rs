@@ -1,4 +1,4 @@
-//! One layer: attention and a gated MLP, each with the weights of the row's expert.
+//! One layer: attention and a gated MLP, each with the weights of the token's expert.
 
 use candle_core::Tensor;
 use lance_mm_tensor::{Linear, Result, RmsNorm, Weights};
@@ -144,7 +144,7 @@ impl LinearInput {
 }
 
 impl Layer {
-    /// An input of the rows `rows`, all of one expert. Other rows are run only as far as attention needs them.
+    /// An input of the tokens `rows`, all of one expert. Other tokens are run only as far as attention needs them.
     pub(super) fn input(
         &self,
         x: &Tensor,
