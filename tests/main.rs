@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a fixture that cannot be read fails the test")]
 
 mod checkpoints;
-mod consumer;
 mod experts;
 mod generate;
 #[cfg(any(target_os = "linux", target_os = "macos"))]
