@@ -16,7 +16,7 @@ const NANO: &str = "nano";
 
 /// A model that is ready to answer.
 pub(crate) struct Model {
-    /// What to call it.
+    /// Name in messages and reports.
     pub(crate) name: String,
     pub(crate) lance: Lance,
     /// Time it took to load.

@@ -1,4 +1,4 @@
-//! What `--json` and `--stats` tell about an answer.
+//! Report of an answer, for `--json` and `--stats`.
 
 use std::time::Duration;
 

@@ -18,7 +18,7 @@ pub(crate) struct Series {
     pub(crate) values: Vec<f64>,
 }
 
-/// What a plot shows.
+/// A plot of series over places.
 pub(crate) struct Plot<'a> {
     pub(crate) title: &'a str,
     /// Names of the places on the x axis.

@@ -145,7 +145,7 @@ fn name(component: Component) -> &'static str {
         Component::LmHead => "output head",
         Component::Norms => "norms",
         Component::Latent => "latent in and out",
-        Component::Vit => "vision transformer",
+        Component::Vit => "vision encoder",
         Component::Vae => "VAE",
         Component::Other => "other",
     }
@@ -155,7 +155,7 @@ fn memory_rows(memory: &MemoryEstimate) -> Vec<Vec<String>> {
     [
         ("UND expert, read for every token", memory.und_bytes),
         ("embedding table, of which a few rows are read", memory.embed_tokens_bytes),
-        ("vision transformer, read for every image", memory.vit_bytes),
+        ("vision encoder, read for every image", memory.vit_bytes),
         ("keys and values of 1000 tokens", memory.kv_bytes_per_1000_tokens),
     ]
     .into_iter()

@@ -102,7 +102,7 @@ fn models_that_are_not_there() {
 }
 
 #[test]
-fn a_vae_that_cannot_be_read_concerns_those_who_draw() {
+fn a_vae_that_cannot_be_read_concerns_generation_alone() {
     let files = Files::nano();
     let vae = files.write("nano/vae.safetensors", b"version https://git-lfs.github.com/spec/v1\n");
     let answer = lance_mm([
@@ -116,11 +116,11 @@ fn a_vae_that_cannot_be_read_concerns_those_who_draw() {
     let files = model();
     let vae = files.write("model/vae.safetensors", &fs::read(vae).unwrap());
     let (model, out) = (files.arg("model"), files.arg("a.png"));
-    let drawn = lance_mm(["generate", "A fox", "-m", &model, "-o", &out, "--size", "32x32"]);
+    let generated = lance_mm(["generate", "A fox", "-m", &model, "-o", &out, "--size", "32x32"]);
     assert!(
-        drawn.error().starts_with(&format!("{vae}: expected weights, found a Git LFS pointer")),
+        generated.error().starts_with(&format!("{vae}: expected weights, found a Git LFS pointer")),
         "{}",
-        drawn.stderr
+        generated.stderr
     );
 }
 

@@ -28,7 +28,7 @@ pub(crate) fn model() -> Files {
     files
 }
 
-/// A picture of 32 x 32 pixels in two steps, unless `args` say otherwise.
+/// An image of 32 x 32 pixels in two steps, unless `args` say otherwise.
 fn generate(files: &Files, out: &str, args: &[&str]) -> Run {
     let (model, out) = (files.arg("model"), files.arg(out));
     let base = ["generate", "A red fox", "-o", &out, "-m", &model];
@@ -54,7 +54,7 @@ fn decoded(path: &Path) -> (png::Info<'static>, Vec<u8>) {
 }
 
 #[test]
-fn the_same_seed_draws_the_same_file_and_says_how() {
+fn the_same_seed_gives_the_same_file_and_says_how() {
     let files = model();
     let first = generate(&files, "a.png", &["--stats"]);
     let again = generate(&files, "b.png", &["--low-memory"]);
@@ -83,7 +83,7 @@ fn the_same_seed_draws_the_same_file_and_says_how() {
 }
 
 #[test]
-fn several_pictures_have_one_seed_after_the_other() {
+fn several_images_have_one_seed_after_the_other() {
     let files = model();
     let two = generate(&files, "fox.png", &["--count", "2", "--seed", "7", "-q"]);
     assert_eq!((two.code, two.stdout.lines().count(), two.stderr.as_str()), (0, 2, ""));
@@ -95,7 +95,7 @@ fn several_pictures_have_one_seed_after_the_other() {
 }
 
 #[test]
-fn all_pictures_are_drawn_when_nobody_reads_where_they_are() {
+fn all_images_are_generated_when_nobody_reads_where_they_are() {
     let files = model();
     let (model, out) = (files.arg("model"), files.arg("fox.png"));
     let args = ["generate", "A fox", "-o", &out, "-m", &model, "--size", "32x32", "--steps", "1"];
@@ -106,7 +106,7 @@ fn all_pictures_are_drawn_when_nobody_reads_where_they_are() {
 }
 
 #[test]
-fn the_number_of_threads_does_not_change_the_picture() {
+fn the_number_of_threads_does_not_change_the_image() {
     let files = model();
     let pixels = |threads: &str| {
         let out = files.arg(&format!("{threads}.png"));
@@ -123,7 +123,7 @@ fn the_number_of_threads_does_not_change_the_picture() {
 fn bad_input_is_told_before_any_work_and_leaves_nothing() {
     let files = model();
     let (model, out) = (files.arg("model"), files.arg("out.png"));
-    let (broken, missing) = (files.write("broken.jpg", b"no picture"), files.arg("none/out.png"));
+    let (broken, missing) = (files.write("broken.jpg", b"no image"), files.arg("none/out.png"));
     let clip = files.write("clip.png", b"\x1a\x45\xdf\xa3 Matroska");
     let cases: [(&[&str], &str); 16] = [
         (&["--size", "60x64"], "--size: width: expected a multiple of 16 from 16 to 4096, found 60"),
@@ -217,7 +217,7 @@ fn a_prompt_over_the_limit_is_refused() {
 }
 
 #[test]
-fn every_task_draws_in_every_form() {
+fn every_task_writes_every_form() {
     let files = model();
     let model = files.arg("model");
     assert_eq!(generate(&files, "fox.png", &["--size", "64x48"]).code, 0);
@@ -367,8 +367,8 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
     assert_eq!(report.stderr.lines().collect::<Vec<_>>(), steps);
     let json: serde_json::Value =
         serde_json::from_slice(&fs::read(files.path("report.json")).unwrap()).unwrap();
-    let drawing = &json["report"]["prompts"][0];
-    let number = |pointer: &str| drawing.pointer(pointer).unwrap().as_f64().unwrap();
+    let prompt = &json["report"]["prompts"][0];
+    let number = |pointer: &str| prompt.pointer(pointer).unwrap().as_f64().unwrap();
     assert!(number("/candidate/start/zeros") < 0.001 && number("/cast_noise/start/zeros") > 0.8);
     let error = |run: &str| number(&format!("/{run}/latents/relative_error")).sqrt();
     assert!(
@@ -377,7 +377,7 @@ fn quantized_weights_are_refused_unless_they_are_allowed() {
         error("candidate"),
         error("cast_noise")
     );
-    assert_eq!(drawing["candidate"]["steps"].as_array().unwrap().len(), 8);
+    assert_eq!(prompt["candidate"]["steps"].as_array().unwrap().len(), 8);
     assert!(number("/candidate/steps/0/image/ssim") > number("/cast_noise/steps/0/image/ssim"));
 
     // Who allows quantized weights is told what was measured of them.
@@ -440,7 +440,7 @@ fn an_interrupted_run_leaves_nothing() {
     };
     interrupt(&files, &mut generate("9000"), ".a.png.");
     assert_eq!(results(&files), [""; 0]);
-    // Pictures that are done stay.
+    // Images that are done stay.
     interrupt(&files, generate("500").args(["--count", "50"]), "a-1.png");
     let (done, left) = (results(&files), |i| format!("a-{i}.png"));
     assert!(done.len() < 50 && done.iter().all(|name| (1..50).any(|i| *name == left(i))), "{done:?}");
@@ -472,7 +472,7 @@ fn fake_ffmpeg(files: &Files, first: &str) -> std::path::PathBuf {
         "#!/bin/sh\necho \"ffprobe $*\" >> {log}\n\
          printf 'avg_frame_rate=24/1\\nnb_read_packets=20\\n'\n"
     );
-    // The last argument is the file to write, or - for pictures to hand out.
+    // The last argument is the file to write, or - for images to hand out.
     let ffmpeg = format!(
         "#!/bin/sh\necho \"ffmpeg $*\" >> {log}\nfor last; do :; done\n\
          case \"$last\" in\n-version) ;;\n-) {first} for i in 1 2 3 4 5 6 7 8 9; do printf 'P6\\n2 2\\n255\\n'; \

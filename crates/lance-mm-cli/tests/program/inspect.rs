@@ -17,7 +17,7 @@ fn a_checkpoint_is_shown_in_a_table() {
         "affine of 4 bits in groups of 128: 30 matrices, 4.25 bits per weight",
         "4 layers of width 256",
         "UND layers",
-        "vision transformer",
+        "vision encoder",
         "16.00",
         "1000 tokens",
     ] {

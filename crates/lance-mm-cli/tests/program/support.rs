@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-/// What a run of the program left.
+/// Result of a run of the program.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) code: i32,
@@ -87,7 +87,7 @@ impl Files {
         Self(tempfile::tempdir().unwrap())
     }
 
-    /// With the demo pictures.
+    /// With the demo images.
     pub(crate) fn demos() -> Self {
         let files = Self::new();
         for demo in lance_mm_nano::DEMOS {
@@ -96,7 +96,7 @@ impl Files {
         files
     }
 
-    /// With the demo pictures, and the bundled model in `nano`.
+    /// With the demo images, and the bundled model in `nano`.
     pub(crate) fn nano() -> Self {
         let files = Self::demos();
         fs::create_dir(files.path("nano")).unwrap();
@@ -106,7 +106,7 @@ impl Files {
         files
     }
 
-    /// With the demo pictures, and in `nano` the checkpoint that the bundled one is a quantization of.
+    /// With the demo images, and in `nano` the checkpoint that the bundled one is a quantization of.
     pub(crate) fn nano_bf16() -> Self {
         let files = Self::demos();
         fs::create_dir(files.path("nano")).unwrap();
