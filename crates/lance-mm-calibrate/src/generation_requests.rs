@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
+use lance_mm_eval::dataset::read_text;
 use lance_mm_image::{self as image, LoadOptions};
 use lance_mm_pipelines::generate::{Resolution, Size, Trace, check_size};
 use lance_mm_pipelines::{GenerateOptions, Lance, Request};
@@ -33,12 +34,29 @@ struct GenerationRequest {
     resolution: Option<String>,
     steps: Option<usize>,
     seed: Option<u64>,
+    /// File and line.
+    #[serde(skip)]
+    place: String,
+}
+
+impl GenerationRequest {
+    fn parse(line: &str, place: String) -> Result<Self> {
+        let mut request: Self = serde_json::from_str(line).map_err(|error| Error::file(&place, error))?;
+        let is_edit = request.image.is_some();
+        if is_edit && request.size.is_some() || !is_edit && request.resolution.is_some() {
+            return Err(Error::file(place, "expected size for a caption, resolution for an edit"));
+        }
+        if request.prompt.trim().is_empty() {
+            return Err(Error::file(place, "prompt: expected text, found an empty one"));
+        }
+        request.place = place;
+        Ok(request)
+    }
 }
 
 /// Requests for images, to calibrate the GEN expert with.
 #[derive(Clone, Debug)]
 pub struct GenerationRequests {
-    name: String,
     dir: PathBuf,
     list: Vec<GenerationRequest>,
 }
@@ -51,37 +69,27 @@ impl GenerationRequests {
     /// A file that cannot be read or is none of this, naming the line; fewer than 4 requests.
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
-        let text = String::from_utf8(read(path)?).map_err(Error::at(path))?;
+        let text = read_text(path)?;
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let list: Vec<GenerationRequest> = lines
-            .map(|(i, line)| {
-                serde_json::from_str(line)
-                    .map_err(|error| Error::file(format!("{name}: line {}", i + 1), error))
-            })
+            .map(|(i, line)| GenerationRequest::parse(line, format!("{name}: line {}", i + 1)))
             .collect::<Result<_>>()?;
         if list.len() < 4 {
             let message =
                 format!("expected 4 requests or more, of which a quarter is held out, found {}", list.len());
             return Err(Error::file(name, message));
         }
-        for (i, request) in list.iter().enumerate() {
-            let is_edit = request.image.is_some();
-            if is_edit && request.size.is_some() || !is_edit && request.resolution.is_some() {
-                let place = format!("{name}: request {}", i + 1);
-                return Err(Error::file(place, "expected size for a caption, resolution for an edit"));
-            }
-        }
-        Ok(Self { name, dir: path.parent().unwrap_or(Path::new("")).to_owned(), list })
+        Ok(Self { dir: path.parent().unwrap_or(Path::new("")).to_owned(), list })
     }
 
     /// A hash of each request.
     pub(crate) fn hashes(&self) -> Result<Vec<String>> {
         let hash = |request: &GenerationRequest| {
-            let GenerationRequest { prompt, image, size, resolution, steps, seed } = request;
+            let GenerationRequest { prompt, image, size, resolution, steps, seed, place } = request;
             let mut hash = Sha256::new();
             hash.update(format!("{prompt:?} {size:?} {resolution:?} {steps:?} {seed:?}"));
             if let Some(image) = image {
-                hash.update(read(&self.dir.join(image))?);
+                hash.update(read(&self.dir.join(image)).map_err(|error| Error::file(place, error))?);
             }
             Ok(hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect())
         };
@@ -100,7 +108,7 @@ impl GenerationRequests {
         for (i, request) in self.list.iter().enumerate() {
             let named = |error| match error {
                 Error::Stopped => Error::Stopped,
-                error => Error::file(format!("{}: request {}", self.name, i + 1), error),
+                error => Error::file(&request.place, error),
             };
             let trace = self.trace(lance, request, i).map_err(named)?;
             for pass in trace.passes {
@@ -178,8 +186,12 @@ mod tests {
         let line = "{\"prompt\": \"A fox\"}\n";
         assert!(error(line).contains("expected 4 requests or more"), "{}", error(line));
         assert!(error(&format!("{line}{{\"prompt\": 3}}")).contains("line 2"));
+        assert!(
+            error(&format!("{line}\n{}", line.replace("A fox", " ")))
+                .contains("line 3: prompt: expected text")
+        );
         assert!(error("{\"caption\": \"A fox\"}").contains("unknown field `caption`"));
         let sized = "{\"prompt\": \"Winter\", \"image\": \"a.png\", \"size\": \"32x32\"}\n";
-        assert!(error(&sized.repeat(4)).contains("request 1: expected size for a caption"));
+        assert!(error(&sized.repeat(4)).contains("line 1: expected size for a caption"));
     }
 }

@@ -3,7 +3,7 @@
 mod session;
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::Path;
 
 use anyhow::{Result, bail};
@@ -38,6 +38,9 @@ const HELP: &str = "\
 /reset       forget the questions so far (with --history)
 /help        this help
 /quit        leave (so does Ctrl-D)";
+
+/// Most bytes of a line of standard input, which may have no end.
+const MAX_LINE: u64 = 1 << 20;
 
 /// Ask several questions about the same images, which are encoded once
 ///
@@ -110,8 +113,11 @@ impl Loop<'_> {
                 output::show_prompt();
             }
             line.clear();
-            match input.read_until(b'\n', &mut line) {
+            match input.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
                 Ok(0) => break,
+                Ok(read) if read as u64 == MAX_LINE && !line.ends_with(b"\n") => {
+                    bail!("standard input: expected lines below {MAX_LINE} bytes, found a longer one")
+                }
                 Ok(_) => {}
                 Err(error) => bail!("standard input: {error}"),
             }

@@ -32,6 +32,7 @@ mod save;
 mod stream;
 mod video;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -94,6 +95,13 @@ enum Command {
 /// Runs the program with these arguments, the name of the program first, and returns its exit code.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     interrupt::handle();
+    std::panic::set_hook(Box::new(|panic| {
+        output::say(&panic.to_string());
+        let trace = Backtrace::capture();
+        if trace.status() == BacktraceStatus::Captured {
+            output::say(&trace.to_string());
+        }
+    }));
     output::exit_code(Cli::try_parse_from(args).map_err(Into::into).and_then(Cli::run))
 }
 

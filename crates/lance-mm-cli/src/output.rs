@@ -183,9 +183,9 @@ pub(crate) fn say(text: &str) {
     print_on_stderr(text, str::to_owned);
 }
 
-/// As [`say`], dimmed: what is no part of the result.
-pub(crate) fn say_dim(text: &str) {
-    print_on_stderr(text, |line| paint("2", line));
+/// Prints a dimmed line on standard error: what is no part of the result.
+pub(crate) fn say_dim(line: &str) {
+    print_on_stderr(&text::one_line(line), |line| paint("2", line));
 }
 
 /// Asks for a line on standard input.

@@ -92,14 +92,7 @@ impl Dataset {
     /// A file that cannot be read, has more than 64 MiB or is none of these; a key that is unknown or occurs twice, a
     /// value of another type, naming line and key; no samples. Images are not opened yet.
     pub fn read(path: &Path) -> Result<Self> {
-        let io = |source| Error::io(path, source);
-        let mut bytes = Vec::new();
-        File::open(path).map_err(io)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
-        let name = path.display().to_string();
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(bad(&name, format!("expected at most {MAX_BYTES} bytes of questions, found more")));
-        }
-        parse::dataset(&bytes, &name, path.parent().unwrap_or(Path::new("")))
+        parse::dataset(&read_text(path)?, &path.display().to_string(), path.parent().unwrap_or(Path::new("")))
     }
 
     /// The same with its first `n` samples only.
@@ -260,6 +253,26 @@ impl ImageSource {
     }
 }
 
+/// Text of a file of questions or prompts, without a byte order mark.
+///
+/// # Errors
+/// A file that cannot be read, has more than 64 MiB or is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    let io = |source| Error::io(path, source);
+    let mut bytes = Vec::new();
+    File::open(path).map_err(io)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+    let name = path.display().to_string();
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(bad(&name, format!("expected at most {MAX_BYTES} bytes of text, found more")));
+    }
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        bad(&format!("{name}: line {line}"), "expected UTF-8, found other bytes")
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
+}
+
 /// Bytes of an image file. Anything else is refused before it is read: a device or a pipe may have no end.
 fn read(path: &Path) -> Result<Vec<u8>> {
     let name = path.display().to_string();
@@ -279,6 +292,25 @@ fn bad(name: &str, message: impl ToString) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_is_read_without_a_mark_and_other_bytes_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        let read = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            read_text(&path).map_err(|error| error.to_string())
+        };
+        assert_eq!(read(b"\xef\xbb\xbfa\r\n").unwrap(), "a\r\n");
+        assert!(read(b"a\n\xff").unwrap_err().ends_with("a.txt: line 2: expected UTF-8, found other bytes"));
+        fs::File::create(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        assert!(
+            read_text(&path)
+                .unwrap_err()
+                .to_string()
+                .ends_with("expected at most 67108864 bytes of text, found more")
+        );
+    }
 
     #[test]
     fn what_is_seen_makes_the_hash() {

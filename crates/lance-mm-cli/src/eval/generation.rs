@@ -4,9 +4,10 @@ mod tables;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Result, bail};
 use lance_mm::tensor::ActivationPrecision;
 use lance_mm::{Checkpoint, GenerateOptions, Guidance, Lance};
+use lance_mm_eval::dataset::read_text;
 use lance_mm_eval::{GenerationOptions, ModelInfo, generation};
 
 use super::data::{DeviceArgs, OutputArgs};
@@ -64,11 +65,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = args.output.check()?;
     let mut prompts = args.prompt.clone();
     if let Some(path) = &args.prompts {
-        let text = std::fs::read_to_string(path).map_err(|error| anyhow!("{}: {error}", path.display()))?;
+        let text = read_text(path)?;
         prompts.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
     }
     if prompts.is_empty() {
         bail!("--prompt: expected at least one caption (or --prompts FILE), found none");
+    }
+    if prompts.iter().any(|prompt| prompt.trim().is_empty()) {
+        bail!("--prompt: expected text, found an empty caption");
     }
     let options = GenerationOptions {
         size: size(&args.size, &[])?,

@@ -1,7 +1,7 @@
 //! Measured quality of generation with quantized weights.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -53,13 +53,20 @@ enum Psnr {
     Word(String),
 }
 
+/// Text of a file, of which no report is larger.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(64 << 20).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// Note before generating with quantized weights: the numbers of the report in their folder, or how to make one.
 ///
 /// # Errors
 /// A report that cannot be read.
 pub(super) fn note(name: &str, folder: &Path) -> Result<String> {
     let path = folder.join(REPORT);
-    let text = match fs::read_to_string(&path) {
+    let text = match read(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Ok(format!(
                 "note: {name} is quantized, and nothing shows that its weights generate well; to measure it: \

@@ -1,6 +1,6 @@
 //! `lance-mm chat`, fed from a pipe.
 
-use crate::support::{Files, NANO_BF16, lance_mm, with_input};
+use crate::support::{Files, NANO_BF16, command, lance_mm, run, with_input};
 
 const PLATE: &str = "What is the license plate number of the car?";
 
@@ -62,4 +62,13 @@ fn nothing_is_answered_about_an_image_that_is_not_the_one_asked_for() {
                     error: expected an image to ask about, found none after the last /image\n\
                     error: 2 lines could not be answered\n";
     assert_eq!(run.stderr, expected);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_line_without_an_end_is_refused() {
+    let files = Files::demos();
+    let zeros = std::fs::File::open("/dev/zero").unwrap();
+    let found = run(command().args(["chat", "-q", &files.demo(2)]).stdin(zeros));
+    assert_eq!(found.error(), "standard input: expected lines below 1048576 bytes, found a longer one");
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::support::{Files, NANO_BF16, lance_mm};
 
-/// The demo pictures and a file of their questions.
+/// The demo images and a file of their questions.
 fn questions() -> (Files, String) {
     let files = Files::demos();
     let line = |demo: &lance_mm_nano::Demo| {
