@@ -3,7 +3,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::error::{Error, Result};
 
@@ -139,7 +139,7 @@ fn token(name: &str, bytes: &[u8]) -> Result<Option<String>> {
 }
 
 #[cfg(feature = "hub")]
-fn token_file(path: &Path) -> Result<Option<String>> {
+fn token_file(path: &std::path::Path) -> Result<Option<String>> {
     use std::io::Read;
 
     const MAX_TOKEN: u64 = 4096;
@@ -159,6 +159,8 @@ fn bad(name: &str, message: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn with<T>(vars: &[(&str, &str)], read: impl Fn(Environment<'_>) -> T) -> T {
