@@ -10,6 +10,8 @@ mod eval;
 mod generation;
 mod hub;
 mod inspect;
+#[cfg(target_os = "linux")]
+mod power_cut;
 mod quantize;
 mod support;
 mod terminal;
