@@ -1,7 +1,9 @@
 //! `cargo xtask check`: what CI runs.
 
 mod cross;
+mod dependencies;
 mod links;
+mod package;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -31,7 +33,7 @@ const REST: [Step; 3] = [
     },
 ];
 
-/// Run what CI runs: tests, formatting, clippy and docs with warnings denied, links, the guide.
+/// Run what CI runs: tests, formatting, clippy and docs with warnings denied, links, the guide, dependencies.
 #[derive(clap::Args)]
 pub(crate) struct Check {
     /// Leave the tests out.
@@ -44,6 +46,13 @@ pub(crate) struct Check {
     /// Instead, check types and lints for Windows, with the same toolchain.
     #[arg(long, conflicts_with_all = ["no_tests", "darwin"])]
     windows: bool,
+    /// Instead, package every crate that is published, and check what the packages hold. With `--verify` they are built
+    /// too, each from its packages alone.
+    #[arg(long, conflicts_with_all = ["no_tests", "darwin", "windows"])]
+    package: bool,
+    /// Build the packages.
+    #[arg(long, requires = "package")]
+    verify: bool,
 }
 
 impl Check {
@@ -52,6 +61,8 @@ impl Check {
             cross::run(&cross::DARWIN)
         } else if self.windows {
             cross::run(&cross::WINDOWS)
+        } else if self.package {
+            package::run(self.verify)
         } else {
             run(self.no_tests)
         }
@@ -100,6 +111,9 @@ fn run(no_tests: bool) -> Result<ExitCode> {
     }
     if !guide(&root)? {
         failed.push("guide");
+    }
+    if !dependencies::run(&root)? {
+        failed.push("dependencies");
     }
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
