@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::frequency::Frequency;
 use super::similarity::Similarity;
-use super::{Relative, SampleProgress};
+use super::{Relative, SampleProgress, finite};
 use crate::error::{Error, Result};
 use lance_mm_pipelines::InferenceStep;
 use lance_mm_pipelines::Lance;
@@ -105,10 +105,10 @@ pub struct ImageComparison {
     pub similarity: Option<Similarity>,
     /// Its detail.
     pub frequency: Frequency,
-    /// `hf_ratio` over the reference's, minus 1.
-    pub hf_ratio_change: f64,
-    /// `hf_lance_mlx` over the reference's, minus 1.
-    pub hf_lance_mlx_change: f64,
+    /// `hf_ratio` over the reference's, minus 1; `None` where that is 0.
+    pub hf_ratio_change: Option<f64>,
+    /// `hf_lance_mlx` over the reference's, minus 1; `None` where that is 0.
+    pub hf_lance_mlx_change: Option<f64>,
 }
 
 /// Generates an image of every prompt with both models and the two controls. Progress counts the steps of all
@@ -248,9 +248,12 @@ impl Pair<'_> {
             };
             steps.push(StepError {
                 t: t.step.t,
-                local: local.as_ref().map(|local| relative(&t.v, &local[i])).transpose()?,
-                accumulated: relative(&t.v, &r.v)?,
-                latents: relative(&t.next, &r.next)?,
+                local: local
+                    .as_ref()
+                    .map(|local| relative(&format!("local velocity {i}"), &t.v, &local[i]))
+                    .transpose()?,
+                accumulated: relative(&format!("velocity {i}"), &t.v, &r.v)?,
+                latents: relative(&format!("latents {}", i + 1), &t.next, &r.next)?,
                 image,
             });
         }
@@ -258,7 +261,7 @@ impl Pair<'_> {
             // From the first step: the noise that the loop used, not the noise it was given.
             start: Start::of(&run.steps[0].x)?,
             steps,
-            latents: relative(&truth.generated.latents, &run.generated.latents)?,
+            latents: relative("last latents", &truth.generated.latents, &run.generated.latents)?,
             image: compare_images(&truth.generated.frames[0], &run.generated.frames[0]),
         })
     }
@@ -292,16 +295,17 @@ pub fn as_unsigned(values: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_vec(whole, values.shape(), values.device())?)
 }
 
-fn relative(reference: &Tensor, found: &Tensor) -> Result<Relative> {
+/// Error of `what` in two runs.
+fn relative(what: &str, reference: &Tensor, found: &Tensor) -> Result<Relative> {
     let mut relative = Relative::default();
-    let flat = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
-    relative.push(&flat(reference)?, &flat(found)?);
+    let values = |run: &str, x: &Tensor| finite::values(x, || format!("{what} of {run}"));
+    relative.push(&values("the reference", reference)?, &values("the compared run", found)?);
     Ok(relative)
 }
 
 fn compare_images(reference: &RgbImage, image: &RgbImage) -> ImageComparison {
     let (before, frequency) = (Frequency::of(reference), Frequency::of(image));
-    let change = |of: fn(&Frequency) -> f64| of(&frequency) / of(&before) - 1.0;
+    let change = |of: fn(&Frequency) -> f64| (of(&before) != 0.0).then(|| of(&frequency) / of(&before) - 1.0);
     ImageComparison {
         similarity: Similarity::of(reference, image),
         hf_ratio_change: change(|f| f.hf_ratio),

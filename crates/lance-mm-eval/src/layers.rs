@@ -12,14 +12,14 @@ use serde::Serialize;
 
 use super::dataset::{Dataset, Sample};
 use super::parity::{given_ids, require_same_tokens};
-use super::{Relative, SMALL_SAMPLE, SampleProgress};
+use super::{Relative, SMALL_SAMPLE, SampleProgress, finite};
 use crate::error::{Error, Result};
 use lance_mm_pipelines::prompt::{self, Turn, TurnContent};
 use lance_mm_pipelines::{AskOptions, ImageFeatures, Lance};
 pub use linear::LinearReport;
 use linear::{Comparison, SITES};
 pub use tokens::TokenClass;
-use tokens::{Cosines, by_class, flat, spread};
+use tokens::{Cosines, by_class, spread};
 
 /// Options of [`layers()`].
 #[derive(Clone, Debug, PartialEq)]
@@ -85,7 +85,7 @@ pub struct Compounding {
     pub local: Relative,
     /// The candidate's layer on the candidate's own input.
     pub accumulated: Relative,
-    /// Accumulated over local error; `None` without a local one.
+    /// Accumulated over local error; `None` without a local one, or where either is infinite.
     pub ratio: Option<f64>,
 }
 
@@ -115,7 +115,8 @@ pub fn layers(
     for (i, sample) in data.samples.iter().enumerate() {
         let run = Run::new(reference, candidate, sample, &options.asking);
         let run = run.map_err(|error| sample.located(error))?;
-        sums.add(&run, reference.llm(), candidate.llm(), options.linear_tokens)?;
+        let added = sums.add(&run, reference.llm(), candidate.llm(), options.linear_tokens);
+        added.map_err(|error| sample.located(error))?;
         progress(i + 1, data.samples.len());
     }
     Ok(sums.report(data.samples.len()))
@@ -175,6 +176,9 @@ impl Run {
             lance.llm().embed(&sequence, &features)
         };
         let (x, x_candidate) = (embed(reference, &visuals)?, embed(candidate, &other)?);
+        for (model, x) in [("reference", &x), ("candidate", &x_candidate)] {
+            finite::values(x, || format!("{model}: input of the first layer"))?;
+        }
         Ok(Self { prompt, x, x_candidate, sequence })
     }
 }
@@ -239,9 +243,9 @@ impl Sums {
             let (expected, local, accumulated) =
                 (probe(reference, &x)?, probe(candidate, &x)?, probe(candidate, &own)?);
             for (name, [here, so_far]) in COMPARED.iter().zip(&mut sums.errors) {
-                let expected = flat(expected.get(name)?)?;
-                here.push(&expected, &flat(local.get(name)?)?);
-                so_far.push(&expected, &flat(accumulated.get(name)?)?);
+                let expected = expected.values(name, "reference")?;
+                here.push(&expected, &local.values(name, "candidate, on the reference's input")?);
+                so_far.push(&expected, &accumulated.values(name, "candidate")?);
             }
             for (linear, site) in sums.linears.iter_mut().zip(SITES) {
                 linear.add(reference, candidate, &kept.of(expected.get(site.input)?)?)?;
@@ -276,7 +280,7 @@ impl Sums {
 
 impl Compounding {
     fn of([local, accumulated]: [Relative; 2]) -> Self {
-        let ratio = (local.error() > 0.0).then(|| accumulated.error() / local.error());
+        let ratio = Some(accumulated.error() / local.error()).filter(|ratio| ratio.is_finite());
         Self { local, accumulated, ratio }
     }
 }
@@ -300,6 +304,13 @@ impl LayerProbe {
             Ok(())
         })?;
         Ok(Self { layer, tensors })
+    }
+
+    /// Values of a probe in `model`.
+    fn values(&self, name: &str, model: &str) -> Result<Vec<f32>> {
+        let layer = self.layer;
+        let part = if name.is_empty() { "output" } else { name };
+        finite::values(self.get(name)?, || format!("{model}: layer {layer}, {part}"))
     }
 
     fn get(&self, name: &str) -> Result<&Tensor> {

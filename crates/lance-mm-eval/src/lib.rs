@@ -25,6 +25,7 @@ pub mod bench;
 pub mod dataset;
 mod distribution;
 mod error;
+mod finite;
 pub mod frequency;
 pub mod generation;
 pub mod layers;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::distribution::{Distribution, mean};
 use crate::error::{Error, Result};
+use crate::finite;
 
 /// REF's distance from its first to its second choice above which another choice of CAND counts as a flip
 /// with margin.
@@ -48,7 +49,8 @@ impl Position {
             ));
         }
         let token = index(token, reference.len())?;
-        let (p, q) = (log_probabilities(reference)?, log_probabilities(candidate)?);
+        let p = log_probabilities(reference, "logits of the reference")?;
+        let q = log_probabilities(candidate, "logits of the candidate")?;
         let (top_p, top_q) = (top5(reference), top5(candidate));
         let same_argmax = top_p[0] == top_q[0];
         let margin = top_p.get(1).map_or(f32::INFINITY, |second| reference[top_p[0]] - reference[*second]);
@@ -130,7 +132,7 @@ impl LogitReport {
 /// A token past the end, logits that are not finite.
 pub fn nll(logits: &[f32], token: u32) -> Result<f64> {
     let token = index(token, logits.len())?;
-    Ok(-log_probabilities(logits)?[token])
+    Ok(-log_probabilities(logits, "logits")?[token])
 }
 
 /// Shows the logits of each of `normed`'s rows to `show`, cut to `vocabulary`, a few rows at a time: the
@@ -158,10 +160,8 @@ fn index(token: u32, len: usize) -> Result<usize> {
     index.ok_or_else(|| Error::data("logits", format!("expected a token below {len}, found {token}")))
 }
 
-fn log_probabilities(logits: &[f32]) -> Result<Vec<f64>> {
-    if let Some((id, value)) = logits.iter().enumerate().find(|(_, value)| !value.is_finite()) {
-        return Err(Error::data("logits", format!("expected finite ones, found {value} for token {id}")));
-    }
+fn log_probabilities(logits: &[f32], name: &str) -> Result<Vec<f64>> {
+    finite::check(logits, || name.to_owned())?;
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let shifted = |l: &f32| f64::from(*l) - f64::from(max);
     let log_sum = logits.iter().map(|l| shifted(l).exp()).sum::<f64>().ln();
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(of(&[], &[], 0), "logits: expected a token below 0, found 0");
         assert_eq!(
             of(&[1.0, 2.0], &[1.0, f32::NAN], 0),
-            "logits: expected finite ones, found NaN for token 1"
+            "logits of the candidate: expected finite values, found NaN at 1"
         );
     }
 }

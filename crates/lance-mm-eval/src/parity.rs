@@ -4,7 +4,7 @@ mod report;
 
 use super::SampleProgress;
 use super::dataset::{Dataset, Sample};
-use super::logits::{Position, each_row};
+use super::logits::{LogitReport, Position, each_row};
 use super::text::Agreement;
 use crate::error::{Error, Result};
 use lance_mm_pipelines::Tokenizer;
@@ -80,7 +80,14 @@ pub fn parity(
             progress(done, data.samples.len());
         }
     }
-    Ok(ParityReport::new(data, measured.into_iter().flatten().collect(), options))
+    let report = ParityReport::new(data, measured.into_iter().flatten().collect(), options);
+    if let Some(LogitReport { nll, nll_reference, perplexity_ratio, .. }) = &report.all.logits
+        && ![nll.exp(), nll_reference.exp(), *perplexity_ratio].iter().all(|value| value.is_finite())
+    {
+        let found = format!("exp({nll}) of the candidate and exp({nll_reference}) of the reference");
+        return Err(Error::data("perplexity", format!("expected finite ones, found {found}")));
+    }
+    Ok(report)
 }
 
 /// Measurements of one sample.

@@ -48,7 +48,8 @@ pub fn perplexity(
     let (mut sum, mut predicted) = (0.0, 0);
     progress(0, windows.len());
     for (i, ids) in windows.iter().enumerate() {
-        sum += window_nll(lance, ids)?;
+        let nll = window_nll(lance, ids);
+        sum += nll.map_err(|error| Error::data(format!("window {}", i + 1), error))?;
         predicted += ids.len() - 1;
         progress(i + 1, windows.len());
     }
@@ -57,14 +58,11 @@ pub fn perplexity(
         return Err(Error::data("text", format!("expected at least 2 tokens, found {found}")));
     }
     let nll = sum / predicted as f64;
-    Ok(PerplexityReport {
-        tokens: ids.len(),
-        predicted,
-        window,
-        windows: windows.len(),
-        nll,
-        perplexity: nll.exp(),
-    })
+    let perplexity = nll.exp();
+    if !perplexity.is_finite() {
+        return Err(Error::data("perplexity", format!("expected a finite one, found exp({nll})")));
+    }
+    Ok(PerplexityReport { tokens: ids.len(), predicted, window, windows: windows.len(), nll, perplexity })
 }
 
 /// Sum of `−ln p` of all ids but the first.
@@ -85,7 +83,13 @@ fn window_nll(lance: &Lance, ids: &[u32]) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::checkpoint;
+    use crate::testing::{broken, checkpoint};
+
+    #[test]
+    fn logits_that_are_not_finite_are_an_error_with_their_window() {
+        let error = perplexity(&broken(), "A red star", 512, &mut |_, _| {}).unwrap_err().to_string();
+        assert_eq!(error, "window 1: logits: expected finite values, found NaN at 0");
+    }
 
     #[test]
     fn a_known_answer_is_likelier_than_noise() {

@@ -42,7 +42,7 @@ struct Compared {
 struct Image {
     psnr: Psnr,
     ssim: f64,
-    hf_ratio_change: f64,
+    hf_ratio_change: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -82,17 +82,25 @@ pub(super) fn note(name: &str, folder: &Path) -> Result<String> {
     if images.is_empty() {
         bail!("{}, found none of an image", expected());
     }
-    let mean = |of: fn(&Image) -> f64| images.iter().map(|p| of(p)).sum::<f64>() / images.len() as f64;
-    let psnr = mean(|image| match &image.psnr {
-        Psnr::Finite(psnr) => *psnr,
-        Psnr::Word(word) => word.parse().unwrap_or(f64::NAN),
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let psnr = images.iter().map(|image| match &image.psnr {
+        Psnr::Finite(psnr) => Ok(*psnr),
+        Psnr::Word(word) if word == "inf" => Ok(f64::INFINITY),
+        Psnr::Word(word) => bail!("{}, found PSNR {word}", expected()),
     });
+    let psnr = mean(&psnr.collect::<Result<Vec<f64>>>()?);
+    let ssim: Vec<f64> = images.iter().map(|image| image.ssim).collect();
+    let detail: Vec<f64> = images.iter().filter_map(|image| image.hf_ratio_change).collect();
+    let detail = if detail.is_empty() {
+        String::new()
+    } else {
+        format!(", fine detail {:+.1} %", 100.0 * mean(&detail))
+    };
     Ok(format!(
         "note: {name} is quantized; {} of its images beside those of {}, on average: \
-         PSNR {psnr:.1} dB, SSIM {:.3}, fine detail {:+.1} %",
+         PSNR {psnr:.1} dB, SSIM {:.3}{detail}",
         images.len(),
         record.models[0].name,
-        mean(|image| image.ssim),
-        100.0 * mean(|image| image.hf_ratio_change),
+        mean(&ssim),
     ))
 }

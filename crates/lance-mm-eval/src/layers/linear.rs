@@ -6,9 +6,8 @@ use lance_mm_tensor::{Linear, Weight};
 use serde::Serialize;
 
 use super::scale;
-use super::tokens::flat;
 use crate::error::{Error, Result};
-use crate::{Decibels, Relative};
+use crate::{Decibels, Relative, finite};
 
 /// A linear layer alone, in the reference's space: `y = X Wᵀ` without bias on the reference's activations X, and
 /// `ŷ = (X / s) Ŵᵀ · r`, with s the scale of its input columns and r that of its output rows, as far as the
@@ -124,6 +123,9 @@ impl Comparison {
         for row in 0..r.n_rows() {
             r.read_row(row, &mut expected);
             c.read_row(row, &mut found);
+            for (model, weights) in [("reference", &expected), ("candidate", &found)] {
+                finite::check(weights, || format!("{model}: row {row} of {path}.weight"))?;
+            }
             let by_row = output_scale.as_ref().map_or(1.0, |scale| scale[row]);
             found.iter_mut().zip(&input_scale).for_each(|(w, s)| *w = *w / s * by_row);
             weight.push(&expected, &found);
@@ -140,8 +142,12 @@ impl Comparison {
         if let Some(scale) = &self.output_scale {
             found = scale::multiplied(&found, scale)?;
         }
-        self.output.push(&flat(&y)?, &flat(&found)?);
-        self.inputs.add(&flat(x)?);
+        let values = |model: &str, what: &str, tensor: &Tensor| {
+            finite::values(tensor, || format!("{model}: {what} of {}", self.path))
+        };
+        let inputs = values("reference", "input", x)?;
+        self.output.push(&values("reference", "output", &y)?, &values("candidate", "output", &found)?);
+        self.inputs.add(&inputs);
         Ok(())
     }
 

@@ -1,8 +1,7 @@
-use lance_mm_pipelines::Checkpoint;
 use lance_mm_tensor::ActivationPrecision;
 
 use super::*;
-use crate::testing::{checkpoint, demos};
+use crate::testing::{changed, checkpoint, demos};
 
 /// Products of bf16 weights and of the same in f32 take other paths: relative squared errors stay below this.
 const ROUNDING: f64 = 1e-9;
@@ -38,33 +37,6 @@ fn identical_weights_are_infinitely_good() {
     assert!(report.linear_tokens <= report.tokens && report.linear_tokens > 0);
     let json = serde_json::to_string(&report).unwrap();
     assert!(json.contains("\"snr_db\":\"inf\"") && !json.contains("NaN") && json.contains("\"vit\":"));
-}
-
-/// The nano model with tensors of the language model changed; values are widened to f32.
-fn changed(change: impl Fn(&str, &mut [f32], &[usize])) -> Lance {
-    let file = safetensors::SafeTensors::deserialize(crate::testing::NANO.model).unwrap();
-    let mut tensors = Vec::new();
-    for (name, view) in file.tensors() {
-        let mut values: Vec<f32> = match view.dtype() {
-            safetensors::Dtype::F32 => {
-                view.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-            }
-            _ => {
-                let widened = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
-                view.data().as_chunks().0.iter().map(widened).collect()
-            }
-        };
-        change(&name, &mut values, view.shape());
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        tensors.push((name, view.shape().to_vec(), bytes));
-    }
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
-        (name.clone(), view.unwrap())
-    });
-    let model = safetensors::serialize(views, None).unwrap().leak();
-    let files = lance_mm_pipelines::CheckpointBytes { model, ..crate::testing::NANO };
-    Lance::new(Checkpoint::in_memory(&files).unwrap().with_activations(ActivationPrecision::Split)).unwrap()
 }
 
 /// Scales of input columns; powers of two, so that every product stays exact.
@@ -157,4 +129,27 @@ fn what_cannot_be_compared_is_told() {
     data.samples[0].answer = None;
     let report = run(&lance(), &data, &LayerOptions::default()).unwrap();
     assert_eq!(report.layers[3].output.accumulated.error(), 0.0, "the reference's own answer stands in");
+}
+
+#[test]
+fn values_that_are_not_finite_are_an_error_with_their_tensor() {
+    for (tensor, expected) in [
+        (
+            "layers.1.mlp.down_proj.weight",
+            "candidate: row 0 of layers.1.mlp.down_proj.weight: expected finite values, found NaN at 0",
+        ),
+        (
+            "layers.2.self_attn.k_norm.weight",
+            "demo_chart.png: candidate, on the reference's input: layer 2, self_attn.k_norm: expected finite values, \
+             found NaN at 0",
+        ),
+    ] {
+        let broken = changed(|name, values, _| {
+            if name == tensor {
+                values[0] = f32::NAN;
+            }
+        });
+        let error = run(&broken, &demos().limited(1), &LayerOptions::default()).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
 }

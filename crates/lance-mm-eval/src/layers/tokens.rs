@@ -7,7 +7,7 @@ use lance_mm_models::Sequence;
 use serde::Serialize;
 
 use crate::Relative;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// TokenClass of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -54,11 +54,6 @@ impl Kept {
         let index = Tensor::new(self.0.as_slice(), x.device())?;
         Ok(x.contiguous()?.index_select(&index, 0)?.flatten_from(1)?)
     }
-}
-
-/// All values of a tensor.
-pub(super) fn flat(x: &Tensor) -> Result<Vec<f32>> {
-    x.flatten_all()?.to_vec1().map_err(Error::from)
 }
 
 /// Adds the errors of tokens to the sums of their classes.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::logits::LogitReport;
 use crate::oracle::answers;
-use crate::testing::{checkpoint, demos};
+use crate::testing::{broken, checkpoint, demos};
 
 fn lance() -> Lance {
     Lance::new(checkpoint()).unwrap()
@@ -103,4 +103,20 @@ fn other_tokens_are_refused() {
     let other = Tokenizer::from_json(special.as_bytes(), "other").unwrap();
     let error = require_same_tokens(&ours, &other).unwrap_err().to_string();
     assert!(error.starts_with("other: expected the tokens of ours, found another token 5"), "{error}");
+}
+
+#[test]
+fn logits_that_are_not_finite_are_an_error_with_sample_and_model() {
+    let data = demos().limited(1);
+    let options = ParityOptions { answers: false, continuation: Continuation::Given, ..Default::default() };
+    for (reference, candidate, model) in [(lance(), broken(), "candidate"), (broken(), lance(), "reference")]
+    {
+        let error = parity(&reference, &candidate, &data, &options, &mut |_, _| {}).unwrap_err().to_string();
+        let expected =
+            format!("demo_chart.png: logits of the {model}: expected finite values, found NaN at 0");
+        assert_eq!(error, expected);
+    }
+    let options = ParityOptions::default();
+    let error = parity(&lance(), &broken(), &data, &options, &mut |_, _| {}).unwrap_err().to_string();
+    assert!(error.starts_with("demo_chart.png: "), "{error}");
 }

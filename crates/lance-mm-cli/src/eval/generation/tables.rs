@@ -64,8 +64,8 @@ fn ends(prompt: &PromptReport) -> Table {
         cells.extend(alike(&run.image));
         cells.extend([
             short(run.image.frequency.hf_ratio),
-            percent(run.image.hf_ratio_change),
-            percent(run.image.hf_lance_mlx_change),
+            or_dash(run.image.hf_ratio_change, percent),
+            or_dash(run.image.hf_lance_mlx_change, percent),
             short(run.image.frequency.contrast),
         ]);
         table.row(cells);
@@ -94,7 +94,7 @@ fn steps(prompt: &PromptReport) -> Table {
         ];
         let image = step.image.as_ref();
         cells.extend(image.map_or_else(|| ["–".to_owned(), "–".to_owned()], alike));
-        cells.push(or_dash(image, |image| percent(image.hf_ratio_change)));
+        cells.push(or_dash(image.and_then(|image| image.hf_ratio_change), percent));
         table.row(cells);
     }
     table
