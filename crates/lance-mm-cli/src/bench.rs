@@ -9,13 +9,14 @@ use clap::ValueEnum;
 use lance_mm::Lance;
 use lance_mm::checkpoint::Checkpoint;
 use lance_mm_eval::Dataset;
-use lance_mm_eval::bench::{self, BenchEvent, BenchModel, BenchOptions, BenchPart, BenchReport};
+use lance_mm_eval::bench::{self, BenchEvent, BenchModel, BenchOptions, BenchPart, BenchReport, SoakOptions};
 use serde::Serialize;
 
 use crate::args::ComputeArgs;
 use crate::eval::data::bundled;
 use crate::model::display_name;
 use crate::output::{self, Hints};
+use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,6 +24,7 @@ Examples:
   lance-mm bench ./Lance-3B-AWQ-INT4
   lance-mm bench ./Lance-3B-bf16 ./Lance-3B-AWQ-INT4 --cases --json
   lance-mm bench ./Lance-3B-AWQ-INT4 --only decode --only prefill --quick
+  lance-mm bench --only soak --questions 10000
 
 Every number is the median of repeats, with the least and the greatest. Limits of the machine (bytes read,
 int8 and bf16 operations a second) are measured before and after each repeat, and a share is of their
@@ -50,6 +52,9 @@ pub(crate) struct Args {
         value_hint = clap::ValueHint::FilePath
     )]
     cases: Option<Option<PathBuf>>,
+    /// Questions of the part soak.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    questions: usize,
     /// Unload the vision encoder after every image.
     #[arg(long)]
     low_memory: bool,
@@ -76,17 +81,21 @@ enum Part {
     Prefill,
     /// The vision encoder at a quarter of a megapixel and at one.
     Vit,
+    /// Memory over many questions, each with its image read anew; runs only where it is named.
+    Soak,
 }
 
 impl Part {
-    fn of_library(self) -> BenchPart {
-        match self {
+    /// The part of the library; the soak test is an option of its own there.
+    fn of_library(self) -> Option<BenchPart> {
+        Some(match self {
             Self::Ask => BenchPart::Ask,
             Self::Decode => BenchPart::Decode,
             Self::Batch => BenchPart::Batch,
             Self::Prefill => BenchPart::Prefill,
             Self::Vit => BenchPart::Vit,
-        }
+            Self::Soak => return None,
+        })
     }
 }
 
@@ -113,13 +122,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .iter()
         .map(|name| BenchModel { name: display_name(name).to_owned(), load: Box::new(move || load(name)) });
     let models: Vec<BenchModel<'_>> = models.collect();
-    let mut busy = None;
+    let (mut busy, mut progress) = (None, Progress::new("questions", hints));
     let report = bench::bench(&models, &options, &mut |event| match event {
         BenchEvent::Begin(what) => busy = Some(hints.busy(&format!("measuring {what}"))),
+        BenchEvent::Soak(done, all) => {
+            busy = None;
+            progress.show(done, all);
+        }
         BenchEvent::MemoryUnknown => hints.note("note: the system does not report memory in use"),
         _ => {}
     })?;
-    drop(busy);
+    drop((busy, progress));
     let record =
         Record { tool: concat!("lance-mm ", env!("CARGO_PKG_VERSION")), command: "bench", report: &report };
     if args.json {
@@ -131,16 +144,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 impl Args {
     fn options(&self) -> Result<BenchOptions> {
+        let demos = || bundled("bundled demo cases", &lance_mm_nano::DEMOS);
         let cases = match &self.cases {
             None => None,
-            Some(None) => Some(bundled("bundled demo cases", &lance_mm_nano::DEMOS)),
+            Some(None) => Some(demos()),
             Some(Some(path)) => Some(Dataset::read(path)?),
         };
         let mut options = if self.quick { BenchOptions::quick() } else { BenchOptions::default() };
         if !self.only.is_empty() {
-            let wanted = |part: &BenchPart| self.only.iter().any(|only| only.of_library() == *part);
+            let wanted = |part: &BenchPart| self.only.iter().any(|only| only.of_library() == Some(*part));
             options.parts.retain(wanted);
         }
-        Ok(BenchOptions { cases, ..options })
+        let soak = self.only.contains(&Part::Soak).then(|| SoakOptions {
+            data: cases.clone().unwrap_or_else(demos),
+            questions: self.questions,
+            max_new_tokens: options.case_tokens,
+        });
+        Ok(BenchOptions { cases, soak, ..options })
     }
 }

@@ -7,6 +7,7 @@ mod answers;
 mod machine;
 mod measurement;
 mod run;
+mod soak;
 pub mod steps;
 
 use lance_mm_pipelines::Lance;
@@ -18,6 +19,7 @@ pub use answers::AnswerTime;
 use machine::Limits;
 pub use machine::Machine;
 pub use measurement::{LimitShare, Measurement};
+pub use soak::{SoakOptions, SoakPoint, SoakReport, soak};
 
 /// Options of [`bench()`].
 #[derive(Clone, Debug, PartialEq)]
@@ -32,11 +34,20 @@ pub struct BenchOptions {
     pub cases: Option<Dataset>,
     /// Most tokens of such an answer.
     pub case_tokens: usize,
+    /// Many questions in this process, to see whether memory grows.
+    pub soak: Option<SoakOptions>,
 }
 
 impl Default for BenchOptions {
     fn default() -> Self {
-        Self { parts: BenchPart::ALL.to_vec(), repeats: 3, steps: 32, cases: None, case_tokens: 256 }
+        Self {
+            parts: BenchPart::ALL.to_vec(),
+            repeats: 3,
+            steps: 32,
+            cases: None,
+            case_tokens: 256,
+            soak: None,
+        }
     }
 }
 
@@ -93,6 +104,8 @@ pub struct BenchModel<'a> {
 pub enum BenchEvent<'a> {
     /// A measurement begins.
     Begin(&'a str),
+    /// Questions of the soak test: done, and in all.
+    Soak(usize, usize),
     /// The system reports no memory in use: the report has no such rows.
     MemoryUnknown,
 }
@@ -123,6 +136,9 @@ pub struct ModelSpeed {
     /// Times of the answers to [`BenchOptions::cases`].
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cases: Vec<AnswerTime>,
+    /// Memory over [`BenchOptions::soak`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soak: Option<SoakReport>,
 }
 
 /// Measures models one after the other. Nothing else should run meanwhile.

@@ -48,7 +48,8 @@ pub fn answers(
     Ok(answers)
 }
 
-fn answer(lance: &Lance, sample: &Sample, options: &AskOptions) -> Result<CaseAnswer> {
+/// Asks one model the question of a sample.
+pub(crate) fn answer(lance: &Lance, sample: &Sample, options: &AskOptions) -> Result<CaseAnswer> {
     let visuals = sample.encode(lance, options)?;
     let mut message: Vec<Content<'_>> = visuals.iter().map(Content::Features).collect();
     message.push(Content::Text(&sample.question));

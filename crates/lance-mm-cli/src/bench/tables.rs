@@ -1,10 +1,10 @@
 //! A report of `bench` as tables.
 
-use lance_mm_eval::bench::{BenchReport, Machine, Measurement, ModelSpeed};
+use lance_mm_eval::bench::{BenchReport, Machine, Measurement, ModelSpeed, SoakReport};
 
 use crate::document::number::{or_dash, percent, short};
 use crate::document::{Document, Table};
-use crate::output::plural;
+use crate::output::{bytes, plural};
 
 pub(super) fn document(report: &BenchReport) -> Document {
     let mut document = Document::new("Speed".to_owned());
@@ -17,7 +17,28 @@ pub(super) fn document(report: &BenchReport) -> Document {
         ratios(first, others, &mut document);
         answers(first, others, &mut document);
     }
+    for model in &report.models {
+        if let Some(report) = &model.soak {
+            document.heading(&format!("Memory of {}", model.name));
+            soak(report, &mut document);
+        }
+    }
     document
+}
+
+/// Memory at ten points, and its slope.
+fn soak(report: &SoakReport, document: &mut Document) {
+    let mut table = Table::new(["questions", "resident", "anonymous", "anonymous, bytes"], 0);
+    for point in &report.points {
+        table.row([
+            point.questions.to_string(),
+            bytes(point.resident),
+            bytes(point.anonymous),
+            point.anonymous.to_string(),
+        ]);
+    }
+    document.table(table);
+    document.text(format!("Slope of anonymous memory: {:+.1} bytes a question.", report.bytes_per_question));
 }
 
 fn machine(machine: &Machine, document: &mut Document) {

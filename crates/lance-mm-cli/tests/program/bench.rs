@@ -81,6 +81,23 @@ fn what_follows_cases_is_a_model_and_none_is_that_of_the_environment() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_soak_test_reads_memory_at_ten_points() {
+    let soak = |questions: &str, more: &[&str]| {
+        lance_mm([&["bench", "-q", "--only", "soak", "--questions", questions], more].concat())
+    };
+    let json: Value = serde_json::from_str(&soak("20", &["--json"]).stdout).unwrap();
+    let model = &json["models"][0];
+    assert_eq!(model["rows"].as_array().unwrap().len(), 0, "no other part");
+    let points = model["soak"]["points"].as_array().unwrap();
+    assert_eq!((points.len(), &points[0]["questions"], &points[9]["questions"]), (10, &2.into(), &20.into()));
+    assert!(model["soak"]["bytes_per_question"].as_f64().is_some());
+    let table = soak("20", &[]);
+    assert!(table.stdout.contains("Slope of anonymous memory: "), "{}", table.stdout);
+    assert!(soak("9", &[]).error().starts_with("--questions: expected at least 10"));
+}
+
+#[test]
 fn what_cannot_be_measured_is_told() {
     let files = Files::demos();
     assert!(lance_mm(["bench", "/nowhere"]).error().contains("/nowhere"));

@@ -8,7 +8,7 @@ use lance_mm_tensor::device_name;
 use super::machine::{BANDWIDTH, Limits};
 use super::measurement::Measurement;
 use super::steps::{self, StepTiming, TwoQuestions};
-use super::{BenchEvent, BenchModel, BenchObserver, BenchOptions, BenchPart, ModelSpeed, answers};
+use super::{BenchEvent, BenchModel, BenchObserver, BenchOptions, BenchPart, ModelSpeed, answers, soak};
 use crate::error::Result;
 use crate::memory;
 
@@ -58,12 +58,19 @@ pub(super) fn measure(
         }
         None => Vec::new(),
     };
+    let soak = match &options.soak {
+        Some(options) => {
+            Some(soak(&lance, options, &mut |done, all| (run.observer)(BenchEvent::Soak(done, all)))?)
+        }
+        None => None,
+    };
     Ok(ModelSpeed {
         name: model.name.clone(),
         device: device_name(lance.device()),
         quantized: lance.is_quantized(),
         rows: run.rows,
         cases,
+        soak,
     })
 }
 
