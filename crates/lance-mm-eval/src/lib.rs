@@ -58,3 +58,8 @@ pub type SampleProgress<'a> = dyn FnMut(usize, usize) + 'a;
 
 /// Fewer samples than this are called a small sample.
 pub const SMALL_SAMPLE: usize = 32;
+
+/// The example of the README, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
