@@ -43,6 +43,12 @@ impl Progress {
     }
 }
 
+/// Runs `work` under a bar of `what`, which it tells samples done and in all.
+pub(crate) fn with<T>(what: &str, hints: Hints, work: impl FnOnce(&mut dyn FnMut(usize, usize)) -> T) -> T {
+    let mut progress = Progress::new(what, hints);
+    work(&mut |done, all| progress.show(done, all))
+}
+
 /// The time left, once the first step tells how long one takes.
 fn left(state: &ProgressState, out: &mut dyn Write) {
     if state.pos() > 0 {

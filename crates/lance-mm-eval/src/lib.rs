@@ -22,6 +22,7 @@
 //! ```
 
 pub mod bench;
+mod data_info;
 pub mod dataset;
 mod distribution;
 mod error;
@@ -41,6 +42,7 @@ pub mod similarity;
 mod testing;
 pub mod text;
 
+pub use data_info::DataInfo;
 pub use dataset::{Dataset, ImageSource, Media, Sample};
 pub use distribution::Distribution;
 pub use error::{Error, Result};
@@ -50,7 +52,7 @@ pub use logits::{LogitReport, Position};
 pub use model::ModelInfo;
 pub use oracle::{CaseAnswer, OracleReport};
 pub use parity::{Continuation, ParityOptions, ParityReport, parity};
-pub use perplexity::{PerplexityReport, perplexity};
+pub use perplexity::{PerplexityOptions, PerplexityReport, perplexity};
 pub use relative::{Decibels, Relative};
 
 /// Told before the first sample and after each: samples done, samples in all.

@@ -8,6 +8,16 @@ use super::logits::{each_row, nll};
 use crate::error::{Error, Result};
 use lance_mm_pipelines::Lance;
 
+/// Options of [`perplexity()`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PerplexityOptions {
+    /// Tokens of a window; without one 1024, or all that the model can hold if those are fewer.
+    pub window: Option<usize>,
+}
+
+/// Tokens of a window unless the options say otherwise.
+const WINDOW: usize = 1024;
+
 /// Perplexity of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct PerplexityReport {
@@ -25,17 +35,18 @@ pub struct PerplexityReport {
     pub perplexity: f64,
 }
 
-/// Reads a text, cut into windows of `window` tokens that know nothing of each other; no prompt around it.
+/// Perplexity of a text without a prompt, in windows that are independent of each other.
 ///
 /// # Errors
 /// A window below 2 or above what the model can hold, a text of less than two tokens, special tokens in it.
 pub fn perplexity(
     lance: &Lance,
     text: &str,
-    window: usize,
+    options: &PerplexityOptions,
     progress: &mut SampleProgress<'_>,
 ) -> Result<PerplexityReport> {
     let max = lance.config().max_position_embeddings;
+    let window = options.window.unwrap_or(WINDOW.min(max));
     if !(2..=max).contains(&window) {
         return Err(Error::option("window", format!("2 to {max} tokens"), window));
     }
@@ -87,23 +98,25 @@ mod tests {
 
     #[test]
     fn logits_that_are_not_finite_are_an_error_with_their_window() {
-        let error = perplexity(&broken(), "A red star", 512, &mut |_, _| {}).unwrap_err().to_string();
+        let error = perplexity(&broken(), "A red star", &PerplexityOptions::default(), &mut |_, _| {})
+            .unwrap_err()
+            .to_string();
         assert_eq!(error, "window 1: logits: expected finite values, found NaN at 0");
     }
 
     #[test]
     fn a_known_answer_is_likelier_than_noise() {
         let lance = Lance::new(checkpoint()).unwrap();
-        let of = |text: &str, window| perplexity(&lance, text, window, &mut |_, _| {});
-        let sentence = of("A solar eclipse: a black moon covers the sun.", 1000).unwrap();
-        let noise = of("zq#x!!vk ~ Jw\\q", 1000).unwrap();
+        let of = |text: &str, window| perplexity(&lance, text, &PerplexityOptions { window }, &mut |_, _| {});
+        let sentence = of("A solar eclipse: a black moon covers the sun.", Some(300)).unwrap();
+        let noise = of("zq#x!!vk ~ Jw\\q", None).unwrap();
         assert!(sentence.perplexity < noise.perplexity, "{sentence:?} {noise:?}");
         assert_eq!((sentence.windows, sentence.predicted), (1, sentence.tokens - 1));
 
-        let cut = of("A solar eclipse: a black moon covers the sun.", 4).unwrap();
+        let cut = of("A solar eclipse: a black moon covers the sun.", Some(4)).unwrap();
         assert_eq!(cut.tokens, sentence.tokens);
         assert!(cut.windows > 1 && cut.predicted < sentence.predicted && cut.nll > sentence.nll);
-        let steps = of("abc", 2).unwrap();
+        let steps = of("abc", Some(2)).unwrap();
         assert!(steps.nll.is_finite());
 
         for (text, window, expected) in [
@@ -111,7 +124,7 @@ mod tests {
             ("", 16, "text: expected at least 2 tokens, found 0"),
             ("a<|im_end|>", 16, "text: expected plain text, found the special token <|im_end|>"),
         ] {
-            let error = of(text, window).unwrap_err().to_string();
+            let error = of(text, Some(window)).unwrap_err().to_string();
             assert!(error.starts_with(expected.split(" 512").next().unwrap()), "{error}");
         }
     }

@@ -5,15 +5,14 @@ mod tables;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use lance_mm::tensor::ActivationPrecision;
-use lance_mm::{Checkpoint, GenerateOptions, Guidance, Lance};
+use lance_mm::{GenerateOptions, Guidance};
 use lance_mm_eval::dataset::read_text;
-use lance_mm_eval::{GenerationOptions, ModelInfo, generation};
+use lance_mm_eval::{DataInfo, GenerationOptions, ModelInfo, generation};
 
 use super::data::{DeviceArgs, OutputArgs};
-use super::result::{self, Data};
+use super::result;
 use crate::generation::size;
-use crate::progress::Progress;
+use crate::{model, progress};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -86,17 +85,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     options.generate.validate()?;
     let device = args.device.open()?;
-    let load = |name: &str| -> Result<Lance> {
-        let _busy = hints.busy("loading the model");
-        let checkpoint = Checkpoint::named(name)?;
-        Ok(Lance::new(checkpoint.with_activations(ActivationPrecision::Split).with_device(&device))?)
-    };
+    let load = |name: &str| model::load_on(&device, name, hints);
     let (reference, candidate) = (load(&args.reference)?, load(&args.candidate)?);
-    let mut progress = Progress::new("steps", hints);
-    let report =
-        generation(&reference, &candidate, &prompts, &options, &mut |done, all| progress.show(done, all))?;
-    drop(progress);
-    let models = [ModelInfo::of(&reference, &args.reference), ModelInfo::of(&candidate, &args.candidate)];
+    let report = progress::with("steps", hints, |progress| {
+        generation(&reference.lance, &candidate.lance, &prompts, &options, progress)
+    })?;
+    let models = [&reference, &candidate].map(|model| ModelInfo::of(&model.lance, &model.name));
+    let data = DataInfo::of_texts("prompts", &prompts, 0);
     let document = tables::document(&models, &report);
-    result::show("eval generation", &models, Data::of_prompts(&prompts), &report, &document, &args.output)
+    result::show("eval generation", &models, data, &report, &document, &args.output)
 }

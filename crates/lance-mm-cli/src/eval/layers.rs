@@ -3,12 +3,12 @@
 mod tables;
 
 use anyhow::Result;
-use lance_mm_eval::{LayerOptions, ModelInfo, layers};
+use lance_mm_eval::{DataInfo, LayerOptions, ModelInfo, layers};
 
 use super::data::CompareArgs;
-use super::result::{self, Data};
+use super::result;
 use crate::model;
-use crate::progress::Progress;
+use crate::progress;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,17 +38,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let options = LayerOptions { asking: args.compare.ask.options(), linear_tokens: args.linear_tokens };
     let load = |name: &str| model::load_on(&device, name, hints);
     let [reference, candidate] = args.compare.models(load, load)?;
-    let mut progress = Progress::new("questions", hints);
-    let report = layers(&reference.lance, &candidate.lance, &data, &options, &mut |done, all| {
-        progress.show(done, all)
+    let report = progress::with("questions", hints, |progress| {
+        layers(&reference.lance, &candidate.lance, &data, &options, progress)
     })?;
-    drop(progress);
     let models = [&reference, &candidate].map(|model| ModelInfo::of(&model.lance, &model.name));
     let document = tables::document(&models, &report);
     result::show(
         "eval layers",
         &models,
-        Data::of(&data, report.tokens)?,
+        DataInfo::of(&data, report.tokens)?,
         &report,
         &document,
         &args.compare.output,

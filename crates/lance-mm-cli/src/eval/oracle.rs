@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use lance_mm_eval::oracle::{OracleReport, answers};
-use lance_mm_eval::{Dataset, ModelInfo};
+use lance_mm_eval::{DataInfo, Dataset, ModelInfo};
 
 use super::data::{AskArgs, DeviceArgs, OutputArgs, bundled};
-use super::result::{self, Data};
+use super::result;
 use crate::document::number::{millis, or_dash, yes_no};
 use crate::document::{Document, Table};
 use crate::model;
-use crate::progress::Progress;
+use crate::progress;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,15 +51,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut found = Vec::new();
     for name in &args.models {
         let model = model::load_on(&device, name, hints)?;
-        let mut progress = Progress::new(&model.name, hints);
-        let answers = answers(&model.lance, &data, &options, &mut |done, all| progress.show(done, all))?;
-        drop(progress);
+        let answers =
+            progress::with(&model.name, hints, |progress| answers(&model.lance, &data, &options, progress))?;
         found.push((ModelInfo::of(&model.lance, &model.name), answers));
     }
     let report = OracleReport::new(found, &data)?;
     let tokens = report.totals.iter().map(|total| total.tokens).sum();
     let document = document(&report);
-    result::show("eval oracle", &report.models, Data::of(&data, tokens)?, &report, &document, &args.output)
+    result::show(
+        "eval oracle",
+        &report.models,
+        DataInfo::of(&data, tokens)?,
+        &report,
+        &document,
+        &args.output,
+    )
 }
 
 fn document(report: &OracleReport) -> Document {

@@ -5,12 +5,12 @@ mod tables;
 use anyhow::Result;
 use lance_mm::Checkpoint;
 use lance_mm::tensor::ActivationPrecision;
-use lance_mm_eval::{Continuation, ModelInfo, ParityOptions, parity};
+use lance_mm_eval::{Continuation, DataInfo, ModelInfo, ParityOptions, parity};
 
 use super::data::CompareArgs;
-use super::result::{self, Data};
+use super::result;
 use crate::model::{self, Model};
-use crate::progress::Progress;
+use crate::progress;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -82,13 +82,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
     };
     let [reference, candidate] = args.compare.models(reference, candidate)?;
-    let mut progress = Progress::new("questions", hints);
-    let report = parity(&reference.lance, &candidate.lance, &data, &options, &mut |done, all| {
-        progress.show(done, all)
+    let report = progress::with("questions", hints, |progress| {
+        parity(&reference.lance, &candidate.lance, &data, &options, progress)
     })?;
-    drop(progress);
     let models = [&reference, &candidate].map(|model| ModelInfo::of(&model.lance, &model.name));
     let tokens = report.all.logits.map_or(0, |logits| logits.positions);
     let document = tables::document(&models, &report);
-    result::show("eval parity", &models, Data::of(&data, tokens)?, &report, &document, &args.compare.output)
+    result::show(
+        "eval parity",
+        &models,
+        DataInfo::of(&data, tokens)?,
+        &report,
+        &document,
+        &args.compare.output,
+    )
 }

@@ -2,16 +2,16 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, anyhow};
-use lance_mm_eval::{ModelInfo, PerplexityReport, perplexity};
-use sha2::{Digest, Sha256};
+use anyhow::Result;
+use lance_mm_eval::dataset::read_text;
+use lance_mm_eval::{DataInfo, ModelInfo, PerplexityOptions, PerplexityReport, perplexity};
 
 use super::data::{DeviceArgs, OutputArgs};
-use super::result::{self, Data};
+use super::result;
 use crate::document::number::short;
 use crate::document::{Document, Table};
 use crate::model;
-use crate::progress::Progress;
+use crate::progress;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,24 +39,16 @@ pub(crate) struct Args {
     output: OutputArgs,
 }
 
-/// Tokens of a window unless the arguments say otherwise.
-const WINDOW: usize = 1024;
-
 pub(crate) fn run(args: &Args) -> Result<()> {
     let hints = args.output.check()?;
     let device = args.device.open()?;
-    let path = args.text.display().to_string();
-    let bytes = std::fs::read(&args.text).map_err(|error| anyhow!("{path}: {error}"))?;
-    let hash: String = Sha256::digest(&bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let text = String::from_utf8(bytes)
-        .map_err(|error| anyhow!("{path}: expected UTF-8, found other bytes: {error}"))?;
+    let text = read_text(&args.text)?;
     let model = model::load_on(&device, &args.model, hints)?;
-    let window = args.window.unwrap_or(WINDOW.min(model.lance.config().max_position_embeddings));
-    let mut progress = Progress::new("windows", hints);
-    let report = perplexity(&model.lance, &text, window, &mut |done, all| progress.show(done, all))?;
-    drop(progress);
+    let options = PerplexityOptions { window: args.window };
+    let report =
+        progress::with("windows", hints, |progress| perplexity(&model.lance, &text, &options, progress))?;
     let models = [ModelInfo::of(&model.lance, &model.name)];
-    let data = Data::of_text(&path, hash, report.predicted);
+    let data = DataInfo::of_texts(&args.text.display().to_string(), &[&text], report.predicted);
     result::show("eval ppl", &models, data, &report, &document(&models[0], &report), &args.output)
 }
 

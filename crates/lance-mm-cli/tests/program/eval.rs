@@ -155,7 +155,7 @@ fn what_cannot_be_measured_is_told_in_one_line() {
     let ppl = |text: &str, more: &[&str]| {
         lance_mm(["eval", "ppl", "nano", "--text", text].into_iter().chain(more.iter().copied()))
     };
-    assert!(ppl(&bytes, &[]).error().contains("bytes.txt: expected UTF-8"));
+    assert!(ppl(&bytes, &[]).error().contains("bytes.txt: line 1: expected UTF-8"));
     assert_eq!(ppl(&empty, &[]).error(), "text: expected at least 2 tokens, found 0");
     assert!(ppl(&data, &["--window", "1"]).error().starts_with("--window: expected 2 to "));
 }
