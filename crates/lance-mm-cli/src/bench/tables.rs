@@ -26,7 +26,7 @@ pub(super) fn document(report: &BenchReport) -> Document {
     document
 }
 
-/// Memory at ten points, and its slope.
+/// Memory over each tenth, and its slope.
 fn soak(report: &SoakReport, document: &mut Document) {
     let mut table = Table::new(["questions", "resident", "anonymous", "anonymous, bytes"], 0);
     for point in &report.points {
@@ -38,7 +38,10 @@ fn soak(report: &SoakReport, document: &mut Document) {
         ]);
     }
     document.table(table);
-    document.text(format!("Slope of anonymous memory: {:+.1} bytes a question.", report.bytes_per_question));
+    document.text(format!(
+        "Means over each tenth. Slope of anonymous memory: {:+.1} bytes a question, standard error {:.1}.",
+        report.bytes_per_question, report.standard_error
+    ));
 }
 
 fn machine(machine: &Machine, document: &mut Document) {

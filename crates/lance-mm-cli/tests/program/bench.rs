@@ -86,15 +86,15 @@ fn a_soak_test_reads_memory_at_ten_points() {
     let soak = |questions: &str, more: &[&str]| {
         lance_mm([&["bench", "-q", "--only", "soak", "--questions", questions], more].concat())
     };
-    let json: Value = serde_json::from_str(&soak("20", &["--json"]).stdout).unwrap();
+    let json: Value = serde_json::from_str(&soak("40", &["--json"]).stdout).unwrap();
     let model = &json["models"][0];
     assert_eq!(model["rows"].as_array().unwrap().len(), 0, "no other part");
     let points = model["soak"]["points"].as_array().unwrap();
-    assert_eq!((points.len(), &points[0]["questions"], &points[9]["questions"]), (10, &2.into(), &20.into()));
+    assert_eq!((points.len(), &points[0]["questions"], &points[9]["questions"]), (10, &4.into(), &40.into()));
     assert!(model["soak"]["bytes_per_question"].as_f64().is_some());
-    let table = soak("20", &[]);
+    let table = soak("40", &[]);
     assert!(table.stdout.contains("Slope of anonymous memory: "), "{}", table.stdout);
-    assert!(soak("9", &[]).error().starts_with("--questions: expected at least 10"));
+    assert!(soak("9", &[]).error().starts_with("--questions: expected at least 40"));
 }
 
 #[test]
