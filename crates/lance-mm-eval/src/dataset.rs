@@ -177,7 +177,8 @@ impl Sample {
     /// An error with file and line of the sample, unless it has them or is no error of it.
     pub(crate) fn located(&self, error: Error) -> Error {
         match error {
-            Error::Pipeline(lance_mm_pipelines::Error::Interrupted) | Error::Sample { .. } => error,
+            Error::Pipeline(lance_mm_pipelines::Error::Interrupted) => error,
+            Error::Sample { ref place, .. } if *place == self.place => error,
             Error::Data { ref name, .. } if *name == self.place => error,
             error => Error::Sample { place: self.place.clone(), source: Box::new(error) },
         }

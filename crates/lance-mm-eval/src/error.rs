@@ -20,10 +20,10 @@ pub enum Error {
         /// Expected and found.
         message: String,
     },
-    /// An error of one sample of a data set.
+    /// An error of one sample of a data set, or of one of two models.
     #[error("{place}: {source}")]
     Sample {
-        /// File and line.
+        /// File and line, or `reference` or `candidate`.
         place: String,
         /// The error.
         source: Box<Error>,
@@ -51,6 +51,14 @@ impl From<candle_core::Error> for Error {
 impl Error {
     pub(crate) fn data(name: impl Into<String>, message: impl ToString) -> Self {
         Self::Data { name: name.into(), message: message.to_string() }
+    }
+
+    /// The same of one of two models.
+    pub(crate) fn of_model(self, model: &str) -> Self {
+        match self {
+            Self::Pipeline(lance_mm_pipelines::Error::Interrupted) => self,
+            error => Self::Sample { place: model.to_owned(), source: Box::new(error) },
+        }
     }
 
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {

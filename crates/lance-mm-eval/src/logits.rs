@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(of(&[], &[], 0), "logits: expected a token below 0, found 0");
         assert_eq!(
             of(&[1.0, 2.0], &[1.0, f32::NAN], 0),
-            "logits of the candidate: expected finite values, found NaN at 1"
+            "logits of the candidate: expected finite numbers, found NaN"
         );
     }
 }

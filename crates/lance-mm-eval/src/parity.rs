@@ -111,8 +111,10 @@ impl Pair<'_> {
         let given = options.continuation == Continuation::Given;
         let mut greedy = options.asking.clone();
         greedy.decode.sampling = Default::default();
-        let ask = |context: &mut ImageContext| context.ask(&sample.question, &greedy);
-        let own = if options.answers || !given { Some(ask(reference)?) } else { None };
+        let ask = |context: &mut ImageContext, model| {
+            context.ask(&sample.question, &greedy).map_err(|error| Error::from(error).of_model(model))
+        };
+        let own = if options.answers || !given { Some(ask(reference, "reference")?) } else { None };
         let ids = match &own {
             Some(answer) if !given => answer.ids.clone(),
             _ => given_ids(models[0].tokenizer(), sample)?,
@@ -122,7 +124,7 @@ impl Pair<'_> {
             candidate.teacher_forced(&sample.question, &ids)?,
         ];
         let answers = match own.filter(|_| options.answers) {
-            Some(own) => Some([own.text, ask(candidate)?.text]),
+            Some(own) => Some([own.text, ask(candidate, "candidate")?.text]),
             None => None,
         };
         Ok(Measured {
@@ -148,11 +150,13 @@ fn positions(
         each_row(reference.llm(), &p.narrow(0, first, ids.len())?, vocabulary, |_, logits| {
             rows.push(logits.to_vec());
             Ok(())
-        })?;
+        })
+        .map_err(|error| error.of_model("reference"))?;
         each_row(candidate.llm(), &q.narrow(0, first, ids.len())?, vocabulary, |i, logits| {
             positions.push(Position::new(&rows[i], logits, ids[i])?);
             Ok(())
-        })?;
+        })
+        .map_err(|error| error.of_model("candidate"))?;
     }
     Ok(positions)
 }

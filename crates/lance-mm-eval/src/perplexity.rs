@@ -101,7 +101,7 @@ mod tests {
         let error = perplexity(&broken(), "A red star", &PerplexityOptions::default(), &mut |_, _| {})
             .unwrap_err()
             .to_string();
-        assert_eq!(error, "window 1: logits: expected finite values, found NaN at 0");
+        assert_eq!(error, "window 1: logits: expected finite numbers, found NaN");
     }
 
     #[test]
