@@ -16,7 +16,7 @@ pub struct Distribution {
 }
 
 impl Distribution {
-    /// Of at least one number.
+    /// Distribution of at least one number.
     pub fn of(mut values: Vec<f64>) -> Option<Self> {
         let mean = mean(values.iter().copied())?;
         values.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! Fine detail of images: how much of one lies in high frequencies.
+//! Fine detail of images: power in high frequencies.
 
 use std::sync::Arc;
 

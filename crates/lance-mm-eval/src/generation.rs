@@ -61,7 +61,7 @@ pub struct PromptReport {
 /// A run against the reference's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Compared {
-    /// What it began from.
+    /// Its noise.
     pub start: Start,
     /// Step by step.
     pub steps: Vec<StepError>,
@@ -289,7 +289,7 @@ impl Start {
 /// nothing here ever takes a type from a weight.
 ///
 /// # Errors
-/// What candle refuses.
+/// Errors of candle.
 pub fn as_unsigned(values: &Tensor) -> Result<Tensor> {
     let whole: Vec<f32> = values.flatten_all()?.to_vec1::<f32>()?.iter().map(|v| *v as u32 as f32).collect();
     Ok(Tensor::from_vec(whole, values.shape(), values.device())?)

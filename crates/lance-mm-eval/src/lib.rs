@@ -1,6 +1,6 @@
 //! Cost of quantization: a candidate checkpoint against its reference, in answers, logits and layers.
 //!
-//! [`parity()`] is the first thing to run: both models go through the same answers and their logits are
+//! [`parity()`] is the first thing to run: the same answers are teacher-forced in both models and their logits are
 //! compared at every token ([`logits`]), then each answers on its own ([`text`]). [`layers()`] says which
 //! linear layer loses how much, [`oracle`] puts answers of several models side by side, [`perplexity()`]
 //! reads a text. Questions come from a [`Dataset`]. [`generation()`] compares images that two models generate from the same

@@ -16,7 +16,7 @@ pub use report::{MeanAgreement, ParityReport, SampleReport, Score, Stratum};
 pub struct ParityOptions {
     /// Prompt and decoding of the questions. Answers are greedy whatever the sampling says.
     pub asking: AskOptions,
-    /// The answer both models go through.
+    /// Teacher-forced answer of both models.
     pub continuation: Continuation,
     /// Let each model answer on its own too. Without it there are no answers to compare, and half of the
     /// time is saved.
@@ -46,12 +46,12 @@ pub enum Continuation {
     Given,
 }
 
-/// Puts the questions of a data set to both models, each with its own vision encoder. Images are
+/// Asks both models the questions of a data set, each with its own vision encoder. Images are
 /// encoded once, whatever number of questions follows.
 ///
 /// # Errors
 /// Models with different tokenizers, images that cannot be read or used, logits that are not finite, a
-/// sample without an answer where the given ones are asked for.
+/// sample without an answer with [`Continuation::Given`].
 pub fn parity(
     reference: &Lance,
     candidate: &Lance,
@@ -167,7 +167,7 @@ const PIECE: usize = 32;
 /// Tokens of the answer in the data and the one that ends it.
 pub(super) fn given_ids(tokenizer: &Tokenizer, sample: &Sample) -> Result<Vec<u32>> {
     let Some(answer) = &sample.answer else {
-        return Err(sample.error("answer: expected a text to go through, found no such field"));
+        return Err(sample.error("answer: expected a text, found no such field"));
     };
     if let Some(token) = tokenizer.special_in(answer) {
         return Err(sample.error(format!("answer: expected plain text, found the special token {token}")));

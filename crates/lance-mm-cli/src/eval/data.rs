@@ -38,7 +38,7 @@ impl AskArgs {
         Ok(self.limited(Dataset::read(path)?))
     }
 
-    /// As many questions as were asked for.
+    /// The first `--max` questions.
     pub(crate) fn limited(&self, data: Dataset) -> Dataset {
         match self.max {
             Some(max) => data.limited(max as usize),
@@ -63,7 +63,7 @@ impl DeviceArgs {
     }
 }
 
-/// Two checkpoints, the questions put to both, and where results go.
+/// Two checkpoints, questions for both, and files for results.
 #[derive(clap::Args)]
 pub(crate) struct CompareArgs {
     /// The reference.

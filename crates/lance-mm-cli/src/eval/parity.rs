@@ -21,14 +21,14 @@ Examples:
 
 /// Compare a checkpoint with its reference on the same questions.
 ///
-/// Both models go through the reference's greedy answer (or the data's), and their logits are compared at
+/// The reference's greedy answer (or the data's) is teacher-forced in both models, and logits are compared at
 /// every token; then each answers on its own.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     #[command(flatten)]
     compare: CompareArgs,
-    /// Go through the data's answers instead of the reference's own.
+    /// Compare logits along the data's answers instead of the reference's own.
     #[arg(long)]
     given: bool,
     /// Compare logits only; the models do not answer on their own.

@@ -18,7 +18,7 @@ struct Record<'a, T> {
     report: &'a T,
 }
 
-/// Prints the tables and writes what was asked for.
+/// Prints the tables and writes the files of `--json` and `--html`.
 pub(crate) fn show<T: Serialize>(
     command: &'static str,
     models: &[ModelInfo],

@@ -14,7 +14,7 @@ pub struct AnswerTime {
     pub question: String,
     /// From the image to the last token.
     pub seconds: f64,
-    /// Of these, until the prompt with its image is prefilled.
+    /// The part until the prompt with its image is prefilled.
     pub prompt_seconds: f64,
     /// Decoding, for each token.
     pub seconds_per_token: f64,

@@ -84,7 +84,7 @@ fn bad_data_is_named() {
     let given = ParityOptions { continuation: Continuation::Given, ..Default::default() };
     assert_eq!(
         run(&data, &given).unwrap_err().to_string(),
-        "demo_percentage.png: answer: expected a text to go through, found no such field"
+        "demo_percentage.png: answer: expected a text, found no such field"
     );
     data.samples[1].answer = Some("a<|im_start|>".into());
     assert!(run(&data, &given).unwrap_err().to_string().contains("found the special token <|im_start|>"));
