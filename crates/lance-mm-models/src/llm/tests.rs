@@ -1,4 +1,5 @@
 use candle_core::{DType, Device};
+use lance_mm_tensor::ActivationPrecision;
 use lance_mm_tensor::testing::{assert_close, seeded};
 
 use super::*;
@@ -41,6 +42,32 @@ fn run(
     let sequence = Sequence::new(segments, &llm.config().layout(), start);
     let x = llm.embed(&sequence, features).unwrap();
     (llm.prefill(&x, &sequence, cache).unwrap(), sequence.end())
+}
+
+/// No kernel on the way may make a number of NaN: by a maximum that drops it, a clamp or a cast.
+#[test]
+fn damage_of_any_tensor_is_an_error_of_the_logits() {
+    let config = config();
+    let sound = llm_tensors(&config);
+    let (segments, features) = prompt();
+    for (i, (name, ..)) in sound.iter().enumerate().filter(|(_, (name, ..))| !is_gen(name)) {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut tensors = sound.clone();
+            tensors[i].2.fill(bad);
+            let weights = weights(&tensors);
+            for precision in [ActivationPrecision::Bf16, ActivationPrecision::F32] {
+                let weights = weights.clone().with_activation_precision(precision);
+                let llm = Llm::load(&config, &weights, Experts::Und).unwrap();
+                let mut cache = llm.cache();
+                let (hidden, _) = run(&llm, &segments, &features, Cursor::default(), &mut cache);
+                let logits = llm.logits(&hidden);
+                assert!(
+                    matches!(logits, Err(Error::NotFinite { .. })),
+                    "{name} {bad} {precision:?}: {logits:?}"
+                );
+            }
+        }
+    }
 }
 
 #[test]

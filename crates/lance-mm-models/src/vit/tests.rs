@@ -34,6 +34,21 @@ fn windows_are_cut_at_the_edges() {
 }
 
 #[test]
+fn damage_of_any_tensor_is_an_error_of_the_features() {
+    let config = config();
+    let sound = vit_tensors(&config);
+    for (i, (name, ..)) in sound.iter().enumerate() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut tensors = sound.clone();
+            tensors[i].2.fill(bad);
+            let vit = Vit::load(&config.vision, &weights(&tensors)).unwrap();
+            let features = vit.forward(&patches(16, 1), &[grid(1, 4, 4)]);
+            assert!(matches!(features, Err(Error::NotFinite { .. })), "{name} {bad}: {features:?}");
+        }
+    }
+}
+
+#[test]
 fn pictures_and_frame_pairs_do_not_see_each_other() {
     let vit = vit();
     let grids = [grid(2, 4, 6), grid(1, 2, 10), grid(1, 10, 2)];
