@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 /// Most bytes of a configuration. Entries for each module of Lance take 50 kB.
 pub const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// Most bytes of a safetensors header or of an index of shards. Those of the largest Lance checkpoint take 0.7 MB.
-pub const MAX_HEADER_BYTES: u64 = 16 << 20;
+pub const MAX_HEADER_BYTES: u64 = 8 << 20;
 /// Most characters of a message about a file.
 const MAX_MESSAGE: usize = 500;
 

@@ -168,7 +168,7 @@ fn damaged_headers_are_refused_in_few_words() {
             0,
             "raw: a: invalid type: sequence, expected an object",
         ),
-        (" ".repeat((16 << 20) + 1), 0, "raw: expected a header of at most 16777216 bytes, found 16777217"),
+        (" ".repeat((8 << 20) + 1), 0, "raw: expected a header of at most 8388608 bytes, found 8388609"),
         (
             tensor("a", &dimensions, "[0,4]"),
             4,
@@ -185,6 +185,16 @@ fn damaged_headers_are_refused_in_few_words() {
             "raw: truncated: expected 18446744073709551615 bytes",
         ),
         (tensor("a", "[1]", "[4,0]"), 4, "raw: invalid offset for tensor `a`"),
+        (
+            r#"{"a":{"dtype":"F32","shape":[1],"x":[0,0],"data_offsets":[0,4]}}"#.into(),
+            4,
+            "raw: a.x: unknown field `x`, expected one of `dtype`, `shape`, `data_offsets`",
+        ),
+        (
+            r#"{"a":{"dtype":[0],"shape":[1],"data_offsets":[0,4]}}"#.into(),
+            4,
+            "raw: a.dtype: invalid type: sequence",
+        ),
         (two("[0,4]", "[2,6]"), 6, "raw: invalid offset for tensor `b`"),
         (two("[0,4]", "[8,12]"), 12, "raw: invalid offset for tensor `b`"),
         (tensor("a", "[1]", "[0,4]"), 9, "raw: incomplete metadata"),
