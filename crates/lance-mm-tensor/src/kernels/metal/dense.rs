@@ -168,7 +168,7 @@ mod tests {
         }
     }
 
-    /// What only the simulator sees.
+    /// Faults that only the simulator sees.
     #[cfg(target_os = "linux")]
     mod faults {
         use super::super::super::runner::{Build, check_races, run_source};

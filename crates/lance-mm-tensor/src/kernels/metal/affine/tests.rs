@@ -8,7 +8,7 @@ use crate::testing::seeded;
 struct Case {
     w: AffineWeight,
     x: Vec<f32>,
-    /// What is added to every row, if anything is.
+    /// Values added to every row, if any.
     added: Option<Vec<f32>>,
     expected: Vec<f64>,
     size: Vec<f64>,
@@ -143,7 +143,7 @@ fn plans_cover_every_row() {
     assert_eq!((plan.kernel.as_str(), plan.groups), ("affine_matmul_bf16_bf16", [4748, 19, 1]));
 }
 
-/// What only the simulator sees.
+/// Faults that only the simulator sees.
 #[cfg(target_os = "linux")]
 mod faults {
     use super::super::super::runner::{Build, check_races, run_source};
