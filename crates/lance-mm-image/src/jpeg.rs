@@ -1,8 +1,10 @@
 //! JPEG: pixels, orientation, and detection of damage.
 //!
-//! The decoder fills with gray what it cannot read. That suits a viewer, but a model would describe the gray: here it
-//! runs in its strict mode, on a stream that has been reduced to the segments that make pixels, and a file without
-//! its end is refused.
+//! The decoder fills with gray what it cannot read. That suits a viewer, but a model would describe the gray: here the
+//! codes are checked first, it runs in its strict mode, on a stream that has been reduced to the segments that make
+//! pixels, and a file without its end is refused.
+
+mod scan;
 
 use zune_jpeg::errors::DecodeErrors;
 use zune_jpeg::zune_core::bytestream::ZCursor;
@@ -38,8 +40,9 @@ pub(crate) fn decode(bytes: &[u8], budget: &Budget<'_>) -> Result<Decoded, Fault
     Ok(Decoded { size, pixels, orientation: file.orientation })
 }
 
-/// Decodes a stream that was checked.
+/// Decodes a stream whose size was checked; damage is an error.
 pub(crate) fn pixels(stream: &[u8]) -> Result<(Size, Vec<u8>), Fault> {
+    scan::check(stream)?;
     let options = DecoderOptions::default()
         .set_strict_mode(true)
         .set_max_width(usize::MAX)
