@@ -5,6 +5,8 @@
 mod ccitt;
 mod compression;
 mod directory;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 
@@ -209,6 +211,7 @@ impl<'a> Page<'a> {
             (Compression::None, _) => len,
             // Some writers leave the count out.
             (_, None | Some(0)) => rest.len(),
+            (_, Some(count)) if count > rest.len() => return Err(Fault::ends_early()),
             (_, Some(count)) => count,
         };
         let data = &rest[..count.min(rest.len())];
