@@ -98,7 +98,7 @@ impl<'a> Launch<'a> {
     }
 }
 
-/// What a run used.
+/// Memory and work of a run.
 #[derive(Debug)]
 pub struct Stats {
     /// Largest threadgroup memory that any threadgroup used, in bytes.

@@ -1,4 +1,4 @@
-//! What a compiled program reads and writes; `shim/msl_main.hpp` has the other side.
+//! Input and output of a compiled program; `shim/msl_main.hpp` has the other side.
 
 use anyhow::{Context, Result};
 

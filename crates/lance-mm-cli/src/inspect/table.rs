@@ -171,9 +171,12 @@ fn aligned(rows: &[Vec<String>], numbers: usize) -> Vec<String> {
         rows.iter().filter_map(|row| row.get(i)).map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
-    let cell = |(i, cell): (usize, &String)| match (1..=numbers).contains(&i) {
-        true => format!("{cell:>0$}", widths[i]),
-        false => format!("{cell:<0$}", widths[i]),
+    let cell = |(i, cell): (usize, &String)| {
+        if (1..=numbers).contains(&i) {
+            format!("{cell:>0$}", widths[i])
+        } else {
+            format!("{cell:<0$}", widths[i])
+        }
     };
     rows.iter().map(|row| row.iter().enumerate().map(cell).collect::<Vec<_>>().join("  ")).collect()
 }

@@ -372,9 +372,10 @@ fn a_result_is_not_taken_for_that_of_another_model() {
     for name in ["model.safetensors", "vit.safetensors", "config.json", "generation_config.json"] {
         let path = files.path("nano").join(name);
         let original = fs::read(&path).unwrap();
-        match name.ends_with(".json") {
-            true => fs::write(&path, [&original[..], b" "].concat()).unwrap(),
-            false => touch(&path),
+        if name.ends_with(".json") {
+            fs::write(&path, [&original[..], b" "].concat()).unwrap();
+        } else {
+            touch(&path);
         }
         let run = lance_mm(args.into_iter().chain(["-q"]));
         assert!(
@@ -404,9 +405,10 @@ fn an_interrupted_run_does_not_go_on_with_other_inputs() {
     let answer = |text: &str| text.replacen("\"answer\":\"", "\"answer\":\"Not ", 1).into_bytes();
     for path in [&weights, &picture, Path::new(&calib)] {
         let original = fs::read(path).unwrap();
-        match path.extension().is_some_and(|extension| extension == "jsonl") {
-            true => fs::write(path, answer(std::str::from_utf8(&original).unwrap())).unwrap(),
-            false => touch(path),
+        if path.extension().is_some_and(|extension| extension == "jsonl") {
+            fs::write(path, answer(std::str::from_utf8(&original).unwrap())).unwrap();
+        } else {
+            touch(path);
         }
         let run = lance_mm(&args);
         assert!(run.error().contains("left by a run with other settings or inputs"), "{}", run.stderr);
