@@ -26,6 +26,12 @@ pub(crate) struct Random {
     /// Form of the large matrices.
     #[arg(long, value_enum, default_value = "bf16")]
     format: Format,
+    /// Bits of linear layers with `--format int4` or `awq`, and of everything else that the format does not widen.
+    #[arg(long, default_value_t = 4, value_parser = widths([2, 3, 4, 5, 6, 8]))]
+    bits: usize,
+    /// Pack the vision encoder in 8 or 4 bits, as `quantize --vit` does.
+    #[arg(long, value_parser = widths([4, 8]))]
+    vit: Option<usize>,
     /// Seed of the values.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -41,8 +47,40 @@ pub(crate) struct Random {
 enum Format {
     /// Norms in F32, the rest in BF16, as published.
     Bf16,
-    /// Linears, embedding and head in 4 bits, groups of 128 (or the largest that divides), as published.
+    /// Linears, embedding and head in `--bits`, groups of 128 (or the largest that divides), as published in 4 bits.
     Int4,
+    /// As `quantize --recipe awq`: the head two bits wider, head and embedding in groups of 64.
+    Awq,
+    /// As `quantize --recipe awq-mixed`: linears of 3, 4, 5 and 6 bits in groups of 64, 4 in the mean and a half.
+    AwqMixed,
+}
+
+impl Format {
+    /// Bits and largest group of a module; `None` if all stay in bf16.
+    fn scheme(self, module: &str, bits: usize) -> Option<(usize, usize)> {
+        match (self, module) {
+            (Self::Bf16, _) => None,
+            (Self::Int4, _) => Some((bits, 128)),
+            (Self::Awq, "lm_head") => Some((if bits < 6 { bits + 2 } else { 8 }, 64)),
+            (Self::Awq, "embed_tokens") => Some((bits, 64)),
+            (Self::Awq, _) => Some((bits, 128)),
+            (Self::AwqMixed, "lm_head") => Some((6, 64)),
+            (Self::AwqMixed, "embed_tokens") => Some((4, 64)),
+            // The same for every layer: matrices that are multiplied by the same activations differ too.
+            (Self::AwqMixed, _) => {
+                let sum: usize = module.bytes().filter(|b| !b.is_ascii_digit()).map(usize::from).sum();
+                Some(([3, 4, 5, 6][sum % 4], 64))
+            }
+        }
+    }
+}
+
+/// Parses one of some numbers of bits.
+fn widths<const N: usize>(allowed: [usize; N]) -> impl Fn(&str) -> Result<usize> + Clone + Send + Sync {
+    move |text| {
+        let bits = text.parse().ok().filter(|bits| allowed.contains(bits));
+        bits.with_context(|| format!("expected one of {allowed:?}"))
+    }
 }
 
 impl Random {
@@ -54,6 +92,13 @@ impl Random {
         }
         if self.und_only {
             json["lance_mm"]["experts"] = json!(["und"]);
+        }
+        if self.vit.is_some() {
+            // Whole groups, as `quantize` pads them.
+            let width = json["vision_config"]["intermediate_size"]
+                .as_u64()
+                .context("vision_config.intermediate_size")?;
+            json["vision_config"]["intermediate_size"] = width.next_multiple_of(64).into();
         }
         let config = Config::from_json(json.to_string().as_bytes())?;
         let experts = if self.und_only { Experts::Und } else { Experts::Both };
@@ -73,8 +118,8 @@ impl Random {
         let name = || self.dst.display().to_string();
         let folder = StagedFolder::create(&self.dst).with_context(name)?;
         let dir = folder.path();
-        if self.format == Format::Int4 {
-            let quantization = json!({"group_size": 128, "bits": 4, "mode": "affine"});
+        if self.format != Format::Bf16 {
+            let quantization = self.quantization(&llm);
             json["quantization"] = quantization.clone();
             json["quantization_config"] = quantization;
         }
@@ -87,10 +132,9 @@ impl Random {
             if part.is_empty() {
                 continue;
             }
-            let stored: Vec<Stored> = part
-                .iter()
-                .map(|(name, shape)| Stored::new(name.clone(), Kind::Bf16, shape.clone()))
-                .collect();
+            let scheme = self.vit.filter(|_| file == "vit").map(|bits| (bits, 64));
+            let stored: Vec<Stored> =
+                part.iter().flat_map(|(name, shape)| packed(name, shape, scheme)).collect();
             write_file(&dir.join(format!("{file}.safetensors")), &stored, self.seed ^ seed)?;
         }
         self.copy_tokenizer(dir)?;
@@ -125,26 +169,41 @@ impl Random {
             return vec![Stored::new(name.to_owned(), Kind::Positions(side), shape.to_vec())];
         }
         let norm = name.contains("norm");
-        let &[rows, cols] = shape else {
+        let &[_, cols] = shape else {
             return vec![Stored::new(
                 name.to_owned(),
                 if norm { Kind::F32 } else { Kind::Bf16 },
                 shape.to_vec(),
             )];
         };
+        packed(name, shape, self.scheme(name, cols))
+    }
+
+    /// Scheme of a matrix of the language model.
+    fn scheme(&self, name: &str, cols: usize) -> Option<(usize, usize)> {
         // The GEN expert is quantized in the published file, the latent layers are not.
-        let dense = is_generation(name) && !name.contains("_moe_gen");
-        let group = [128, 64, 32].into_iter().find(|g| !dense && cols.is_multiple_of(*g));
-        let (Format::Int4, Some(group), Some(module)) = (self.format, group, name.strip_suffix(".weight"))
-        else {
-            return vec![Stored::new(name.to_owned(), Kind::Bf16, shape.to_vec())];
-        };
-        let groups = vec![rows, cols / group];
-        vec![
-            Stored::new(name.to_owned(), Kind::Words, vec![rows, cols / 8]),
-            Stored::new(format!("{module}.scales"), Kind::Scale(cols), groups.clone()),
-            Stored::new(format!("{module}.biases"), Kind::Bias(cols), groups),
-        ]
+        if is_generation(name) && !name.contains("_moe_gen") {
+            return None;
+        }
+        let (bits, largest) = self.format.scheme(name.strip_suffix(".weight")?, self.bits)?;
+        let group = [128, 64, 32].into_iter().find(|g| *g <= largest && cols.is_multiple_of(*g))?;
+        Some((bits, group))
+    }
+
+    /// The settings of `config.json`: linears at the top, an entry for each module that differs.
+    fn quantization(&self, tensors: &[(String, Vec<usize>)]) -> Value {
+        let top = (if self.format == Format::AwqMixed { 4 } else { self.bits }, 128);
+        let mut quantization = json!({"group_size": top.1, "bits": top.0, "mode": "affine"});
+        if self.format == Format::Int4 {
+            return quantization;
+        }
+        for (name, shape) in tensors {
+            let (Some(module), &[_, cols]) = (name.strip_suffix(".weight"), &shape[..]) else { continue };
+            if let Some((bits, group)) = self.scheme(name, cols).filter(|scheme| *scheme != top) {
+                quantization[module] = json!({"bits": bits, "group_size": group});
+            }
+        }
+        quantization
     }
 
     fn copy_tokenizer(&self, dir: &Path) -> Result<()> {
@@ -162,6 +221,24 @@ impl Random {
     }
 }
 
+/// The tensors of a matrix or vector, packed with a scheme that fits.
+fn packed(name: &str, shape: &[usize], scheme: Option<(usize, usize)>) -> Vec<Stored> {
+    let dense = || vec![Stored::new(name.to_owned(), Kind::Bf16, shape.to_vec())];
+    let (Some((bits, group)), &[rows, cols], Some(module)) = (scheme, shape, name.strip_suffix(".weight"))
+    else {
+        return dense();
+    };
+    if !cols.is_multiple_of(group) {
+        return dense();
+    }
+    let (step, groups) = (Step { cols, bits }, vec![rows, cols / group]);
+    vec![
+        Stored::new(name.to_owned(), Kind::Words, vec![rows, cols * bits / 32]),
+        Stored::new(format!("{module}.scales"), Kind::Scale(step), groups.clone()),
+        Stored::new(format!("{module}.biases"), Kind::Bias(step), groups),
+    ]
+}
+
 struct Stored {
     name: String,
     kind: Kind,
@@ -173,10 +250,9 @@ enum Kind {
     F32,
     Bf16,
     Words,
-    /// For rows of this many columns.
-    Scale(usize),
-    /// Minus 7.5 scales, so that values centre on zero.
-    Bias(usize),
+    Scale(Step),
+    /// Minus half of all steps, so that values centre on zero.
+    Bias(Step),
     /// The table of latent positions, which is no parameter, for frames of this side.
     Positions(usize),
 }
@@ -218,17 +294,29 @@ impl Stored {
                 Kind::Bf16 if self.shape.len() == 1 => out.extend(bf16(0.1 * state.unit())),
                 Kind::Bf16 => out.extend(bf16(spread * state.unit())),
                 Kind::Words => out.extend((state.next() as u32).to_le_bytes()),
-                Kind::Scale(cols) => out.extend(bf16(scale(cols))),
-                Kind::Bias(cols) => out.extend(bf16(-7.5 * scale(cols))),
+                Kind::Scale(step) => out.extend(bf16(step.size())),
+                Kind::Bias(step) => out.extend(bf16(-step.half_range() * step.size())),
                 Kind::Positions(_) => {}
             }
         }
     }
 }
 
-/// Step of sixteen even levels whose spread is that of the dense weights.
-fn scale(cols: usize) -> f32 {
-    1.7 / (cols as f32).sqrt() / 7.5
+/// Even levels whose spread is that of the dense weights.
+#[derive(Clone, Copy)]
+struct Step {
+    cols: usize,
+    bits: usize,
+}
+
+impl Step {
+    fn half_range(self) -> f32 {
+        ((1u32 << self.bits) - 1) as f32 / 2.0
+    }
+
+    fn size(self) -> f32 {
+        1.7 / (self.cols as f32).sqrt() / self.half_range()
+    }
 }
 
 fn bf16(value: f32) -> [u8; 2] {
