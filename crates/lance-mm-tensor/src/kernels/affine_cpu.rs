@@ -59,7 +59,7 @@ fn matmul_with(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>, add: Addends<'_>) 
         }
         _ => match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx(_, amx) => return tiles::matmul(amx, x, w, add),
+            Isa::Amx(simd, amx) => return tiles::matmul(simd, amx, x, w, add),
             _ => many(isa, x, n, w),
         },
     };
@@ -110,7 +110,7 @@ pub(super) fn matmul_swiglu(
         1..=FEW if gate.codes() == Codes::Nibbles => Some(few_swiglu(isa, x, n, [gate, up], biases)),
         _ => match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx(_, amx) => tiles::matmul_swiglu(amx, x, gate, up, biases),
+            Isa::Amx(simd, amx) => tiles::matmul_swiglu(simd, amx, x, gate, up, biases),
             _ => None,
         },
     }

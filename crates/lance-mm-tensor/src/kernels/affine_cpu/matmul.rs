@@ -17,7 +17,7 @@ use std::ops::Range;
 use super::CHUNK;
 use super::activations::Activations;
 use super::panel::{LANES, Sixteen, add_scaled, factors, transposed};
-use crate::kernels::affine_matrix::{Affine, Codes, LINE, unpack_line};
+use crate::kernels::affine_matrix::{Affine, Codes, LINE, row_bytes};
 use crate::kernels::output_columns::{Columns, Part};
 use crate::kernels::vector::{Isa, Kernel, Simd};
 
@@ -40,19 +40,27 @@ const MOST: usize = 12;
 // 96 x 32 f32 are 12 kB, which stay in a first-level cache of 32 kB beside a line of the tile, 4 kB, and activations.
 const NEAR: usize = 96;
 
+/// Codes of a tile are nibbles of the weight, so that even columns come first in activations.
+const NIBBLES: u8 = 0;
+/// They are bytes of at most 127, columns in order.
+const BYTES: u8 = 1;
+/// They are bytes of at most 255.
+const WIDE: u8 = 2;
+
 /// `out[i · R + r] = w[r] · x[i]`.
 pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations<1>, out: &mut [f32]) {
     for first in (0..x.lines).step_by(CHUNK) {
         let lines = first..(first + CHUNK).min(x.lines);
         Columns::new(out, w.rows).in_parallel(TILE, usize::MAX / TILE, |columns| match w.codes() {
-            Codes::Nibbles => multiply::<true>(isa, w, x, lines.clone(), columns),
-            Codes::Bytes => multiply::<false>(isa, w, x, lines.clone(), columns),
+            Codes::Nibbles => multiply::<NIBBLES>(isa, w, x, lines.clone(), columns),
+            Codes::Bytes if w.bits == 8 => multiply::<WIDE>(isa, w, x, lines.clone(), columns),
+            Codes::Bytes => multiply::<BYTES>(isa, w, x, lines.clone(), columns),
         });
     }
 }
 
 /// Adds the products over some lines to some columns of the output; the first lines overwrite it.
-fn multiply<const NIBBLES: bool>(
+fn multiply<const CODES: u8>(
     isa: Isa,
     w: &Affine<'_>,
     x: &Activations<1>,
@@ -66,7 +74,7 @@ fn multiply<const NIBBLES: bool>(
             tiles.resize_with(TILES, Tile::default);
             for (first, tile) in firsts.iter().zip(&mut *tiles) {
                 tile.set_up(lines.clone(), x.per_line);
-                isa.run(Rearrange::<NIBBLES> { w, first: *first, tile });
+                isa.run(Rearrange { w, first: *first, tile });
             }
             for start in (0..x.n).step_by(NEAR) {
                 let rows = start..(start + NEAR).min(x.n);
@@ -77,7 +85,7 @@ fn multiply<const NIBBLES: bool>(
                     }
                     // The last tokens prefetch the words of the tiles after these into the second-level cache.
                     let next = (rows.end == x.n).then(|| Sixteen::new(w, *first));
-                    isa.run(Multiply::<NIBBLES> { x, tile, rows: rows.clone(), next });
+                    isa.run(Multiply::<CODES> { x, tile, rows: rows.clone(), next });
                 }
                 write_rows(columns, &rows, firsts, tiles);
             }
@@ -154,13 +162,13 @@ impl Tile {
 }
 
 /// Reads 32 rows of the weight into a tile.
-struct Rearrange<'a, const NIBBLES: bool> {
+struct Rearrange<'a> {
     w: &'a Affine<'a>,
     first: usize,
     tile: &'a mut Tile,
 }
 
-impl<const NIBBLES: bool> Kernel for Rearrange<'_, NIBBLES> {
+impl Kernel for Rearrange<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -169,18 +177,29 @@ impl<const NIBBLES: bool> Kernel for Rearrange<'_, NIBBLES> {
         let groups = tile.lines.start * (LINE / w.group);
         widen(simd, w, w.scales, first, groups, &mut tile.scales);
         widen(simd, w, w.biases, first, groups, &mut tile.biases);
-        let rows = NIBBLES.then(|| [Sixteen::new(w, first), Sixteen::new(w, first + LANES)]);
-        for (line, codes) in tile.lines.clone().zip(&mut tile.codes) {
-            match &rows {
-                Some(rows) => unpack_nibbles(simd, rows, line, &mut codes.0),
-                None => unpack(simd, w, first, line, &mut codes.0),
-            }
+        let lines = tile.lines.clone().zip(&mut tile.codes);
+        macro_rules! unpack {
+            ($($bits:literal $width:literal)*) => {
+                match w.bits {
+                    $($bits => for (line, codes) in lines {
+                        unpack::<S, $width>(simd, w, first, line, &mut codes.0);
+                    })*
+                    4 => {
+                        let rows = [Sixteen::new(w, first), Sixteen::new(w, first + LANES)];
+                        for (line, codes) in lines {
+                            unpack_nibbles(simd, &rows, line, &mut codes.0);
+                        }
+                    }
+                    bits => unreachable!("{bits} bits are not 2, 3, 4, 5, 6 or 8"),
+                }
+            };
         }
+        unpack!(2 32 3 48 5 80 6 96 8 128);
     }
 }
 
 /// Adds the products of a tile with the tokens `rows` to its sums.
-struct Multiply<'a, const NIBBLES: bool> {
+struct Multiply<'a, const CODES: u8> {
     x: &'a Activations<1>,
     tile: &'a mut Tile,
     rows: Range<usize>,
@@ -188,7 +207,7 @@ struct Multiply<'a, const NIBBLES: bool> {
     next: Option<Sixteen<'a>>,
 }
 
-impl<const NIBBLES: bool> Kernel for Multiply<'_, NIBBLES> {
+impl<const CODES: u8> Kernel for Multiply<'_, CODES> {
     type Output = ();
 
     #[inline(always)]
@@ -214,12 +233,12 @@ impl<const NIBBLES: bool> Kernel for Multiply<'_, NIBBLES> {
                 macro_rules! blocks {
                     ($($count:tt)*) => {
                         $(while rows.len() - i >= $count {
-                            if let Some(tile) = next.as_ref().filter(|_| NIBBLES && g == 0) {
+                            if let Some(tile) = next.as_ref().filter(|_| CODES == NIBBLES && g == 0) {
                                 for r in (0..at_once).map(|r| i / MOST * at_once + r) {
                                     tile.prefetch(simd, line, TILES * TILE + r);
                                 }
                             }
-                            group.add::<$count, NIBBLES>(simd, rows.start + i, &mut tile.out[i..i + $count]);
+                            group.add::<$count, CODES>(simd, rows.start + i, &mut tile.out[i..i + $count]);
                             i += $count;
                         })*
                     };
@@ -272,23 +291,25 @@ fn unpack_nibbles<S: Simd>(
     }
 }
 
-/// Unpacks codes of any width; see [`unpack_nibbles`].
+/// Unpacks codes of other widths, whose lines have `WIDTH` bytes; see [`unpack_nibbles`].
 #[inline(always)]
-fn unpack<S: Simd>(simd: S, w: &Affine<'_>, first: usize, line: usize, codes: &mut [[[u8; 64]; 2]; STEPS]) {
+fn unpack<S: Simd, const WIDTH: usize>(
+    simd: S,
+    w: &Affine<'_>,
+    first: usize,
+    line: usize,
+    codes: &mut [[[u8; 64]; 2]; STEPS],
+) {
     for m in 0..2 {
-        let mut lines = [[0; LINE]; 16];
-        for (r, line_of_row) in lines.iter_mut().enumerate() {
-            let row = (first + LANES * m + r).min(w.rows - 1);
-            unpack_line(w.row(row), w.bits, line, line_of_row);
+        let mut halves = [[simd.load(&[0; 64]); 16]; 2];
+        for r in 0..LANES {
+            let words = w.row((first + LANES * m + r).min(w.rows - 1));
+            [halves[0][r], halves[1][r]] = row_bytes::<S, WIDTH>(simd, words, line);
         }
-        for half in 0..2 {
-            let mut rows = [simd.load(&[0; 64]); 16];
-            for (row, line) in rows.iter_mut().zip(&lines) {
-                *row = simd.load(&line.as_chunks::<64>().0[half]);
-            }
-            simd.transpose(&mut rows);
-            for (j, row) in rows.into_iter().enumerate() {
-                simd.store(row, &mut codes[16 * half + j][m]);
+        for (rows, codes) in halves.iter_mut().zip(codes.as_chunks_mut::<16>().0) {
+            simd.transpose(rows);
+            for (row, codes) in rows.iter().zip(codes) {
+                simd.store(*row, &mut codes[m]);
             }
         }
     }
@@ -320,21 +341,21 @@ macro_rules! written_out {
 impl<S: Simd> Group<'_, S> {
     /// Adds the products with `N` tokens from token `first` on.
     #[inline(always)]
-    fn add<const N: usize, const NIBBLES: bool>(&self, simd: S, first: usize, out: &mut [[[f32; 16]; 2]]) {
+    fn add<const N: usize, const CODES: u8>(&self, simd: S, first: usize, out: &mut [[[f32; 16]; 2]]) {
         let at = self.x.at(first, self.line);
         let x: &[[[u8; LINE]; 1]; N] = self.x.bytes()[at..][..N].as_array().expect("N lines");
         let mut sums = [[simd.zero_ints(); 2]; N];
         for step in self.steps.clone() {
             let codes = [simd.load(&self.codes[step][0]), simd.load(&self.codes[step][1])];
             // Index of this step's four activations; for nibbles even columns come first.
-            let four = if NIBBLES { 16 * (step % 2) + step / 2 } else { step };
+            let four = if CODES == NIBBLES { 16 * (step % 2) + step / 2 } else { step };
             written_out!(i < N, {
                 let x = simd.splat_four(x[i][0].as_chunks::<4>().0[four]);
                 for m in 0..2 {
-                    sums[i][m] = if NIBBLES {
-                        simd.dot::<false>(sums[i][m], codes[m], x)
-                    } else {
+                    sums[i][m] = if CODES == WIDE {
                         simd.dot::<true>(sums[i][m], codes[m], x)
+                    } else {
+                        simd.dot::<false>(sums[i][m], codes[m], x)
                     };
                 }
             });

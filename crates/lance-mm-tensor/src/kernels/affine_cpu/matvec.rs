@@ -3,6 +3,7 @@
 //! ```text
 //! a row of the weight     | line 0 | line 1 | .. | line 15 |  chunk: scales and biases widened in registers of sixteen
 //! a line of nibbles       64 bytes -> even codes (64 lanes of bytes), odd codes (64 lanes)
+//! of other widths         16 bytes for each bit -> codes 0 .. 63, codes 64 .. 127, a byte each
 //! of activations          high bytes of even columns, of odd ones; low bytes of even columns, of odd ones
 //!
 //! i32 lane i              256 · (Σ code · high) + Σ code · low     eight columns of one group
@@ -14,7 +15,7 @@
 use super::CHUNK;
 use super::activations::Activations;
 use crate::dtype::FloatType;
-use crate::kernels::affine_matrix::{Affine, Codes, LINE, unpack_line, widen};
+use crate::kernels::affine_matrix::{Affine, LINE, copy_line, line_bytes, widen};
 use crate::kernels::vector::{Isa, Kernel, Simd, sum};
 
 /// Distance of prefetched codes, in bytes.
@@ -34,17 +35,21 @@ pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations<2>, first: usize, o
 fn rows_of<const N: usize>(isa: Isa, w: &Affine<'_>, x: &Activations<2>, first: usize, out: &mut [f32]) {
     macro_rules! run {
         ($($per:literal)*) => {
-            match (w.codes(), x.per_line) {
-                $((Codes::Nibbles, $per) => isa.run(Rows::<N, $per, 64> { w, x, first, out }),
-                (Codes::Bytes, $per) => isa.run(Rows::<N, $per, LINE> { w, x, first, out }),)*
-                _ => unreachable!("groups are 32, 64 or 128"),
+            match (w.bits, x.per_line) {
+                $((2, $per) => isa.run(Rows::<N, $per, 32> { w, x, first, out }),
+                (3, $per) => isa.run(Rows::<N, $per, 48> { w, x, first, out }),
+                (4, $per) => isa.run(Rows::<N, $per, 64> { w, x, first, out }),
+                (5, $per) => isa.run(Rows::<N, $per, 80> { w, x, first, out }),
+                (6, $per) => isa.run(Rows::<N, $per, 96> { w, x, first, out }),
+                (8, $per) => isa.run(Rows::<N, $per, LINE> { w, x, first, out }),)*
+                _ => unreachable!("bits are 2, 3, 4, 5, 6 or 8, groups 32, 64 or 128"),
             }
         };
     }
     run!(1 2 4)
 }
 
-/// `N` tokens, `PER` groups in a line of `WIDTH` bytes: 64 of nibbles or 128 of bytes.
+/// `N` tokens, `PER` groups in a line of `WIDTH` bytes, sixteen for each bit of a code.
 struct Rows<'a, const N: usize, const PER: usize, const WIDTH: usize> {
     w: &'a Affine<'a>,
     x: &'a Activations<2>,
@@ -122,7 +127,7 @@ impl<'a, const PER: usize, const WIDTH: usize> Stored<'a, [u8; 32], PER, WIDTH> 
     }
 }
 
-/// A row of the weight, unpacked.
+/// A row of the weight, its last line filled up.
 struct Unpacked<const PER: usize, const WIDTH: usize> {
     codes: Vec<[u8; WIDTH]>,
     scales: Vec<[[f32; 16]; PER]>,
@@ -147,7 +152,7 @@ impl<const PER: usize, const WIDTH: usize> Unpacked<PER, WIDTH> {
         let lines = w.cols.div_ceil(LINE);
         self.codes.resize(lines, [0; WIDTH]);
         for (line, codes) in self.codes.iter_mut().enumerate() {
-            unpack_line(w.row(row), w.bits, line, codes);
+            copy_line(w.row(row), line, codes);
         }
         for (out, stored) in [(&mut self.scales, scales), (&mut self.biases, biases)] {
             out.resize(lines.div_ceil(CHUNK), [[0.0; 16]; PER]);
@@ -216,18 +221,16 @@ fn chunk<S: Simd, const PER: usize, const WIDTH: usize>(
     x: &[[[u8; LINE]; 2]],
     mut sum: S::Floats,
 ) -> S::Floats {
-    let nibbles = WIDTH < LINE;
+    let nibbles = WIDTH == 64;
     let zero = simd.zero_ints();
     for ((codes, x), factor) in codes.iter().zip(x).zip(factors.as_flattened().as_chunks::<PER>().0) {
         let (high, low) = (halves(&x[0]), halves(&x[1]));
         for i in (0..WIDTH).step_by(64) {
             simd.prefetch(codes.as_ptr().wrapping_add(AHEAD + i));
         }
-        let bytes = codes.as_chunks::<64>().0;
-        let codes = if nibbles {
-            simd.nibbles(simd.load(&bytes[0]))
-        } else {
-            [simd.load(&bytes[0]), simd.load(&bytes[1])]
+        let codes = match codes.as_chunks::<64>().0 {
+            [line] if nibbles => simd.nibbles(simd.load(line)),
+            _ => line_bytes(simd, codes),
         };
         if nibbles || PER == 1 {
             let upper = dot::<S, WIDTH>(simd, zero, codes[0], high[0]);

@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use super::FEW;
 use super::activations::{Activations, Order};
-use crate::kernels::affine_matrix::{Affine, LINE, unpack_line};
+use crate::kernels::affine_matrix::{Affine, LINE, copy_line};
 use crate::kernels::vector::{Isa, Kernel, Simd};
 
 /// Weight rows in the lanes of a register.
@@ -231,7 +231,7 @@ impl<'a> Sixteen<'a> {
             let row = w.row((first + r).min(w.rows - 1));
             lines[r] = row.as_chunks().0.as_chunks().0;
             if !row.len().is_multiple_of(LINE / 2) {
-                unpack_line(row, 4, lines[r].len(), rest[r].as_flattened_mut());
+                copy_line(row, lines[r].len(), rest[r].as_flattened_mut());
             }
         }
         Self { lines, rest }

@@ -37,6 +37,7 @@ fn cases() -> Vec<Case> {
     ];
     for bits in [2, 3, 5, 6] {
         cases.extend([case(1, 3, 2240, bits, 64), case(6, 35, 224, bits, 32), case(19, 4, 384, bits, 128)]);
+        cases.extend([case(2, 5, 128, bits, 32), case(1, 33, 2176, bits, 128), case(2, 9, 2048, bits, 64)]);
     }
     cases.push(Case { dtype: FloatType::F16, ..case(2, 5, 4096, 4, 64) });
     cases.push(Case { dtype: FloatType::F32, ..case(20, 5, 256, 8, 32) });

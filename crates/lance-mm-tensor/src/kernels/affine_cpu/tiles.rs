@@ -17,38 +17,41 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::dtype::FloatType;
-use crate::kernels::affine_matrix::{Affine, LINE, unpack_line, widen};
+use crate::kernels::affine_matrix::{Affine, LINE, copy_line, row_bytes, widen};
 use crate::kernels::amx::{AmxBf16, Rows32, SIDE};
 use crate::kernels::amx_matmul::{Order, Output, Panels, amx_matmul};
 use crate::kernels::avx512_bf16::Avx512Bf16;
 use crate::kernels::operands::Addends;
+use crate::kernels::vector::{Avx512, Simd};
 
 /// `x · wᵀ` with `x` rounded to bf16, plus bias and residual.
-pub(super) fn matmul(amx: AmxBf16, x: &[f32], w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
-    amx_matmul::<1, _>(amx, x, &Output::Sums { w: &Packing::new(w, amx.convert), add })
+pub(super) fn matmul(simd: Avx512, amx: AmxBf16, x: &[f32], w: &Affine<'_>, add: Addends<'_>) -> Vec<f32> {
+    amx_matmul::<1, _>(amx, x, &Output::Sums { w: &Packing::new(w, simd, amx.convert), add })
 }
 
 /// Implements [`matmul_swiglu`](crate::kernels::matmul::matmul_swiglu); `None` if the two are packed in different orders.
 pub(super) fn matmul_swiglu(
+    simd: Avx512,
     amx: AmxBf16,
     x: &[f32],
     gate: &Affine<'_>,
     up: &Affine<'_>,
     biases: [Option<&[f32]>; 2],
 ) -> Option<Vec<f32>> {
-    let [gate, up] = [gate, up].map(|w| Packing::new(w, amx.convert));
+    let [gate, up] = [gate, up].map(|w| Packing::new(w, simd, amx.convert));
     (gate.order() == up.order())
         .then(|| amx_matmul::<1, _>(amx, x, &Output::Swiglu { w: [&gate, &up], biases }))
 }
 
 struct Packing<'a> {
     w: Affine<'a>,
+    simd: Avx512,
     _proof: Avx512Bf16,
 }
 
 impl<'a> Packing<'a> {
-    fn new(w: &Affine<'a>, proof: Avx512Bf16) -> Self {
-        Self { w: *w, _proof: proof }
+    fn new(w: &Affine<'a>, simd: Avx512, proof: Avx512Bf16) -> Self {
+        Self { w: *w, simd, _proof: proof }
     }
 }
 
@@ -69,7 +72,7 @@ impl Panels for Packing<'_> {
         for (i, out) in out.chunks_mut(4 * LINES).enumerate() {
             let line = steps.start / 4 + LINES * i;
             // SAFETY: `_proof` was made where these instructions are.
-            unsafe { pack(w, &part, line, out) };
+            unsafe { pack(self.simd, w, &part, line, out) };
         }
     }
 }
@@ -89,12 +92,16 @@ impl Part {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn pack(w: &Affine<'_>, part: &Part, line: usize, out: &mut [[Rows32; 2]]) {
+fn pack(simd: Avx512, w: &Affine<'_>, part: &Part, line: usize, out: &mut [[Rows32; 2]]) {
     match (w.bits, w.group) {
         (4, 128) => nibbles::<1>(w, part, line, out.as_chunks_mut().0),
         (4, 64) => nibbles::<2>(w, part, line, out.as_chunks_mut().0),
         (4, _) => nibbles::<4>(w, part, line, out.as_chunks_mut().0),
-        _ => bytes(w, part, line, out),
+        (2, _) => bytes::<32>(simd, w, part, line, out),
+        (3, _) => bytes::<48>(simd, w, part, line, out),
+        (5, _) => bytes::<80>(simd, w, part, line, out),
+        (6, _) => bytes::<96>(simd, w, part, line, out),
+        _ => bytes::<LINE>(simd, w, part, line, out),
     }
 }
 
@@ -123,7 +130,7 @@ fn nibbles<const PER: usize>(w: &Affine<'_>, part: &Part, line: usize, out: &mut
             let codes = match words.get(64 * (line + l)..).and_then(|words| words.first_chunk()) {
                 Some(whole) => whole,
                 None => {
-                    unpack_line(words, 4, line + l, &mut rest);
+                    copy_line(words, line + l, &mut rest);
                     &rest
                 }
             };
@@ -177,9 +184,15 @@ fn sixteen(dtype: FloatType, stored: &[u8], at: usize, ahead: usize, out: &mut [
     }
 }
 
-/// Packs lines of codes of any width, values in order.
+/// Packs lines of codes of other widths, `WIDTH` bytes each, values in order.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn bytes(w: &Affine<'_>, part: &Part, line: usize, out: &mut [[Rows32; 2]]) {
+fn bytes<const WIDTH: usize>(
+    simd: Avx512,
+    w: &Affine<'_>,
+    part: &Part,
+    line: usize,
+    out: &mut [[Rows32; 2]],
+) {
     let size = w.dtype.size();
     let factors = w.cols / w.group * size;
     let ahead = part.ahead(factors);
@@ -190,7 +203,10 @@ fn bytes(w: &Affine<'_>, part: &Part, line: usize, out: &mut [[Rows32; 2]]) {
         sixteen(w.dtype, w.biases, at, ahead, &mut biases);
         for (l, out) in out.chunks_mut(4).enumerate() {
             let mut codes = [0; LINE];
-            unpack_line(w.row(row), w.bits, line + l, &mut codes);
+            let halves = row_bytes::<_, WIDTH>(simd, w.row(row), line + l);
+            for (half, codes) in halves.into_iter().zip(codes.as_chunks_mut().0) {
+                simd.store(half, codes);
+            }
             for (j, (out, codes)) in out.iter_mut().zip(codes.as_chunks::<32>().0).enumerate() {
                 let group = (l * LINE + 32 * j) / w.group;
                 let [scale, bias] = [_mm512_set1_ps(scales[group]), _mm512_set1_ps(biases[group])];
@@ -219,7 +235,7 @@ mod tests {
 
     #[test]
     fn packed_rows_are_the_rows_rounded() {
-        let Some(proof) = Avx512Bf16::detect() else {
+        let Some((simd, proof)) = Avx512::detect().zip(Avx512Bf16::detect()) else {
             eprintln!("this processor has no bf16 products");
             return;
         };
@@ -238,7 +254,7 @@ mod tests {
                 let scheme = Scheme::affine(bits, group).unwrap();
                 let values = seeded(21 * cols, 2);
                 let w = AffineWeight::quantize("w", &values, cols, scheme, dtype).unwrap();
-                let packing = Packing::new(&w.integer().unwrap(), proof);
+                let packing = Packing::new(&w.integer().unwrap(), simd, proof);
                 let steps = cols.div_ceil(LINE) * 4;
                 let mut row = vec![0.0; cols];
                 for first in [0, SIDE] {

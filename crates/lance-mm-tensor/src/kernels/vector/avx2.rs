@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, Spread, factors};
 
 /// Only [`detect`](Self::detect) makes one.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +98,26 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                 halves!(i => _mm256_and_si256(_mm256_srli_epi16::<4>(bytes[i]), mask)),
             ]
         }
+    }
+
+    #[inline(always)]
+    fn spread(self, packed: [__m256i; 2], codes: &Spread) -> [__m256i; 2] {
+        let (even, odd) = (self.load(&codes.even), self.load(&codes.odd));
+        // A factor of 2^(16 - n) leaves what is n bits down in the upper half of a product.
+        let down = factors(codes.below_even, 16);
+        let up = factors(codes.below_odd, 8);
+        // SAFETY: `self` proves the features; the arrays have 16 readable bytes.
+        halves!(i => unsafe {
+            let down = _mm256_broadcastsi128_si256(_mm_loadu_si128(down.as_ptr().cast()));
+            let up = _mm256_broadcastsi128_si256(_mm_loadu_si128(up.as_ptr().cast()));
+            let mask = i16::from(codes.mask);
+            let even = _mm256_mulhi_epu16(_mm256_shuffle_epi8(packed[i], even[i]), down);
+            let odd = _mm256_mullo_epi16(_mm256_shuffle_epi8(packed[i], odd[i]), up);
+            _mm256_or_si256(
+                _mm256_and_si256(even, _mm256_set1_epi16(mask)),
+                _mm256_and_si256(odd, _mm256_set1_epi16(mask << 8)),
+            )
+        })
     }
 
     #[inline(always)]

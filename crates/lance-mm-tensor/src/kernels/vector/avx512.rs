@@ -5,14 +5,14 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, Spread, factors};
 
 /// Only [`detect`](Self::detect) makes one.
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct Avx512(());
 
 impl Avx512 {
-    pub(super) fn detect() -> Option<Self> {
+    pub(in super::super) fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
@@ -64,6 +64,26 @@ impl Simd for Avx512 {
         unsafe {
             let mask = _mm512_set1_epi8(15);
             [_mm512_and_si512(bytes, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), mask)]
+        }
+    }
+
+    #[inline(always)]
+    fn spread(self, packed: __m512i, codes: &Spread) -> __m512i {
+        let (even, odd) = (self.load(&codes.even), self.load(&codes.odd));
+        // A factor of 2^(16 - n) leaves what is n bits down in the upper half of a product.
+        let down = factors(codes.below_even, 16);
+        let up = factors(codes.below_odd, 8);
+        // SAFETY: `self` proves the features; the arrays have 16 readable bytes.
+        unsafe {
+            let down = _mm512_broadcast_i32x4(_mm_loadu_si128(down.as_ptr().cast()));
+            let up = _mm512_broadcast_i32x4(_mm_loadu_si128(up.as_ptr().cast()));
+            let mask = i16::from(codes.mask);
+            let even = _mm512_mulhi_epu16(_mm512_shuffle_epi8(packed, even), down);
+            let odd = _mm512_mullo_epi16(_mm512_shuffle_epi8(packed, odd), up);
+            _mm512_or_si512(
+                _mm512_and_si512(even, _mm512_set1_epi16(mask)),
+                _mm512_and_si512(odd, _mm512_set1_epi16(mask << 8)),
+            )
         }
     }
 

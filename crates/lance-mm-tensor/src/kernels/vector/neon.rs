@@ -6,7 +6,7 @@
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, Spread};
 
 /// Only [`detect`](Self::detect) makes one.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +84,26 @@ impl Simd for Neon {
         unsafe {
             let mask = vdupq_n_u8(15);
             [quarters!(i => vandq_u8(bytes[i], mask)), quarters!(i => vshrq_n_u8::<4>(bytes[i]))]
+        }
+    }
+
+    #[inline(always)]
+    fn spread(self, packed: [uint8x16_t; 4], codes: &Spread) -> [uint8x16_t; 4] {
+        let (even, odd) = (self.load(&codes.even), self.load(&codes.odd));
+        let (mut down, mut up) = ([0i16; 8], [0i16; 8]);
+        for i in 0..8 {
+            (down[i], up[i]) = (-(codes.below_even[i] as i16), 8 - codes.below_odd[i] as i16);
+        }
+        // SAFETY: `self` proves the features; the arrays have eight readable values.
+        unsafe {
+            let (down, up) = (vld1q_s16(down.as_ptr()), vld1q_s16(up.as_ptr()));
+            let mask = u16::from(codes.mask);
+            let (low, high) = (vdupq_n_u16(mask), vdupq_n_u16(mask << 8));
+            quarters!(i => {
+                let even = vshlq_u16(vreinterpretq_u16_u8(vqtbl1q_u8(packed[i], even[i])), down);
+                let odd = vshlq_u16(vreinterpretq_u16_u8(vqtbl1q_u8(packed[i], odd[i])), up);
+                vreinterpretq_u8_u16(vorrq_u16(vandq_u16(even, low), vandq_u16(odd, high)))
+            })
         }
     }
 

@@ -1,6 +1,6 @@
 //! Plain Rust over arrays: for machines without another set, and the twin that the others must equal.
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, Spread};
 
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct Portable;
@@ -39,6 +39,21 @@ impl Simd for Portable {
     #[inline(always)]
     fn nibbles(self, bytes: [u8; 64]) -> [[u8; 64]; 2] {
         [bytes.map(|b| b & 15), bytes.map(|b| b >> 4)]
+    }
+
+    #[inline(always)]
+    fn spread(self, packed: [u8; 64], codes: &Spread) -> [u8; 64] {
+        let mut out = [0; 64];
+        for i in (0..64).step_by(2) {
+            let byte = |place: u8| match place {
+                0..16 => packed[i / 16 * 16 + usize::from(place)],
+                _ => 0,
+            };
+            let pair = |places: &[u8; 64]| u16::from_le_bytes([byte(places[i]), byte(places[i + 1])]);
+            out[i] = (pair(&codes.even) >> codes.below_even[i / 2 % 8]) as u8 & codes.mask;
+            out[i + 1] = (pair(&codes.odd) >> codes.below_odd[i / 2 % 8]) as u8 & codes.mask;
+        }
+        out
     }
 
     #[inline(always)]
