@@ -1,4 +1,5 @@
-//! Matmuls with matrices in MLX's affine format, straight from their packed words: activations are rounded to integers,
+//! Matmuls with matrices in MLX's affine format, straight from their packed words: activations are rounded to integers of
+//! one byte, or two where one would hide most values of a group,
 //! multiplied by the codes in integers, and scaled once a group: `y = Σ scale · (Σ code · x) + bias · Σ x`.
 //!
 //! ```text
@@ -31,9 +32,8 @@ use activations::{Activations, Order};
 /// Lines whose scales are widened together.
 // They have 16, 32 or 64 scales: whole registers of sixteen, whatever the group size.
 const CHUNK: usize = 16;
-/// Most tokens whose activations have two bytes.
-// Reading the weights takes longer than multiplying, so that the second byte costs nothing; with three tokens and more it
-// doubled the time where memory is fast (Zen 5).
+/// Most tokens for which each row of the weight is read alone.
+// Reading the weights takes longer than multiplying them by two tokens.
 const PRECISE: usize = 2;
 /// Most tokens that are multiplied by codes of four bits as these are read.
 // 8 x 11008 x 2048 took 375 us, and 596 us row by row (two threads of Zen 5). More tokens use a rearranged tile of codes

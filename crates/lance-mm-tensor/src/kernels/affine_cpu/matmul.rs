@@ -48,7 +48,7 @@ const BYTES: u8 = 1;
 const WIDE: u8 = 2;
 
 /// `out[i · R + r] = w[r] · x[i]`.
-pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations<1>, out: &mut [f32]) {
+pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations, out: &mut [f32]) {
     for first in (0..x.lines).step_by(CHUNK) {
         let lines = first..(first + CHUNK).min(x.lines);
         Columns::new(out, w.rows).in_parallel(TILE, usize::MAX / TILE, |columns| match w.codes() {
@@ -63,7 +63,7 @@ pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations<1>, out: &mut [f32]
 fn multiply<const CODES: u8>(
     isa: Isa,
     w: &Affine<'_>,
-    x: &Activations<1>,
+    x: &Activations,
     lines: Range<usize>,
     columns: &mut Part<'_>,
 ) {
@@ -200,7 +200,7 @@ impl Kernel for Rearrange<'_> {
 
 /// Adds the products of a tile with the tokens `rows` to its sums.
 struct Multiply<'a, const CODES: u8> {
-    x: &'a Activations<1>,
+    x: &'a Activations,
     tile: &'a mut Tile,
     rows: Range<usize>,
     /// The tile's rows of the weight, if those of the next tiles are to be prefetched.
@@ -319,7 +319,7 @@ fn unpack<S: Simd, const WIDTH: usize>(
 struct Group<'a, S: Simd> {
     codes: &'a [[[u8; 64]; 2]; STEPS],
     steps: std::ops::Range<usize>,
-    x: &'a Activations<1>,
+    x: &'a Activations,
     line: usize,
     g: usize,
     scales: [S::Floats; 2],
@@ -343,22 +343,15 @@ impl<S: Simd> Group<'_, S> {
     #[inline(always)]
     fn add<const N: usize, const CODES: u8>(&self, simd: S, first: usize, out: &mut [[[f32; 16]; 2]]) {
         let at = self.x.at(first, self.line);
-        let x: &[[[u8; LINE]; 1]; N] = self.x.bytes()[at..][..N].as_array().expect("N lines");
+        let x: &[[[u8; LINE]; 2]; N] = self.x.bytes()[at..][..N].as_array().expect("N lines");
         let mut sums = [[simd.zero_ints(); 2]; N];
-        for step in self.steps.clone() {
-            let codes = [simd.load(&self.codes[step][0]), simd.load(&self.codes[step][1])];
-            // Index of this step's four activations; for nibbles even columns come first.
-            let four = if CODES == NIBBLES { 16 * (step % 2) + step / 2 } else { step };
-            written_out!(i < N, {
-                let x = simd.splat_four(x[i][0].as_chunks::<4>().0[four]);
-                for m in 0..2 {
-                    sums[i][m] = if CODES == WIDE {
-                        simd.dot::<true>(sums[i][m], codes[m], x)
-                    } else {
-                        simd.dot::<false>(sums[i][m], codes[m], x)
-                    };
-                }
-            });
+        self.add_bytes::<N, CODES>(simd, x, 0, &mut sums);
+        written_out!(i < N, {
+            sums[i] = sums[i].map(|sum| simd.times_256(sum));
+        });
+        let groups = at * self.x.per_line..(at + N) * self.x.per_line;
+        if self.x.fine[groups].iter().skip(self.g).step_by(self.x.per_line).any(|fine| *fine) {
+            self.add_bytes::<N, CODES>(simd, x, 1, &mut sums);
         }
         let out: &mut [[[f32; 16]; 2]; N] = out.as_mut_array().expect("N rows");
         written_out!(i < N, {
@@ -369,5 +362,31 @@ impl<S: Simd> Group<'_, S> {
                 add_scaled(simd, sums[i][m], [x_scale, x_sum], factors, &mut out[i][m]);
             }
         });
+    }
+
+    /// Adds the products with the high bytes of `N` tokens, or the low ones.
+    #[inline(always)]
+    fn add_bytes<const N: usize, const CODES: u8>(
+        &self,
+        simd: S,
+        x: &[[[u8; LINE]; 2]; N],
+        byte: usize,
+        sums: &mut [[S::Ints; 2]; N],
+    ) {
+        for step in self.steps.clone() {
+            let codes = [simd.load(&self.codes[step][0]), simd.load(&self.codes[step][1])];
+            // Index of this step's four activations; for nibbles even columns come first.
+            let four = if CODES == NIBBLES { 16 * (step % 2) + step / 2 } else { step };
+            written_out!(i < N, {
+                let x = simd.splat_four(x[i][byte].as_chunks::<4>().0[four]);
+                for m in 0..2 {
+                    sums[i][m] = if CODES == WIDE {
+                        simd.dot::<true>(sums[i][m], codes[m], x)
+                    } else {
+                        simd.dot::<false>(sums[i][m], codes[m], x)
+                    };
+                }
+            });
+        }
     }
 }

@@ -24,7 +24,7 @@ use crate::kernels::vector::{Isa, Kernel, Simd, sum};
 const AHEAD: usize = 8 * 1024;
 
 /// `out[r · n + i] = w[first + r] · x[i]` for as many rows of the weight as fit in `out`.
-pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations<2>, first: usize, out: &mut [f32]) {
+pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations, first: usize, out: &mut [f32]) {
     match x.n {
         1 => rows_of::<1>(isa, w, x, first, out),
         2 => rows_of::<2>(isa, w, x, first, out),
@@ -32,7 +32,7 @@ pub(super) fn rows(isa: Isa, w: &Affine<'_>, x: &Activations<2>, first: usize, o
     }
 }
 
-fn rows_of<const N: usize>(isa: Isa, w: &Affine<'_>, x: &Activations<2>, first: usize, out: &mut [f32]) {
+fn rows_of<const N: usize>(isa: Isa, w: &Affine<'_>, x: &Activations, first: usize, out: &mut [f32]) {
     macro_rules! run {
         ($($per:literal)*) => {
             match (w.bits, x.per_line) {
@@ -52,7 +52,7 @@ fn rows_of<const N: usize>(isa: Isa, w: &Affine<'_>, x: &Activations<2>, first: 
 /// `N` tokens, `PER` groups in a line of `WIDTH` bytes, sixteen for each bit of a code.
 struct Rows<'a, const N: usize, const PER: usize, const WIDTH: usize> {
     w: &'a Affine<'a>,
-    x: &'a Activations<2>,
+    x: &'a Activations,
     first: usize,
     out: &'a mut [f32],
 }
@@ -90,7 +90,7 @@ struct Row<'a, const PER: usize> {
 }
 
 impl<'a, const PER: usize> Row<'a, PER> {
-    fn new(x: &'a Activations<2>, n: usize) -> Self {
+    fn new(x: &'a Activations, n: usize) -> Self {
         let lines = x.at(n, 0)..x.at(n, x.lines.next_multiple_of(CHUNK));
         let groups = lines.start * PER..lines.end * PER;
         Self {

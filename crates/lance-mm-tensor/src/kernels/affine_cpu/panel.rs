@@ -30,7 +30,7 @@ pub(super) const LANES: usize = 16;
 pub(super) const ROWS: usize = 2 * LANES;
 
 /// Rounds up to [`FEW`] tokens for `w`, and for matrices read in the same way.
-pub(super) fn activations(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Activations<1> {
+pub(super) fn activations(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Activations {
     assert!((1..=FEW).contains(&n), "a few tokens");
     Activations::new(isa, x, n, w.group, w.codes(), Order::Lines(n.next_multiple_of(FEW / 2)))
 }
@@ -40,7 +40,7 @@ pub(super) fn activations(isa: Isa, x: &[f32], n: usize, w: &Affine<'_>) -> Acti
 pub(super) fn rows(
     isa: Isa,
     w: &Affine<'_>,
-    x: &Activations<1>,
+    x: &Activations,
     range: Range<usize>,
     write: impl FnMut(usize, Range<usize>, &[f32]),
 ) {
@@ -60,7 +60,7 @@ pub(super) fn rows(
 /// Up to `N` tokens with `SUMS` running sums for each, `PER` groups in a line.
 struct Panels<'a, const N: usize, const SUMS: usize, const PER: usize, F> {
     w: &'a Affine<'a>,
-    x: &'a Activations<1>,
+    x: &'a Activations,
     range: Range<usize>,
     write: F,
 }
@@ -74,9 +74,10 @@ where
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Self { w, x, range, mut write } = self;
-        let x_bytes: &[[[u8; LINE]; N]] = x.bytes().as_flattened().as_chunks().0;
+        let x_bytes: &[[[[u8; LINE]; 2]; N]] = x.bytes().as_chunks().0;
         let x_scales: &[[[f32; PER]; N]] = x.scales.as_chunks().0.as_chunks().0;
         let x_sums: &[[[f32; PER]; N]] = x.sums.as_chunks().0.as_chunks().0;
+        let x_fine: &[[[bool; PER]; N]] = x.fine.as_chunks().0.as_chunks().0;
         for first in range.clone().step_by(ROWS) {
             let rows = [Sixteen::new(w, first), Sixteen::new(w, first + LANES)];
             let mut out = [[[0.0; LANES]; 2]; N];
@@ -87,8 +88,12 @@ where
                     of_rows[m][1] = factors(simd, w, w.biases, first + LANES * m, start * PER);
                 }
                 for line in start..(start + LANES / PER).min(x.lines) {
-                    let x_line =
-                        XLine { bytes: &x_bytes[line], scales: &x_scales[line], sums: &x_sums[line] };
+                    let x_line = XLine {
+                        bytes: &x_bytes[line],
+                        scales: &x_scales[line],
+                        sums: &x_sums[line],
+                        fine: &x_fine[line],
+                    };
                     // As many bytes of the next rows, in memory order, in which memory is fastest. With the transpose in
                     // registers this took a step of eight sequences from 119.4 to 112.0 ms (two threads).
                     let next = rows[0].after(ROWS).wrapping_add(ROWS * line);
@@ -114,9 +119,10 @@ where
 
 /// A line of activations: their bytes, and the scales and sums of its groups.
 struct XLine<'a, const N: usize, const PER: usize> {
-    bytes: &'a [[u8; LINE]; N],
+    bytes: &'a [[[u8; LINE]; 2]; N],
     scales: &'a [[f32; PER]; N],
     sums: &'a [[f32; PER]; N],
+    fine: &'a [[bool; PER]; N],
 }
 
 /// Adds the scaled dot products of a line of codes, whose group `g` has the factors `PER · at + g`; prefetches as many
@@ -133,30 +139,13 @@ fn add_line<S: Simd, const N: usize, const SUMS: usize, const PER: usize>(
 ) {
     for g in 0..PER {
         let mut sums = [[[simd.zero_ints(); SUMS]; 2]; N];
-        for quarter in g * 4 / PER..(g + 1) * 4 / PER {
-            let codes = [transposed(simd, &lines[0], quarter), transposed(simd, &lines[1], quarter)];
-            // Written out: a loop would keep transposed codes in memory.
-            macro_rules! eights {
-                ($($k:literal)*) => {
-                    $({
-                        let j = 4 * quarter + $k;
-                        // Spread out: a core has only so many cache lines under way.
-                        simd.prefetch(next.wrapping_add(2 * j).cast());
-                        simd.prefetch(next.wrapping_add(2 * j + 1).cast());
-                        // Activations of even codes lie before those of odd ones.
-                        let [low, high] = [simd.nibbles(codes[0][$k]), simd.nibbles(codes[1][$k])];
-                        for half in 0..2 {
-                            for i in 0..N {
-                                let x = simd.splat_four(x.bytes[i].as_chunks().0[16 * half + j]);
-                                let [a, b] = &mut sums[i];
-                                a[half % SUMS] = simd.dot::<false>(a[half % SUMS], low[half], x);
-                                b[half % SUMS] = simd.dot::<false>(b[half % SUMS], high[half], x);
-                            }
-                        }
-                    })*
-                };
-            }
-            eights!(0 1 2 3);
+        let quarters = g * 4 / PER..(g + 1) * 4 / PER;
+        add_bytes::<S, N, SUMS>(simd, lines, next, quarters.clone(), x.bytes, 0, &mut sums);
+        for sum in sums.as_flattened_mut().as_flattened_mut() {
+            *sum = simd.times_256(*sum);
+        }
+        if x.fine.iter().any(|fine| fine[g]) {
+            add_bytes::<S, N, SUMS>(simd, lines, next, quarters, x.bytes, 1, &mut sums);
         }
         for m in 0..2 {
             let [scales, biases] = &factors[m];
@@ -171,6 +160,44 @@ fn add_line<S: Simd, const N: usize, const SUMS: usize, const PER: usize>(
                 add_scaled(simd, whole, [x_scale, x_sum], [scales, biases], &mut out[i][m]);
             }
         }
+    }
+}
+
+/// Adds the products of some quarters of a line with the high bytes of `N` tokens, or the low ones.
+#[inline(always)]
+fn add_bytes<S: Simd, const N: usize, const SUMS: usize>(
+    simd: S,
+    lines: &[[&Line; LANES]; 2],
+    next: *const Line,
+    quarters: Range<usize>,
+    x: &[[[u8; LINE]; 2]; N],
+    byte: usize,
+    sums: &mut [[[S::Ints; SUMS]; 2]; N],
+) {
+    for quarter in quarters {
+        let codes = [transposed(simd, &lines[0], quarter), transposed(simd, &lines[1], quarter)];
+        // Written out: a loop would keep transposed codes in memory.
+        macro_rules! eights {
+            ($($k:literal)*) => {
+                $({
+                    let j = 4 * quarter + $k;
+                    // Spread out: a core has only so many cache lines under way.
+                    simd.prefetch(next.wrapping_add(2 * j).cast());
+                    simd.prefetch(next.wrapping_add(2 * j + 1).cast());
+                    // Activations of even codes lie before those of odd ones.
+                    let [low, high] = [simd.nibbles(codes[0][$k]), simd.nibbles(codes[1][$k])];
+                    for half in 0..2 {
+                        for i in 0..N {
+                            let x = simd.splat_four(x[i][byte].as_chunks().0[16 * half + j]);
+                            let [a, b] = &mut sums[i];
+                            a[half % SUMS] = simd.dot::<false>(a[half % SUMS], low[half], x);
+                            b[half % SUMS] = simd.dot::<false>(b[half % SUMS], high[half], x);
+                        }
+                    }
+                })*
+            };
+        }
+        eights!(0 1 2 3);
     }
 }
 
