@@ -183,7 +183,8 @@ fn bad_input_is_told_before_any_work_and_leaves_nothing() {
             "--frames: expected a number from 1",
         ),
         (vec!["video", "A fox", "-o", "out.doc", "--size", "32x32"], "or a folder, found .doc"),
-        (vec!["edit-video", &broken, "At night", "-o", &out], "which video files need, found none in PATH"),
+        (vec!["edit-video", &broken, "At night", "-o", &out], "expected a video, found an unknown format"),
+        (vec!["edit-video", &clip, "At night", "-o", &out], "which video files need, found none in PATH"),
         (
             vec!["video", "A fox", "-o", "x.mp4", "--size", "32x32"],
             "which video files need, found none in PATH",
@@ -493,7 +494,7 @@ fn video_files_go_through_ffmpeg() {
     // It complains of more than a pipe holds, and would wait for ever if nobody read that.
     let bin = fake_ffmpeg(&files, "yes damaged | head -c 300000 >&2;");
     let path = format!("{}:/usr/bin:/bin", bin.display());
-    let (model, clip) = (files.arg("model"), files.write("clip.mp4", b"a video"));
+    let (model, clip) = (files.arg("model"), files.write("clip.mp4", b"\0\0\0\x14ftypisom\0\0\0\0mp41"));
     let out = files.arg("out.mp4");
     let args = ["edit-video", &clip, "At night", "-o", &out, "-m", &model, "--steps", "1", "-q"];
     let found = run(command().args(args).args(["--resolution", "video_192p"]).env("PATH", &path));
@@ -524,7 +525,7 @@ fn video_files_go_through_ffmpeg() {
     );
 
     // It is a video by its name, whose rate may be told without --video.
-    let upper = files.write("IMG_1.MOV", b"a video");
+    let upper = files.write("IMG_1.MOV", b"\0\0\0\x14ftypqt  \0\0\0\0qt  ");
     for (fps, frames) in [("24", 9), ("12", 17)] {
         let args = ["ask", "-q", &upper, "What?", "-n", "1", "-m", &model, "--fps", fps];
         let asked = run(command().args(args).env("PATH", &path));
