@@ -27,7 +27,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     compare: CompareArgs,
     /// Tokens of each sample that linear layers are compared on.
-    #[arg(long, value_name = "N", default_value_t = LayerOptions::default().linear_tokens)]
+    #[arg(long, alias = "rows", value_name = "N", default_value_t = LayerOptions::default().linear_tokens)]
     linear_tokens: usize,
 }
 

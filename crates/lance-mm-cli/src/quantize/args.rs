@@ -77,7 +77,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, value_name = "UNIT", help_heading = ADVANCED, hide_short_help = true)]
     sensitivity: Option<Sensitivity>,
     /// Calibration tokens recorded for each linear layer, a quarter held out [default: 1024]
-    #[arg(long, value_name = "N", help_heading = ADVANCED, hide_short_help = true)]
+    #[arg(long, alias = "rows", value_name = "N", help_heading = ADVANCED, hide_short_help = true)]
     calib_tokens: Option<usize>,
     /// Seed of the choice of calibration tokens [default: 0]
     #[arg(long, value_name = "N", help_heading = ADVANCED, hide_short_help = true)]
@@ -88,9 +88,6 @@ pub(crate) struct Args {
     /// Former name of --uniform-bits.
     #[arg(long, hide = true)]
     size_like_seed: bool,
-    /// Former name of --calib-tokens.
-    #[arg(long, hide = true)]
-    rows: Option<String>,
 }
 
 /// Heading of the options that `-h` hides.
@@ -276,9 +273,6 @@ impl Args {
     fn check(&self) -> Result<()> {
         if self.size_like_seed {
             bail!("--size-like-seed: expected --uniform-bits, found its former name");
-        }
-        if self.rows.is_some() {
-            bail!("--rows: expected --calib-tokens, found its former name");
         }
         let is_mixed = self.recipe == Method::AwqMixed;
         let is_awq = is_mixed || self.recipe == Method::Awq;
