@@ -1,9 +1,9 @@
 //! BMP of every header and compression that Pillow reads: palettes, bit fields, run lengths.
 
 use crate::bytes::{array, u16_le, u32_le};
+use crate::decoded::Decoded;
 use crate::fault::Fault;
 use crate::limits::Budget;
-use crate::load::Decoded;
 use crate::rgb::{Colours, Layout, Palette, on_white, unpack};
 use crate::size::Size;
 

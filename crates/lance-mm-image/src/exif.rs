@@ -1,8 +1,8 @@
 //! Orientation of an image, from EXIF or XMP data as Pillow reads them.
 
-use crate::tiff::Directory;
+use crate::tiff_directory::Directory;
 
-/// What a value of 1 to 8 means (TIFF 6.0, tag 274). 1 is upright.
+/// Orientation of 1 to 8 (TIFF 6.0, tag 274). 1 is upright.
 pub(crate) type Orientation = u8;
 
 /// Orientation in EXIF data. Some writers, libvips among them, put `Exif\0\0` before it in every format.

@@ -9,9 +9,9 @@ use std::time::Duration;
 use ::gif::{ColorOutput, DecodeOptions, Decoder, DecodingError, DisposalMethod, MemoryLimit};
 use ::image::RgbImage;
 
+use crate::decoded::Decoded;
 use crate::fault::Fault;
 use crate::limits::Budget;
-use crate::load::Decoded;
 use crate::rgb::{Colours, Layout, Palette};
 use crate::size::Size;
 
@@ -209,7 +209,7 @@ impl Place {
     }
 }
 
-/// What a viewer shows.
+/// Pixels that a viewer shows.
 struct Canvas {
     size: Size,
     pixels: Vec<u8>,

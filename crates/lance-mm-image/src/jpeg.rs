@@ -11,10 +11,10 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use crate::decoded::Decoded;
 use crate::exif::{self, Orientation};
 use crate::fault::Fault;
 use crate::limits::Budget;
-use crate::load::Decoded;
 use crate::rgb::{Colours, Layout};
 use crate::size::Size;
 

@@ -25,6 +25,7 @@
 
 mod bmp;
 mod bytes;
+mod decoded;
 mod error;
 mod exif;
 mod fault;
@@ -44,6 +45,7 @@ mod resize;
 mod rgb;
 mod size;
 mod tiff;
+mod tiff_directory;
 mod vae_pixels;
 pub mod video;
 mod webp;

@@ -80,7 +80,7 @@ fn open(path: &Path) -> Result<(File, u64)> {
     Ok((File::open(path).map_err(failed)?, limit))
 }
 
-/// What a file is, if it is neither a file nor a pipe.
+/// Kind of a file that is neither a regular file nor a pipe.
 #[cfg(unix)]
 fn endless(metadata: &Metadata) -> Option<&'static str> {
     use std::os::unix::fs::FileTypeExt;
@@ -94,7 +94,7 @@ fn endless(metadata: &Metadata) -> Option<&'static str> {
     })
 }
 
-/// What a file is, if it is no file.
+/// Kind of a file that is no regular file.
 #[cfg(not(unix))]
 fn endless(metadata: &Metadata) -> Option<&'static str> {
     metadata.is_dir().then_some("a folder")
@@ -104,15 +104,6 @@ fn endless(metadata: &Metadata) -> Option<&'static str> {
 fn check(start: &[u8], name: &str) -> Result<Format> {
     let unsupported = || Error::UnsupportedFormat { name: name.to_owned(), kind: FileKind::of(start) };
     Format::of(start).ok_or_else(unsupported)
-}
-
-/// What a decoder makes of a file.
-pub(crate) struct Decoded {
-    pub(crate) size: Size,
-    /// RGB, rows from the top.
-    pub(crate) pixels: Vec<u8>,
-    /// EXIF orientation.
-    pub(crate) orientation: Option<u8>,
 }
 
 /// Decodes an image to 8-bit RGB; `name` is its name in errors ("standard input", a path).

@@ -7,10 +7,10 @@ use std::io::{Cursor, Read};
 
 use ::png::{BitDepth, ColorType, Decoder, Transformations};
 
+use crate::decoded::Decoded;
 use crate::exif::{self, Orientation};
 use crate::fault::Fault;
 use crate::limits::{Budget, MAX_METADATA_BYTES};
-use crate::load::Decoded;
 use crate::rgb::{Alpha, Colours, Layout, Palette, high_bytes, unpack};
 use crate::size::Size;
 

@@ -1,8 +1,8 @@
 //! PNM: `P1` to `P6`, text and binary, and `P7` (PAM); samples of up to 16 bits.
 
+use crate::decoded::Decoded;
 use crate::fault::Fault;
 use crate::limits::Budget;
-use crate::load::Decoded;
 use crate::rgb::{Alpha, Colours, Layout, unpack};
 use crate::size::Size;
 

@@ -4,21 +4,20 @@
 
 mod ccitt;
 mod compression;
-mod directory;
 #[cfg(test)]
 mod tests;
 
 use std::borrow::Cow;
 
 use self::compression::Compression;
-pub(crate) use self::directory::Directory;
+use crate::decoded::Decoded;
 use crate::exif;
 use crate::fault::Fault;
 use crate::jpeg;
 use crate::limits::Budget;
-use crate::load::Decoded;
 use crate::rgb::{Alpha, Colours, Layout, Palette, high_bytes, unpack};
 use crate::size::Size;
+use crate::tiff_directory::Directory;
 
 mod tag {
     pub(super) const WIDTH: u16 = 256;

@@ -5,10 +5,10 @@ use std::io::Cursor;
 use ::image::codecs::webp::WebPDecoder;
 use ::image::{ColorType, ImageDecoder, ImageError};
 
+use crate::decoded::Decoded;
 use crate::exif::{self, Orientation};
 use crate::fault::Fault;
 use crate::limits::Budget;
-use crate::load::Decoded;
 use crate::rgb::{Colours, Layout};
 use crate::size::Size;
 

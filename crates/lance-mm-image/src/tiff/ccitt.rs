@@ -33,11 +33,15 @@ pub(crate) fn decode(data: &[u8], width: usize, rows: usize, coding: Coding) -> 
     for out in out.chunks_exact_mut(stride.max(1)) {
         let found = match coding {
             Coding::RunLengths => rows.runs(true)?,
-            Coding::Group3 { mixed } => match rows.after_end_of_line() {
-                false => false,
-                true if mixed && rows.bit() == Some(0) => rows.relative()?,
-                true => rows.runs(false)?,
-            },
+            Coding::Group3 { mixed } => {
+                if !rows.after_end_of_line() {
+                    false
+                } else if mixed && rows.bit() == Some(0) {
+                    rows.relative()?
+                } else {
+                    rows.runs(false)?
+                }
+            }
             Coding::Group4 => rows.relative()?,
         };
         if !found {
