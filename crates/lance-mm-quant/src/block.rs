@@ -4,9 +4,6 @@ use lance_mm_tensor::{MatRef, Scheme, add_matmul, quantize_group};
 
 use crate::matrix::round_bf16;
 
-/// Rows that a thread works on at once: enough for efficient matmuls, few enough to share among threads.
-pub(crate) const CHUNK: usize = 128;
-
 /// Quantized rows: a code for each value, a scale and a bias, both rounded to bf16, for each group.
 #[derive(Clone)]
 pub(crate) struct Block {

@@ -13,11 +13,11 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::activations::Activations;
-use crate::block::{CHUNK, energy, relative};
+use crate::block::{energy, relative};
 use crate::hessian_factor::Factor;
 use crate::inputs::Inputs;
-use crate::matrix::{RowSource, Sampled, setting};
-use crate::report::or_nan;
+use crate::matrix::{CHUNK, RowSource, Sampled, setting};
+use crate::or_nan::or_nan;
 
 /// Dampings that are tried, in means of the Hessian's diagonal.
 const DAMPINGS: [f64; 4] = [0.001, 0.01, 0.1, 1.0];

@@ -10,8 +10,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::block::{CHUNK, output_energy};
-use crate::matrix::{RowSource, setting};
+use crate::block::output_energy;
+use crate::matrix::{CHUNK, RowSource, setting};
 
 /// Smallest mean, weight maximum, scale and step.
 const FLOOR: f32 = 1e-5;

@@ -40,6 +40,7 @@ mod inputs;
 mod lance_mlx;
 mod linear;
 mod matrix;
+mod or_nan;
 mod refit;
 mod report;
 mod rounding_options;
@@ -53,11 +54,9 @@ pub use allocate::{Choice, Item, allocate, stored_bytes, widths};
 pub use compensate::{Compensated, Drift};
 pub use inputs::Inputs;
 pub use lance_mlx::{LanceMlxSearch, activation_mean, lance_mlx_scales, lance_mlx_search, synthetic_inputs};
-pub use linear::{
-    GroupFits, QuantizedMatrix, RoundingMethod, Trial, fit_groups, quantize_by, quantize_linear, width_errors,
-};
+pub use linear::{GroupFits, QuantizedMatrix, Trial, fit_groups, quantize_by, quantize_linear, width_errors};
 pub use matrix::{Matrix, RowSource, Scaled};
 pub use report::RoundingReport;
-pub use rounding_options::RoundingOptions;
+pub use rounding_options::{RoundingMethod, RoundingOptions};
 pub use scale_search::{Candidate, Channels, Consumer, Family, Search, candidates, losses, search};
 pub use tie::Tie;

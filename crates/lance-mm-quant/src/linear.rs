@@ -6,17 +6,17 @@ use lance_mm_tensor::{AffineWeight, FloatType, Result, Scheme, pack_codes};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::block::{Block, CHUNK, energy, output_energy, relative};
+use crate::block::{Block, energy, output_energy, relative};
 use crate::clip::{Fit, clip};
 use crate::descent::Descent;
 use crate::gptq::{Choice, gptq};
 use crate::group_gram::GroupGram;
 use crate::hessian_factor::Factor;
 use crate::inputs::Inputs;
-use crate::matrix::{Matrix, RowSource, Sampled, check_rows, setting};
+use crate::matrix::{CHUNK, Matrix, RowSource, Sampled, check_rows, setting};
+use crate::or_nan::or_nan;
 use crate::refit::refit;
-use crate::report::or_nan;
-use crate::rounding_options::RoundingOptions;
+use crate::rounding_options::{RoundingMethod, RoundingOptions};
 
 /// Steps of the clipping search: down to 0.55 of a group's range.
 const CLIPS: usize = 10;
@@ -26,20 +26,6 @@ const REFITS: usize = 3;
 const DAMPING: f64 = 0.01;
 /// Rows of a weight on which methods are compared.
 const ROWS: usize = 2048;
-
-/// Method of rounding a weight.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RoundingMethod {
-    /// Round to nearest, as `mx.quantize` does.
-    Plain,
-    /// Clipped ranges, scale and bias refitted to the codes.
-    ClipRefit,
-    /// Rounding with error feedback.
-    Feedback,
-    /// Rounding with error feedback and searched ranges, then descent, with this damping.
-    FeedbackDescent(f64),
-}
 
 /// A method that was tried.
 #[derive(Clone, Debug, Serialize, Deserialize)]

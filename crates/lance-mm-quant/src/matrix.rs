@@ -4,7 +4,8 @@ use half::bf16;
 use lance_mm_tensor::{AffineWeight, Error, Result, Weight};
 use rayon::prelude::*;
 
-use crate::block::CHUNK;
+/// Rows that a thread works on at once: enough for efficient matmuls, few enough to share among threads.
+pub(crate) const CHUNK: usize = 128;
 
 /// A matrix that is read by rows: a [`Matrix`], or a weight that stays in its file.
 pub trait RowSource: Sync {

@@ -1,9 +1,11 @@
 //! The report of a quantized matrix, a part of `quantization_report.json`.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::compensate::Drift;
-use crate::linear::{QuantizedMatrix, RoundingMethod, Trial};
+use crate::linear::{QuantizedMatrix, Trial};
+use crate::or_nan::or_nan;
+use crate::rounding_options::RoundingMethod;
 
 /// Choices and errors of a quantized linear layer. Errors are relative, of outputs on held-out activations, or of the
 /// weights where no inputs were recorded.
@@ -57,9 +59,4 @@ impl RoundingReport {
             trials: quantized.trials.clone(),
         }
     }
-}
-
-/// A number of a report; JSON has `null` for one that is not finite.
-pub(crate) fn or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }

@@ -1,8 +1,20 @@
 //! Settings of the rounding of one matrix.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::linear::RoundingMethod;
+/// Method of rounding a weight.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoundingMethod {
+    /// Round to nearest, as `mx.quantize` does.
+    Plain,
+    /// Clipped ranges, scale and bias refitted to the codes.
+    ClipRefit,
+    /// Rounding with error feedback.
+    Feedback,
+    /// Rounding with error feedback and searched ranges, then descent, with this damping.
+    FeedbackDescent(f64),
+}
 
 /// Steps of [`quantize_linear`](crate::quantize_linear); every one can be left out.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::activations::Activations;
-use crate::block::{Block, CHUNK, energy, output_energy, relative};
-use crate::matrix::{RowSource, Sampled, setting};
+use crate::block::{Block, energy, output_energy, relative};
+use crate::matrix::{CHUNK, RowSource, Sampled, setting};
 use crate::tie::Tie;
 
 /// One consumer of the channels that are scaled.
