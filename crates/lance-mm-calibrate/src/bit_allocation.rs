@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::answer_divergence::ReferenceAnswers;
 use crate::calibration_set::CalibrationSet;
 use crate::capture::Capture;
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::layer_quantizer::{ExpertResult, LayerActivations, LayerWeights, measure_layer};
 use crate::model_parts;
@@ -21,7 +22,6 @@ use crate::names::Proj;
 use crate::options::{GenExpert, Sensitivity};
 use crate::output_head::{HeadActivations, measure_head};
 use crate::progress::{Monitor, Progress};
-use crate::quantize::Context;
 use crate::stored_tensors::{StoredTensor, f32_matrix, f32s, in_memory, packed, store, values};
 use crate::work_folder::WorkFolder;
 

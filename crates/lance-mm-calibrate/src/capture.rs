@@ -269,7 +269,7 @@ impl<'a> Capture<'a> {
     /// Both hidden states before a layer, as they were stored.
     fn load(&self, layer: usize) -> Result<(Vec<Tensor>, Option<Vec<Tensor>>)> {
         let path = self.work.file(&hidden_file(layer));
-        let bytes = crate::quantize::read(&path)?;
+        let bytes = crate::files::read(&path)?;
         let tensors = SafeTensors::deserialize(&bytes).map_err(Error::at(&path))?;
         let tensor = |name: String| {
             let view = tensors.tensor(&name).map_err(Error::at(&path))?;

@@ -11,12 +11,13 @@ use lance_mm_pipelines::checkpoint::CheckpointFiles;
 use lance_mm_tensor::{TensorInfo, Weights};
 use safetensors::{Dtype, View};
 
+use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::files::{REPORT, copy};
 use crate::input_files::InputFiles;
 use crate::module_schemes::ModuleSchemes;
 use crate::options::GenExpert;
-use crate::quantize::{Context, copy};
-use crate::report::{self, Report};
+use crate::report::Report;
 use crate::{config, model_parts, vision_encoder};
 
 /// Bytes from which a tensor is read through a map of its own, which is dropped with its pages.
@@ -88,7 +89,7 @@ impl CheckpointWriter<'_> {
                 fs::set_permissions(&path, permissions.clone()).map_err(Error::io(&path))?;
             }
         }
-        write(&dir.join(report::FILE), self.report.json().as_bytes())
+        write(&dir.join(REPORT), self.report.json().as_bytes())
     }
 
     /// Writes `vae.safetensors`, if the source has a VAE and the new folder the expert that needs it.

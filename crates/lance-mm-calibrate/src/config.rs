@@ -103,7 +103,7 @@ mod tests {
     use safetensors::Dtype;
 
     use super::*;
-    use crate::options::Recipe;
+    use crate::recipe::Recipe;
     use crate::work_folder::WorkFolder;
 
     /// The settings for a layer of these matrices: name, columns, and bits if it is packed.

@@ -12,8 +12,8 @@ use sha2::{Digest, Sha256};
 
 use crate::calibration_sequence::CalibrationSequence;
 use crate::error::{Error, Result};
+use crate::files::read;
 use crate::progress::{Monitor, Progress};
-use crate::quantize::read;
 
 /// Denoising steps that are recorded of a request: one from each half of the schedule.
 const STEPS: usize = 2;

@@ -10,9 +10,9 @@ use rounding::{Rounding, Step};
 use scaling::FusionSearch;
 
 use crate::expert_weights::{ExpertWeights, Heads};
+use crate::fusion_report::FusionReport;
 use crate::names::Proj;
 use crate::options::RecipeSteps;
-use crate::report::FusionReport;
 
 /// The weights of a layer.
 pub struct LayerWeights {

@@ -28,8 +28,11 @@ mod calibration_set;
 mod capture;
 mod checkpoint_writer;
 mod config;
+mod context;
 mod error;
 mod expert_weights;
+mod files;
+mod fusion_report;
 mod generation_requests;
 mod input_files;
 mod layer_quantizer;
@@ -40,6 +43,7 @@ mod options;
 mod output_head;
 mod progress;
 mod quantize;
+mod recipe;
 mod report;
 mod stored_tensors;
 #[cfg(test)]
@@ -49,17 +53,19 @@ mod work_folder;
 
 pub use error::{Error, Result};
 pub use expert_weights::{ExpertWeights, Heads};
+pub use fusion_report::FusionReport;
 pub use generation_requests::GenerationRequests;
 pub use layer_quantizer::{
     ExpertResult, LayerActivations, LayerQuantizer, LayerResult, LayerWeights, LinearResult, LinearWeight,
     measure_layer, quantize_layer,
 };
 pub use names::{FusionGroup, Proj};
-pub use options::{GenExpert, QuantizeOptions, Recipe, RecipeSteps, Scaling, Sensitivity};
+pub use options::{GenExpert, QuantizeOptions, RecipeSteps, Scaling, Sensitivity};
 pub use output_head::{HeadActivations, HeadResult, measure_head, quantize_head};
 pub use progress::{Observer, Progress};
 pub use quantize::quantize;
-pub use report::{FusionReport, Report};
+pub use recipe::Recipe;
+pub use report::Report;
 
 #[cfg(test)]
 mod tests;

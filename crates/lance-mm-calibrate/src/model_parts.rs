@@ -9,15 +9,15 @@ use lance_mm_tensor::{Weight, Weights};
 use serde::Serialize;
 
 use crate::capture::Capture;
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::expert_weights::{ExpertWeights, Heads};
+use crate::fusion_report::FusionReport;
 use crate::layer_quantizer::{ExpertResult, LayerActivations, LayerQuantizer, LayerWeights};
 use crate::module_schemes::ModuleSchemes;
 use crate::names::Proj;
 use crate::output_head::{HeadActivations, quantize_head};
 use crate::progress::{Monitor, Progress};
-use crate::quantize::Context;
-use crate::report::FusionReport;
 use crate::stored_tensors::{
     BorrowedTensor, StoredTensor, bf16s, f32s, in_memory, packed, store, values, vectors,
 };

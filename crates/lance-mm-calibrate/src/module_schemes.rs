@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lance_mm_tensor::Scheme;
 
 use crate::error::{Error, Result};
-use crate::options::Recipe;
+use crate::recipe::Recipe;
 
 /// Bits and group size by module.
 pub(crate) struct ModuleSchemes {

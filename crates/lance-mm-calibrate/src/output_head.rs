@@ -9,9 +9,9 @@ use lance_mm_tensor::{AffineWeight, Result, Scheme};
 
 use crate::error::setting;
 use crate::expert_weights::divide;
+use crate::fusion_report::FusionReport;
 use crate::names::FusionGroup;
 use crate::options::{RecipeSteps, Scaling};
-use crate::report::FusionReport;
 
 /// A quantized output head.
 pub struct HeadResult {

@@ -1,14 +1,13 @@
 //! The stages of a quantization.
 
-use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::Tensor;
 use lance_mm_eval::Dataset;
-use lance_mm_models::{Expert, Experts, Llm};
+use lance_mm_models::{Expert, Experts};
 use lance_mm_pipelines::checkpoint::{CheckpointFiles, WeightsFile};
 use lance_mm_pipelines::{Checkpoint, Lance, inspect};
-use lance_mm_tensor::{ActivationPrecision, StopFlag, Weights};
+use lance_mm_tensor::{ActivationPrecision, Weights};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -17,40 +16,17 @@ use crate::calibration_set::{self, CalibrationSet};
 use crate::capture::Capture;
 use crate::checkpoint_writer::CheckpointWriter;
 use crate::config;
+use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::files::read;
 use crate::generation_requests::GenerationRequests;
 use crate::input_files::InputFiles;
 use crate::model_parts::PartQuantizer;
 use crate::module_schemes::ModuleSchemes;
-use crate::options::{QuantizeOptions, RecipeSteps};
+use crate::options::QuantizeOptions;
 use crate::progress::{Monitor, Observer, Progress};
 use crate::report::Report;
-use crate::stored_tensors::in_memory;
 use crate::work_folder::WorkFolder;
-
-/// Inputs of all stages: how to open the source, and what is done to it.
-#[derive(Clone, Copy)]
-pub(crate) struct Context<'a> {
-    pub(crate) open: &'a dyn Fn() -> Result<Checkpoint>,
-    pub(crate) steps: &'a RecipeSteps,
-    pub(crate) work: &'a WorkFolder,
-    /// Experts that the calibration set runs on.
-    pub(crate) experts: Experts,
-    pub(crate) stop: &'a StopFlag,
-}
-
-impl Context<'_> {
-    /// The language model of the source, some tensors replaced.
-    pub(crate) fn llm(&self, replaced: &Weights) -> Result<Llm> {
-        let source = (self.open)()?;
-        Ok(Llm::load(source.config(), &source.model().overlaid(replaced), self.experts)?)
-    }
-
-    /// The language model of the source.
-    pub(crate) fn original(&self) -> Result<Llm> {
-        self.llm(&in_memory(&HashMap::new())?)
-    }
-}
 
 /// Quantizes the checkpoint in the folder `source`, which is in the MLX layout and not quantized, into the new folder
 /// `out`.
@@ -210,14 +186,4 @@ fn refuse_quantized(checkpoint: &Checkpoint, source: &Path) -> Result<()> {
             Err(Error::Quantized { source_name: source.display().to_string(), tensor: packed.name })
         }
     }
-}
-
-/// Copies a file; errors name the new one.
-pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
-    std::fs::copy(from, to).map(drop).map_err(Error::io(to))
-}
-
-/// Reads a file; errors name it.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(Error::io(path))
 }

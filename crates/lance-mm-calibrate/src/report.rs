@@ -3,20 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use lance_mm_quant::{Family, LanceMlxSearch, RoundingReport, Search};
-use serde::{Deserialize, Serialize};
+use lance_mm_quant::RoundingReport;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::calibration_set::CalibrationSet;
 use crate::error::{Error, Result};
-use crate::names::FusionGroup;
-use crate::options::Recipe;
-use crate::quantize::read;
+use crate::files::{REPORT, read};
+use crate::fusion_report::FusionReport;
+use crate::recipe::Recipe;
 use crate::work_folder::WorkFolder;
 use crate::{bit_allocation, model_parts};
-
-/// Name of the report in a checkpoint's folder.
-pub(crate) const FILE: &str = "quantization_report.json";
 
 /// Choices and errors of a quantization: the contents of `quantization_report.json`.
 #[derive(Clone, Debug)]
@@ -66,7 +63,7 @@ impl Report {
     /// # Errors
     /// A folder without one, or one that is no JSON.
     pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join(FILE);
+        let path = folder.join(REPORT);
         Self::new(serde_json::from_slice(&read(&path)?).map_err(Error::at(&path))?, true)
     }
 
@@ -74,7 +71,7 @@ impl Report {
         let mut report = Self { value, linears: Vec::new(), fusions: Vec::new(), existed };
         for (name, part) in report.value["parts"].as_object().into_iter().flatten() {
             let part =
-                Part::deserialize(part).map_err(|error| Error::file(format!("{FILE}: {name}"), error))?;
+                Part::deserialize(part).map_err(|error| Error::file(format!("{REPORT}: {name}"), error))?;
             report.linears.extend(part.linears);
             report.fusions.extend(part.fusions);
         }
@@ -126,61 +123,5 @@ impl Report {
     pub(crate) fn summary(&self) -> Value {
         json!({ "program": self.value["made_by"], "preset": self.value["preset"], "recipe": self.value["plan"]["recipe"],
                 "seed": self.value["plan"]["seed"] })
-    }
-}
-
-/// A fusion group whose scale was searched.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct FusionReport {
-    /// The group.
-    #[serde(rename = "pair")]
-    pub group: FusionGroup,
-    /// The modules whose channels are divided.
-    pub producers: Vec<String>,
-    /// The family of the best candidate.
-    pub family: Family,
-    /// Its `α`.
-    pub alpha: f64,
-    /// Loss of the identity on the activations to fit to; none for the published search, which does not try it.
-    pub identity: Option<f64>,
-    /// Loss of the best candidate on the activations to fit to.
-    pub best: f64,
-    /// Loss of the identity on held-out activations.
-    #[serde(rename = "held_back_identity")]
-    pub held_out_identity: Option<f64>,
-    /// Loss of the best candidate on held-out activations.
-    #[serde(rename = "held_back_best")]
-    pub held_out_best: Option<f64>,
-    /// Whether the scale is in the file.
-    pub accepted: bool,
-}
-
-impl FusionReport {
-    pub(crate) fn searched(group: FusionGroup, producers: Vec<String>, search: &Search) -> Self {
-        Self {
-            group,
-            producers,
-            family: search.best.family,
-            alpha: search.best.alpha,
-            identity: search.losses.first().copied(),
-            best: search.losses.iter().copied().fold(f64::INFINITY, f64::min),
-            held_out_identity: Some(search.held_out_identity),
-            held_out_best: Some(search.held_out_best),
-            accepted: search.accepted,
-        }
-    }
-
-    pub(crate) fn lance_mlx(group: FusionGroup, producers: Vec<String>, search: &LanceMlxSearch) -> Self {
-        Self {
-            group,
-            producers,
-            family: Family::ActWeight,
-            alpha: search.alpha,
-            identity: None,
-            best: search.losses.iter().copied().fold(f64::INFINITY, f64::min),
-            held_out_identity: None,
-            held_out_best: None,
-            accepted: true,
-        }
     }
 }

@@ -10,8 +10,8 @@ use lance_mm_tensor::{TensorInfo, Weight};
 use safetensors::Dtype;
 
 use crate::error::{Error, Result};
+use crate::files::copy;
 use crate::module_schemes::ModuleSchemes;
-use crate::quantize::copy;
 use crate::stored_tensors::{BorrowedTensor, StoredTensor, packed};
 
 /// Width of the MLP in the new file, padded to whole groups if its matrices are packed. The padding is zero and

@@ -10,8 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::quantize::read;
-use crate::report;
+use crate::files::{REPORT, read};
 
 /// The file that tells the work folder from others, written first.
 const PLAN: &str = "plan.json";
@@ -37,7 +36,7 @@ impl WorkFolder {
         let mut work = Self::locked(path)?;
         let stored = work.read_json::<Value>(PLAN)?;
         if fs::symlink_metadata(out).is_ok() {
-            let report = out.join(report::FILE);
+            let report = out.join(REPORT);
             let report: Option<Value> =
                 fs::read(report).ok().and_then(|text| serde_json::from_slice(&text).ok());
             if report.as_ref().is_none_or(|report| report["plan"] != *plan) {
@@ -219,7 +218,7 @@ mod tests {
         work = WorkFolder::open(&out, &plan).unwrap().unwrap();
         assert!(work.has("part.json") && !work.file(".out.half").exists());
         work.write_folder(&out, |dir| {
-            fs::write(dir.join(report::FILE), json!({ "plan": &plan }).to_string()).map_err(Error::io(dir))
+            fs::write(dir.join(REPORT), json!({ "plan": &plan }).to_string()).map_err(Error::io(dir))
         })
         .unwrap();
         work.remove().unwrap();

@@ -10,9 +10,9 @@ use lance_mm_tensor::{Result, Scheme};
 use super::{LayerActivations, LayerWeights};
 use crate::error::setting;
 use crate::expert_weights::{ExpertWeights, Heads};
+use crate::fusion_report::FusionReport;
 use crate::names::{FusionGroup, Proj, input_path};
 use crate::options::{RecipeSteps, Scaling};
-use crate::report::FusionReport;
 
 /// A layer whose scales are searched and fused.
 pub(super) struct FusionSearch<'a> {
