@@ -1,10 +1,9 @@
 //! The error of this crate and of the crates that build networks on it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-
-use crate::metadata::shortened;
 
 /// Shorthand for results of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -179,6 +178,15 @@ fn ranges(numbers: &[usize]) -> String {
         })
         .collect();
     format!("{{{}}}", runs.join(","))
+}
+
+/// The text, or its beginning and `..` where it has more than `max` characters: for names and values from files in
+/// messages.
+pub fn shortened(text: &str, max: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(max) {
+        Some((end, _)) => Cow::Owned(format!("{}..", &text[..end])),
+        None => Cow::Borrowed(text),
+    }
 }
 
 #[cfg(test)]

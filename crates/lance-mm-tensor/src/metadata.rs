@@ -1,6 +1,5 @@
 //! Files that describe weights: size limits, JSON whose errors name the field, and text that is short enough to print.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
@@ -11,6 +10,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+pub use crate::error::shortened;
 use crate::error::{Error, Result};
 
 /// Most bytes of a configuration. Entries for each module of Lance take 50 kB.
@@ -107,15 +107,6 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Bounded<T,
             }
         }
         deserializer.deserialize_seq(BoundedVisitor(PhantomData))
-    }
-}
-
-/// The text, or its beginning and `..` where it has more than `max` characters: for names and values from files in
-/// messages.
-pub fn shortened(text: &str, max: usize) -> Cow<'_, str> {
-    match text.char_indices().nth(max) {
-        Some((end, _)) => Cow::Owned(format!("{}..", &text[..end])),
-        None => Cow::Borrowed(text),
     }
 }
 
