@@ -74,7 +74,7 @@ struct Component {
     unfinished: u64,
 }
 
-/// What the headers say.
+/// Tables and frame of the headers.
 #[derive(Default)]
 struct Image {
     width: usize,
