@@ -409,9 +409,10 @@ fn interrupt(files: &Files, run: &mut std::process::Command, name: &str) {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(exists(), "no {name}");
-    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    // Not SIGINT, which a shell that runs the tests in the background has them ignore.
+    let kill = std::process::Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{name}");
+    assert_eq!(child.wait().unwrap().code(), Some(143), "{name}");
 }
 
 #[cfg(unix)]
