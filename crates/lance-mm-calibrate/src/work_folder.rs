@@ -40,14 +40,12 @@ impl WorkFolder {
             let report: Option<Value> =
                 fs::read(report).ok().and_then(|text| serde_json::from_slice(&text).ok());
             if report.as_ref().is_none_or(|report| report["plan"] != *plan) {
-                if stored.is_none() {
-                    work.remove()?;
-                }
+                work.remove_own(stored.as_ref(), plan)?;
                 let found = if report.is_some() { "the result of other settings or inputs" } else { "one" };
                 return Err(Error::OutputExists { path: out.to_owned(), found });
             }
             // An earlier run got this far; it may have been stopped before its clean-up.
-            work.remove()?;
+            work.remove_own(stored.as_ref(), plan)?;
             return Ok(None);
         }
         match stored {
@@ -92,7 +90,7 @@ impl WorkFolder {
             .map_err(Error::io(path))?
             .filter_map(|entry| Some(entry.ok()?.file_name()))
             // A plan that is being written.
-            .filter(|name| name != LOCK && !name.to_string_lossy().starts_with('.'))
+            .filter(|name| name != LOCK && !name.to_string_lossy().starts_with(".plan.json."))
             .collect();
         if names.is_empty() || names.iter().any(|name| name == PLAN) {
             return Ok(());
@@ -160,6 +158,13 @@ impl WorkFolder {
     pub(crate) fn forget(&self, name: &str) -> Result<()> {
         let path = self.file(name);
         if path.exists() { fs::remove_file(&path).map_err(Error::io(&path)) } else { Ok(()) }
+    }
+
+    /// Removes the folder if it is of this plan, or has nothing but the lock.
+    fn remove_own(&mut self, stored: Option<&Value>, plan: &Value) -> Result<()> {
+        let names = fs::read_dir(&self.path).map_err(Error::io(&self.path))?;
+        let is_empty = names.flatten().all(|entry| entry.file_name() == LOCK);
+        if stored == Some(plan) || is_empty { self.remove() } else { Ok(()) }
     }
 
     /// Removes the folder and lets the next run have its name.
@@ -235,6 +240,16 @@ mod tests {
         fs::write(work.join("diary.txt"), "precious").unwrap();
         assert!(matches!(WorkFolder::open(&out, &json!({})), Err(Error::OutputExists { .. })));
         assert_eq!(fs::read_dir(&work).unwrap().count(), 1);
+        fs::rename(work.join("diary.txt"), work.join(".diary")).unwrap();
+        assert!(matches!(WorkFolder::open(&out, &json!({})), Err(Error::OutputExists { .. })));
+        // Beside a finished result, a folder of another plan stays.
+        fs::write(work.join(PLAN), "{}").unwrap();
+        fs::create_dir(&out).unwrap();
+        let plan = json!({"bits": 4});
+        fs::write(out.join(REPORT), json!({ "plan": &plan }).to_string()).unwrap();
+        assert!(WorkFolder::open(&out, &plan).unwrap().is_none());
+        assert!(work.join(".diary").exists());
+        fs::remove_dir_all(&out).unwrap();
         #[cfg(unix)]
         {
             let other = dir.path().join("other");
