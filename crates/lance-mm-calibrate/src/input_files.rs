@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-use lance_mm_pipelines::checkpoint::CheckpointFiles;
+use lance_mm_pipelines::checkpoint::{CheckpointFiles, FileState};
 
 use crate::error::{Error, Result};
 
@@ -12,13 +11,6 @@ use crate::error::{Error, Result};
 // Weights are mapped: a file that another program cuts short meanwhile ends the process by a signal (SIGBUS), which no
 // check prevents; one that is written to gives other bytes, which the check at the end finds.
 pub(crate) struct InputFiles(Vec<(PathBuf, FileState)>);
-
-#[derive(PartialEq, Eq)]
-struct FileState {
-    length: u64,
-    // `None` where the file system keeps no time.
-    modified: Option<SystemTime>,
-}
 
 impl InputFiles {
     pub(crate) fn new(files: &CheckpointFiles) -> Result<Self> {
@@ -49,8 +41,7 @@ impl InputFiles {
 }
 
 fn state(path: &Path) -> Result<FileState> {
-    let metadata = fs::metadata(path).map_err(Error::io(path))?;
-    Ok(FileState { length: metadata.len(), modified: metadata.modified().ok() })
+    fs::metadata(path).map(|metadata| FileState::of(&metadata)).map_err(Error::io(path))
 }
 
 #[cfg(test)]

@@ -3,13 +3,13 @@
 //! Files are read, not mapped: a mapped page counts as memory of the process for as long as the system
 //! leaves it there, and a converter that has touched 12 GB should not look as if it needed them.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use half::{bf16, f16};
+use lance_mm_pipelines::checkpoint::FileState;
 use safetensors::Dtype;
 
 use crate::error::{Error, Result};
@@ -22,20 +22,6 @@ pub(crate) struct Source {
     path: PathBuf,
     file: File,
     opened: FileState,
-}
-
-/// Length and time of a file, which another program that writes to it changes.
-#[derive(PartialEq, Eq)]
-struct FileState {
-    length: u64,
-    modified: Option<SystemTime>,
-}
-
-impl FileState {
-    fn of(metadata: &Metadata) -> Self {
-        // Without a time on this file system, the length alone.
-        Self { length: metadata.len(), modified: metadata.modified().ok() }
-    }
 }
 
 impl Source {

@@ -1,5 +1,6 @@
 //! Checkpoints: configuration, weights and tokenizer, from a folder, the hub's cache or memory.
 
+mod file_state;
 mod files;
 pub mod hub;
 pub mod inspect;
@@ -20,6 +21,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::prompt::Medium;
 use crate::tokenizer::Tokenizer;
+pub use file_state::FileState;
 pub(crate) use files::visible;
 pub use files::{CheckpointFiles, WeightsFile};
 use hub::RepoName;
