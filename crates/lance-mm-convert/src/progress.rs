@@ -1,4 +1,4 @@
-//! How far a conversion is.
+//! Progress of a conversion.
 
 use lance_mm_tensor::StopFlag;
 

@@ -1,6 +1,6 @@
 //! TIFF and BigTIFF: the first image, in strips or tiles, chunky or planar.
 //!
-//! What Pillow opens is read as Pillow reads it, but for gray of 16 bits, which keeps its high byte.
+//! Files that Pillow opens have the pixels that Pillow gives them, but for gray of 16 bits, which keeps its high byte.
 
 mod ccitt;
 mod compression;
